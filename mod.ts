@@ -1,0 +1,51 @@
+/**
+ * SteadyKV generates text with open language models in fixed memory: the cache
+ * of keys and values never grows past a budget, and what no longer fits is
+ * merged, not thrown away.
+ *
+ * Importing this module does nothing: no file, network, adapter or native
+ * library is touched before {@linkcode Generator.load}.
+ *
+ * @example
+ * ```ts ignore
+ * import { Generator, keepKV } from "@steadykv/steadykv";
+ *
+ * await using generator = await Generator.load("examples/models/docs-7m", {
+ *   cache: keepKV({ budget: 256 }),
+ * });
+ * for await (const { text } of generator.generate("The SELECT statement")) {
+ *   await Deno.stdout.write(new TextEncoder().encode(text));
+ * }
+ * ```
+ *
+ * @module
+ */
+export * from "./src/errors.ts";
+export { Generator } from "./src/generate/generator.ts";
+export type {
+  ChatOptions,
+  GeneratedToken,
+  GenerateOptions,
+  LoadOptions,
+} from "./src/generate/options.ts";
+export type { SamplingOptions } from "./src/generate/sampling.ts";
+export type { GeneratorStats } from "./src/generate/stats.ts";
+export type { CacheStats } from "./src/cache/slot_cache.ts";
+export type * from "./src/policies/parts.ts";
+export { fullCache, type FullCacheOptions } from "./src/policies/full_cache.ts";
+export { h2o, type H2OOptions } from "./src/policies/h2o.ts";
+export { keepKV, type KeepKVOptions } from "./src/policies/keep_kv.ts";
+export {
+  streamingLlm,
+  type StreamingLlmOptions,
+} from "./src/policies/streaming_llm.ts";
+export {
+  createPolicy,
+  policies,
+  type PolicyFactory,
+} from "./src/policies/registry.ts";
+export {
+  openBackend,
+  type OpenedBackend,
+} from "./src/backends/open_backend.ts";
+export type * from "./src/backends/backend.ts";

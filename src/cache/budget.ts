@@ -1,0 +1,157 @@
+/**
+ * From a policy's budget to slots: what each head of each layer may hold.
+ *
+ * @module
+ */
+import type { ModelSizes } from "../backends/backend.ts";
+import type { Policy } from "../policies/parts.ts";
+import { cacheBytes } from "./layout.ts";
+
+/** What one KV head of one layer may hold. */
+export interface HeadBudget {
+  /** Slots that may be live after a step. */
+  readonly slots: number;
+  /** Newest tokens that are never evicted. */
+  readonly recent: number;
+  /** Slots the head owns: one more than its budget if it ever evicts. */
+  readonly capacity: number;
+}
+
+/** What a budget is worked out for. */
+export interface BudgetOptions {
+  readonly sizes: ModelSizes;
+  readonly layers: number;
+  /** Tokens of context that the model was trained for. */
+  readonly contextLength: number;
+  /** Sequences that share the cache. */
+  readonly sequences: number;
+  /** Rows of the prefill stage. */
+  readonly stageRows: number;
+  /** Bytes of one stored key or value element. */
+  readonly halfBytes: number;
+}
+
+/**
+ * Works out the budget of each layer and KV head.
+ *
+ * @returns `(layers, kvHeads)` budgets; their mean is the policy's budget.
+ * @throws {RangeError} If a head would have no slot left beside its sinks and
+ * recent tokens, or the budget is not a positive number.
+ */
+export function resolveBudget(
+  policy: Policy,
+  options: BudgetOptions,
+): HeadBudget[][] {
+  const { layers, sizes } = options;
+  if (
+    typeof policy.budget === "object" && "bytes" in policy.budget
+  ) return largestFitting(policy, policy.budget.bytes, options);
+  return spread(policy, meanSlots(policy, options), layers)
+    .map((budget) => Array.from({ length: sizes.kvHeads }, () => budget));
+}
+
+/** Slots per head, averaged over the layers. */
+function meanSlots(
+  { budget }: Policy,
+  { contextLength }: BudgetOptions,
+): number {
+  if (typeof budget === "number") return positive(budget, "budget");
+  if ("bytes" in budget) throw new TypeError("Cannot count slots of bytes");
+  const of = positive(budget.of ?? contextLength, "budget.of");
+  if (!(budget.ratio > 0 && budget.ratio <= 1)) {
+    throw new RangeError(
+      `Cannot use budget.ratio ${budget.ratio}: expected a number above 0 and at most 1`,
+    );
+  }
+  return Math.max(1, Math.floor(budget.ratio * of));
+}
+
+function positive(value: number, name: string): number {
+  if (!Number.isSafeInteger(value) || value < 1) {
+    throw new RangeError(
+      `Cannot use ${name} ${value}: expected a whole number of at least 1`,
+    );
+  }
+  return value;
+}
+
+/** Budgets of all layers, with `mean` slots on average. */
+function spread(policy: Policy, mean: number, layers: number): HeadBudget[] {
+  const { allocate, select, merge } = policy;
+  const ratio = "ratio" in select.recent ? select.recent.ratio : undefined;
+  const share = ratio ?? 0;
+  // The recent window is the same everywhere; the rest follows the allocation.
+  const rest = Array.from({ length: layers }, (_, layer) => {
+    if (allocate.kind === "uniform") return 1;
+    const falling = (Math.cos(Math.PI * layer / layers) + 1) / 2;
+    return (1 - share) * (allocate.floor + (1 - allocate.floor) * falling) +
+      share;
+  });
+  const total = mean * layers;
+  const sum = rest.reduce((a, b) => a + b, 0);
+  const slots = roundToTotal(rest.map((r) => r / sum * total), total);
+  const recent = "slots" in select.recent
+    ? select.recent.slots
+    : Math.max(1, Math.round(select.recent.ratio / sum * total));
+  return slots.map((slots, layer) => {
+    if (merge.kind === "never") return { slots, recent: 0, capacity: slots };
+    if (slots < select.sinks + recent + 1) {
+      throw new RangeError(
+        `Cannot keep ${select.sinks} sinks and ${recent} recent tokens in the ${slots} slots of layer ${layer}: expected a budget of at least ${
+          select.sinks + recent + 1
+        } slots`,
+      );
+    }
+    return { slots, recent, capacity: slots + 1 };
+  });
+}
+
+/** Rounds to whole numbers that add up to `total`: largest remainders go up. */
+function roundToTotal(values: readonly number[], total: number): number[] {
+  const floors = values.map(Math.floor);
+  let left = total - floors.reduce((a, b) => a + b, 0);
+  const byRemainder = values
+    .map((value, i) => ({ i, remainder: value - Math.floor(value) }))
+    .sort((a, b) => b.remainder - a.remainder || a.i - b.i);
+  for (const { i } of byRemainder) {
+    if (left-- <= 0) break;
+    floors[i]!++;
+  }
+  return floors;
+}
+
+/** The largest mean budget whose whole cache takes at most `bytes`. */
+function largestFitting(
+  policy: Policy,
+  bytes: number,
+  options: BudgetOptions,
+): HeadBudget[][] {
+  const attempt = (mean: number) =>
+    resolveBudget({ ...policy, budget: mean }, options);
+  const bytesOf = (budgets: HeadBudget[][]) =>
+    cacheBytes(budgets, policy, options);
+  // Budgets that do not fit and budgets too small for the policy lie at the
+  // two ends, so the search must not stop at the second kind.
+  let [low, high] = [0, 2 ** 30];
+  while (high - low > 1) {
+    const middle = Math.floor((low + high) / 2);
+    if (estimate(middle) <= bytes) low = middle;
+    else high = middle;
+  }
+  function estimate(mean: number): number {
+    const capacity = mean + (policy.merge.kind === "never" ? 0 : 1);
+    const uniform = { slots: mean, recent: 0, capacity };
+    return bytesOf(
+      Array.from(
+        { length: options.layers },
+        () => Array.from({ length: options.sizes.kvHeads }, () => uniform),
+      ),
+    );
+  }
+  if (low === 0) {
+    throw new RangeError(
+      `Cannot hold a cache in ${bytes} bytes: expected at least ${estimate(1)}`,
+    );
+  }
+  return attempt(low);
+}

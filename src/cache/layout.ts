@@ -1,0 +1,89 @@
+/**
+ * Where the slots of a cache are, and what they weigh.
+ *
+ * The layout is ragged: each (layer, sequence, KV head) owns a run of slots of
+ * its own length in the buffers of its layer.
+ *
+ * @module
+ */
+import { HeadWord, type ModelSizes, SlotField } from "../backends/backend.ts";
+import type { Policy } from "../policies/parts.ts";
+import type { HeadBudget } from "./budget.ts";
+
+/** Sizes that a layout follows from, beside the budgets. */
+export interface LayoutOptions {
+  readonly sizes: ModelSizes;
+  readonly sequences: number;
+  /** Rows of the prefill stage. */
+  readonly stageRows: number;
+  /** Bytes of one stored key or value element. */
+  readonly halfBytes: number;
+}
+
+/** Vote biases that a policy keeps per slot. */
+export function voteLanes({ merge }: Policy, sizes: ModelSizes): number {
+  return merge.kind === "votes" && merge.votesPerQueryHead
+    ? sizes.heads / sizes.kvHeads
+    : 1;
+}
+
+/** Slots of one layer over all sequences and heads. */
+export function layerSlots(
+  budgets: readonly HeadBudget[],
+  sequences: number,
+): number {
+  return sequences * budgets.reduce((sum, { capacity }) => sum + capacity, 0);
+}
+
+/** Bytes of one slot: key, value and the fields beside them. */
+export function slotBytes(
+  policy: Policy,
+  { sizes, halfBytes }: LayoutOptions,
+): number {
+  const fields = SlotField.bias + voteLanes(policy, sizes);
+  return 2 * sizes.headDim * halfBytes + 4 * fields;
+}
+
+/** Bytes that a cache with these budgets takes: slots, stage and head table. */
+export function cacheBytes(
+  budgets: readonly (readonly HeadBudget[])[],
+  policy: Policy,
+  options: LayoutOptions,
+): number {
+  const { sizes, sequences, stageRows } = options;
+  const slots = budgets.reduce(
+    (sum, layer) => sum + layerSlots(layer, sequences),
+    stageRows * sizes.kvHeads,
+  );
+  const heads = budgets.length * sequences * sizes.kvHeads;
+  return slots * slotBytes(policy, options) + heads * HeadWord.count * 4;
+}
+
+/**
+ * The head table of an empty cache, `(layers, sequences, kvHeads,
+ * HeadWord.count)`.
+ */
+export function initialTable(
+  budgets: readonly (readonly HeadBudget[])[],
+  sequences: number,
+): Uint32Array {
+  const kvHeads = budgets[0]!.length;
+  const table = new Uint32Array(
+    budgets.length * sequences * kvHeads * HeadWord.count,
+  );
+  budgets.forEach((layer, l) => {
+    let offset = 0;
+    for (let sequence = 0; sequence < sequences; sequence++) {
+      layer.forEach(({ slots, recent, capacity }, kvHead) => {
+        const at = ((l * sequences + sequence) * kvHeads + kvHead) *
+          HeadWord.count;
+        table[at + HeadWord.offset] = offset;
+        table[at + HeadWord.capacity] = capacity;
+        table[at + HeadWord.budget] = slots;
+        table[at + HeadWord.recent] = recent;
+        offset += capacity;
+      });
+    }
+  });
+  return table;
+}

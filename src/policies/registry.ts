@@ -1,0 +1,38 @@
+/**
+ * Policies by name, for command lines and reports.
+ *
+ * @module
+ */
+import { fullCache } from "./full_cache.ts";
+import { h2o } from "./h2o.ts";
+import { keepKV } from "./keep_kv.ts";
+import type { Budget, Policy } from "./parts.ts";
+import { streamingLlm } from "./streaming_llm.ts";
+
+/** What makes a policy with its defaults from a budget. */
+export type PolicyFactory = (options: { readonly budget: Budget }) => Policy;
+
+/** Every published method in the package, by name. */
+export const policies: Readonly<Record<string, PolicyFactory>> = {
+  "full": fullCache,
+  "keepkv": keepKV,
+  "h2o": h2o,
+  "streaming-llm": streamingLlm,
+};
+
+/**
+ * Makes the policy called `name` with its defaults.
+ *
+ * @throws {RangeError} If there is no such policy.
+ */
+export function createPolicy(name: string, budget: Budget): Policy {
+  const factory = Object.hasOwn(policies, name) ? policies[name] : undefined;
+  if (factory === undefined) {
+    throw new RangeError(
+      `Cannot find policy "${name}": expected one of ${
+        Object.keys(policies).join(", ")
+      }`,
+    );
+  }
+  return factory({ budget });
+}

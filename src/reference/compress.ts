@@ -1,0 +1,170 @@
+import {
+  type Compress,
+  FREE_BIAS,
+  type HostTensor,
+  SlotField,
+} from "../backends/backend.ts";
+import {
+  HeadView,
+  keyOf,
+  liveRows,
+  positionOf,
+  type Slot,
+  tokensOf,
+  valueOf,
+} from "./host.ts";
+import {
+  freeSlot,
+  isTarget,
+  type MergeContext,
+  mergeSlots,
+  nearestKey,
+} from "./merge_slots.ts";
+import { byEviction, isEvictable, queryGroup } from "./scores.ts";
+
+/** What compressing one head needs. */
+interface Context extends MergeContext {
+  readonly recent: number;
+  readonly newest: number;
+  readonly budget: number;
+}
+
+/**
+ * Reference of `compress`: takes the live slots and the staged rows of a chunk
+ * down to each head's budget, and moves the staged rows that are left into
+ * free slots.
+ *
+ * With `mergeFirst`, similar pairs are merged before anything is evicted
+ * (KeepKV, table 3). Then the slots with the lowest scores go: each is merged
+ * into the kept slot with the most similar key if that is similar enough, all
+ * that chose the same one together, and is dropped if not.
+ */
+export function compress(args: Compress<HostTensor>): void {
+  const { cache, step, sizes, policy } = args;
+  const last = liveRows(step).at(-1);
+  if (last === undefined) return;
+  for (let kvHead = 0; kvHead < sizes.kvHeads; kvHead++) {
+    const head = new HeadView(cache, {
+      sequence: last.sequence,
+      kvHead,
+      kvHeads: sizes.kvHeads,
+    });
+    const context: Context = {
+      head,
+      group: queryGroup(args, last.row, kvHead),
+      lanes: cache.lanes,
+      policy,
+      sizes,
+      recent: head.get("recent"),
+      newest: last.position,
+      budget: head.get("budget"),
+    };
+    const staged = liveRows(step).map(({ row }) => head.staged(row));
+    let slots = [...head.liveSlots(), ...staged];
+    if (
+      policy.merge.kind === "votes" && policy.merge.prefill === "mergeFirst"
+    ) {
+      slots = mergePairs(slots, context);
+    }
+    slots = evict(slots, context);
+    settle(slots, context);
+  }
+}
+
+/**
+ * Merges similar pairs until the head fits its budget or none is left. Every
+ * evictable slot proposes to the evictable slot with the most similar key;
+ * proposals are taken in order of similarity while both ends are still free.
+ */
+function mergePairs(slots: readonly Slot[], context: Context): Slot[] {
+  const { policy, sizes, lanes, budget } = context;
+  if (policy.merge.kind !== "votes") return [...slots];
+  const { threshold } = policy.merge;
+  let excess = slots.length - budget;
+  if (excess <= 0) return [...slots];
+  const evictable = slots.filter((slot) => isEvictable(slot, context));
+  const proposals = evictable.flatMap((slot) => {
+    const others = evictable.filter((other) => other !== slot);
+    const nearest = nearestKey(slot, others, sizes.headDim);
+    return nearest !== undefined && nearest.similarity > threshold
+      ? [{ slot, ...nearest }]
+      : [];
+  });
+  proposals.sort((a, b) =>
+    b.similarity - a.similarity || positionOf(a.slot) - positionOf(b.slot)
+  );
+  const order = byEviction(policy, lanes);
+  const taken = new Set<Slot>();
+  const merged = new Set<Slot>();
+  for (const { slot, target } of proposals) {
+    if (excess === 0) break;
+    if (taken.has(slot) || taken.has(target)) continue;
+    taken.add(slot).add(target);
+    const [goes, stays] = order(slot, target) < 0
+      ? [slot, target]
+      : [target, slot];
+    mergeSlots([stays, goes], context);
+    freeSlot(goes, FREE_BIAS, lanes);
+    merged.add(goes);
+    excess--;
+  }
+  return slots.filter((slot) => !merged.has(slot));
+}
+
+/** Evicts the lowest scores down to the budget; returns the slots kept. */
+function evict(slots: readonly Slot[], context: Context): Slot[] {
+  const { head, policy, sizes, lanes, budget } = context;
+  const excess = Math.max(0, slots.length - budget);
+  const victims = new Set(
+    slots.filter((slot) => isEvictable(slot, context))
+      .sort(byEviction(policy, lanes)).slice(0, excess),
+  );
+  const kept = slots.filter((slot) => !victims.has(slot));
+  const targets = kept.filter((slot) => isTarget(slot, policy));
+  const groups = new Map<Slot, Slot[]>();
+  for (const victim of victims) {
+    const nearest = policy.merge.kind === "votes"
+      ? nearestKey(victim, targets, sizes.headDim)
+      : undefined;
+    if (
+      nearest !== undefined && policy.merge.kind === "votes" &&
+      nearest.similarity > policy.merge.threshold
+    ) {
+      const members = groups.get(nearest.target) ?? [nearest.target];
+      groups.set(nearest.target, [...members, victim]);
+    } else {
+      head.set("dropped", head.get("dropped") + 1);
+      head.set("droppedTokens", head.get("droppedTokens") + tokensOf(victim));
+    }
+  }
+  for (const members of groups.values()) mergeSlots(members, context);
+  for (const victim of victims) freeSlot(victim, FREE_BIAS, lanes);
+  return kept;
+}
+
+/** Moves staged slots into free ones, in order, and updates the head. */
+function settle(slots: readonly Slot[], { head, lanes, sizes }: Context): void {
+  for (const slot of slots) {
+    if (slot.home === head.slot(0).home) continue;
+    const free = head.firstFree();
+    if (free >= head.get("capacity")) continue;
+    copySlot(slot, head.slot(free), { headDim: sizes.headDim, lanes });
+    head.set("high", Math.max(head.get("high"), free + 1));
+  }
+  head.set("live", head.liveSlots().length);
+  head.set("next", head.firstFree());
+}
+
+/** Copies key, value and all fields of a slot. */
+function copySlot(
+  from: Slot,
+  to: Slot,
+  { headDim, lanes }: { headDim: number; lanes: number },
+): void {
+  keyOf(to, headDim).set(keyOf(from, headDim));
+  valueOf(to, headDim).set(valueOf(from, headDim));
+  for (let field = 0; field < SlotField.bias + lanes; field++) {
+    to.home.side.u32[field * to.home.total + to.index] = from.home.side
+      .u32[field * from.home.total + from.index]!;
+  }
+}

@@ -1,0 +1,108 @@
+import {
+  FREE_BIAS,
+  type HostTensor,
+  type MergeAttend,
+} from "../backends/backend.ts";
+import { HeadView, liveRows, type Slot, tokensOf, valueOf } from "./host.ts";
+import {
+  freeSlot,
+  isTarget,
+  type MergeContext,
+  mergeSlots,
+  nearestKey,
+} from "./merge_slots.ts";
+import {
+  byEviction,
+  isEvictable,
+  observeRow,
+  queryGroup,
+  rawLogits,
+  voteBias,
+} from "./scores.ts";
+import { addSoftmax, initSoftmax, normalizeSoftmax } from "./softmax_state.ts";
+
+/**
+ * Reference of `merge_attend`: attention of one new token per sequence over
+ * the voted slots, `softmax(q·k/√d + ln votes)`, then the policy's work on
+ * each KV head: scores, and one slot merged or dropped if the head is over its
+ * budget. The output is that of the uncompressed slots (KeepKV, appendix C.2);
+ * the next step is the first to see the compressed ones.
+ */
+export function mergeAttend(args: MergeAttend<HostTensor>): void {
+  const { output, cache, step, sizes, policy } = args;
+  const { heads, kvHeads, headDim } = sizes;
+  const groupSize = heads / kvHeads;
+  for (const { row, sequence, position } of liveRows(step)) {
+    for (let kvHead = 0; kvHead < kvHeads; kvHead++) {
+      const head = new HeadView(cache, { sequence, kvHead, kvHeads });
+      const used = Math.min(head.get("next") + 1, head.get("capacity"));
+      head.set("high", Math.max(head.get("high"), used));
+      const slots = head.liveSlots();
+      const group = queryGroup(args, row, kvHead);
+      const logits = slots.map((slot) => rawLogits(group, slot, policy));
+      const logSums = group.queries.map((_, g) => {
+        const state = initSoftmax(headDim);
+        slots.forEach((slot, i) =>
+          addSoftmax(state, logits[i]![g]! + voteBias(slot, g, cache.lanes), {
+            values: valueOf(slot, headDim),
+            offset: 0,
+          })
+        );
+        const offset = (row * heads + kvHead * groupSize + g) * headDim;
+        return normalizeSoftmax(state, { output: output.f32, offset });
+      });
+      slots.forEach((slot, i) =>
+        observeRow(slot, {
+          logits: logits[i]!,
+          logSums,
+          lanes: cache.lanes,
+          policy,
+        })
+      );
+      head.set("live", slots.length);
+      if (slots.length > head.get("budget")) {
+        evictOne(slots, {
+          head,
+          group,
+          lanes: cache.lanes,
+          policy,
+          sizes,
+          newest: position,
+        });
+      }
+      head.set("next", head.firstFree());
+    }
+  }
+}
+
+/** Merges or drops the slot with the lowest score. */
+function evictOne(
+  slots: readonly Slot[],
+  context: MergeContext & { newest: number },
+): void {
+  const { head, policy, lanes, newest, sizes } = context;
+  const victim = slots
+    .filter((slot) =>
+      isEvictable(slot, { policy, recent: head.get("recent"), newest })
+    )
+    .sort(byEviction(policy, lanes))[0];
+  if (victim === undefined) return;
+  const nearest = policy.merge.kind === "votes"
+    ? nearestKey(
+      victim,
+      slots.filter((slot) => slot !== victim && isTarget(slot, policy)),
+      sizes.headDim,
+    )
+    : undefined;
+  if (
+    nearest !== undefined && policy.merge.kind === "votes" &&
+    nearest.similarity > policy.merge.threshold
+  ) {
+    mergeSlots([nearest.target, victim], context);
+  } else {
+    head.set("dropped", head.get("dropped") + 1);
+    head.set("droppedTokens", head.get("droppedTokens") + tokensOf(victim));
+  }
+  freeSlot(victim, FREE_BIAS, lanes);
+  head.set("live", slots.length - 1);
+}

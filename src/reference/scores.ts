@@ -1,0 +1,184 @@
+/**
+ * Logits of slots, the scores that rows of attention leave on them, and the
+ * order in which slots are evicted.
+ *
+ * @module
+ */
+import {
+  type HostTensor,
+  type ModelSizes,
+  SlotField,
+} from "../backends/backend.ts";
+import type { Policy } from "../policies/parts.ts";
+import { dot, logSumExp } from "./arithmetic.ts";
+import {
+  getFloat,
+  getWord,
+  keyOf,
+  positionOf,
+  setFloat,
+  setWord,
+  type Slot,
+} from "./host.ts";
+
+/** The queries of one row that share a KV head. */
+export interface QueryGroup {
+  /** `(group)` vectors `(headDim)`. */
+  readonly queries: readonly Float32Array[];
+  /** The same for sinks, where they have cache positions. */
+  readonly sinkQueries?: readonly Float32Array[];
+}
+
+/** Where the queries of a step are, as kernel arguments have them. */
+export interface StepQueries {
+  /** `(rows, heads, headDim)`. */
+  readonly queries: HostTensor;
+  /** `(rows, heads, headDim)`. */
+  readonly sinkQueries?: HostTensor;
+  readonly sizes: ModelSizes;
+}
+
+/** The queries of `row` that belong to `kvHead`. */
+export function queryGroup(
+  { queries, sinkQueries, sizes }: StepQueries,
+  row: number,
+  kvHead: number,
+): QueryGroup {
+  const { heads, kvHeads, headDim } = sizes;
+  const group = heads / kvHeads;
+  const slice = (tensor: HostTensor) =>
+    Array.from({ length: group }, (_, g) => {
+      const at = (row * heads + kvHead * group + g) * headDim;
+      return tensor.f32.subarray(at, at + headDim);
+    });
+  return sinkQueries === undefined
+    ? { queries: slice(queries) }
+    : { queries: slice(queries), sinkQueries: slice(sinkQueries) };
+}
+
+/** `(group)` raw logits `q·k/√headDim` of a slot, votes not counted. */
+export function rawLogits(
+  group: QueryGroup,
+  slot: Slot,
+  policy: Policy,
+): number[] {
+  const sink = positionOf(slot) < policy.select.sinks;
+  const queries = sink ? group.sinkQueries ?? group.queries : group.queries;
+  const headDim = queries[0]!.length;
+  const key = keyOf(slot, headDim);
+  return queries.map((query) => dot(query, key) / Math.sqrt(headDim));
+}
+
+/** Vote bias of a slot for query head `g` of its group. */
+export function voteBias(slot: Slot, g: number, lanes: number): number {
+  return getFloat(slot, SlotField.bias + (lanes === 1 ? 0 : g));
+}
+
+/** ln votes of a slot for the group: the mean over its lanes. */
+export function pooledBias(slot: Slot, lanes: number): number {
+  let sum = 0;
+  for (let lane = 0; lane < lanes; lane++) {
+    sum += getFloat(slot, SlotField.bias + lane);
+  }
+  return sum / lanes;
+}
+
+/** Weight of the past in the moving sum; 0 where the policy keeps none. */
+function emaAlpha({ score }: Policy): number {
+  return score.kind === "ema" ? score.alpha : 0;
+}
+
+/**
+ * Adds one row of attention to a slot's scores.
+ *
+ * The moving sum is kept as its logarithm, because `exp` of a raw logit
+ * overflows: `E ← ln(alpha · exp(E) + (1 − alpha) · s)`.
+ *
+ * @param logits `(group)` raw logits of the slot.
+ * @param logSums `(group)` ln of the row's softmax sums.
+ */
+export function observeRow(
+  slot: Slot,
+  { logits, logSums, lanes, policy }: {
+    logits: readonly number[];
+    logSums: readonly number[];
+    lanes: number;
+    policy: Policy;
+  },
+): void {
+  const group = logits.length;
+  const raw = policy.score.kind === "ema" && policy.score.scale === "raw";
+  const score = logSumExp(logits.map((l, g) => raw ? l : l - logSums[g]!)) -
+    Math.log(group);
+  const weight = logits.reduce(
+    (sum, l, g) => sum + Math.exp(l + voteBias(slot, g, lanes) - logSums[g]!),
+    0,
+  ) / group;
+  const alpha = emaAlpha(policy);
+  const past = getFloat(slot, SlotField.ema);
+  const ema = alpha === 0
+    ? score
+    : logSumExp([past + Math.log(alpha), score + Math.log(1 - alpha)]);
+  setFloat(slot, SlotField.ema, ema);
+  setFloat(
+    slot,
+    SlotField.accumulated,
+    getFloat(slot, SlotField.accumulated) + weight,
+  );
+  setWord(
+    slot,
+    SlotField.observations,
+    getWord(slot, SlotField.observations) + 1,
+  );
+}
+
+/** `ln(1 − alphaⁿ)`: the bias correction of a moving sum of `n` terms. */
+export function emaCorrection(n: number, policy: Policy): number {
+  return Math.log(1 - Math.pow(emaAlpha(policy), n));
+}
+
+/** ln of the corrected score `ŝ` of a slot; 0 if no row observed it yet. */
+export function logScore(slot: Slot, policy: Policy): number {
+  const n = getWord(slot, SlotField.observations);
+  return n === 0 ? 0 : getFloat(slot, SlotField.ema) - emaCorrection(n, policy);
+}
+
+/** What eviction ranks a slot by; the lowest goes first. */
+export function evictionScore(
+  slot: Slot,
+  policy: Policy,
+  lanes: number,
+): number {
+  switch (policy.score.kind) {
+    case "position":
+      return positionOf(slot);
+    case "accumulated":
+      return getFloat(slot, SlotField.accumulated);
+    case "ema":
+      return logScore(slot, policy) +
+        (policy.score.countVotes ? pooledBias(slot, lanes) : 0);
+  }
+}
+
+/** Sorts slots so that the first is evicted first; ties go by position. */
+export function byEviction(
+  policy: Policy,
+  lanes: number,
+): (a: Slot, b: Slot) => number {
+  return (a, b) =>
+    evictionScore(a, policy, lanes) - evictionScore(b, policy, lanes) ||
+    positionOf(a) - positionOf(b);
+}
+
+/** Whether a slot may be evicted: neither a sink nor a recent token. */
+export function isEvictable(
+  slot: Slot,
+  { policy, recent, newest }: {
+    policy: Policy;
+    recent: number;
+    newest: number;
+  },
+): boolean {
+  const position = positionOf(slot);
+  return position >= policy.select.sinks && position + recent <= newest;
+}

@@ -16,6 +16,7 @@ import {
   type Step,
 } from "../../src/backends/backend.ts";
 import { voteLanes } from "../../src/cache/layout.ts";
+import { keepKV, type KeepKVOptions } from "../../src/policies/keep_kv.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 
 /** A slot as a test writes and reads it. */
@@ -364,4 +365,49 @@ export function relativeError(
     norm += expected[i]! ** 2;
   }
   return Math.sqrt(difference / norm);
+}
+
+/** KeepKV whose scores are those of the current step alone. */
+export function instantKeepKV(options: Partial<KeepKVOptions>): Policy {
+  return keepKV({
+    budget: 16,
+    alpha: 0,
+    window: 1,
+    // Every victim finds a target, and any scale of a ZIP key is accepted:
+    // the identities hold for all of them.
+    threshold: -1,
+    sinks: 0,
+    guard: [1e-6, 1e6],
+    ...options,
+  });
+}
+
+/**
+ * Largest relative change of an output that storing keys and values as 16-bit
+ * floats may cause. A rounded key moves a logit by at most `2^-11 Σ|qᵢ kᵢ| / √d`,
+ * at most `e`, so each weight by a factor within `exp(±2e)`; a rounded value
+ * moves the output by at most `2^-11` of its size.
+ */
+export function halfBound(
+  query: Float32Array,
+  slots: readonly TestSlot[],
+): number {
+  const root = Math.sqrt(query.length);
+  const logit = Math.max(
+    ...slots.map(({ key }) =>
+      key.reduce((sum, k, i) => sum + Math.abs(k * query[i]!), 0)
+    ),
+  ) / root * 2 ** -11;
+  const size = Math.max(...slots.map(({ value }) => Math.hypot(...value)));
+  const output = Math.hypot(...exactAttention(query, slots).output);
+  return (Math.expm1(2 * logit) * 2 + 2 ** -11) * size / output;
+}
+
+/** What a merge may change: 1e-5 in f32, the storage's rounding in f16. */
+export function mergeTolerance(
+  backend: Backend,
+  query: Float32Array,
+  slots: readonly TestSlot[],
+): number {
+  return backend.halfBytes === 4 ? 1e-5 : 1e-5 + halfBound(query, slots);
 }

@@ -3,14 +3,15 @@
  * every backend.
  */
 import { assert, assertEquals } from "@std/assert";
-import type { Backend, ModelSizes } from "../../src/backends/backend.ts";
-import { keepKV, type KeepKVOptions } from "../../src/policies/keep_kv.ts";
-import type { Policy } from "../../src/policies/parts.ts";
+import type { ModelSizes } from "../../src/backends/backend.ts";
 import { eachBackend } from "../backends/each_backend.ts";
 import {
   exactAttention,
   freshSlot,
+  halfBound,
+  instantKeepKV,
   LayerHarness,
+  mergeTolerance,
   normalVector,
   randomNumbers,
   relativeError,
@@ -24,50 +25,6 @@ function sizesOf(heads: number, kvHeads: number, headDim: number): ModelSizes {
     ...{ hidden: 64, ffn: 64, vocabulary: 32, normEpsilon: 1e-5 },
     ...{ heads, kvHeads, headDim },
   };
-}
-
-/** KeepKV whose scores are those of the current step alone. */
-function instant(options: Partial<KeepKVOptions>, countVotes = false): Policy {
-  const policy = keepKV({
-    budget: 16,
-    alpha: 0,
-    window: 1,
-    // Every victim finds a target, and any scale of a ZIP key is accepted:
-    // the identities hold for all of them.
-    threshold: -1,
-    sinks: 0,
-    guard: [1e-6, 1e6],
-    ...options,
-  });
-  if (policy.score.kind !== "ema") throw new Error("KeepKV ranks by averages");
-  return { ...policy, score: { ...policy.score, countVotes } };
-}
-
-/**
- * Largest relative change of an output that storing keys and values as 16-bit
- * floats may cause. A rounded key moves a logit by at most `2^-11 Σ|qᵢ kᵢ| / √d`,
- * at most `e`, so each weight by a factor within `exp(±2e)`; a rounded value
- * moves the output by at most `2^-11` of its size.
- */
-function halfBound(query: Float32Array, slots: readonly TestSlot[]): number {
-  const root = Math.sqrt(query.length);
-  const logit = Math.max(
-    ...slots.map(({ key }) =>
-      key.reduce((sum, k, i) => sum + Math.abs(k * query[i]!), 0)
-    ),
-  ) / root * 2 ** -11;
-  const size = Math.max(...slots.map(({ value }) => Math.hypot(...value)));
-  const output = Math.hypot(...exactAttention(query, slots).output);
-  return (Math.expm1(2 * logit) * 2 + 2 ** -11) * size / output;
-}
-
-/** What a merge may change: 1e-5 in f32, the storage's rounding in f16. */
-function tolerance(
-  backend: Backend,
-  query: Float32Array,
-  slots: readonly TestSlot[],
-): number {
-  return backend.halfBytes === 4 ? 1e-5 : 1e-5 + halfBound(query, slots);
 }
 
 function randomSlots(
@@ -92,7 +49,7 @@ for (const key of KEYS) {
       for (let seed = 1; seed <= 25; seed++) {
         const random = randomNumbers(seed);
         const sizes = sizesOf(2, 2, 64);
-        const policy = instant({ key });
+        const policy = instantKeepKV({ key });
         using layer = new LayerHarness(backend, {
           sizes,
           policy,
@@ -114,7 +71,7 @@ for (const key of KEYS) {
           assert(relativeError(step, before) < 1e-5, "output of the step");
           assertEquals(merged[head]!.length, 16);
           const error = relativeError(after, before);
-          const bound = tolerance(backend, query, merged[head]!);
+          const bound = mergeTolerance(backend, query, merged[head]!);
           assert(error < bound, `seed ${seed}: ${error} exceeds ${bound}`);
         }
         assertEquals(await layer.readTable("merged"), [1, 1]);
@@ -129,7 +86,7 @@ for (const key of KEYS) {
         for (let seed = 1; seed <= 8; seed++) {
           const random = randomNumbers(seed);
           const sizes = sizesOf(1, 1, 32);
-          const policy = instant({ key, prefill });
+          const policy = instantKeepKV({ key, prefill });
           using layer = new LayerHarness(backend, {
             ...{ sizes, policy, capacity: 13, stageRows: 24 },
           });
@@ -156,7 +113,7 @@ for (const key of KEYS) {
           const error = relativeError(after, before);
           // A slot that absorbed another in a pair may absorb victims too: its
           // storage is rounded twice.
-          const bound = 2 * tolerance(backend, query, merged!);
+          const bound = 2 * mergeTolerance(backend, query, merged!);
           assert(
             error < bound,
             `${prefill}, seed ${seed}: ${error} > ${bound}`,
@@ -170,7 +127,7 @@ for (const key of KEYS) {
 eachBackend("summed votes alone change the output", async (backend) => {
   // Guards the tests above: with the released code's convex merge they fail.
   const random = randomNumbers(3);
-  const policy = instant({ key: "convex" });
+  const policy = instantKeepKV({ key: "convex" });
   const sizes = sizesOf(1, 1, 64);
   using layer = new LayerHarness(backend, { sizes, policy, capacity: 17 });
   const slots = randomSlots(random, { count: 17, headDim: 64, lanes: 1 });
@@ -193,7 +150,10 @@ eachBackend(
     for (let seed = 1; seed <= 10; seed++) {
       const random = randomNumbers(seed);
       const sizes = sizesOf(4, 1, 32);
-      const policy = instant({ key: "realVotes", votesPerQueryHead: true });
+      const policy = instantKeepKV({
+        key: "realVotes",
+        votesPerQueryHead: true,
+      });
       using layer = new LayerHarness(backend, { sizes, policy, capacity: 13 });
       const slots = randomSlots(random, { count: 13, headDim: 32, lanes: 4 });
       layer.writeSlots([slots], { budget: 12, recent: 3, live: 12 });
@@ -226,7 +186,7 @@ eachBackend(
   async (backend) => {
     for (let seed = 1; seed <= 25; seed++) {
       const random = randomNumbers(seed);
-      const policy = instant({ key: "realVotes" });
+      const policy = instantKeepKV({ key: "realVotes" });
       const sizes = sizesOf(1, 1, 16);
       using layer = new LayerHarness(backend, { sizes, policy, capacity: 9 });
       const slots = randomSlots(random, { count: 9, headDim: 16, lanes: 1 });
@@ -259,7 +219,7 @@ eachBackend(
 eachBackend("integer votes equal duplicated slots", async (backend) => {
   const random = randomNumbers(11);
   const sizes = sizesOf(2, 1, 48);
-  const policy = instant({ key: "realVotes", threshold: 1 });
+  const policy = instantKeepKV({ key: "realVotes", threshold: 1 });
   const slots = randomSlots(random, { count: 7, headDim: 48, lanes: 1 });
   const copies = slots.flatMap((slot) =>
     Array.from({ length: slot.tokens }, () => ({
@@ -289,7 +249,7 @@ eachBackend(
     for (const threshold of [-1, 0.1, 0.9]) {
       const random = randomNumbers(5);
       const sizes = sizesOf(2, 1, 32);
-      const policy = instant({ key: "zip", threshold, sinks: 2 });
+      const policy = instantKeepKV({ key: "zip", threshold, sinks: 2 });
       using layer = new LayerHarness(backend, {
         ...{ sizes, policy, capacity: 13, stageRows: 16 },
       });

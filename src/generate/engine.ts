@@ -19,7 +19,7 @@ import {
 } from "../backends/backend.ts";
 import { SlotCache } from "../cache/slot_cache.ts";
 import type { ModelConfig } from "../model/config.ts";
-import { type Activations, forward } from "../model/forward.ts";
+import { forward } from "../model/forward.ts";
 import {
   inverseFrequencies,
   MAX_POSITION,
@@ -30,6 +30,7 @@ import type { Weights } from "../model/weights.ts";
 import type { Policy } from "../policies/parts.ts";
 import { validatePolicy } from "../policies/validate_policy.ts";
 import type { ResolvedSampling } from "./sampling.ts";
+import { OUTPUT_RING, WorkingBuffers } from "./working_buffers.ts";
 
 /** What an engine is made of. */
 export interface EngineOptions {
@@ -49,9 +50,6 @@ export interface SampledId {
   readonly logprob: number;
 }
 
-/** Entries of the output ring per sequence. */
-const RING = 64;
-
 /** Runs a model on a backend. */
 export class Engine implements Disposable {
   /** The cache. */
@@ -59,21 +57,10 @@ export class Engine implements Disposable {
   /** Tokens in the cache of each sequence, as far as the host knows. */
   readonly #positions: number[];
   readonly #options: Required<EngineOptions>;
+  readonly #buffers: WorkingBuffers;
+  readonly #programs = new Map<string, Program>();
   /** Length of text that the rope table was made for. */
   #ropeLength = NaN;
-  readonly #buffers: DeviceBuffer[] = [];
-  readonly #programs = new Map<string, Program>();
-  readonly #activations: Activations;
-  readonly #ropeBuffer: DeviceBuffer;
-  readonly #state: DeviceBuffer;
-  readonly #chunk: DeviceBuffer;
-  readonly #prompt: DeviceBuffer;
-  readonly #tokens: DeviceBuffer;
-  readonly #seen: DeviceBuffer;
-  readonly #sampling: DeviceBuffer;
-  readonly #output: DeviceBuffer;
-  readonly #logits: DeviceBuffer;
-  #allLogits: DeviceBuffer | undefined;
 
   /**
    * Allocates everything that a generation needs.
@@ -85,57 +72,22 @@ export class Engine implements Disposable {
     validatePolicy(policy);
     this.#options = { ...options, sequences };
     this.#positions = Array.from({ length: sequences }, () => 0);
-    const { sizes } = config;
-    const { chunk } = policy.schedule;
-    const rows = Math.max(chunk, sequences);
-    const head = sizes.heads * sizes.headDim;
     this.cache = new SlotCache(backend, policy, {
-      sizes,
-      layers: config.layers,
-      contextLength: config.contextLength,
+      ...config,
       sequences,
-      stageRows: chunk,
+      stageRows: policy.schedule.chunk,
     });
-    const words = Math.ceil(sizes.vocabulary / 32);
     try {
-      const f32 = (label: string, length: number) =>
-        this.#allocate(label, "f32", length);
-      const u32 = (label: string, length: number) =>
-        this.#allocate(label, "u32", length);
-      this.#activations = {
-        hidden: f32("hidden", rows * sizes.hidden),
-        queries: f32("queries", rows * head),
-        ...(policy.select.sinkPositions === "cache" && {
-          sinkQueries: f32("sink queries", rows * head),
-        }),
-        attention: f32("attention", rows * head),
-        logSums: f32("log sums", rows * sizes.heads),
-        ffn: f32("ffn", rows * sizes.ffn),
-      };
-      this.#ropeBuffer = f32("rope", 3 * 256 * sizes.headDim);
-      this.#state = u32("state", sequences * StateWord.count);
-      this.#chunk = u32("chunk", ChunkWord.count);
-      this.#prompt = u32("prompt ids", chunk);
-      this.#tokens = u32("ids", sequences);
-      this.#seen = u32("ids seen", sequences * words);
-      this.#sampling = u32("sampling", sequences * SamplingWord.count);
-      this.#output = u32("output", sequences * RING * OutputWord.count);
-      this.#logits = f32("logits", sequences * sizes.vocabulary);
+      this.#buffers = new WorkingBuffers(backend, this.#options);
     } catch (error) {
-      this[Symbol.dispose]();
+      this.cache[Symbol.dispose]();
       throw error;
     }
   }
 
-  #allocate(label: string, type: "f32" | "u32", length: number): DeviceBuffer {
-    const buffer = this.#options.backend.allocate(label, type, length);
-    this.#buffers.push(buffer);
-    return buffer;
-  }
-
   /** Bytes on the device beside weights and cache. */
   get workingBytes(): number {
-    return this.#buffers.reduce((sum, { byteLength }) => sum + byteLength, 0);
+    return this.#buffers.byteLength;
   }
 
   /** Tokens of `sequence` that are in the cache or were merged or dropped. */
@@ -155,8 +107,8 @@ export class Engine implements Disposable {
   reset(): void {
     this.cache.reset();
     this.#positions.fill(0);
-    const { backend } = this.#options;
-    backend.write(this.#seen, new Uint32Array(this.#seen.length));
+    const { seen } = this.#buffers;
+    this.#options.backend.write(seen, new Uint32Array(seen.length));
   }
 
   /** Sets how the next ids of `sequence` are drawn and when it ends. */
@@ -171,12 +123,12 @@ export class Engine implements Disposable {
     f32[SamplingWord.repetitionPenalty] = sampling.repetitionPenalty;
     u32[SamplingWord.stopCount] = sampling.stopIds.length;
     u32.set(sampling.stopIds, SamplingWord.stopIds);
-    backend.write(this.#sampling, u32, sequence * SamplingWord.count);
+    backend.write(this.#buffers.sampling, u32, sequence * SamplingWord.count);
     const state = new Uint32Array(StateWord.count);
     state[StateWord.limit] = limit;
     state[StateWord.seedLow] = sampling.seed >>> 0;
     state[StateWord.seedHigh] = Math.floor(sampling.seed / 2 ** 32) >>> 0;
-    backend.write(this.#state, state, sequence * StateWord.count);
+    backend.write(this.#buffers.state, state, sequence * StateWord.count);
   }
 
   /**
@@ -199,14 +151,14 @@ export class Engine implements Disposable {
     chunk[ChunkWord.sequence] = sequence;
     chunk[ChunkWord.rows] = ids.length;
     chunk[ChunkWord.position] = position;
-    backend.write(this.#chunk, chunk);
-    backend.write(this.#prompt, Uint32Array.from(ids));
+    backend.write(this.#buffers.chunk, chunk);
+    backend.write(this.#buffers.prompt, Uint32Array.from(ids));
     this.#program(`prefill, then ${then}`, (kernels) => {
-      const step = this.#step("prefill");
+      const step = this.#buffers.step("prefill");
       this.#forward(kernels, step);
       if (then === "sample") this.#sample(kernels, step, "last");
       if (then === "logits") {
-        this.#head(kernels, step, this.#logitsOfAll(), "all");
+        this.#head(kernels, step, this.#buffers.chunkLogits, "all");
       }
     }).run();
     this.#positions[sequence] = position + ids.length;
@@ -215,7 +167,7 @@ export class Engine implements Disposable {
   /** Enqueues `steps` decode steps of every sequence that has not ended. */
   decode(steps: number): void {
     const program = this.#program("decode", (kernels) => {
-      const step = this.#step("decode");
+      const step = this.#buffers.step("decode");
       this.#forward(kernels, step);
       this.#sample(kernels, step, "all");
     });
@@ -234,7 +186,7 @@ export class Engine implements Disposable {
 
   /**
    * Reads `count` sampled ids of a sequence, from the `first` one since
-   * {@link start}. At most {@link maxUnread} may be left unread.
+   * {@link start}. The device keeps the last `OUTPUT_RING` of them.
    */
   async readOutputs(
     first: number,
@@ -242,12 +194,12 @@ export class Engine implements Disposable {
     sequence = 0,
   ): Promise<SampledId[]> {
     const { u32, f32 } = await this.#options.backend.read(
-      this.#output,
-      sequence * RING * OutputWord.count,
-      RING * OutputWord.count,
+      this.#buffers.output,
+      sequence * OUTPUT_RING * OutputWord.count,
+      OUTPUT_RING * OutputWord.count,
     );
     return Array.from({ length: count }, (_, i) => {
-      const at = (first + i) % RING * OutputWord.count;
+      const at = (first + i) % OUTPUT_RING * OutputWord.count;
       return {
         id: u32[at + OutputWord.id]!,
         logprob: f32[at + OutputWord.logprob]!,
@@ -257,31 +209,17 @@ export class Engine implements Disposable {
 
   /** Resolves once everything enqueued so far is done. */
   async done(): Promise<void> {
-    await this.#options.backend.read(this.#chunk);
-  }
-
-  /** Sampled ids that the device keeps until they are read. */
-  get maxUnread(): number {
-    return RING;
+    await this.#options.backend.read(this.#buffers.chunk);
   }
 
   /** `(rows, vocabulary)` logits of the last chunk that asked for them. */
   async readLogits(rows: number): Promise<Float32Array> {
     const { f32 } = await this.#options.backend.read(
-      this.#logitsOfAll(),
+      this.#buffers.chunkLogits,
       0,
       rows * this.#options.config.sizes.vocabulary,
     );
     return f32;
-  }
-
-  #logitsOfAll(): DeviceBuffer {
-    const { policy, config } = this.#options;
-    return this.#allLogits ??= this.#allocate(
-      "logits of a chunk",
-      "f32",
-      policy.schedule.chunk * config.sizes.vocabulary,
-    );
   }
 
   /** Makes the rope table fit a text of `length` tokens. */
@@ -299,7 +237,7 @@ export class Engine implements Disposable {
       config.sizes.headDim,
       wanted,
     );
-    backend.write(this.#ropeBuffer, ropeTable(inverse, scale));
+    backend.write(this.#buffers.rope, ropeTable(inverse, scale));
     this.#ropeLength = wanted;
   }
 
@@ -312,28 +250,18 @@ export class Engine implements Disposable {
     return program;
   }
 
-  #step(kind: "decode" | "prefill"): Step<DeviceBuffer> {
-    const { policy, sequences } = this.#options;
-    return {
-      kind,
-      rows: kind === "decode" ? sequences : policy.schedule.chunk,
-      tokens: kind === "decode" ? this.#tokens : this.#prompt,
-      chunk: this.#chunk,
-      state: this.#state,
-    };
-  }
-
   #forward(kernels: Kernels, step: Step<DeviceBuffer>): void {
     const { weights, config, policy } = this.#options;
+    const { rope, activations, seen } = this.#buffers;
     forward(kernels, {
       weights,
       sizes: config.sizes,
-      rope: this.#ropeBuffer,
+      rope,
       layers: this.cache.layers,
       policy,
       step,
-      activations: this.#activations,
-      seen: this.#seen,
+      activations,
+      seen,
     });
   }
 
@@ -346,7 +274,7 @@ export class Engine implements Disposable {
     const { weights, config } = this.#options;
     kernels.lmHead({
       logits,
-      hidden: this.#activations.hidden,
+      hidden: this.#buffers.activations.hidden,
       norm: weights.norm,
       weight: weights.head,
       rows,
@@ -360,14 +288,15 @@ export class Engine implements Disposable {
     step: Step<DeviceBuffer>,
     rows: "all" | "last",
   ): void {
-    this.#head(kernels, step, this.#logits, rows);
+    const { tokens, output, logits, sampling, seen } = this.#buffers;
+    this.#head(kernels, step, logits, rows);
     kernels.sample({
-      nextTokens: this.#tokens,
-      output: this.#output,
-      ring: RING,
-      logits: this.#logits,
-      sampling: this.#sampling,
-      seen: this.#seen,
+      nextTokens: tokens,
+      output,
+      ring: OUTPUT_RING,
+      logits,
+      sampling,
+      seen,
       step,
       sizes: this.#options.config.sizes,
     });
@@ -377,8 +306,7 @@ export class Engine implements Disposable {
   [Symbol.dispose](): void {
     for (const program of this.#programs.values()) program[Symbol.dispose]();
     this.#programs.clear();
-    for (const buffer of this.#buffers) buffer[Symbol.dispose]();
-    this.#buffers.length = 0;
+    this.#buffers[Symbol.dispose]();
     this.cache[Symbol.dispose]();
   }
 }

@@ -83,7 +83,7 @@ export class Generator implements AsyncDisposable {
     const policy = options.cache ?? keepKV({ budget: { ratio: 0.25 } });
     validatePolicy(policy);
     using model = await openModelFolder(folder);
-    const { config, checkpoint } = model;
+    const { config } = model;
     const { backend: wanted = "auto" } = options;
     const ownsBackend = typeof wanted === "string";
     const { backend, skipped } = ownsBackend
@@ -103,7 +103,13 @@ export class Generator implements AsyncDisposable {
       engine = new Engine({ backend, config, weights, policy });
       const cache = await engine.cache.stats();
       return new Generator({
-        ...{ backend, ownsBackend, skipped, model, weights, policy, engine },
+        backend,
+        ownsBackend,
+        skipped,
+        model,
+        weights,
+        policy,
+        engine,
         cache,
       });
     } catch (error) {
@@ -293,7 +299,10 @@ export class Generator implements AsyncDisposable {
       const { id, logprob } of sampleTokens(engine, feed, {
         chunk: policy.schedule.chunk,
         stepsPerRead: backend.stepsPerRead,
-        ...{ limit, stopIds, signal, onPrefill },
+        limit,
+        stopIds,
+        signal,
+        onPrefill,
       })
     ) {
       this.#checkRunning();

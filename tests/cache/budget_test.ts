@@ -10,8 +10,13 @@ import { eachBackend } from "../backends/each_backend.ts";
 
 const options: BudgetOptions = {
   sizes: {
-    ...{ hidden: 64, heads: 4, kvHeads: 2, headDim: 16, ffn: 64 },
-    ...{ vocabulary: 32, normEpsilon: 1e-5 },
+    hidden: 64,
+    heads: 4,
+    kvHeads: 2,
+    headDim: 16,
+    ffn: 64,
+    vocabulary: 32,
+    normEpsilon: 1e-5,
   },
   layers: 5,
   contextLength: 1000,

@@ -27,7 +27,9 @@ async function keysByPosition(
   using weights = randomWeights(backend, config, 4);
   using engine = new Engine({ backend, config, weights, policy });
   const sampling = resolveSampling({ temperature: 0 }, {
-    ...{ defaults: {}, stopIds: [], vocabulary },
+    defaults: {},
+    stopIds: [],
+    vocabulary,
   });
   engine.start(sampling, 41);
   const prompt = Array.from({ length: 100 }, (_, i) => i * 7 % vocabulary);

@@ -103,7 +103,8 @@ for (const { name, unavailable } of candidates) {
           assertEquals(idsOf(await collect(generator, options)), greedy);
         }
         const penalized = await collect(generator, {
-          ...{ maxTokens: 8, repetitionPenalty: 1e6 },
+          maxTokens: 8,
+          repetitionPenalty: 1e6,
         });
         assertEquals(new Set(idsOf(penalized)).size, 8);
       });
@@ -113,7 +114,8 @@ for (const { name, unavailable } of candidates) {
         const stop = free[5]!.id;
         const first = free.findIndex(({ id }) => id === stop);
         const tokens = await collect(generator, {
-          ...{ maxTokens: 10, stopIds: [stop] },
+          maxTokens: 10,
+          stopIds: [stop],
         });
         assertEquals(idsOf(tokens), idsOf(free).slice(0, first + 1));
         assertEquals(tokens.at(-1)!.text, "");
@@ -125,13 +127,15 @@ for (const { name, unavailable } of candidates) {
         for (const [from, to] of [[7, 13], [10, 12], [3, 20]]) {
           const stop = text.slice(from, to);
           const shown = await generator.generateText(PROMPT, {
-            ...{ maxTokens: 24, stop: ["never in there", stop] },
+            maxTokens: 24,
+            stop: ["never in there", stop],
           });
           assertEquals(shown, text.slice(0, text.indexOf(stop)));
         }
         // What only looked like a stop is shown in the end.
         const held = await generator.generateText(PROMPT, {
-          ...{ maxTokens: 24, stop: [text.slice(-5) + "\u0000"] },
+          maxTokens: 24,
+          stop: [text.slice(-5) + "\u0000"],
         });
         assertEquals(held, text);
       });
@@ -262,7 +266,9 @@ for (const { name, unavailable } of candidates) {
         const first = await collect(full, { maxTokens: 8, stopIds: [] });
         const next = idsOf(whole).slice(8, 12);
         const rest = await collect(full, {
-          ...{ maxTokens: 8, stopIds: [], append: true },
+          maxTokens: 8,
+          stopIds: [],
+          append: true,
         }, next);
         assertEquals(
           [...idsOf(first), ...next, ...idsOf(rest)],
@@ -281,7 +287,9 @@ for (const { name, unavailable } of candidates) {
         ) if (seen.push(id) === 4) break;
         const next = idsOf(whole).slice(4, 8);
         const rest = await collect(full, {
-          ...{ maxTokens: 8, stopIds: [], append: true },
+          maxTokens: 8,
+          stopIds: [],
+          append: true,
         }, next);
         assertEquals([...seen, ...next, ...idsOf(rest)], idsOf(whole));
       });
@@ -397,7 +405,9 @@ Deno.test("Generator reports probabilities of the model, whatever the filters", 
   await using generator = await Generator.load(MODEL, { backend: "cpu" });
   const [greedy] = await collect(generator, { maxTokens: 1 });
   const [filtered] = await collect(generator, {
-    ...{ maxTokens: 1, temperature: 0.1, topK: 1 },
+    maxTokens: 1,
+    temperature: 0.1,
+    topK: 1,
   });
   assertAlmostEquals(greedy!.logprob, filtered!.logprob);
 });

@@ -123,7 +123,9 @@ eachBackend(
     using weights = await loadWeights(backend, model);
     const chunk = 256;
     using engine = new Engine({
-      ...{ backend, config, weights },
+      backend,
+      config,
+      weights,
       policy: fullCache({ budget: 1024 }),
     });
     for (const item of docs.items) {
@@ -189,7 +191,9 @@ for (const family of families) {
       const chunk = config.rope.type === "dynamic" ? 32 : 10;
       const policy = fullCache({ budget: 64 });
       using engine = new Engine({
-        ...{ backend, config, weights },
+        backend,
+        config,
+        weights,
         policy: { ...policy, schedule: { kind: "streaming", chunk } },
       });
       const rows = await allLogits(engine, item.ids, chunk);

@@ -32,7 +32,9 @@ if (import.meta.main) {
   await using _backend = backend;
   using weights = randomWeights(backend, tinyConfig, 1);
   using engine = new Engine({
-    ...{ backend, weights, config: tinyConfig },
+    backend,
+    weights,
+    config: tinyConfig,
     policy: keepKV({ budget: Number(budget) }),
   });
   const limit = Number(tokens);

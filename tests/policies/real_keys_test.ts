@@ -73,8 +73,12 @@ async function realHeads(layers: number): Promise<RealHead[]> {
       slots: ids.map((_, position) => ({
         key: half(keys, (offset + position) * headDim),
         value: half(values, (offset + position) * headDim),
-        ...{ position, tokens: 1, bias: [0] },
-        ...{ ema: 0, accumulated: 0, observations: 1 },
+        position,
+        tokens: 1,
+        bias: [0],
+        ema: 0,
+        accumulated: 0,
+        observations: 1,
       })),
     };
   });
@@ -92,8 +96,13 @@ for (const key of ["zip", "minNorm", "realVotes"] as const) {
     async (backend) => {
       for (const { name, query, slots } of real) {
         const sizes = {
-          ...{ heads: 1, kvHeads: 1, headDim: query.length },
-          ...{ hidden: 64, ffn: 64, vocabulary: 32, normEpsilon: 1e-5 },
+          heads: 1,
+          kvHeads: 1,
+          headDim: query.length,
+          hidden: 64,
+          ffn: 64,
+          vocabulary: 32,
+          normEpsilon: 1e-5,
         };
         const policy = instantKeepKV({ key, sinks: 4 });
         const capacity = slots.length;

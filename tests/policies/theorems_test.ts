@@ -22,8 +22,13 @@ const KEYS = ["zip", "minNorm", "realVotes"] as const;
 
 function sizesOf(heads: number, kvHeads: number, headDim: number): ModelSizes {
   return {
-    ...{ hidden: 64, ffn: 64, vocabulary: 32, normEpsilon: 1e-5 },
-    ...{ heads, kvHeads, headDim },
+    hidden: 64,
+    ffn: 64,
+    vocabulary: 32,
+    normEpsilon: 1e-5,
+    heads,
+    kvHeads,
+    headDim,
   };
 }
 
@@ -88,7 +93,10 @@ for (const key of KEYS) {
           const sizes = sizesOf(1, 1, 32);
           const policy = instantKeepKV({ key, prefill });
           using layer = new LayerHarness(backend, {
-            ...{ sizes, policy, capacity: 13, stageRows: 24 },
+            sizes,
+            policy,
+            capacity: 13,
+            stageRows: 24,
           });
           const slots = randomSlots(random, {
             count: 10,
@@ -232,10 +240,14 @@ eachBackend("integer votes equal duplicated slots", async (backend) => {
   const outputs = [];
   for (const list of [slots, copies]) {
     using layer = new LayerHarness(backend, {
-      ...{ sizes, policy, capacity: 40 },
+      sizes,
+      policy,
+      capacity: 40,
     });
     layer.writeSlots([list], {
-      ...{ budget: 40, recent: 0, live: list.length - 1 },
+      budget: 40,
+      recent: 0,
+      live: list.length - 1,
     });
     outputs.push(await layer.mergeAttend(queries, 7));
   }
@@ -251,7 +263,10 @@ eachBackend(
       const sizes = sizesOf(2, 1, 32);
       const policy = instantKeepKV({ key: "zip", threshold, sinks: 2 });
       using layer = new LayerHarness(backend, {
-        ...{ sizes, policy, capacity: 13, stageRows: 16 },
+        sizes,
+        policy,
+        capacity: 13,
+        stageRows: 16,
       });
       layer.writeSlots([[]], { budget: 12, recent: 3, live: 0 });
       for (let chunk = 0; chunk < 5; chunk++) {
@@ -263,7 +278,8 @@ eachBackend(
           }));
         layer.writeStage([rows]);
         await layer.readChunk(normalVector(random, 16 * 64), {
-          ...{ position: chunk * 16, rows: 16 },
+          position: chunk * 16,
+          rows: 16,
         });
         const [slots] = await layer.readSlots();
         const [dropped] = await layer.readTable("droppedTokens");

@@ -252,6 +252,9 @@ export const SlotField = {
 /** Vote bias of a free slot: finite, and zero weight in any softmax. */
 export const FREE_BIAS = -1e30;
 
+/** Entry of {@link Sample.forced} that leaves the choice to `sample`. */
+export const NOT_FORCED = 0xffff_ffff;
+
 /** ln 0 for the moving sum of a slot that nobody observed yet. */
 export const LOG_ZERO = -1e30;
 
@@ -463,6 +466,11 @@ export interface Sample<T> {
   readonly nextTokens: T;
   /** Output `(sequences, ring, OutputWord.count)`. */
   readonly output: T;
+  /**
+   * `(sequences, ring)` u32: the id to take at each entry of the ring, whatever
+   * its probability, or {@link NOT_FORCED}.
+   */
+  readonly forced: T;
   /** Entries of the ring per sequence. */
   readonly ring: number;
   /** `(rows, vocabulary)` f32 in decode, `(1, vocabulary)` in prefill. */

@@ -11,6 +11,7 @@ import {
   ChunkWord,
   type DeviceBuffer,
   type Kernels,
+  NOT_FORCED,
   OutputWord,
   type Program,
   SamplingWord,
@@ -129,6 +130,31 @@ export class Engine implements Disposable {
     state[StateWord.seedLow] = sampling.seed >>> 0;
     state[StateWord.seedHigh] = Math.floor(sampling.seed / 2 ** 32) >>> 0;
     backend.write(this.#buffers.state, state, sequence * StateWord.count);
+    this.force(
+      Array.from({ length: OUTPUT_RING }, () => NOT_FORCED),
+      { first: 0, sequence },
+    );
+  }
+
+  /**
+   * Makes the steps that sample the `first` id since {@link start} and the ones
+   * after it take these ids, whatever their probabilities. At most
+   * `OUTPUT_RING` steps may be set ahead.
+   */
+  force(
+    ids: readonly number[],
+    { first, sequence = 0 }: { first: number; sequence?: number },
+  ): void {
+    const { backend } = this.#options;
+    const base = sequence * OUTPUT_RING;
+    const at = first % OUTPUT_RING;
+    const [end, begin] = [
+      ids.slice(0, OUTPUT_RING - at),
+      ids.slice(OUTPUT_RING - at),
+    ];
+    const { forced } = this.#buffers;
+    backend.write(forced, Uint32Array.from(end), base + at);
+    if (begin.length > 0) backend.write(forced, Uint32Array.from(begin), base);
   }
 
   /**
@@ -288,11 +314,12 @@ export class Engine implements Disposable {
     step: Step<DeviceBuffer>,
     rows: "all" | "last",
   ): void {
-    const { tokens, output, logits, sampling, seen } = this.#buffers;
+    const { tokens, output, forced, logits, sampling, seen } = this.#buffers;
     this.#head(kernels, step, logits, rows);
     kernels.sample({
       nextTokens: tokens,
       output,
+      forced,
       ring: OUTPUT_RING,
       logits,
       sampling,

@@ -50,6 +50,8 @@ export class WorkingBuffers implements Disposable {
   readonly sampling: DeviceBuffer;
   /** `(sequences, OUTPUT_RING, OutputWord.count)` u32. */
   readonly output: DeviceBuffer;
+  /** `(sequences, OUTPUT_RING)` u32: ids to take instead of sampling. */
+  readonly forced: DeviceBuffer;
   /** `(sequences, vocabulary)` f32. */
   readonly logits: DeviceBuffer;
   readonly #backend: Backend;
@@ -88,6 +90,7 @@ export class WorkingBuffers implements Disposable {
       this.seen = u32("ids seen", sequences * Math.ceil(sizes.vocabulary / 32));
       this.sampling = u32("sampling", sequences * SamplingWord.count);
       this.output = u32("output", sequences * OUTPUT_RING * OutputWord.count);
+      this.forced = u32("forced ids", sequences * OUTPUT_RING);
       this.logits = f32("logits", sequences * sizes.vocabulary);
     } catch (error) {
       this[Symbol.dispose]();

@@ -1,5 +1,6 @@
 import {
   type HostTensor,
+  NOT_FORCED,
   OutputWord,
   type Sample,
   SamplingWord,
@@ -12,8 +13,8 @@ import { liveRows } from "./host.ts";
  * Reference of `sample`: repetition penalty, temperature, top-k, top-p, min-p,
  * in the order of Hugging Face's processors, and one draw; or the most likely
  * id where the temperature is 0. Ids that tie at a threshold are kept
- * together; ties at the maximum go to the lowest id. Writes the id to the
- * output ring and moves the sequence on.
+ * together; ties at the maximum go to the lowest id. An id that is forced is
+ * taken instead. Writes the id to the output ring and moves the sequence on.
  */
 export function sample(args: Sample<HostTensor>): void {
   const { nextTokens, output, ring, logits, step, sizes } = args;
@@ -34,7 +35,10 @@ export function sample(args: Sample<HostTensor>): void {
       step.state.u32[state + StateWord.seedHigh]!,
       produced,
     );
-    const id = choose(penalize(raw, args, sequence), { ...options, uniform });
+    const forced = args.forced.u32[sequence * ring + produced % ring]!;
+    const id = forced === NOT_FORCED
+      ? choose(penalize(raw, args, sequence), { ...options, uniform })
+      : forced;
 
     nextTokens.u32[sequence] = id;
     const entry = (sequence * ring + produced % ring) * OutputWord.count;

@@ -1,0 +1,59 @@
+import { assert, assertEquals } from "@std/assert";
+import { Engine } from "../../src/generate/engine.ts";
+import { scoreTokens } from "../../src/generate/score_tokens.ts";
+import { randomWeights } from "../../src/model/random_weights.ts";
+import { fullCache } from "../../src/policies/full_cache.ts";
+import { keepKV } from "../../src/policies/keep_kv.ts";
+import { eachBackend } from "../backends/each_backend.ts";
+import { tinyConfig } from "./tiny_model.ts";
+
+const { vocabulary } = tinyConfig.sizes;
+const ids = Array.from({ length: 220 }, (_, i) => (i * i + 3 * i) % vocabulary);
+const prompt = ids.slice(0, 20);
+const continuation = ids.slice(20);
+
+eachBackend(
+  "scoreTokens() gives the probabilities that prefill gives",
+  async (backend) => {
+    using weights = randomWeights(backend, tinyConfig, 2);
+    using engine = new Engine({
+      backend,
+      config: tinyConfig,
+      weights,
+      policy: fullCache({ budget: 256 }),
+    });
+    const options = { prompt, continuation, chunk: 256, stepsPerRead: 8 };
+    const scores = await scoreTokens(engine, options);
+    assertEquals(scores.length, 200);
+    engine.reset();
+    engine.prefill(ids, { then: "logits" });
+    const logits = await engine.readLogits(ids.length);
+    for (const [i, score] of scores.entries()) {
+      const row = logits.subarray((19 + i) * vocabulary, (20 + i) * vocabulary);
+      const sum = row.reduce((total, x) => total + Math.exp(x), 0);
+      const expected = row[continuation[i]!]! - Math.log(sum);
+      // Both read the same stored keys; only the order of f32 sums differs, over
+      // 220 slots, 4 heads and 2 layers.
+      assert(
+        Math.abs(score - expected) < 2 ** -12,
+        `${i}: ${score} ${expected}`,
+      );
+    }
+  },
+);
+
+eachBackend("scoreTokens() compresses at every step", async (backend) => {
+  using weights = randomWeights(backend, tinyConfig, 2);
+  using engine = new Engine({
+    backend,
+    config: tinyConfig,
+    weights,
+    policy: keepKV({ budget: 32 }),
+  });
+  const options = { prompt, continuation, chunk: 256, stepsPerRead: 8 };
+  const scores = await scoreTokens(engine, options);
+  assert(scores.every((score) => score < 0 && score > -30));
+  const { liveSlots, merges, drops } = await engine.cache.stats();
+  assertEquals(liveSlots, 32);
+  assert(merges + drops > 0);
+});

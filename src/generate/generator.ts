@@ -167,13 +167,8 @@ export class Generator implements AsyncDisposable {
     messages: readonly ChatMessage[],
     options: ChatOptions = {},
   ): AsyncGenerator<GeneratedToken, void, undefined> {
-    const { chatTemplate, tokenizer, path } = this.#parts.model;
+    const { chatTemplate, tokenizer } = this.#parts.model;
     return this.#stream(options, () => {
-      if (chatTemplate === undefined) {
-        throw new TypeError(
-          `Cannot chat with ${path}: tokenizer_config.json has no chat_template: use generate`,
-        );
-      }
       const text = chatTemplate.render(messages);
       const ids = tokenizer.encode(text, { addSpecialTokens: false });
       return this.#context.continueAs(ids);

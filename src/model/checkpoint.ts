@@ -64,6 +64,8 @@ export class Checkpoint implements Disposable {
   readonly tensors: ReadonlyMap<string, CheckpointTensor>;
   readonly #files: ReadonlyMap<string, Deno.FsFile>;
   readonly #resources: DisposableStack;
+  /** Takes every piece: a buffer for each tensor would be left to the GC. */
+  #buffer = new Uint8Array(0);
 
   /** Constructs a new instance from what {@linkcode openCheckpoint} found. */
   constructor(
@@ -131,10 +133,13 @@ export class Checkpoint implements Disposable {
     const rowBytes = columns * elementBytes(tensor.type);
     const pieceRows = Math.max(1, Math.floor(PIECE_VALUES / columns));
     const bytes = tensor.end - tensor.begin;
-    const buffer = new Uint8Array(Math.min(pieceRows * rowBytes, bytes));
-    for (let at = 0; at < bytes; at += buffer.length) {
+    const pieceBytes = Math.min(pieceRows * rowBytes, bytes);
+    if (this.#buffer.length < pieceBytes) {
+      this.#buffer = new Uint8Array(pieceBytes);
+    }
+    for (let at = 0; at < bytes; at += pieceBytes) {
       signal?.throwIfAborted();
-      const raw = buffer.subarray(0, Math.min(buffer.length, bytes - at));
+      const raw = this.#buffer.subarray(0, Math.min(pieceBytes, bytes - at));
       await file.seek(tensor.begin + at, Deno.SeekMode.Start);
       await readFull(file, { target: raw, name: tensor.file });
       const found = findUnusable(raw, { type: tensor.type, half });

@@ -1,24 +1,19 @@
 /**
  * `config.json` of a Hugging Face model folder.
  *
- * One forward pass serves every architecture in {@linkcode Architecture}: they
- * differ in biases, head norms and default values, which is what the table
- * below says. Default values are those of the transformers 5 config classes.
- *
  * @module
  */
 import * as v from "valibot";
 import type { ModelSizes } from "../backends/backend.ts";
 import { ModelFormatError } from "../errors.ts";
+import {
+  type Architecture,
+  type AttentionBias,
+  families,
+  type Family,
+} from "./architectures.ts";
 import { checkSchema, integer, numberAbove, parseJson, show } from "./json.ts";
 import { parseRope, type RopeConfig } from "./rope_config.ts";
-
-/** A model class that can be loaded. */
-export type Architecture =
-  | "LlamaForCausalLM"
-  | "MistralForCausalLM"
-  | "Qwen2ForCausalLM"
-  | "Qwen3ForCausalLM";
 
 /** What a model is made of. */
 export interface ModelConfig {
@@ -33,7 +28,7 @@ export interface ModelConfig {
   /** Whether the output embedding is the input embedding. */
   readonly tiedHead: boolean;
   /** Which attention products have a bias. */
-  readonly attentionBias: "none" | "qkv" | "qkvo";
+  readonly attentionBias: AttentionBias;
   /** Whether the feed-forward products have biases. */
   readonly mlpBias: boolean;
   /** Whether each query and key head is normed before the rotation. */
@@ -45,69 +40,6 @@ export interface ModelConfig {
   /** Ids that end a text. */
   readonly eosIds: readonly number[];
 }
-
-/** What distinguishes the architectures. */
-interface Family {
-  readonly modelType: string;
-  readonly contextLength: number;
-  readonly kvHeads?: number;
-  readonly headDim?: number;
-  readonly bosId?: number;
-  readonly eosIds: readonly number[];
-  /** Biases of the attention products with and without `attention_bias`. */
-  readonly attentionBias: Readonly<
-    Record<"on" | "off", ModelConfig["attentionBias"]>
-  >;
-  readonly mlpBias: boolean;
-  readonly qkNorm: boolean;
-  /** When `sliding_window` is in use. */
-  readonly window: "never" | "always" | "on request";
-}
-
-const families: Readonly<Record<Architecture, Family>> = {
-  LlamaForCausalLM: {
-    modelType: "llama",
-    contextLength: 2048,
-    bosId: 1,
-    eosIds: [2],
-    attentionBias: { on: "qkvo", off: "none" },
-    mlpBias: true,
-    qkNorm: false,
-    window: "never",
-  },
-  MistralForCausalLM: {
-    modelType: "mistral",
-    contextLength: 131_072,
-    kvHeads: 8,
-    bosId: 1,
-    eosIds: [2],
-    attentionBias: { on: "none", off: "none" },
-    mlpBias: false,
-    qkNorm: false,
-    window: "always",
-  },
-  Qwen2ForCausalLM: {
-    modelType: "qwen2",
-    contextLength: 32_768,
-    kvHeads: 32,
-    eosIds: [],
-    attentionBias: { on: "qkv", off: "qkv" },
-    mlpBias: false,
-    qkNorm: false,
-    window: "on request",
-  },
-  Qwen3ForCausalLM: {
-    modelType: "qwen3",
-    contextLength: 32_768,
-    kvHeads: 32,
-    headDim: 128,
-    eosIds: [],
-    attentionBias: { on: "qkvo", off: "none" },
-    mlpBias: false,
-    qkNorm: true,
-    window: "on request",
-  },
-};
 
 const names = v.nullish(
   v.array(v.string("a name"), "a list of names"),

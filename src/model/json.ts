@@ -26,13 +26,20 @@ export async function readText(file: string): Promise<string> {
   return await Deno.readTextFile(file);
 }
 
+/** Whether the error says that there is nothing at a path. */
+export function isMissing(error: unknown): boolean {
+  return error instanceof Deno.errors.NotFound ||
+    // A parent of it is a file.
+    error instanceof Deno.errors.NotADirectory;
+}
+
 /** Whether there is anything at the path. */
 export async function exists(path: string): Promise<boolean> {
   try {
     await Deno.stat(path);
     return true;
   } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
+    if (isMissing(error)) return false;
     throw error;
   }
 }
@@ -48,9 +55,7 @@ export async function statFile(file: string): Promise<Deno.FileInfo> {
   try {
     info = await Deno.stat(file);
   } catch (cause) {
-    const missing = cause instanceof Deno.errors.NotFound ||
-      cause instanceof Deno.errors.NotADirectory;
-    if (!missing) throw cause;
+    if (!isMissing(cause)) throw cause;
     throw new ModelFormatError(file, "the file is missing", { cause });
   }
   if (!info.isFile) {

@@ -7,14 +7,15 @@
 import { fromFileUrl, join } from "@std/path";
 import { ModelFormatError } from "../errors.ts";
 import { ChatTemplate, findChatTemplate } from "../tokens/chat_template.ts";
-import { type SourceText, Tokenizer } from "../tokens/tokenizer.ts";
+import { Tokenizer } from "../tokens/tokenizer.ts";
+import type { SourceText } from "../tokens/tokenizer_files.ts";
 import { type Checkpoint, openCheckpoint } from "./checkpoint.ts";
 import { type ModelConfig, parseModelConfig } from "./config.ts";
 import {
   type GenerationConfig,
   parseGenerationConfig,
 } from "./generation_config.ts";
-import { exists, readText } from "./json.ts";
+import { exists, isMissing, readText } from "./json.ts";
 
 /** An open model folder. Disposing closes its files. */
 export interface ModelFolder extends Disposable {
@@ -108,7 +109,7 @@ async function checkFolder(path: string): Promise<void> {
   try {
     isFolder = (await Deno.stat(path)).isDirectory;
   } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    if (!isMissing(error)) throw error;
     cause = error;
   }
   if (isFolder) return;

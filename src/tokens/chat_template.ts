@@ -7,7 +7,7 @@ import { Template } from "@huggingface/jinja";
 import * as v from "valibot";
 import { ModelFormatError } from "../errors.ts";
 import { checkSchema, parseJson } from "../model/json.ts";
-import type { SourceText } from "./tokenizer.ts";
+import type { SourceText } from "./tokenizer_files.ts";
 
 /** One message of a chat. */
 export interface ChatMessage {

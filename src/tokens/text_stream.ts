@@ -60,7 +60,11 @@ export class TextStream {
 
   /** The text that is complete with the id: often a word, sometimes none. */
   push(id: number): string {
-    if (this.#skipSpecialTokens && this.#tokenizer.isSpecial(id)) return "";
+    // Ids without text are no context: the space that some decoders drop from
+    // the start of a text would be that of the next id.
+    const silent = !this.#tokenizer.token(id) ||
+      (this.#skipSpecialTokens && this.#tokenizer.isSpecial(id));
+    if (silent) return "";
     this.#window.push(id);
     const text = this.#decode(this.#window);
     const complete = !text.endsWith(REPLACEMENT);
@@ -93,14 +97,9 @@ export class TextStream {
 
   /** Drops the ids before the last complete text; the rest is context. */
   #settle(): void {
-    const rest = this.#window.slice(this.#settled);
-    const { length } = this.#decode(rest);
-    // Some decoders drop a leading space. An id that gives no text by itself
-    // would not show where the next one starts.
-    if (length === 0) return;
-    this.#window = rest;
-    this.#settled = rest.length;
-    this.#returned = length;
+    this.#window = this.#window.slice(this.#settled);
+    this.#settled = this.#window.length;
+    this.#returned = this.#decode(this.#window).length;
   }
 
   /**

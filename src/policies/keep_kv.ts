@@ -8,7 +8,7 @@ export interface KeepKVOptions {
   readonly key?: Extract<Merge, { kind: "votes" }>["key"];
   /** Cosine that two keys must exceed to be merged (default 0.8). */
   readonly threshold?: number;
-  /** Weight of the past in the moving average of scores (default 0.9). */
+  /** Weight of the past in the moving average of scores (default 0.99). */
   readonly alpha?: number;
   /** Rows at the end of each prompt chunk that are observed (default 32). */
   readonly window?: number;
@@ -60,7 +60,7 @@ export function keepKV(options: KeepKVOptions): Policy {
     probe: { kind: "last", rows: options.window ?? 32 },
     score: {
       kind: "ema",
-      alpha: options.alpha ?? 0.9,
+      alpha: options.alpha ?? 0.99,
       // The scale of a ZIP key is a ratio of raw logits; the other forms do
       // not need them and are better off without the drift of query lengths.
       scale: key === "zip" ? "raw" : "normalized",

@@ -77,7 +77,10 @@ export interface Backend extends AsyncDisposable {
   readonly halfBytes: 2 | 4;
   /** Decode steps worth enqueueing before their ids are read back together. */
   readonly stepsPerRead: number;
-  /** Bytes of all live buffers and matrices. */
+  /**
+   * Bytes that the device holds: live buffers and matrices, scratch of live
+   * programs, and staging memory that is kept for the next read.
+   */
   readonly bytesAllocated: number;
 
   /** Allocates a zeroed buffer of `length` elements. */

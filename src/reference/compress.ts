@@ -114,6 +114,7 @@ function mergePairs(slots: readonly Slot[], context: Context): Slot[] {
 /** Evicts the lowest scores down to the budget; returns the slots kept. */
 function evict(slots: readonly Slot[], context: Context): Slot[] {
   const { head, policy, sizes, lanes, budget } = context;
+  if (policy.merge.kind === "never") return [...slots];
   const excess = Math.max(0, slots.length - budget);
   const victims = new Set(
     slots.filter((slot) => isEvictable(slot, context))

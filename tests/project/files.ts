@@ -3,8 +3,11 @@ import { fromFileUrl } from "@std/path";
 /** Root of the repository. */
 export const root: URL = new URL("../../", import.meta.url);
 
-/** Folders that hold nothing written here. */
-const SKIPPED = new Set([".git", "coverage", "node_modules"]);
+/** Whether a folder holds what is written here, and not what tools keep. */
+function isOurs(name: string): boolean {
+  if (name.startsWith(".")) return name === ".ci";
+  return name !== "coverage" && name !== "node_modules";
+}
 
 /** Paths of all files of the repository, seen from its root. */
 export async function listFiles(folder = ""): Promise<string[]> {
@@ -12,7 +15,7 @@ export async function listFiles(folder = ""): Promise<string[]> {
   for await (const entry of Deno.readDir(new URL(folder, root))) {
     const path = folder + entry.name;
     if (!entry.isDirectory) paths.push(path);
-    else if (!SKIPPED.has(entry.name)) {
+    else if (isOurs(entry.name)) {
       paths.push(...await listFiles(`${path}/`));
     }
   }

@@ -1,0 +1,167 @@
+// The candidates of a KV head that `compress` chooses from: cache slots first,
+// staged rows from `max_capacity`. What is known of them lies in `work`, field
+// by field; `kv_head` and `head` say whose they are.
+
+// What a candidate is ranked by: a float in its ordered bits.
+const WORK_KEY = 0u;
+// Candidate to merge into, or NO_SLOT.
+const WORK_CHOICE = 1u;
+const WORK_FLAGS = 2u;
+// Candidates that are searched for, or merged away, or dropped.
+const WORK_LIST = 3u;
+// Next candidate that chose the same target, or NO_SLOT.
+const WORK_NEXT = 4u;
+// f32: divergence of the merges into a candidate.
+const WORK_DIVERGENCE = 5u;
+
+const FLAG_LISTED = 1u;
+const FLAG_TARGET = 2u;
+// An end of a pair.
+const FLAG_TAKEN = 4u;
+// The proposer of a pair.
+const FLAG_ACCEPTED = 8u;
+// The first of those that chose its target.
+const FLAG_LEADER = 16u;
+
+const COUNTERS = 4u;
+const COUNT_LISTED = 0u;
+const COUNT_EXCESS = 1u;
+const COUNT_MERGED = 2u;
+const COUNT_GUARDED = 3u;
+
+var<private> kv_head: u32;
+var<private> head: u32;
+
+var<workgroup> histogram: array<atomic<u32>, THREADS>;
+var<workgroup> shared_words: array<u32, 4>;
+
+fn work_at(section: u32, candidate: u32) -> u32 {
+  return (section * KV_HEADS + kv_head) * params.candidates + candidate;
+}
+
+// Turns to a KV head; false if the chunk is empty.
+fn begin(index: u32) -> bool {
+  kv_head = index;
+  head = head_at(step_words[CHUNK_SEQUENCE], index);
+  return step_words[CHUNK_ROWS] > 0u;
+}
+
+// A word that is the same for all threads, whoever wrote it.
+fn uniform_word(thread: u32, word: u32) -> u32 {
+  if (thread == 0u) {
+    shared_words[0] = word;
+  }
+  return workgroupUniformLoad(&shared_words[0]);
+}
+
+fn read_counter(thread: u32, counter: u32) -> u32 {
+  return uniform_word(thread, atomicLoad(&counters[kv_head * COUNTERS + counter]));
+}
+
+fn slot_of(candidate: u32) -> u32 {
+  if (candidate >= params.max_capacity) {
+    let row = candidate - params.max_capacity;
+    return STAGED | (kv_head * params.stage_rows + row);
+  }
+  return table[head + HEAD_OFFSET] + candidate;
+}
+
+// Whether a candidate holds a token.
+fn is_held(candidate: u32) -> bool {
+  var is_there = candidate < table[head + HEAD_HIGH];
+  if (candidate >= params.max_capacity) {
+    is_there = candidate - params.max_capacity < step_words[CHUNK_ROWS];
+  }
+  return is_there && tokens_of(slot_of(candidate)) != 0u;
+}
+
+fn may_go(candidate: u32) -> bool {
+  let newest = step_words[CHUNK_POSITION] + step_words[CHUNK_ROWS] - 1u;
+  let recent = table[head + HEAD_RECENT];
+  return is_evictable(position_of(slot_of(candidate)), recent, newest);
+}
+
+// Candidates over the budget.
+fn count_excess(thread: u32) -> u32 {
+  var count = 0u;
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    count += select(0u, 1u, is_held(c));
+  }
+  count = sum_words(thread, count);
+  let budget = uniform_word(thread, table[head + HEAD_BUDGET]);
+  return count - min(count, budget);
+}
+
+// Lists the candidates with FLAG_LISTED in order, and counts them.
+fn make_list(thread: u32) {
+  var count = 0u;
+  for (var first = 0u; first < params.candidates; first += THREADS) {
+    let c = first + thread;
+    var listed = 0u;
+    if (c < params.candidates) {
+      listed = work[work_at(WORK_FLAGS, c)] & FLAG_LISTED;
+    }
+    let place = prefix_sum(thread, listed);
+    if (listed != 0u) {
+      work[work_at(WORK_LIST, count + place - 1u)] = c;
+    }
+    count += sum_words(thread, listed);
+  }
+  if (thread == 0u) {
+    atomicStore(&counters[kv_head * COUNTERS + COUNT_LISTED], count);
+  }
+}
+
+// Key and position of the candidate that is number `rank`, from 1, among those
+// that have a flag. A radix selection: eight bits of key and position at a
+// time, so that no sort is needed.
+fn select_rank(thread: u32, flag: u32, rank: u32) -> vec2<u32> {
+  var found = vec2<u32>();
+  var left = rank;
+  for (var pass_index = 0u; pass_index < 8u; pass_index++) {
+    let by_position = pass_index >= 4u;
+    let shift = 24u - 8u * (pass_index % 4u);
+    atomicStore(&histogram[thread], 0u);
+    workgroupBarrier();
+    for (var c = thread; c < params.candidates; c += THREADS) {
+      if ((work[work_at(WORK_FLAGS, c)] & flag) == 0u) {
+        continue;
+      }
+      var word = work[work_at(WORK_KEY, c)];
+      var prefix = found.x;
+      if (by_position) {
+        if (word != found.x) {
+          continue;
+        }
+        word = position_of(slot_of(c));
+        prefix = found.y;
+      }
+      // The bits above this pass's eight; a shift by 32 is not defined.
+      if (((word ^ prefix) >> shift) < 256u) {
+        atomicAdd(&histogram[(word >> shift) & 255u], 1u);
+      }
+    }
+    workgroupBarrier();
+    let count = atomicLoad(&histogram[thread]);
+    let up_to = prefix_sum(thread, count);
+    if (up_to >= left && up_to - count < left) {
+      shared_words[1] = thread;
+      shared_words[2] = left - (up_to - count);
+    }
+    let digit = workgroupUniformLoad(&shared_words[1]);
+    left = workgroupUniformLoad(&shared_words[2]);
+    if (by_position) {
+      found.y |= digit << shift;
+    } else {
+      found.x |= digit << shift;
+    }
+  }
+  return found;
+}
+
+// Whether a candidate's rank is that of `last` or better.
+fn is_within(candidate: u32, last: vec2<u32>) -> bool {
+  let key = work[work_at(WORK_KEY, candidate)];
+  return key < last.x ||
+    (key == last.x && position_of(slot_of(candidate)) <= last.y);
+}

@@ -1,0 +1,28 @@
+// The numbers of a policy: see `src/policies/parts.ts`.
+
+const SCORE_POSITION = 0u;
+const SCORE_ACCUMULATED = 1u;
+const SCORE_EMA = 2u;
+override SCORE: u32 = SCORE_POSITION;
+// ln alpha and ln(1 - alpha) of the moving sum; alpha is 0 where there is none.
+override LOG_ALPHA: f32 = -1e30;
+override LOG_REST: f32 = 0.0;
+// Whether the moving sum is over exp(q·k/√d) itself.
+override RAW_SCALE: bool = false;
+override COUNT_VOTES: bool = false;
+// Whether anything reads the scores of slots.
+override OBSERVE: bool = true;
+
+const MERGE_NEVER = 0u;
+const MERGE_DROP = 1u;
+const MERGE_VOTES = 2u;
+override MERGE: u32 = MERGE_NEVER;
+
+const KEY_ZIP = 0u;
+const KEY_MIN_NORM = 1u;
+const KEY_REAL_VOTES = 2u;
+const KEY_CONVEX = 3u;
+override KEY_FORM: u32 = KEY_CONVEX;
+override THRESHOLD: f32 = 1.0;
+override GUARD_LOW: f32 = 0.0;
+override GUARD_HIGH: f32 = 0.0;

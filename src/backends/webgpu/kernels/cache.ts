@@ -1,0 +1,138 @@
+/**
+ * Constants, parameters and bindings of the slot cache and of policies.
+ *
+ * @module
+ */
+import type {
+  CacheLayer,
+  DeviceBuffer,
+  ModelSizes,
+  Slots,
+} from "../../backend.ts";
+import type { Policy } from "../../../policies/parts.ts";
+import type { Constants } from "../pipelines.ts";
+import type { Bindable } from "../recorder.ts";
+
+/** Most query heads that may share a KV head. */
+const MAX_GROUP = 16;
+
+/** Widest head. */
+const MAX_HEAD_DIM = 256;
+
+/** What kernels that touch the cache take. */
+export interface CacheArgs {
+  readonly cache: CacheLayer<DeviceBuffer>;
+  readonly sizes: ModelSizes;
+}
+
+/**
+ * Constants of the slots.
+ *
+ * @throws {RangeError} If the heads are of a shape that kernels do not have.
+ */
+export function cacheConstants({ cache, sizes }: CacheArgs): Constants {
+  const { heads, kvHeads, headDim } = sizes;
+  const group = heads / kvHeads;
+  if (headDim % 4 !== 0 || headDim > MAX_HEAD_DIM) {
+    throw new RangeError(
+      `Cannot record kernels for heads of width ${headDim}: expected a multiple of 4, at most ${MAX_HEAD_DIM}`,
+    );
+  }
+  if (group > MAX_GROUP) {
+    throw new RangeError(
+      `Cannot record kernels for ${group} query heads per KV head: expected at most ${MAX_GROUP}`,
+    );
+  }
+  return {
+    HEADS: heads,
+    KV_HEADS: kvHeads,
+    GROUP: group,
+    HEAD_DIM: headDim,
+    ROOT: 1 / Math.sqrt(headDim),
+    LANES: cache.lanes,
+  };
+}
+
+/** Parameters that find a layer's slots. */
+export function cacheParams({ cache, sizes }: CacheArgs): {
+  first_head: number;
+  total: number;
+  stage_total: number;
+  stage_rows: number;
+  max_capacity: number;
+} {
+  return {
+    first_head: cache.layer * cache.sequences * sizes.kvHeads,
+    total: cache.slots.total,
+    stage_total: cache.stage.total,
+    stage_rows: cache.stageRows,
+    max_capacity: cache.maxCapacity,
+  };
+}
+
+/** Bindings of slots. */
+export function slotBindings({ keys, values, side }: Slots<DeviceBuffer>): {
+  keys: Bindable;
+  values: Bindable;
+  side: Bindable;
+} {
+  return { keys, values, side };
+}
+
+/** Bindings of slots and staged rows. */
+export function stagedBindings(
+  { slots, stage, table }: CacheLayer<DeviceBuffer>,
+): Readonly<Record<string, Bindable>> {
+  return {
+    ...slotBindings(slots),
+    stage_keys: stage.keys,
+    stage_values: stage.values,
+    stage_side: stage.side,
+    table,
+  };
+}
+
+const SCORES = { position: 0, accumulated: 1, ema: 2 } as const;
+const MERGES = { never: 0, drop: 1, votes: 2 } as const;
+const KEYS = { zip: 0, minNorm: 1, realVotes: 2, convex: 3 } as const;
+
+/** Largest float that fits in the guard of a shader. */
+const GUARD_MAX = 3e38;
+
+/** ln of a number that may be 0, for shaders without infinities. */
+function safeLog(x: number): number {
+  return Math.max(Math.log(x), -1e30);
+}
+
+/** Constants of `lib/policy.wgsl`. */
+export function policyConstants(policy: Policy): Constants {
+  const { score, select, merge } = policy;
+  const alpha = score.kind === "ema" ? score.alpha : 0;
+  const guard = (bound: number) =>
+    Math.max(-GUARD_MAX, Math.min(GUARD_MAX, bound));
+  return {
+    SINKS: select.sinks,
+    SCORE: SCORES[score.kind],
+    LOG_ALPHA: safeLog(alpha),
+    LOG_REST: Math.log1p(-alpha),
+    RAW_SCALE: score.kind === "ema" && score.scale === "raw",
+    COUNT_VOTES: score.kind === "ema" && score.countVotes,
+    OBSERVE: needsScores(policy),
+    MERGE: MERGES[merge.kind],
+    ...(merge.kind === "votes" && {
+      KEY_FORM: KEYS[merge.key],
+      THRESHOLD: merge.threshold,
+      GUARD_LOW: guard(merge.guard[0]),
+      GUARD_HIGH: guard(merge.guard[1]),
+    }),
+  };
+}
+
+/**
+ * Whether anything reads the scores of slots. Where nothing does, kernels do
+ * not keep them.
+ */
+export function needsScores({ score, merge }: Policy): boolean {
+  return merge.kind === "votes" ||
+    (merge.kind === "drop" && score.kind !== "position");
+}

@@ -1,0 +1,79 @@
+import type { DeviceBuffer, MergeAttend } from "../../backend.ts";
+import type { Recorder } from "../recorder.ts";
+import {
+  cacheConstants,
+  cacheParams,
+  needsScores,
+  policyConstants,
+  slotBindings,
+} from "./cache.ts";
+import { tileConstants } from "./score_tile.ts";
+import { stepBindings, stepConstants } from "./step.ts";
+
+const KERNEL = "merge_attend";
+
+/** Slots of a workgroup, unless that makes more than {@link MAX_SPLITS}. */
+const SPLIT_SLOTS = 128;
+
+/** Most workgroups that share a head; one workgroup joins their results. */
+const MAX_SPLITS = 256;
+
+/** Records `shaders/merge_attend.wgsl`. */
+export function mergeAttend(
+  recorder: Recorder,
+  args: MergeAttend<DeviceBuffer>,
+): void {
+  const { cache, step, sizes, policy } = args;
+  const { heads, kvHeads, headDim } = sizes;
+  const group = heads / kvHeads;
+  const splitSlots = SPLIT_SLOTS *
+    Math.ceil(cache.maxCapacity / (SPLIT_SLOTS * MAX_SPLITS));
+  const splits = Math.ceil(cache.maxCapacity / splitSlots);
+  const { first_head, total, max_capacity } = cacheParams(args);
+  const common = {
+    constants: {
+      ...stepConstants(step),
+      ...cacheConstants(args),
+      ...policyConstants(policy),
+      ...tileConstants({
+        headDim,
+        workgroupBytes: recorder.workgroupBytes,
+        queryTiles: [group],
+        keyTiles: [64, 32, 16],
+      }),
+      SINK_QUERIES: args.sinkQueries !== undefined,
+    },
+    params: {
+      first_head,
+      total,
+      max_capacity,
+      splits,
+      split_slots: splitSlots,
+    },
+    bindings: {
+      ...stepBindings(step),
+      ...slotBindings(cache.slots),
+      output: args.output,
+      queries: args.queries,
+      sink_queries: args.sinkQueries,
+      table: cache.table,
+      raw_logits: needsScores(policy)
+        ? recorder.scratch("raw logits", step.rows * heads * max_capacity)
+        : undefined,
+      partials: recorder.scratch(
+        "partial softmax states",
+        step.rows * heads * splits * (headDim + 2),
+      ),
+    },
+  };
+  recorder.dispatch(KERNEL, {
+    ...common,
+    entry: "attend",
+    workgroups: [splits, kvHeads, step.rows],
+  });
+  recorder.dispatch(KERNEL, {
+    ...common,
+    entry: "finish",
+    workgroups: [kvHeads, step.rows],
+  });
+}

@@ -1,0 +1,3387 @@
+// Generated from shaders by `deno task embed-sources`: edit there
+
+/** Files of `shaders` by their path below it. */
+export const shaders: Readonly<Record<string, string>> = {
+  "compress.wgsl": `// Takes the live slots and the staged rows of a chunk down to each head's
+// budget, and moves the staged rows that are left into free slots.
+//
+// The candidates of a head are numbered: cache slots first, staged rows from
+// \`max_capacity\`. Whatever is proportional to them lives in scratch, so only
+// memory bounds their number. The steps, each a dispatch:
+//   survey          counts; with merge-first, lists what may pair up
+//   search          the nearest key for each that is listed (many workgroups)
+//   pair            takes similar pairs, best first, until the head fits
+//   merge           merges the sets (many workgroups)
+//   select_victims  lists the slots with the lowest scores
+//   search          the nearest kept key for each of them
+//   link            chains those that chose the same target
+//   merge           merges the chains
+//   settle          frees what is dropped, fills free slots, updates the head
+// A single workgroup per head could do it all in one dispatch, but the searches
+// are the work, quadratic in the candidates, and must fill the device.
+//
+// Nothing depends on the order in which workgroups run: choices are by key and
+// position, sets are disjoint, and sums are taken in the order of candidates.
+
+struct Params {
+  first_head: u32,
+  total: u32,
+  stage_total: u32,
+  stage_rows: u32,
+  max_capacity: u32,
+  // max_capacity + stage_rows
+  candidates: u32,
+  merge_groups: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+// (rows, heads, headDim)
+@group(0) @binding(1) var<storage, read> queries: array<vec2<f32>>;
+// (total, headDim) halves
+@group(0) @binding(2) var<storage, read_write> keys: array<u32>;
+@group(0) @binding(3) var<storage, read_write> values: array<u32>;
+// (SlotField.bias + lanes, total)
+@group(0) @binding(4) var<storage, read_write> side: array<u32>;
+// The same of the staged rows, (kvHeads, stageRows).
+@group(0) @binding(5) var<storage, read_write> stage_keys: array<u32>;
+@group(0) @binding(6) var<storage, read_write> stage_values: array<u32>;
+@group(0) @binding(7) var<storage, read_write> stage_side: array<u32>;
+@group(0) @binding(8) var<storage, read_write> table: array<u32>;
+@group(0) @binding(9) var<storage, read> step_words: array<u32>;
+// (WORK_SECTIONS, kvHeads, candidates)
+@group(0) @binding(10) var<storage, read_write> work: array<u32>;
+// (2, kvHeads, candidates): best key and position that touch a candidate
+@group(0) @binding(11) var<storage, read_write> marks: array<atomic<u32>>;
+// (kvHeads, COUNTERS)
+@group(0) @binding(12) var<storage, read_write> counters: array<atomic<u32>>;
+
+const THREADS = 256u;
+
+const PROPOSERS = 32u;
+override KEY_TILE: u32 = 32u;
+// Sizes of the tiles: PROPOSERS * HEAD_DIM / 2, KEY_TILE * (HEAD_DIM / 2 + 1).
+override PROPOSER_WORDS: u32 = 64u;
+override KEY_WORDS: u32 = 96u;
+override MERGE_FIRST: bool = false;
+
+var<workgroup> proposer_tile: array<u32, PROPOSER_WORDS>;
+var<workgroup> key_tile: array<u32, KEY_WORDS>;
+
+// Counts and lists; the first step, whatever the policy.
+@compute @workgroup_size(THREADS)
+fn survey(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  if (thread < COUNTERS) {
+    atomicStore(&counters[kv_head * COUNTERS + thread], 0u);
+  }
+  let excess = count_excess(thread);
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    work[work_at(WORK_DIVERGENCE, c)] = 0u;
+    let is_listed = MERGE_FIRST && excess > 0u && is_held(c) && may_go(c);
+    work[work_at(WORK_FLAGS, c)] =
+      select(0u, FLAG_LISTED | FLAG_TARGET, is_listed);
+  }
+  storageBarrier();
+  make_list(thread);
+  if (thread == 0u) {
+    atomicStore(&counters[kv_head * COUNTERS + COUNT_EXCESS], excess);
+  }
+}
+
+// For each listed candidate, the target with the most similar key, if that is
+// similar enough. A workgroup compares a tile of candidates with all targets.
+@compute @workgroup_size(THREADS)
+fn search(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.y)) {
+    return;
+  }
+  let first = group.x * PROPOSERS;
+  let listed = read_counter(thread, COUNT_LISTED);
+  if (first >= listed) {
+    return;
+  }
+  let count = min(PROPOSERS, listed - first);
+  let half = HEAD_DIM / 2u;
+  let pitch = half + 1u;
+  for (var i = thread; i < count * half; i += THREADS) {
+    let c = work[work_at(WORK_LIST, first + i / half)];
+    proposer_tile[i] = key_word(slot_of(c), i % half);
+  }
+  let high = uniform_word(thread, table[head + HEAD_HIGH]);
+  let cache_tiles = (high + KEY_TILE - 1u) / KEY_TILE;
+  let rows = step_words[CHUNK_ROWS];
+  let stage_tiles = (rows + KEY_TILE - 1u) / KEY_TILE;
+
+  // A thread has target \`j\` and every \`strands\`th proposer: 4 at most.
+  let j = thread % KEY_TILE;
+  let strand = thread / KEY_TILE;
+  let strands = THREADS / KEY_TILE;
+  var best: array<Ranked, 4>;
+  for (var n = 0u; n < 4u; n++) {
+    best[n] = unranked();
+  }
+  for (var tile = 0u; tile < cache_tiles + stage_tiles; tile++) {
+    var first_target = tile * KEY_TILE;
+    var targets = min(KEY_TILE, high - min(high, first_target));
+    if (tile >= cache_tiles) {
+      let row = (tile - cache_tiles) * KEY_TILE;
+      first_target = params.max_capacity + row;
+      targets = min(KEY_TILE, rows - row);
+    }
+    workgroupBarrier();
+    for (var i = thread; i < targets * half; i += THREADS) {
+      key_tile[i / half * pitch + i % half] =
+        key_word(slot_of(first_target + i / half), i % half);
+    }
+    workgroupBarrier();
+    let c = first_target + j;
+    if (
+      j < targets && (work[work_at(WORK_FLAGS, c)] & FLAG_TARGET) != 0u
+    ) {
+      let position = position_of(slot_of(c));
+      for (var n = 0u; strand + n * strands < count; n++) {
+        let i = strand + n * strands;
+        if (work[work_at(WORK_LIST, first + i)] == c) {
+          continue;
+        }
+        let mine = Ranked(-cosine(i, j), position, c);
+        if (is_before(mine, best[n])) {
+          best[n] = mine;
+        }
+      }
+    }
+  }
+  for (var n = 0u; n * strands < count; n++) {
+    workgroupBarrier();
+    reduce_ranked[thread] = best[n];
+    workgroupBarrier();
+    let i = strand + n * strands;
+    if (j == 0u && i < count) {
+      var nearest = best[n];
+      for (var k = 1u; k < KEY_TILE; k++) {
+        if (is_before(reduce_ranked[thread + k], nearest)) {
+          nearest = reduce_ranked[thread + k];
+        }
+      }
+      let c = work[work_at(WORK_LIST, first + i)];
+      let is_similar = nearest.slot != NO_SLOT && -nearest.key > THRESHOLD;
+      work[work_at(WORK_KEY, c)] = ordered(nearest.key);
+      work[work_at(WORK_CHOICE, c)] =
+        select(NO_SLOT, nearest.slot, is_similar);
+    }
+  }
+}
+
+// Cosine of proposer \`i\` and target \`j\` of the tiles.
+fn cosine(i: u32, j: u32) -> f32 {
+  let half = HEAD_DIM / 2u;
+  var product = 0.0;
+  var squares = vec2<f32>();
+  for (var p = 0u; p < half; p++) {
+    let a = unpack_halves(proposer_tile[i * half + p]);
+    let b = unpack_halves(key_tile[j * (half + 1u) + p]);
+    product += dot(a, b);
+    squares += vec2(dot(a, a), dot(b, b));
+  }
+  let norms = sqrt(squares.x * squares.y);
+  return select(product / max(norms, 1e-30), 0.0, norms == 0.0);
+}
+
+// Takes the most similar pairs, as many as the head is over its budget, and
+// lists the ends that go.
+@compute @workgroup_size(THREADS)
+fn pair(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let listed = read_counter(thread, COUNT_LISTED);
+  let excess = read_counter(thread, COUNT_EXCESS);
+  let accepted = accept_pairs(thread, listed);
+  var last = vec2(0xffffffffu);
+  if (accepted > excess) {
+    last = select_rank(thread, FLAG_ACCEPTED, excess);
+  }
+  storageBarrier();
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    let flags = work[work_at(WORK_FLAGS, c)];
+    work[work_at(WORK_FLAGS, c)] = flags & FLAG_ACCEPTED;
+  }
+  storageBarrier();
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    let flags = work[work_at(WORK_FLAGS, c)];
+    if ((flags & FLAG_ACCEPTED) == 0u || !is_within(c, last)) {
+      continue;
+    }
+    let choice = work[work_at(WORK_CHOICE, c)];
+    let mine = slot_of(c);
+    let other = slot_of(choice);
+    let is_lower = is_before(
+      Ranked(eviction_score(mine), position_of(mine), mine),
+      Ranked(eviction_score(other), position_of(other), other),
+    );
+    let goes = select(choice, c, is_lower);
+    work[work_at(WORK_CHOICE, goes)] = select(c, choice, is_lower);
+    work[work_at(WORK_NEXT, goes)] = NO_SLOT;
+    work[work_at(WORK_FLAGS, goes)] |= FLAG_LISTED | FLAG_LEADER;
+  }
+  storageBarrier();
+  make_list(thread);
+}
+
+// The slot after \`slot\` in its chain: see \`lib/merge_slots.wgsl\`.
+fn next_member(slot: u32) -> u32 {
+  var candidate = slot - table[head + HEAD_OFFSET];
+  if ((slot & STAGED) != 0u) {
+    candidate = params.max_capacity + (slot ^ STAGED) -
+      kv_head * params.stage_rows;
+  }
+  let next = work[work_at(WORK_NEXT, candidate)];
+  if (next == NO_SLOT) {
+    return NO_SLOT;
+  }
+  return slot_of(next);
+}
+
+// Merges listed candidates into the ones they chose. A workgroup takes whole
+// sets, so no two touch the same slot.
+@compute @workgroup_size(THREADS)
+fn merge(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.y)) {
+    return;
+  }
+  merge_vector = (step_words[CHUNK_ROWS] - 1u) * HEADS + kv_head * GROUP;
+  let listed = read_counter(thread, COUNT_LISTED);
+  for (var i = group.x; i < listed; i += params.merge_groups) {
+    if (thread == 0u) {
+      let c = work[work_at(WORK_LIST, i)];
+      let is_leader = (work[work_at(WORK_FLAGS, c)] & FLAG_LEADER) != 0u;
+      shared_words[1] = c;
+      shared_words[2] = NO_SLOT;
+      if (is_leader) {
+        shared_words[2] = work[work_at(WORK_CHOICE, c)];
+      }
+    }
+    let goes = workgroupUniformLoad(&shared_words[1]);
+    let stays = workgroupUniformLoad(&shared_words[2]);
+    if (stays == NO_SLOT) {
+      continue;
+    }
+    let first = slot_of(goes);
+    let merged = merge_slots(thread, slot_of(stays), first);
+    storageBarrier();
+    if (thread == 0u) {
+      var slot = first;
+      while (slot != NO_SLOT) {
+        free_slot(slot);
+        slot = next_member(slot);
+      }
+      let at = work_at(WORK_DIVERGENCE, stays);
+      work[at] =
+        bitcast<u32>(bitcast<f32>(work[at]) + merged.divergence);
+      let counts = kv_head * COUNTERS;
+      atomicAdd(&counters[counts + COUNT_MERGED], merged.count);
+      atomicAdd(&counters[counts + COUNT_GUARDED], merged.guarded);
+    }
+  }
+}
+
+// Lists the slots with the lowest scores, as many as the head is over its
+// budget, and marks those that they may be merged into.
+@compute @workgroup_size(THREADS)
+fn select_victims(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let excess = count_excess(thread);
+  var evictable = 0u;
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    var flags = 0u;
+    if (is_held(c) && may_go(c)) {
+      flags = FLAG_LISTED;
+      evictable += 1u;
+      work[work_at(WORK_KEY, c)] = ordered(eviction_score(slot_of(c)));
+    }
+    work[work_at(WORK_FLAGS, c)] = flags;
+  }
+  evictable = sum_words(thread, evictable);
+  storageBarrier();
+  let victims = min(excess, evictable);
+  var last = vec2<u32>();
+  if (victims > 0u) {
+    last = select_rank(thread, FLAG_LISTED, victims);
+  }
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    let is_listed = work[work_at(WORK_FLAGS, c)] == FLAG_LISTED;
+    var flags = 0u;
+    if (victims > 0u && is_listed && is_within(c, last)) {
+      flags = FLAG_LISTED;
+      work[work_at(WORK_CHOICE, c)] = NO_SLOT;
+    } else if (is_held(c) && position_of(slot_of(c)) >= SINKS) {
+      flags = FLAG_TARGET;
+    }
+    work[work_at(WORK_FLAGS, c)] = flags;
+  }
+  storageBarrier();
+  make_list(thread);
+}
+
+// Chains victims with the same target in the order of the list.
+@compute @workgroup_size(THREADS)
+fn link(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let listed = read_counter(thread, COUNT_LISTED);
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    let choice = work[work_at(WORK_CHOICE, c)];
+    if (choice == NO_SLOT) {
+      continue;
+    }
+    var is_leader = true;
+    var next = NO_SLOT;
+    for (var k = 0u; k < listed; k++) {
+      let other = work[work_at(WORK_LIST, k)];
+      if (k == i || work[work_at(WORK_CHOICE, other)] != choice) {
+        continue;
+      }
+      if (k < i) {
+        is_leader = false;
+      } else {
+        next = other;
+        break;
+      }
+    }
+    work[work_at(WORK_NEXT, c)] = next;
+    if (is_leader) {
+      work[work_at(WORK_FLAGS, c)] |= FLAG_LEADER;
+    }
+  }
+}
+
+// Frees what is dropped and moves the staged rows that are left, in order,
+// into free slots, in order.
+@compute @workgroup_size(THREADS)
+fn settle(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  // What is listed and chose no target is dropped.
+  let listed = read_counter(thread, COUNT_LISTED);
+  var dropped = 0u;
+  var dropped_tokens = 0u;
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    if (work[work_at(WORK_CHOICE, c)] == NO_SLOT) {
+      dropped += 1u;
+      dropped_tokens += tokens_of(slot_of(c));
+      free_slot(slot_of(c));
+    }
+  }
+  var divergence = 0.0;
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    divergence += bitcast<f32>(work[work_at(WORK_DIVERGENCE, c)]);
+  }
+  dropped = sum_words(thread, dropped);
+  dropped_tokens = sum_words(thread, dropped_tokens);
+  divergence = sum_floats(thread, divergence);
+  storageBarrier();
+
+  // Staged rows that are left, in order: WORK_LIST from now on.
+  let rows = step_words[CHUNK_ROWS];
+  var left = 0u;
+  for (var first = 0u; first < rows; first += THREADS) {
+    let c = params.max_capacity + first + thread;
+    let is_left = select(0u, 1u, first + thread < rows && is_held(c));
+    let place = prefix_sum(thread, is_left);
+    if (is_left != 0u) {
+      work[work_at(WORK_LIST, left + place - 1u)] = c;
+    }
+    left += sum_words(thread, is_left);
+  }
+  // As many free slots, in order: WORK_NEXT.
+  let capacity = uniform_word(thread, table[head + HEAD_CAPACITY]);
+  var found = 0u;
+  for (var first = 0u; first < capacity && found < left; first += THREADS) {
+    let c = first + thread;
+    let is_free =
+      select(0u, 1u, c < capacity && tokens_of(slot_of(c)) == 0u);
+    let place = found + prefix_sum(thread, is_free);
+    if (is_free != 0u && place <= left) {
+      work[work_at(WORK_NEXT, place - 1u)] = c;
+    }
+    found += sum_words(thread, is_free);
+  }
+  storageBarrier();
+  let moved = min(left, found);
+  let half = HEAD_DIM / 2u;
+  for (var i = thread; i < moved * half; i += THREADS) {
+    let from_slot = slot_of(work[work_at(WORK_LIST, i / half)]);
+    let to_slot = slot_of(work[work_at(WORK_NEXT, i / half)]);
+    set_key_word(to_slot, i % half, key_word(from_slot, i % half));
+    set_value_word(to_slot, i % half, value_word(from_slot, i % half));
+  }
+  for (var i = thread; i < moved; i += THREADS) {
+    let from_slot = slot_of(work[work_at(WORK_LIST, i)]);
+    let to_slot = slot_of(work[work_at(WORK_NEXT, i)]);
+    for (var field = 0u; field < FIELD_BIAS + LANES; field++) {
+      set_side_word(to_slot, field, side_word(from_slot, field));
+    }
+  }
+  var high = uniform_word(thread, table[head + HEAD_HIGH]);
+  if (moved > 0u) {
+    let last = uniform_word(thread, work[work_at(WORK_NEXT, moved - 1u)]);
+    high = max(high, last + 1u);
+  }
+  storageBarrier();
+
+  var live = 0u;
+  var free = high;
+  for (var c = thread; c < high; c += THREADS) {
+    if (tokens_of(slot_of(c)) == 0u) {
+      free = min(free, c);
+    } else {
+      live += 1u;
+    }
+  }
+  live = sum_words(thread, live);
+  free = min_words(thread, free);
+  if (thread == 0u) {
+    let counts = kv_head * COUNTERS;
+    table[head + HEAD_LIVE] = live;
+    table[head + HEAD_NEXT] = free;
+    table[head + HEAD_HIGH] = high;
+    table[head + HEAD_MERGED] += atomicLoad(&counters[counts + COUNT_MERGED]);
+    table[head + HEAD_GUARDED] += atomicLoad(&counters[counts + COUNT_GUARDED]);
+    table[head + HEAD_DROPPED] += dropped;
+    table[head + HEAD_DROPPED_TOKENS] += dropped_tokens;
+    table[head + HEAD_DIVERGENCE] = bitcast<u32>(
+      bitcast<f32>(table[head + HEAD_DIVERGENCE]) + divergence,
+    );
+  }
+}
+`,
+  "embed.wgsl": `// Looks up the embedding row of each live token and marks the id as seen.
+//
+// Moves 2 bytes in and 4 bytes out per element. One workgroup per row; a matrix
+// in several blocks takes one dispatch per block, and each row is done by the
+// dispatch that has its id. The alternative, a host upload of the rows, would
+// wait for the ids that \`sample\` leaves on the device.
+
+struct Params {
+  first_id: u32,
+  block_rows: u32,
+  seen_words: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+// (rows, hidden)
+@group(0) @binding(1) var<storage, read_write> hidden: array<f32>;
+// (sequences, ceil(vocabulary / 32))
+@group(0) @binding(2) var<storage, read_write> seen: array<atomic<u32>>;
+// (block rows, hidden) halves
+@group(0) @binding(3) var<storage, read> embedding: array<u32>;
+// (rows)
+@group(0) @binding(4) var<storage, read> tokens: array<u32>;
+@group(0) @binding(5) var<storage, read> step_words: array<u32>;
+
+override HIDDEN: u32;
+// Words in a row of the embedding, padding included.
+override PITCH: u32;
+
+@compute @workgroup_size(64)
+fn embed(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let row = group.x;
+  if (!is_live(row)) {
+    return;
+  }
+  let id = tokens[row];
+  if (id < params.first_id || id - params.first_id >= params.block_rows) {
+    return;
+  }
+  for (var i = thread; i < HIDDEN / 2u; i += 64u) {
+    let pair = unpack_halves(embedding[(id - params.first_id) * PITCH + i]);
+    hidden[row * HIDDEN + 2u * i] = pair.x;
+    hidden[row * HIDDEN + 2u * i + 1u] = pair.y;
+  }
+  if (thread == 0u) {
+    let word = sequence_of(row) * params.seen_words + id / 32u;
+    atomicOr(&seen[word], 1u << (id % 32u));
+  }
+}
+`,
+  "gate_up.wgsl": `// RMS norm, then silu(gate) * up.
+//
+// Streams the weight once, 2 bytes per element. Gate and up rows alternate in
+// the weight, so the two halves of an output come from neighbouring rows and
+// meet in one workgroup. Two products and a separate activation would write
+// and read twice the width of the layer more.
+
+struct Params {
+  // First output of the weight block, and rows of the block: two per output.
+  first_output: u32,
+  block_rows: u32,
+  // Outputs of the whole matrix.
+  pitch: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+// (rows, ffn)
+@group(0) @binding(1) var<storage, read_write> output: array<f32>;
+// (rows, hidden)
+@group(0) @binding(2) var<storage, read> input: array<vec4<f32>>;
+// (hidden)
+@group(0) @binding(3) var<storage, read> norm: array<vec4<f32>>;
+// (block rows, hidden) halves: gate 0, up 0, gate 1, …
+@group(0) @binding(4) var<storage, read> weight: array<vec4<u32>>;
+// (2 ffn)
+@group(0) @binding(5) var<storage, read> bias: array<f32>;
+@group(0) @binding(6) var<storage, read> step_words: array<u32>;
+
+override BIAS: bool = false;
+
+var<private> first_slot: u32;
+
+fn weight_row(slot: u32) -> u32 {
+  return min(first_slot + slot, params.block_rows - 1u);
+}
+
+fn input_row(row: u32) -> u32 {
+  return row;
+}
+
+fn is_needed(row: u32) -> bool {
+  return is_live(row);
+}
+
+// \`slot\` is that of the gate; the one after it is that of \`up\`.
+fn activate(row: u32, slot: u32, pair: vec2<f32>) {
+  let i = first_slot + slot;
+  if (row >= ROWS || !is_live(row) || i >= params.block_rows) {
+    return;
+  }
+  let at = params.first_output + i / 2u;
+  var gate = pair.x;
+  var up = pair.y;
+  if (BIAS) {
+    gate += bias[2u * at];
+    up += bias[2u * at + 1u];
+  }
+  output[row * params.pitch + at] = silu(gate) * up;
+}
+
+// Clamped because exp of a large number is infinite, which WGSL does not have.
+fn silu(x: f32) -> f32 {
+  return x / (1.0 + exp(min(-x, 80.0)));
+}
+
+@compute @workgroup_size(VECTOR_THREADS)
+fn vector(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!is_any_needed()) {
+    return;
+  }
+  first_slot = group.x * VECTOR_OUTPUTS;
+  multiply_vectors(thread, 0u);
+  let pairs = VECTOR_OUTPUTS / 2u;
+  for (var i = thread; i < ROWS * pairs; i += VECTOR_THREADS) {
+    let slot = i % pairs * 2u;
+    let at = i / pairs * VECTOR_OUTPUTS + slot;
+    activate(i / pairs, slot, vec2(products[at], products[at + 1u]));
+  }
+}
+
+@compute @workgroup_size(TILE_THREADS)
+fn tile(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let first_row = group.y * TILE_ROWS;
+  if (PREFILL && !is_live(first_row)) {
+    return;
+  }
+  first_slot = group.x * TILE_OUTPUTS;
+  let sums = multiply_tiles(thread, first_row);
+  for (var j = 0u; j < 4u; j++) {
+    let row = first_row + thread / 16u + 16u * j;
+    let slot = thread % 16u * 4u;
+    activate(row, slot, sums[j].xy);
+    activate(row, slot + 2u, sums[j].zw);
+  }
+}
+`,
+  "lib/candidates.wgsl": `// The candidates of a KV head that \`compress\` chooses from: cache slots first,
+// staged rows from \`max_capacity\`. What is known of them lies in \`work\`, field
+// by field; \`kv_head\` and \`head\` say whose they are.
+
+// What a candidate is ranked by: a float in its ordered bits.
+const WORK_KEY = 0u;
+// Candidate to merge into, or NO_SLOT.
+const WORK_CHOICE = 1u;
+const WORK_FLAGS = 2u;
+// Candidates that are searched for, or merged away, or dropped.
+const WORK_LIST = 3u;
+// Next candidate that chose the same target, or NO_SLOT.
+const WORK_NEXT = 4u;
+// f32: divergence of the merges into a candidate.
+const WORK_DIVERGENCE = 5u;
+
+const FLAG_LISTED = 1u;
+const FLAG_TARGET = 2u;
+// An end of a pair.
+const FLAG_TAKEN = 4u;
+// The proposer of a pair.
+const FLAG_ACCEPTED = 8u;
+// The first of those that chose its target.
+const FLAG_LEADER = 16u;
+
+const COUNTERS = 4u;
+const COUNT_LISTED = 0u;
+const COUNT_EXCESS = 1u;
+const COUNT_MERGED = 2u;
+const COUNT_GUARDED = 3u;
+
+var<private> kv_head: u32;
+var<private> head: u32;
+
+var<workgroup> histogram: array<atomic<u32>, THREADS>;
+var<workgroup> shared_words: array<u32, 4>;
+
+fn work_at(section: u32, candidate: u32) -> u32 {
+  return (section * KV_HEADS + kv_head) * params.candidates + candidate;
+}
+
+// Turns to a KV head; false if the chunk is empty.
+fn begin(index: u32) -> bool {
+  kv_head = index;
+  head = head_at(step_words[CHUNK_SEQUENCE], index);
+  return step_words[CHUNK_ROWS] > 0u;
+}
+
+// A word that is the same for all threads, whoever wrote it.
+fn uniform_word(thread: u32, word: u32) -> u32 {
+  if (thread == 0u) {
+    shared_words[0] = word;
+  }
+  return workgroupUniformLoad(&shared_words[0]);
+}
+
+fn read_counter(thread: u32, counter: u32) -> u32 {
+  return uniform_word(thread, atomicLoad(&counters[kv_head * COUNTERS + counter]));
+}
+
+fn slot_of(candidate: u32) -> u32 {
+  if (candidate >= params.max_capacity) {
+    let row = candidate - params.max_capacity;
+    return STAGED | (kv_head * params.stage_rows + row);
+  }
+  return table[head + HEAD_OFFSET] + candidate;
+}
+
+// Whether a candidate holds a token.
+fn is_held(candidate: u32) -> bool {
+  var is_there = candidate < table[head + HEAD_HIGH];
+  if (candidate >= params.max_capacity) {
+    is_there = candidate - params.max_capacity < step_words[CHUNK_ROWS];
+  }
+  return is_there && tokens_of(slot_of(candidate)) != 0u;
+}
+
+fn may_go(candidate: u32) -> bool {
+  let newest = step_words[CHUNK_POSITION] + step_words[CHUNK_ROWS] - 1u;
+  let recent = table[head + HEAD_RECENT];
+  return is_evictable(position_of(slot_of(candidate)), recent, newest);
+}
+
+// Candidates over the budget.
+fn count_excess(thread: u32) -> u32 {
+  var count = 0u;
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    count += select(0u, 1u, is_held(c));
+  }
+  count = sum_words(thread, count);
+  let budget = uniform_word(thread, table[head + HEAD_BUDGET]);
+  return count - min(count, budget);
+}
+
+// Lists the candidates with FLAG_LISTED in order, and counts them.
+fn make_list(thread: u32) {
+  var count = 0u;
+  for (var first = 0u; first < params.candidates; first += THREADS) {
+    let c = first + thread;
+    var listed = 0u;
+    if (c < params.candidates) {
+      listed = work[work_at(WORK_FLAGS, c)] & FLAG_LISTED;
+    }
+    let place = prefix_sum(thread, listed);
+    if (listed != 0u) {
+      work[work_at(WORK_LIST, count + place - 1u)] = c;
+    }
+    count += sum_words(thread, listed);
+  }
+  if (thread == 0u) {
+    atomicStore(&counters[kv_head * COUNTERS + COUNT_LISTED], count);
+  }
+}
+
+// Key and position of the candidate that is number \`rank\`, from 1, among those
+// that have a flag. A radix selection: eight bits of key and position at a
+// time, so that no sort is needed.
+fn select_rank(thread: u32, flag: u32, rank: u32) -> vec2<u32> {
+  var found = vec2<u32>();
+  var left = rank;
+  for (var pass_index = 0u; pass_index < 8u; pass_index++) {
+    let by_position = pass_index >= 4u;
+    let shift = 24u - 8u * (pass_index % 4u);
+    atomicStore(&histogram[thread], 0u);
+    workgroupBarrier();
+    for (var c = thread; c < params.candidates; c += THREADS) {
+      if ((work[work_at(WORK_FLAGS, c)] & flag) == 0u) {
+        continue;
+      }
+      var word = work[work_at(WORK_KEY, c)];
+      var prefix = found.x;
+      if (by_position) {
+        if (word != found.x) {
+          continue;
+        }
+        word = position_of(slot_of(c));
+        prefix = found.y;
+      }
+      // The bits above this pass's eight; a shift by 32 is not defined.
+      if (((word ^ prefix) >> shift) < 256u) {
+        atomicAdd(&histogram[(word >> shift) & 255u], 1u);
+      }
+    }
+    workgroupBarrier();
+    let count = atomicLoad(&histogram[thread]);
+    let up_to = prefix_sum(thread, count);
+    if (up_to >= left && up_to - count < left) {
+      shared_words[1] = thread;
+      shared_words[2] = left - (up_to - count);
+    }
+    let digit = workgroupUniformLoad(&shared_words[1]);
+    left = workgroupUniformLoad(&shared_words[2]);
+    if (by_position) {
+      found.y |= digit << shift;
+    } else {
+      found.x |= digit << shift;
+    }
+  }
+  return found;
+}
+
+// Whether a candidate's rank is that of \`last\` or better.
+fn is_within(candidate: u32, last: vec2<u32>) -> bool {
+  let key = work[work_at(WORK_KEY, candidate)];
+  return key < last.x ||
+    (key == last.x && position_of(slot_of(candidate)) <= last.y);
+}
+`,
+  "lib/half.wgsl": `// Halves: 16-bit floats, two to a 32-bit word. Packing and unpacking are core
+// WGSL, so kernels need no shader-f16; they compute in 32 bits.
+
+// Largest finite half. A larger number would be stored as infinity.
+const HALF_MAX = 65504.0;
+
+fn pack_halves(pair: vec2<f32>) -> u32 {
+  return pack2x16float(clamp(pair, vec2(-HALF_MAX), vec2(HALF_MAX)));
+}
+
+fn unpack_halves(word: u32) -> vec2<f32> {
+  return unpack2x16float(word);
+}
+
+// Dot product of eight halves with eight floats.
+fn dot_halves(words: vec4<u32>, low: vec4<f32>, high: vec4<f32>) -> f32 {
+  let a = vec4(unpack_halves(words.x), unpack_halves(words.y));
+  let b = vec4(unpack_halves(words.z), unpack_halves(words.w));
+  return dot(a, low) + dot(b, high);
+}
+`,
+  "lib/head_table.wgsl": `// Words of a (layer, sequence, KV head) in the head table: see HeadWord.
+
+override KV_HEADS: u32 = 1u;
+
+const HEAD_OFFSET = 0u;
+const HEAD_CAPACITY = 1u;
+const HEAD_BUDGET = 2u;
+const HEAD_RECENT = 3u;
+const HEAD_LIVE = 4u;
+const HEAD_NEXT = 5u;
+const HEAD_HIGH = 6u;
+const HEAD_MERGED = 7u;
+const HEAD_DROPPED = 8u;
+const HEAD_DROPPED_TOKENS = 9u;
+const HEAD_GUARDED = 10u;
+const HEAD_DIVERGENCE = 11u;
+const HEAD_WORDS = 16u;
+
+// First word of a head. \`params.first_head\` is the number of heads in the
+// layers before this one.
+fn head_at(sequence: u32, kv_head: u32) -> u32 {
+  return (params.first_head + sequence * KV_HEADS + kv_head) * HEAD_WORDS;
+}
+`,
+  "lib/matrix.wgsl": `// Products of activations with a weight matrix: \`input · weightᵀ\`, where the
+// input may have an RMS norm in front of it.
+//
+// Two forms. \`multiply_vectors\` is for the few rows of a decode step: weights
+// are read once, 16 bytes per thread and load, with four rows of them in
+// flight. \`multiply_tiles\` is for the many rows of a prefill chunk: tiles of
+// input and weight meet in workgroup memory.
+//
+// An RMS norm scales the whole row by one number, which is a factor of every
+// product. So the squares are summed while the row streams by, and no pass of
+// their own is needed: \`Σ w·(x·n)\` first, then times \`1 / rms(x)\`.
+//
+// A kernel declares \`weight\`, \`input\` and \`norm\` and defines
+//   weight_row(slot)  row of the weight block for a slot of the workgroup
+//   input_row(row)    row of \`input\` for a row of the program
+//   is_needed(row)    whether the row is computed at all
+
+override COLUMNS: u32 = 8u;
+override ROWS: u32 = 1u;
+override NORMED: bool = false;
+override EPSILON: f32 = 0.0;
+
+const MAX_VECTORS = 8u;   // rows that multiply_vectors can take
+const TEAM = 32u;         // threads that share a dot product
+const TEAMS = 4u;
+const TEAM_OUTPUTS = 4u;  // dot products that a team has in flight
+const VECTOR_THREADS = 128u;
+const VECTOR_OUTPUTS = 16u;
+
+const TILE_THREADS = 256u;
+const TILE_ROWS = 64u;
+const TILE_OUTPUTS = 64u;
+const TILE_COLUMNS = 32u;
+// Tiles are padded by one element per row, so that rows start in other banks.
+const INPUT_PITCH = TILE_COLUMNS / 4u + 1u;
+const WEIGHT_PITCH = TILE_COLUMNS / 8u + 1u;
+
+// Elements that one workgroup of multiply_vectors makes per row.
+override SLOTS: u32 = VECTOR_OUTPUTS;
+// ROWS * SLOTS. Array sizes are single constants, not expressions: naga 29
+// fails on those.
+override PRODUCTS: u32 = VECTOR_OUTPUTS;
+
+var<workgroup> team_sums: array<vec4<f32>, VECTOR_THREADS>;
+var<workgroup> team_squares: array<f32, VECTOR_THREADS>;
+var<workgroup> products: array<f32, PRODUCTS>;
+
+var<workgroup> input_tile: array<vec4<f32>, TILE_ROWS * INPUT_PITCH>;
+var<workgroup> weight_tile: array<vec4<u32>, TILE_OUTPUTS * WEIGHT_PITCH>;
+var<workgroup> tile_squares: array<f32, TILE_THREADS>;
+
+// Words of 16 bytes in a row of the weight.
+fn weight_pitch() -> u32 {
+  return (COLUMNS + 7u) / 8u;
+}
+
+// Four elements of an input row; zeros beyond its end.
+fn read_input(row: u32, group: u32) -> vec4<f32> {
+  let groups = COLUMNS / 4u;
+  if (group >= groups) {
+    return vec4<f32>();
+  }
+  return input[row * groups + group];
+}
+
+fn read_norm(group: u32) -> vec4<f32> {
+  if (group >= COLUMNS / 4u) {
+    return vec4<f32>();
+  }
+  return norm[group];
+}
+
+fn rms_scale(squares: f32) -> f32 {
+  return inverseSqrt(squares / f32(COLUMNS) + EPSILON);
+}
+
+fn is_any_needed() -> bool {
+  var any = false;
+  for (var row = 0u; row < ROWS; row++) {
+    any = any || is_needed(row);
+  }
+  return any;
+}
+
+// Fills \`products[row * SLOTS + slot]\` for 16 slots from \`first_slot\`.
+fn multiply_vectors(thread: u32, first_slot: u32) {
+  let lane = thread % TEAM;
+  let slot = first_slot + thread / TEAM * TEAM_OUTPUTS;
+  let pitch = weight_pitch();
+  let row0 = weight_row(slot) * pitch;
+  let row1 = weight_row(slot + 1u) * pitch;
+  let row2 = weight_row(slot + 2u) * pitch;
+  let row3 = weight_row(slot + 3u) * pitch;
+  var sums: array<vec4<f32>, MAX_VECTORS>;
+  var squares: array<f32, MAX_VECTORS>;
+  for (var i = lane; i < pitch; i += TEAM) {
+    let weight0 = weight[row0 + i];
+    let weight1 = weight[row1 + i];
+    let weight2 = weight[row2 + i];
+    let weight3 = weight[row3 + i];
+    for (var row = 0u; row < ROWS; row++) {
+      if (!is_needed(row)) {
+        continue;
+      }
+      var low = read_input(input_row(row), 2u * i);
+      var high = read_input(input_row(row), 2u * i + 1u);
+      if (NORMED) {
+        squares[row] += dot(low, low) + dot(high, high);
+        low *= read_norm(2u * i);
+        high *= read_norm(2u * i + 1u);
+      }
+      sums[row] += vec4(
+        dot_halves(weight0, low, high),
+        dot_halves(weight1, low, high),
+        dot_halves(weight2, low, high),
+        dot_halves(weight3, low, high),
+      );
+    }
+  }
+  for (var row = 0u; row < ROWS; row++) {
+    team_sums[thread] = sums[row];
+    team_squares[thread] = squares[row];
+    for (var width = TEAM / 2u; width > 0u; width /= 2u) {
+      workgroupBarrier();
+      if (lane < width) {
+        team_sums[thread] += team_sums[thread + width];
+        team_squares[thread] += team_squares[thread + width];
+      }
+    }
+    if (lane == 0u) {
+      var sum = team_sums[thread];
+      if (NORMED) {
+        sum *= rms_scale(team_squares[thread]);
+      }
+      let at = row * SLOTS + slot;
+      products[at] = sum.x;
+      products[at + 1u] = sum.y;
+      products[at + 2u] = sum.z;
+      products[at + 3u] = sum.w;
+    }
+    workgroupBarrier();
+  }
+}
+
+// The products of 64 rows from \`first_row\` with 64 slots. Returns those of the
+// rows \`first_row + thread / 16 + 16 i\`, slots \`4 (thread % 16) ..+ 4\`.
+fn multiply_tiles(thread: u32, first_row: u32) -> array<vec4<f32>, 4> {
+  let x = thread % 16u;
+  let y = thread / 16u;
+  let pitch = weight_pitch();
+  // What this thread loads: 16 bytes of a weight row, 8 elements of an input.
+  let line = thread / 4u;
+  let part = thread % 4u;
+  // Slots 4x ..+ 4 lie 16 apart in the tile, so that neighbours in a workgroup
+  // read neighbouring rows.
+  let load_slot = line % 16u * 4u + line / 16u;
+  let load_weight = weight_row(load_slot) * pitch;
+  let load_row = first_row + line;
+  let is_loaded = load_row < ROWS && is_needed(load_row);
+  var sums: array<vec4<f32>, 4>;
+  var squares = 0.0;
+  for (var first = 0u; first < pitch; first += TILE_COLUMNS / 8u) {
+    let i = first + part;
+    var words = vec4<u32>();
+    var low = vec4<f32>();
+    var high = vec4<f32>();
+    if (i < pitch) {
+      words = weight[load_weight + i];
+      if (is_loaded) {
+        low = read_input(input_row(load_row), 2u * i);
+        high = read_input(input_row(load_row), 2u * i + 1u);
+      }
+      if (NORMED) {
+        squares += dot(low, low) + dot(high, high);
+        low *= read_norm(2u * i);
+        high *= read_norm(2u * i + 1u);
+      }
+    }
+    workgroupBarrier();
+    weight_tile[line * WEIGHT_PITCH + part] = words;
+    input_tile[line * INPUT_PITCH + 2u * part] = low;
+    input_tile[line * INPUT_PITCH + 2u * part + 1u] = high;
+    workgroupBarrier();
+    for (var k = 0u; k < TILE_COLUMNS / 8u; k++) {
+      let weight0 = weight_tile[x * WEIGHT_PITCH + k];
+      let weight1 = weight_tile[(x + 16u) * WEIGHT_PITCH + k];
+      let weight2 = weight_tile[(x + 32u) * WEIGHT_PITCH + k];
+      let weight3 = weight_tile[(x + 48u) * WEIGHT_PITCH + k];
+      for (var j = 0u; j < 4u; j++) {
+        let at = (y + 16u * j) * INPUT_PITCH + 2u * k;
+        let a = input_tile[at];
+        let b = input_tile[at + 1u];
+        sums[j] += vec4(
+          dot_halves(weight0, a, b),
+          dot_halves(weight1, a, b),
+          dot_halves(weight2, a, b),
+          dot_halves(weight3, a, b),
+        );
+      }
+    }
+  }
+  if (NORMED) {
+    tile_squares[thread] = squares;
+    workgroupBarrier();
+    for (var j = 0u; j < 4u; j++) {
+      let at = (y + 16u * j) * 4u;
+      sums[j] *= rms_scale(
+        tile_squares[at] + tile_squares[at + 1u] +
+        tile_squares[at + 2u] + tile_squares[at + 3u],
+      );
+    }
+  }
+  return sums;
+}
+`,
+  "lib/merge_slots.wgsl": `// Merging slots: Electoral Votes and Zero Inference-Perturbation merging. See
+// \`src/reference/merge_slots.ts\` for the source and the formulas.
+//
+// One workgroup merges one set. Every thread works out the merge weights for
+// itself, from a few numbers per member; thread \`t\` then owns elements 2t and
+// 2t + 1 of key and value, and the first threads one query head each.
+//
+// A kernel defines
+//   next_member(slot)  the member after \`slot\`, or NO_SLOT
+
+// Share of the mean squared query added to the Gram matrix's diagonal.
+const RIDGE = 1e-6;
+
+var<workgroup> head_votes: array<f32, MAX_GROUP>;
+var<workgroup> head_excess: array<f32, MAX_GROUP>;
+var<workgroup> gram: array<f32, MAX_GROUP * MAX_GROUP>;
+var<workgroup> shift: array<f32, MAX_GROUP>;
+
+// First of the query vectors, in \`queries\`, that the merge must not disturb.
+var<private> merge_vector: u32;
+
+struct Merged {
+  // Slots merged into the kept one.
+  count: u32,
+  // 1 if a ZIP scale was unsafe.
+  guarded: u32,
+  // KL(merge weights, vote shares)
+  divergence: f32,
+}
+
+// Merges \`first\` and the members after it into \`kept\`. The caller waits for
+// storage and then frees them.
+fn merge_slots(thread: u32, kept: u32, first: u32) -> Merged {
+  let half = HEAD_DIM / 2u;
+  var mass = -1e30;
+  var votes = -1e30;
+  var merged = Merged(0u, 0u, 0.0);
+  for (var slot = kept; slot != NO_SLOT; slot = member_after(slot, kept, first)) {
+    let bias = pooled_bias(slot);
+    mass = log_add(mass, bias + log_score(slot));
+    votes = log_add(votes, bias);
+    merged.count += 1u;
+  }
+  merged.count -= 1u;
+
+  var mean_score = 0.0;
+  var key = vec2<f32>();
+  var value = vec2<f32>();
+  var current = 0.0;
+  var exact = -1e30;
+  var lane_votes = -1e30;
+  var observations = 0u;
+  var accumulated = 0.0;
+  var tokens = 0u;
+  for (var slot = kept; slot != NO_SLOT; slot = member_after(slot, kept, first)) {
+    let score = log_score(slot);
+    let weight = exp(pooled_bias(slot) + score - mass);
+    mean_score += weight * score;
+    if (thread < half) {
+      key += weight * unpack_halves(key_word(slot, thread));
+      value += weight * unpack_halves(value_word(slot, thread));
+    }
+    if (thread < GROUP) {
+      let logit = member_logit(thread, slot);
+      let bias = vote_bias(slot, thread);
+      current += weight * logit;
+      exact = log_add(exact, bias + logit);
+      lane_votes = log_add(lane_votes, bias);
+    }
+    observations = max(observations, side_word(slot, FIELD_OBSERVATIONS));
+    accumulated += side_float(slot, FIELD_ACCUMULATED);
+    tokens += tokens_of(slot);
+  }
+  merged.divergence = mean_score - (mass - votes);
+  if (thread < GROUP) {
+    head_votes[thread] = lane_votes;
+    // By how much the mean key overstates the mass for the current query.
+    head_excess[thread] = current - (exact - lane_votes);
+  }
+  workgroupBarrier();
+
+  var is_real = KEY_FORM == KEY_REAL_VOTES;
+  if (KEY_FORM == KEY_ZIP) {
+    let scale = (mass - votes) / select(mean_score, 1.0, mean_score == 0.0);
+    if (mean_score != 0.0 && scale >= GUARD_LOW && scale <= GUARD_HIGH) {
+      key *= scale;
+    } else {
+      is_real = true;
+      merged.guarded = 1u;
+    }
+  }
+  if (KEY_FORM == KEY_MIN_NORM) {
+    solve_shift(thread);
+    for (var head = 0u; head < GROUP; head++) {
+      if (thread < half) {
+        key += shift[head] * queries[(merge_vector + head) * half + thread];
+      }
+    }
+  }
+
+  if (thread < half) {
+    set_key_word(kept, thread, pack_halves(key));
+    set_value_word(kept, thread, pack_halves(value));
+  }
+  if (thread == 0u) {
+    var sum = 0.0;
+    for (var lane = 0u; lane < LANES; lane++) {
+      var bias = votes;
+      var excess = merged.divergence;
+      if (LANES > 1u) {
+        bias = head_votes[lane];
+        excess = head_excess[lane];
+      }
+      if (is_real) {
+        bias -= excess;
+      }
+      sum += bias;
+      set_side_float(kept, FIELD_BIAS + lane, bias);
+    }
+    if (observations > 0u) {
+      // The score that gives the merged votes the mass of the members.
+      let ema = mass - sum / f32(LANES) + ema_correction(observations);
+      set_side_float(kept, FIELD_EMA, ema);
+    }
+    set_side_float(kept, FIELD_ACCUMULATED, accumulated);
+    set_side_word(kept, FIELD_OBSERVATIONS, observations);
+    set_side_word(kept, FIELD_TOKENS, tokens);
+  }
+  return merged;
+}
+
+fn member_after(slot: u32, kept: u32, first: u32) -> u32 {
+  if (slot == kept) {
+    return first;
+  }
+  return next_member(slot);
+}
+
+// Raw logit of a member for one query head. Members are never sinks.
+fn member_logit(query_head: u32, slot: u32) -> f32 {
+  let half = HEAD_DIM / 2u;
+  var sum = 0.0;
+  for (var i = 0u; i < half; i++) {
+    let query = queries[(merge_vector + query_head) * half + i];
+    sum += dot(query, unpack_halves(key_word(slot, i)));
+  }
+  return sum * ROOT;
+}
+
+// Solves for the coordinates, in the span of the queries, of the smallest
+// change of a key that lowers the logit of head g by \`head_excess[g]\`. The Gram
+// system of the queries is positive definite: elimination needs no pivoting.
+fn solve_shift(thread: u32) {
+  let half = HEAD_DIM / 2u;
+  let row = thread / GROUP;
+  let column = thread % GROUP;
+  let is_inside = row < GROUP;
+  if (is_inside) {
+    var sum = 0.0;
+    for (var i = 0u; i < half; i++) {
+      sum += dot(
+        queries[(merge_vector + row) * half + i],
+        queries[(merge_vector + column) * half + i],
+      );
+    }
+    gram[thread] = sum * ROOT;
+  }
+  workgroupBarrier();
+  var mean = 0.0;
+  for (var head = 0u; head < GROUP; head++) {
+    mean += gram[head * GROUP + head];
+  }
+  mean /= f32(GROUP);
+  workgroupBarrier();
+  if (is_inside && row == column) {
+    // Queries that are all 0 change no logit, whatever the key.
+    gram[thread] = select(gram[thread] + RIDGE * mean, 1.0, mean == 0.0);
+    shift[row] = select(-head_excess[row], 0.0, mean == 0.0);
+  }
+  workgroupBarrier();
+  for (var pivot = 0u; pivot < GROUP; pivot++) {
+    var factor = 0.0;
+    var above = 0.0;
+    let known = shift[pivot];
+    if (is_inside && row != pivot) {
+      factor = gram[row * GROUP + pivot] / gram[pivot * GROUP + pivot];
+      above = gram[pivot * GROUP + column];
+    }
+    workgroupBarrier();
+    if (is_inside && row != pivot) {
+      gram[thread] -= factor * above;
+      if (column == 0u) {
+        shift[row] -= factor * known;
+      }
+    }
+    workgroupBarrier();
+  }
+  if (thread < GROUP) {
+    shift[thread] /= gram[thread * GROUP + thread];
+  }
+  workgroupBarrier();
+}
+`,
+  "lib/ordered_bits.wgsl": `// Bits of a float that sort like the float.
+fn ordered(value: f32) -> u32 {
+  // Both zeros are the same number.
+  let bits = bitcast<u32>(select(value, 0.0, value == 0.0));
+  return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
+}
+`,
+  "lib/pairing.wgsl": `// Pairing candidates up by the proposals that \`search\` left.
+
+fn mark_at(section: u32, candidate: u32) -> u32 {
+  return (section * KV_HEADS + kv_head) * params.candidates + candidate;
+}
+
+// Whether both ends of a candidate's proposal are still free.
+fn is_open(candidate: u32) -> bool {
+  let choice = work[work_at(WORK_CHOICE, candidate)];
+  if (choice == NO_SLOT) {
+    return false;
+  }
+  let flags = work[work_at(WORK_FLAGS, candidate)] |
+    work[work_at(WORK_FLAGS, choice)];
+  return (flags & FLAG_TAKEN) == 0u;
+}
+
+fn touch_key(candidate: u32, key: u32) {
+  atomicMin(&marks[mark_at(0u, candidate)], key);
+}
+
+fn touch_position(candidate: u32, key: u32, position: u32) {
+  if (atomicLoad(&marks[mark_at(0u, candidate)]) == key) {
+    atomicMin(&marks[mark_at(1u, candidate)], position);
+  }
+}
+
+fn is_best_at(candidate: u32, key: u32, position: u32) -> bool {
+  return atomicLoad(&marks[mark_at(0u, candidate)]) == key &&
+    atomicLoad(&marks[mark_at(1u, candidate)]) == position;
+}
+
+// Takes proposals in order of similarity while both ends are free; returns how
+// many. A proposal that is the best of all that touch its two ends is taken
+// whatever happens elsewhere, so rounds of taking all of those give what one
+// pass in order would.
+fn accept_pairs(thread: u32, listed: u32) -> u32 {
+  var accepted = 0u;
+  loop {
+    for (var i = thread; i < listed; i += THREADS) {
+      let c = work[work_at(WORK_LIST, i)];
+      atomicStore(&marks[mark_at(0u, c)], 0xffffffffu);
+      atomicStore(&marks[mark_at(1u, c)], 0xffffffffu);
+    }
+    storageBarrier();
+    for (var i = thread; i < listed; i += THREADS) {
+      let c = work[work_at(WORK_LIST, i)];
+      if (is_open(c)) {
+        let key = work[work_at(WORK_KEY, c)];
+        touch_key(c, key);
+        touch_key(work[work_at(WORK_CHOICE, c)], key);
+      }
+    }
+    storageBarrier();
+    for (var i = thread; i < listed; i += THREADS) {
+      let c = work[work_at(WORK_LIST, i)];
+      if (is_open(c)) {
+        let key = work[work_at(WORK_KEY, c)];
+        let position = position_of(slot_of(c));
+        touch_position(c, key, position);
+        touch_position(work[work_at(WORK_CHOICE, c)], key, position);
+      }
+    }
+    storageBarrier();
+    var taken = 0u;
+    for (var i = thread; i < listed; i += THREADS) {
+      let c = work[work_at(WORK_LIST, i)];
+      if (is_open(c)) {
+        let key = work[work_at(WORK_KEY, c)];
+        let choice = work[work_at(WORK_CHOICE, c)];
+        let position = position_of(slot_of(c));
+        if (is_best_at(c, key, position) && is_best_at(choice, key, position)) {
+          work[work_at(WORK_FLAGS, c)] |= FLAG_TAKEN | FLAG_ACCEPTED;
+          work[work_at(WORK_FLAGS, choice)] |= FLAG_TAKEN;
+          taken += 1u;
+        }
+      }
+    }
+    storageBarrier();
+    taken = sum_words(thread, taken);
+    accepted += taken;
+    if (taken == 0u) {
+      break;
+    }
+  }
+  return accepted;
+}
+`,
+  "lib/policy.wgsl": `// The numbers of a policy: see \`src/policies/parts.ts\`.
+
+const SCORE_POSITION = 0u;
+const SCORE_ACCUMULATED = 1u;
+const SCORE_EMA = 2u;
+override SCORE: u32 = SCORE_POSITION;
+// ln alpha and ln(1 - alpha) of the moving sum; alpha is 0 where there is none.
+override LOG_ALPHA: f32 = -1e30;
+override LOG_REST: f32 = 0.0;
+// Whether the moving sum is over exp(q·k/√d) itself.
+override RAW_SCALE: bool = false;
+override COUNT_VOTES: bool = false;
+// Whether anything reads the scores of slots.
+override OBSERVE: bool = true;
+
+const MERGE_NEVER = 0u;
+const MERGE_DROP = 1u;
+const MERGE_VOTES = 2u;
+override MERGE: u32 = MERGE_NEVER;
+
+const KEY_ZIP = 0u;
+const KEY_MIN_NORM = 1u;
+const KEY_REAL_VOTES = 2u;
+const KEY_CONVEX = 3u;
+override KEY_FORM: u32 = KEY_CONVEX;
+override THRESHOLD: f32 = 1.0;
+override GUARD_LOW: f32 = 0.0;
+override GUARD_HIGH: f32 = 0.0;
+`,
+  "lib/reduce.wgsl": `// Sums and choices over a workgroup of THREADS threads, which must be a power
+// of two. All threads call them together and all get the result. Sums are
+// taken in a fixed order, so results do not change from run to run. Adapters
+// without subgroups are the reason to go through workgroup memory.
+
+const NO_SLOT = 0xffffffffu;
+
+var<workgroup> reduce_words: array<u32, THREADS>;
+var<workgroup> reduce_floats: array<f32, THREADS>;
+
+fn sum_words(thread: u32, value: u32) -> u32 {
+  reduce_words[thread] = value;
+  for (var width = THREADS / 2u; width > 0u; width /= 2u) {
+    workgroupBarrier();
+    if (thread < width) {
+      reduce_words[thread] += reduce_words[thread + width];
+    }
+  }
+  return workgroupUniformLoad(&reduce_words[0]);
+}
+
+fn min_words(thread: u32, value: u32) -> u32 {
+  reduce_words[thread] = value;
+  for (var width = THREADS / 2u; width > 0u; width /= 2u) {
+    workgroupBarrier();
+    if (thread < width) {
+      reduce_words[thread] =
+        min(reduce_words[thread], reduce_words[thread + width]);
+    }
+  }
+  return workgroupUniformLoad(&reduce_words[0]);
+}
+
+fn sum_floats(thread: u32, value: f32) -> f32 {
+  reduce_floats[thread] = value;
+  for (var width = THREADS / 2u; width > 0u; width /= 2u) {
+    workgroupBarrier();
+    if (thread < width) {
+      reduce_floats[thread] += reduce_floats[thread + width];
+    }
+  }
+  return workgroupUniformLoad(&reduce_floats[0]);
+}
+
+// The sum of \`value\` over this thread and those before it.
+fn prefix_sum(thread: u32, value: u32) -> u32 {
+  reduce_words[thread] = value;
+  workgroupBarrier();
+  for (var width = 1u; width < THREADS; width *= 2u) {
+    var sum = reduce_words[thread];
+    if (thread >= width) {
+      sum += reduce_words[thread - width];
+    }
+    workgroupBarrier();
+    reduce_words[thread] = sum;
+    workgroupBarrier();
+  }
+  let sum = reduce_words[thread];
+  workgroupBarrier();
+  return sum;
+}
+
+// A slot with what it is ranked by: a key, then its position in the text.
+struct Ranked {
+  key: f32,
+  position: u32,
+  slot: u32,
+}
+
+fn unranked() -> Ranked {
+  return Ranked(3e38, 0xffffffffu, NO_SLOT);
+}
+
+fn is_before(a: Ranked, b: Ranked) -> bool {
+  return a.key < b.key || (a.key == b.key && a.position < b.position);
+}
+
+var<workgroup> reduce_ranked: array<Ranked, THREADS>;
+
+// The first of all ranked slots; one without a slot if there is none.
+fn first_ranked(thread: u32, mine: Ranked) -> Ranked {
+  reduce_ranked[thread] = mine;
+  for (var width = THREADS / 2u; width > 0u; width /= 2u) {
+    workgroupBarrier();
+    if (thread < width) {
+      if (is_before(reduce_ranked[thread + width], reduce_ranked[thread])) {
+        reduce_ranked[thread] = reduce_ranked[thread + width];
+      }
+    }
+  }
+  return workgroupUniformLoad(&reduce_ranked[0]);
+}
+`,
+  "lib/score_tile.wgsl": `// Logits of a tile of queries and a tile of keys, both in workgroup memory, so
+// that all query heads of a group share one read of the keys.
+//
+// Queries are numbered row by row: query \`i\` belongs to row \`i / GROUP\` and to
+// head \`i % GROUP\` of its KV head.
+
+override QUERY_TILE: u32 = 1u;
+override KEY_TILE: u32 = 16u;
+// Sizes of the arrays below: QUERY_TILE * HEAD_DIM / 2, KEY_TILE * KEY_PITCH
+// and QUERY_TILE * LOGIT_PITCH. Single constants: naga 29 fails on expressions.
+override QUERY_PAIRS: u32 = 2u;
+override KEY_WORDS: u32 = 48u;
+override LOGITS: u32 = 17u;
+// Whether sinks are attended with queries of their own.
+override SINK_QUERIES: bool = false;
+
+var<workgroup> query_tile: array<vec2<f32>, QUERY_PAIRS>;
+// Halves as they are stored.
+var<workgroup> key_tile: array<u32, KEY_WORDS>;
+var<workgroup> logits: array<f32, LOGITS>;
+
+// Rows are padded by one, so that neighbours start in different banks.
+fn key_pitch() -> u32 {
+  return HEAD_DIM / 2u + 1u;
+}
+
+fn logit_pitch() -> u32 {
+  return KEY_TILE + 1u;
+}
+
+// Index in \`queries\` of the vector of a query.
+fn query_vector(query: u32, kv_head: u32) -> u32 {
+  return query / GROUP * HEADS + kv_head * GROUP + query % GROUP;
+}
+
+// Loads \`count\` queries from \`first\`; the rest of the tile becomes 0.
+fn load_queries(thread: u32, first: u32, count: u32, kv_head: u32) {
+  let half = HEAD_DIM / 2u;
+  for (var i = thread; i < QUERY_TILE * half; i += THREADS) {
+    var pair = vec2<f32>();
+    if (i / half < count) {
+      pair = queries[query_vector(first + i / half, kv_head) * half + i % half];
+    }
+    query_tile[i] = pair;
+  }
+}
+
+// Loads the keys of \`count\` slots from \`first\`.
+fn load_keys(thread: u32, first: u32, count: u32) {
+  let half = HEAD_DIM / 2u;
+  for (var i = thread; i < min(count, KEY_TILE) * half; i += THREADS) {
+    key_tile[i / half * key_pitch() + i % half] =
+      key_word(first + i / half, i % half);
+  }
+}
+
+// Raw logit \`q·k/√d\` of query \`i\` and key \`j\` of the tiles.
+// \`vector\` is that of the query, for slots that are sinks.
+fn raw_logit(i: u32, j: u32, vector: u32, slot: u32) -> f32 {
+  let half = HEAD_DIM / 2u;
+  var sum = 0.0;
+  if (SINK_QUERIES && position_of(slot) < SINKS) {
+    for (var p = 0u; p < half; p++) {
+      let key = unpack_halves(key_tile[j * key_pitch() + p]);
+      sum += dot(sink_queries[vector * half + p], key);
+    }
+  } else {
+    for (var p = 0u; p < half; p++) {
+      let key = unpack_halves(key_tile[j * key_pitch() + p]);
+      sum += dot(query_tile[i * half + p], key);
+    }
+  }
+  return sum * ROOT;
+}
+`,
+  "lib/scores.wgsl": `// The scores that rows of attention leave on slots, and the order in which
+// slots are evicted.
+
+// Largest group of query heads that share a KV head.
+const MAX_GROUP = 16u;
+
+// ln(exp a + exp b) without overflow.
+fn log_add(a: f32, b: f32) -> f32 {
+  let top = max(a, b);
+  return top + log(1.0 + exp(min(a, b) - top));
+}
+
+// ln(1 - exp x) for x < 0: a series where the difference would cancel.
+fn log_one_minus_exp(x: f32) -> f32 {
+  if (x > -0.1) {
+    return log(-x * (1.0 + x / 2.0 * (1.0 + x / 3.0 * (1.0 + x / 4.0))));
+  }
+  return log(1.0 - exp(max(x, -80.0)));
+}
+
+// ln(1 - alphaⁿ): the bias correction of a moving sum of n terms.
+fn ema_correction(observations: u32) -> f32 {
+  return log_one_minus_exp(max(f32(observations) * LOG_ALPHA, -1e30));
+}
+
+// Scores of a slot while rows are added to them.
+struct SlotScores {
+  ema: f32,
+  accumulated: f32,
+  observations: u32,
+}
+
+fn read_scores(slot: u32) -> SlotScores {
+  return SlotScores(
+    side_float(slot, FIELD_EMA),
+    side_float(slot, FIELD_ACCUMULATED),
+    side_word(slot, FIELD_OBSERVATIONS),
+  );
+}
+
+// What one row of attention adds: per query head, a raw logit and the ln of
+// the row's softmax sum; see \`observeRow\` of the reference.
+struct Observation {
+  score: f32,   // running ln of the sum of scores
+  weight: f32,  // running sum of attention weights
+}
+
+fn init_observation() -> Observation {
+  return Observation(-1e30, 0.0);
+}
+
+fn observe_head(
+  so_far: Observation,
+  logit: f32,
+  bias: f32,
+  log_sum: f32,
+) -> Observation {
+  return Observation(
+    log_add(so_far.score, select(logit - log_sum, logit, RAW_SCALE)),
+    so_far.weight + exp(logit + bias - log_sum),
+  );
+}
+
+// Adds a row that all query heads of the group have observed.
+fn add_observation(scores: SlotScores, seen: Observation) -> SlotScores {
+  let score = seen.score - log(f32(GROUP));
+  return SlotScores(
+    log_add(scores.ema + LOG_ALPHA, score + LOG_REST),
+    scores.accumulated + seen.weight / f32(GROUP),
+    scores.observations + 1u,
+  );
+}
+
+// ln votes of a slot for its group: the mean over its lanes.
+fn pooled_bias(slot: u32) -> f32 {
+  var sum = 0.0;
+  for (var lane = 0u; lane < LANES; lane++) {
+    sum += side_float(slot, FIELD_BIAS + lane);
+  }
+  return sum / f32(LANES);
+}
+
+// ln of the corrected score of a slot; 0 if no row observed it yet.
+fn log_score(slot: u32) -> f32 {
+  let observations = side_word(slot, FIELD_OBSERVATIONS);
+  if (observations == 0u) {
+    return 0.0;
+  }
+  return side_float(slot, FIELD_EMA) - ema_correction(observations);
+}
+
+// What eviction ranks a slot by; the lowest goes first, ties by position. A
+// position too large for a float is rounded, and the tie puts it right.
+fn eviction_score(slot: u32) -> f32 {
+  if (SCORE == SCORE_POSITION) {
+    return f32(position_of(slot));
+  }
+  if (SCORE == SCORE_ACCUMULATED) {
+    return side_float(slot, FIELD_ACCUMULATED);
+  }
+  var score = log_score(slot);
+  if (COUNT_VOTES) {
+    score += pooled_bias(slot);
+  }
+  return score;
+}
+
+// Whether a slot may be evicted: neither a sink nor a recent token.
+fn is_evictable(position: u32, recent: u32, newest: u32) -> bool {
+  return position >= SINKS && position + recent <= newest;
+}
+`,
+  "lib/slot_writes.wgsl": `// Writing the slots of one layer.
+
+fn set_key_word(slot: u32, i: u32, word: u32) {
+  keys[slot * (HEAD_DIM / 2u) + i] = word;
+}
+
+fn set_value_word(slot: u32, i: u32, word: u32) {
+  values[slot * (HEAD_DIM / 2u) + i] = word;
+}
+
+fn set_side_word(slot: u32, field: u32, word: u32) {
+  side[field * params.total + slot] = word;
+}
+
+fn set_side_float(slot: u32, field: u32, value: f32) {
+  set_side_word(slot, field, bitcast<u32>(value));
+}
+
+fn free_slot(slot: u32) {
+  set_side_word(slot, FIELD_TOKENS, 0u);
+  for (var lane = 0u; lane < LANES; lane++) {
+    set_side_float(slot, FIELD_BIAS + lane, FREE_BIAS);
+  }
+}
+`,
+  "lib/slots.wgsl": `// Reading the slots of one layer: see Slots and SlotField.
+
+override HEADS: u32 = 1u;
+override GROUP: u32 = 1u;
+override HEAD_DIM: u32 = 4u;
+// 1 / √HEAD_DIM
+override ROOT: f32 = 0.5;
+override LANES: u32 = 1u;
+// First tokens of the text that are never evicted.
+override SINKS: u32 = 0u;
+
+const FIELD_EMA = 0u;
+const FIELD_ACCUMULATED = 1u;
+const FIELD_OBSERVATIONS = 2u;
+const FIELD_POSITION = 3u;
+const FIELD_TOKENS = 4u;
+const FIELD_BIAS = 5u;
+
+// Vote bias of a free slot.
+const FREE_BIAS = -1e30;
+
+// Two elements of a slot's key.
+fn key_word(slot: u32, i: u32) -> u32 {
+  return keys[slot * (HEAD_DIM / 2u) + i];
+}
+
+fn value_word(slot: u32, i: u32) -> u32 {
+  return values[slot * (HEAD_DIM / 2u) + i];
+}
+
+fn side_word(slot: u32, field: u32) -> u32 {
+  return side[field * params.total + slot];
+}
+
+fn side_float(slot: u32, field: u32) -> f32 {
+  return bitcast<f32>(side_word(slot, field));
+}
+
+fn position_of(slot: u32) -> u32 {
+  return side_word(slot, FIELD_POSITION);
+}
+
+// Tokens that a slot stands for; 0 if it is free.
+fn tokens_of(slot: u32) -> u32 {
+  return side_word(slot, FIELD_TOKENS);
+}
+
+// ln votes of a slot for a query head of its group.
+fn vote_bias(slot: u32, query_head: u32) -> f32 {
+  return side_float(slot, FIELD_BIAS + select(query_head, 0u, LANES == 1u));
+}
+`,
+  "lib/softmax_state.wgsl": `// Softmax over a stream of logits: running maximum, sum and weighted value.
+// Two states over disjoint parts merge into the state over both, so attention
+// may be split anywhere. A thread holds two elements of the value.
+
+// Below every logit; WGSL has no infinity.
+const LEAST_LOGIT = -1e30;
+
+struct SoftmaxState {
+  max: f32,
+  sum: f32,
+  value: vec2<f32>,
+}
+
+fn init_softmax() -> SoftmaxState {
+  return SoftmaxState(LEAST_LOGIT, 0.0, vec2<f32>());
+}
+
+fn merge_softmax(a: SoftmaxState, b: SoftmaxState) -> SoftmaxState {
+  let top = max(a.max, b.max);
+  let mine = exp(a.max - top);
+  let theirs = exp(b.max - top);
+  return SoftmaxState(
+    top,
+    a.sum * mine + b.sum * theirs,
+    a.value * mine + b.value * theirs,
+  );
+}
+
+// The weighted mean value; 0 over no logits at all.
+fn normalize_softmax(state: SoftmaxState) -> vec2<f32> {
+  return state.value / max(state.sum, 1e-30);
+}
+
+// ln of the softmax sum.
+fn log_softmax_sum(state: SoftmaxState) -> f32 {
+  return state.max + log(max(state.sum, 1e-30));
+}
+`,
+  "lib/staged_slot_writes.wgsl": `// Writing the slots of one layer and the staged rows of a chunk. Otherwise the
+// same as \`slot_writes.wgsl\`.
+
+fn set_key_word(slot: u32, i: u32, word: u32) {
+  if ((slot & STAGED) != 0u) {
+    stage_keys[(slot ^ STAGED) * (HEAD_DIM / 2u) + i] = word;
+    return;
+  }
+  keys[slot * (HEAD_DIM / 2u) + i] = word;
+}
+
+fn set_value_word(slot: u32, i: u32, word: u32) {
+  if ((slot & STAGED) != 0u) {
+    stage_values[(slot ^ STAGED) * (HEAD_DIM / 2u) + i] = word;
+    return;
+  }
+  values[slot * (HEAD_DIM / 2u) + i] = word;
+}
+
+fn set_side_word(slot: u32, field: u32, word: u32) {
+  if ((slot & STAGED) != 0u) {
+    stage_side[field * params.stage_total + (slot ^ STAGED)] = word;
+    return;
+  }
+  side[field * params.total + slot] = word;
+}
+
+fn set_side_float(slot: u32, field: u32, value: f32) {
+  set_side_word(slot, field, bitcast<u32>(value));
+}
+
+fn free_slot(slot: u32) {
+  set_side_word(slot, FIELD_TOKENS, 0u);
+  for (var lane = 0u; lane < LANES; lane++) {
+    set_side_float(slot, FIELD_BIAS + lane, FREE_BIAS);
+  }
+}
+`,
+  "lib/staged_slots.wgsl": `// Reading the slots of one layer and the staged rows of a chunk. The number of
+// a staged row has the highest bit set. Otherwise the same as \`slots.wgsl\`.
+
+const STAGED = 0x80000000u;
+
+override HEADS: u32 = 1u;
+override GROUP: u32 = 1u;
+override HEAD_DIM: u32 = 4u;
+// 1 / √HEAD_DIM
+override ROOT: f32 = 0.5;
+override LANES: u32 = 1u;
+// First tokens of the text that are never evicted.
+override SINKS: u32 = 0u;
+
+const FIELD_EMA = 0u;
+const FIELD_ACCUMULATED = 1u;
+const FIELD_OBSERVATIONS = 2u;
+const FIELD_POSITION = 3u;
+const FIELD_TOKENS = 4u;
+const FIELD_BIAS = 5u;
+
+// Vote bias of a free slot.
+const FREE_BIAS = -1e30;
+
+// Two elements of a slot's key.
+fn key_word(slot: u32, i: u32) -> u32 {
+  if ((slot & STAGED) != 0u) {
+    return stage_keys[(slot ^ STAGED) * (HEAD_DIM / 2u) + i];
+  }
+  return keys[slot * (HEAD_DIM / 2u) + i];
+}
+
+fn value_word(slot: u32, i: u32) -> u32 {
+  if ((slot & STAGED) != 0u) {
+    return stage_values[(slot ^ STAGED) * (HEAD_DIM / 2u) + i];
+  }
+  return values[slot * (HEAD_DIM / 2u) + i];
+}
+
+fn side_word(slot: u32, field: u32) -> u32 {
+  if ((slot & STAGED) != 0u) {
+    return stage_side[field * params.stage_total + (slot ^ STAGED)];
+  }
+  return side[field * params.total + slot];
+}
+
+fn side_float(slot: u32, field: u32) -> f32 {
+  return bitcast<f32>(side_word(slot, field));
+}
+
+fn position_of(slot: u32) -> u32 {
+  return side_word(slot, FIELD_POSITION);
+}
+
+// Tokens that a slot stands for; 0 if it is free.
+fn tokens_of(slot: u32) -> u32 {
+  return side_word(slot, FIELD_TOKENS);
+}
+
+// ln votes of a slot for a query head of its group.
+fn vote_bias(slot: u32, query_head: u32) -> f32 {
+  return side_float(slot, FIELD_BIAS + select(query_head, 0u, LANES == 1u));
+}
+`,
+  "lib/step.wgsl": `// The rows that a program works on. \`step_words\` is the chunk of a prefill
+// program and the state of a decode program: see ChunkWord and StateWord.
+
+override PREFILL: bool = false;
+
+// Whether a row has a token to work on.
+fn is_live(row: u32) -> bool {
+  if (PREFILL) {
+    return row < step_words[CHUNK_ROWS];
+  }
+  return step_words[row * STATE_WORDS + STATE_FINISHED] == 0u;
+}
+
+// Sequence that a row belongs to.
+fn sequence_of(row: u32) -> u32 {
+  if (PREFILL) {
+    return step_words[CHUNK_SEQUENCE];
+  }
+  return row;
+}
+
+// Position of a row's token in the text.
+fn position_of_row(row: u32) -> u32 {
+  if (PREFILL) {
+    return step_words[CHUNK_POSITION] + row;
+  }
+  return step_words[row * STATE_WORDS + STATE_POSITION];
+}
+`,
+  "lib/step_words.wgsl": `// Words of a chunk and of the state of a sequence: see ChunkWord and StateWord.
+
+const CHUNK_SEQUENCE = 0u;
+const CHUNK_ROWS = 1u;
+const CHUNK_POSITION = 2u;
+
+const STATE_POSITION = 0u;
+const STATE_FINISHED = 1u;
+const STATE_PRODUCED = 2u;
+const STATE_LIMIT = 3u;
+const STATE_SEED_LOW = 4u;
+const STATE_SEED_HIGH = 5u;
+const STATE_WORDS = 8u;
+`,
+  "lm_head.wgsl": `// Final RMS norm and the logits of every id.
+//
+// Streams the output embedding once, 2 bytes per element. The sampler reads
+// the logits from memory: a sampler fused in here would have to agree on a
+// threshold across all workgroups, which WGSL cannot do in one dispatch.
+
+struct Params {
+  // First id of the weight block, and ids in it.
+  first_output: u32,
+  outputs: u32,
+  // Ids in all.
+  pitch: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+// (rows, vocabulary), or (1, vocabulary) where LAST
+@group(0) @binding(1) var<storage, read_write> logits: array<f32>;
+// (rows, hidden)
+@group(0) @binding(2) var<storage, read> input: array<vec4<f32>>;
+// (hidden)
+@group(0) @binding(3) var<storage, read> norm: array<vec4<f32>>;
+// (outputs, hidden) halves
+@group(0) @binding(4) var<storage, read> weight: array<vec4<u32>>;
+@group(0) @binding(5) var<storage, read> step_words: array<u32>;
+
+// Whether the only row is the last one of a chunk.
+override LAST: bool = false;
+
+var<private> first_slot: u32;
+
+fn weight_row(slot: u32) -> u32 {
+  return min(first_slot + slot, params.outputs - 1u);
+}
+
+fn input_row(row: u32) -> u32 {
+  if (LAST) {
+    return max(step_words[CHUNK_ROWS], 1u) - 1u;
+  }
+  return row;
+}
+
+fn is_needed(row: u32) -> bool {
+  return is_live(input_row(row));
+}
+
+fn store(row: u32, slot: u32, product: f32) {
+  let i = first_slot + slot;
+  if (row < ROWS && is_needed(row) && i < params.outputs) {
+    logits[row * params.pitch + params.first_output + i] = product;
+  }
+}
+
+@compute @workgroup_size(VECTOR_THREADS)
+fn vector(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!is_any_needed()) {
+    return;
+  }
+  first_slot = group.x * VECTOR_OUTPUTS;
+  multiply_vectors(thread, 0u);
+  for (var i = thread; i < ROWS * VECTOR_OUTPUTS; i += VECTOR_THREADS) {
+    store(i / VECTOR_OUTPUTS, i % VECTOR_OUTPUTS, products[i]);
+  }
+}
+
+@compute @workgroup_size(TILE_THREADS)
+fn tile(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let first_row = group.y * TILE_ROWS;
+  if (PREFILL && !is_live(first_row)) {
+    return;
+  }
+  first_slot = group.x * TILE_OUTPUTS;
+  let sums = multiply_tiles(thread, first_row);
+  for (var j = 0u; j < 4u; j++) {
+    for (var i = 0u; i < 4u; i++) {
+      store(
+        first_row + thread / 16u + 16u * j,
+        thread % 16u * 4u + i,
+        sums[j][i],
+      );
+    }
+  }
+}
+`,
+  "merge_attend.wgsl": `// Attention of one new token per sequence over the voted slots of its heads,
+// softmax(q·k/√d + ln votes); then, per KV head, the policy's work: scores, and
+// one slot merged into its most similar neighbour or dropped if the head is
+// over its budget. Position and slot number are independent, so nothing moves.
+//
+// Moves keys and values once, 4 bytes per element pair, whatever the number of
+// query heads in a group, and about 28 bytes beside each pair.
+//
+// \`attend\` splits the slots of a head over workgroups; each leaves a partial
+// softmax state and, where scores are kept, raw logits. \`finish\`, a workgroup
+// per head, joins the states and does the rest, because a victim can only be
+// chosen once all slots are scored. It reads the keys again for the nearest
+// one; riding with the attention as another query would save that, but needs
+// the victim before the scores of this step.
+
+struct Params {
+  first_head: u32,
+  total: u32,
+  max_capacity: u32,
+  // Workgroups that share a head, and slots of each.
+  splits: u32,
+  split_slots: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+// (rows, heads, headDim)
+@group(0) @binding(1) var<storage, read_write> output: array<vec2<f32>>;
+// (rows, heads, headDim)
+@group(0) @binding(2) var<storage, read> queries: array<vec2<f32>>;
+@group(0) @binding(3) var<storage, read> sink_queries: array<vec2<f32>>;
+// (total, headDim) halves
+@group(0) @binding(4) var<storage, read_write> keys: array<u32>;
+@group(0) @binding(5) var<storage, read_write> values: array<u32>;
+// (SlotField.bias + lanes, total)
+@group(0) @binding(6) var<storage, read_write> side: array<u32>;
+@group(0) @binding(7) var<storage, read_write> table: array<u32>;
+@group(0) @binding(8) var<storage, read> step_words: array<u32>;
+// (rows, heads, maxCapacity): raw logits, votes not counted
+@group(0) @binding(9) var<storage, read_write> raw_logits: array<f32>;
+// (rows, kvHeads, splits, group, 1 + headDim / 2): maximum and sum, then value
+@group(0) @binding(10) var<storage, read_write> partials: array<vec2<f32>>;
+
+const THREADS = 256u;
+
+var<workgroup> state_max: array<f32, MAX_GROUP>;
+var<workgroup> state_keep: array<f32, MAX_GROUP>;
+var<workgroup> part_values: array<vec2<f32>, THREADS>;
+var<workgroup> part_sums: array<f32, THREADS>;
+var<workgroup> log_sums: array<f32, MAX_GROUP>;
+var<workgroup> head_words: array<u32, HEAD_WORDS>;
+
+// Slots that may be live once the new token is in its slot.
+fn used_slots(head: u32) -> u32 {
+  let used = min(table[head + HEAD_NEXT] + 1u, table[head + HEAD_CAPACITY]);
+  return max(table[head + HEAD_HIGH], used);
+}
+
+fn logit_at(row: u32, kv_head: u32, query_head: u32) -> u32 {
+  return (row * HEADS + kv_head * GROUP + query_head) * params.max_capacity;
+}
+
+fn partial_at(row: u32, kv_head: u32, split: u32, query_head: u32) -> u32 {
+  let part = (row * KV_HEADS + kv_head) * params.splits + split;
+  return (part * GROUP + query_head) * (HEAD_DIM / 2u + 1u);
+}
+
+@compute @workgroup_size(THREADS)
+fn attend(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let split = group.x;
+  let kv_head = group.y;
+  let row = group.z;
+  if (!is_live(row)) {
+    return;
+  }
+  let head = head_at(sequence_of(row), kv_head);
+  if (thread == 0u) {
+    head_words[HEAD_OFFSET] = table[head + HEAD_OFFSET];
+    head_words[HEAD_HIGH] = used_slots(head);
+  }
+  let offset = workgroupUniformLoad(&head_words[HEAD_OFFSET]);
+  let high = workgroupUniformLoad(&head_words[HEAD_HIGH]);
+  let first = split * params.split_slots;
+  let end = min(first + params.split_slots, high);
+  if (first >= end) {
+    return;
+  }
+  let half = HEAD_DIM / 2u;
+  load_queries(thread, row * GROUP, GROUP, kv_head);
+  if (thread < GROUP) {
+    state_max[thread] = LEAST_LOGIT;
+  }
+
+  // Logits: a thread has key \`j\` and every \`strands\`th query.
+  let j = thread % KEY_TILE;
+  let strand = thread / KEY_TILE;
+  let strands = THREADS / KEY_TILE;
+  // Values: a thread has two elements and every \`parts\`th slot.
+  let parts = THREADS / half;
+  let part = thread / half;
+  let pair = thread % half;
+  var values_sum: array<vec2<f32>, MAX_GROUP>;
+  var weights_sum: array<f32, MAX_GROUP>;
+  for (var tile = first; tile < end; tile += KEY_TILE) {
+    let count = min(KEY_TILE, end - tile);
+    load_keys(thread, offset + tile, count);
+    workgroupBarrier();
+    let slot = offset + tile + j;
+    let is_used = j < count && tokens_of(slot) != 0u;
+    for (var i = strand; i < GROUP; i += strands) {
+      var logit = LEAST_LOGIT;
+      if (is_used) {
+        let vector = query_vector(row * GROUP + i, kv_head);
+        let raw = raw_logit(i, j, vector, slot);
+        if (OBSERVE) {
+          raw_logits[logit_at(row, kv_head, i) + tile + j] = raw;
+        }
+        logit = raw + vote_bias(slot, i);
+      }
+      logits[i * logit_pitch() + j] = logit;
+    }
+    workgroupBarrier();
+    // Zeroed in so many words: naga 29 does not zero a \`var\` again in a loop.
+    var tops = array<f32, MAX_GROUP>();
+    var weights = array<f32, MAX_GROUP>();
+    for (var i = strand; i < GROUP; i += strands) {
+      var top = state_max[i];
+      for (var k = 0u; k < KEY_TILE; k++) {
+        top = max(top, logits[i * logit_pitch() + k]);
+      }
+      tops[i] = top;
+      if (is_used) {
+        weights[i] = exp(logits[i * logit_pitch() + j] - top);
+      }
+    }
+    workgroupBarrier();
+    for (var i = strand; i < GROUP; i += strands) {
+      logits[i * logit_pitch() + j] = weights[i];
+      if (j == 0u) {
+        state_keep[i] = exp(state_max[i] - tops[i]);
+        state_max[i] = tops[i];
+      }
+    }
+    workgroupBarrier();
+    if (part < parts) {
+      for (var i = 0u; i < GROUP; i++) {
+        values_sum[i] *= state_keep[i];
+        weights_sum[i] *= state_keep[i];
+      }
+      for (var k = part; k < count; k += parts) {
+        let value = unpack_halves(value_word(offset + tile + k, pair));
+        for (var i = 0u; i < GROUP; i++) {
+          let weight = logits[i * logit_pitch() + k];
+          values_sum[i] += weight * value;
+          weights_sum[i] += weight;
+        }
+      }
+    }
+  }
+
+  for (var i = 0u; i < GROUP; i++) {
+    workgroupBarrier();
+    part_values[thread] = values_sum[i];
+    part_sums[thread] = weights_sum[i];
+    workgroupBarrier();
+    if (part == 0u) {
+      var value = vec2<f32>();
+      var sum = 0.0;
+      for (var p = 0u; p < parts; p++) {
+        value += part_values[p * half + pair];
+        sum += part_sums[p * half + pair];
+      }
+      let at = partial_at(row, kv_head, split, i);
+      partials[at + 1u + pair] = value;
+      if (pair == 0u) {
+        partials[at] = vec2(state_max[i], sum);
+      }
+    }
+  }
+}
+
+// Only two slots are ever merged here: the second member is the last.
+fn next_member(slot: u32) -> u32 {
+  return NO_SLOT;
+}
+
+// Joins the partial states of a head and writes its output.
+fn join(thread: u32, row: u32, kv_head: u32, splits: u32) {
+  let half = HEAD_DIM / 2u;
+  for (var i = thread; i < GROUP * half; i += THREADS) {
+    let query_head = i / half;
+    let pair = i % half;
+    var state = init_softmax();
+    for (var split = 0u; split < splits; split++) {
+      let at = partial_at(row, kv_head, split, query_head);
+      let sums = partials[at];
+      state = merge_softmax(
+        state,
+        SoftmaxState(sums.x, sums.y, partials[at + 1u + pair]),
+      );
+    }
+    let vector = query_vector(row * GROUP + query_head, kv_head);
+    output[vector * half + pair] = normalize_softmax(state);
+    if (pair == 0u) {
+      log_sums[query_head] = log_softmax_sum(state);
+    }
+  }
+}
+
+// Adds this row to the scores of a slot.
+fn observe_slot(row: u32, kv_head: u32, slot: u32, index: u32) {
+  var seen = init_observation();
+  for (var i = 0u; i < GROUP; i++) {
+    let logit = raw_logits[logit_at(row, kv_head, i) + index];
+    seen = observe_head(seen, logit, vote_bias(slot, i), log_sums[i]);
+  }
+  let scores = add_observation(read_scores(slot), seen);
+  set_side_float(slot, FIELD_EMA, scores.ema);
+  set_side_float(slot, FIELD_ACCUMULATED, scores.accumulated);
+  set_side_word(slot, FIELD_OBSERVATIONS, scores.observations);
+}
+
+// The slot with the key most similar to that of \`victim\`, among \`high\` slots
+// from \`offset\`; its key is minus the cosine.
+fn nearest(thread: u32, victim: u32, offset: u32, high: u32) -> Ranked {
+  let half = HEAD_DIM / 2u;
+  let j = thread % KEY_TILE;
+  let part = thread / KEY_TILE;
+  let parts = THREADS / KEY_TILE;
+  var best = unranked();
+  var victim_squares = 0.0;
+  for (var i = 0u; i < half; i++) {
+    let element = unpack_halves(key_word(victim, i));
+    victim_squares += dot(element, element);
+  }
+  for (var tile = 0u; tile < high; tile += KEY_TILE) {
+    let count = min(KEY_TILE, high - tile);
+    load_keys(thread, offset + tile, count);
+    workgroupBarrier();
+    var sums = vec2<f32>();
+    for (var i = part; i < half; i += parts) {
+      let key = unpack_halves(key_tile[j * key_pitch() + i]);
+      let other = unpack_halves(key_word(victim, i));
+      sums += vec2(dot(key, other), dot(key, key));
+    }
+    part_values[thread] = sums;
+    workgroupBarrier();
+    let slot = offset + tile + j;
+    if (part == 0u && j < count && slot != victim && tokens_of(slot) != 0u) {
+      let position = position_of(slot);
+      if (position >= SINKS) {
+        for (var p = 1u; p < parts; p++) {
+          sums += part_values[p * KEY_TILE + j];
+        }
+        let norms = sqrt(sums.y * victim_squares);
+        let cosine = select(sums.x / max(norms, 1e-30), 0.0, norms == 0.0);
+        let mine = Ranked(-cosine, position, slot);
+        if (is_before(mine, best)) {
+          best = mine;
+        }
+      }
+    }
+  }
+  return first_ranked(thread, best);
+}
+
+@compute @workgroup_size(THREADS)
+fn finish(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let kv_head = group.x;
+  let row = group.y;
+  if (!is_live(row)) {
+    return;
+  }
+  let head = head_at(sequence_of(row), kv_head);
+  if (thread < HEAD_WORDS) {
+    head_words[thread] = table[head + thread];
+    if (thread == HEAD_HIGH) {
+      head_words[thread] = used_slots(head);
+    }
+  }
+  let offset = workgroupUniformLoad(&head_words[HEAD_OFFSET]);
+  let high = workgroupUniformLoad(&head_words[HEAD_HIGH]);
+  let budget = workgroupUniformLoad(&head_words[HEAD_BUDGET]);
+  let recent = workgroupUniformLoad(&head_words[HEAD_RECENT]);
+  let newest = position_of_row(row);
+
+  let splits = (high + params.split_slots - 1u) / params.split_slots;
+  join(thread, row, kv_head, splits);
+  workgroupBarrier();
+
+  var live = 0u;
+  var free = high;
+  var lowest = unranked();
+  for (var i = thread; i < high; i += THREADS) {
+    let slot = offset + i;
+    if (tokens_of(slot) == 0u) {
+      free = min(free, i);
+      continue;
+    }
+    live += 1u;
+    if (OBSERVE) {
+      observe_slot(row, kv_head, slot, i);
+    }
+    if (MERGE != MERGE_NEVER) {
+      let position = position_of(slot);
+      if (is_evictable(position, recent, newest)) {
+        let mine = Ranked(eviction_score(slot), position, slot);
+        if (is_before(mine, lowest)) {
+          lowest = mine;
+        }
+      }
+    }
+  }
+  live = sum_words(thread, live);
+  free = min_words(thread, free);
+  var merged = Merged(0u, 0u, 0.0);
+  var dropped = 0u;
+  if (MERGE != MERGE_NEVER && live > budget) {
+    storageBarrier();
+    let victim = first_ranked(thread, lowest).slot;
+    if (victim != NO_SLOT) {
+      if (MERGE == MERGE_VOTES) {
+        let chosen = nearest(thread, victim, offset, high);
+        if (chosen.slot != NO_SLOT && -chosen.key > THRESHOLD) {
+          merge_vector = query_vector(row * GROUP, kv_head);
+          merged = merge_slots(thread, chosen.slot, victim);
+        }
+      }
+      workgroupBarrier();
+      if (thread == 0u) {
+        if (merged.count == 0u) {
+          dropped = tokens_of(victim);
+        }
+        free_slot(victim);
+      }
+      live -= 1u;
+      free = min(free, victim - offset);
+    }
+  }
+  if (thread == 0u) {
+    table[head + HEAD_LIVE] = live;
+    table[head + HEAD_NEXT] = free;
+    table[head + HEAD_HIGH] = high;
+    if (MERGE != MERGE_NEVER) {
+      table[head + HEAD_MERGED] += merged.count;
+      table[head + HEAD_GUARDED] += merged.guarded;
+      table[head + HEAD_DIVERGENCE] = bitcast<u32>(
+        bitcast<f32>(head_words[HEAD_DIVERGENCE]) + merged.divergence,
+      );
+      if (dropped > 0u) {
+        table[head + HEAD_DROPPED] += 1u;
+        table[head + HEAD_DROPPED_TOKENS] += dropped;
+      }
+    }
+  }
+}
+`,
+  "observe.wgsl": `// Adds the attention of a chunk's observed rows to the scores of the slots and
+// of the staged rows.
+//
+// Logits are computed again from queries and keys, with the softmax sums that
+// \`prefill_attend\` left; storing them would take rows × slots. A workgroup owns
+// a tile of slots of one KV head and goes through the observed rows in order,
+// because a moving average depends on the order.
+
+struct Params {
+  first_head: u32,
+  total: u32,
+  stage_total: u32,
+  stage_rows: u32,
+  // Tiles of cache slots; the tiles after them are of staged rows.
+  cache_tiles: u32,
+  // Rows observed at the end of the chunk.
+  probe_rows: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+// (rows, heads, headDim)
+@group(0) @binding(1) var<storage, read> queries: array<vec2<f32>>;
+@group(0) @binding(2) var<storage, read> sink_queries: array<vec2<f32>>;
+// (rows, heads)
+@group(0) @binding(3) var<storage, read> log_sums: array<f32>;
+// (total, headDim) halves
+@group(0) @binding(4) var<storage, read_write> keys: array<u32>;
+@group(0) @binding(5) var<storage, read_write> values: array<u32>;
+// (SlotField.bias + lanes, total)
+@group(0) @binding(6) var<storage, read_write> side: array<u32>;
+// The same of the staged rows, (kvHeads, stageRows).
+@group(0) @binding(7) var<storage, read_write> stage_keys: array<u32>;
+@group(0) @binding(8) var<storage, read_write> stage_values: array<u32>;
+@group(0) @binding(9) var<storage, read_write> stage_side: array<u32>;
+@group(0) @binding(10) var<storage, read> table: array<u32>;
+@group(0) @binding(11) var<storage, read> step_words: array<u32>;
+
+const THREADS = 256u;
+
+@compute @workgroup_size(THREADS)
+fn observe(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let kv_head = group.y;
+  let rows = step_words[CHUNK_ROWS];
+  let head = head_at(step_words[CHUNK_SEQUENCE], kv_head);
+  var tile = group.x;
+  var end = table[head + HEAD_HIGH];
+  let is_staged = tile >= params.cache_tiles;
+  if (is_staged) {
+    tile -= params.cache_tiles;
+    end = rows;
+  }
+  if (rows == 0u || tile * KEY_TILE >= end) {
+    return;
+  }
+  let count = min(KEY_TILE, end - tile * KEY_TILE);
+  var first_slot = table[head + HEAD_OFFSET] + tile * KEY_TILE;
+  if (is_staged) {
+    first_slot = STAGED | (kv_head * params.stage_rows + tile * KEY_TILE);
+  }
+  load_keys(thread, first_slot, count);
+
+  let j = thread % KEY_TILE;
+  let strand = thread / KEY_TILE;
+  let strands = THREADS / KEY_TILE;
+  let slot = first_slot + j;
+  let is_used = j < count && (is_staged || tokens_of(slot) != 0u);
+  var scores = SlotScores(0.0, 0.0, 0u);
+  if (is_used) {
+    scores = read_scores(slot);
+  }
+  // A tile holds whole rows: QUERY_TILE is a multiple of GROUP.
+  let tile_rows = QUERY_TILE / GROUP;
+  let first_row = rows - min(rows, params.probe_rows);
+  for (var row = first_row; row < rows; row += tile_rows) {
+    let queries_left = (rows - row) * GROUP;
+    workgroupBarrier();
+    load_queries(thread, row * GROUP, min(QUERY_TILE, queries_left), kv_head);
+    workgroupBarrier();
+    for (var i = strand; i < min(QUERY_TILE, queries_left); i += strands) {
+      if (is_used) {
+        let vector = query_vector(row * GROUP + i, kv_head);
+        logits[i * logit_pitch() + j] = raw_logit(i, j, vector, slot);
+      }
+    }
+    workgroupBarrier();
+    if (is_used && strand == 0u) {
+      // A row does not see the rows after it.
+      let first_seeing = select(0u, tile * KEY_TILE + j, is_staged);
+      let start = max(first_seeing, row) - row;
+      for (var r = start; r < min(tile_rows, rows - row); r++) {
+        var seen = init_observation();
+        for (var i = 0u; i < GROUP; i++) {
+          let query = (row + r) * GROUP + i;
+          seen = observe_head(
+            seen,
+            logits[(r * GROUP + i) * logit_pitch() + j],
+            vote_bias(slot, i),
+            log_sums[query_vector(query, kv_head)],
+          );
+        }
+        scores = add_observation(scores, seen);
+      }
+    }
+  }
+  if (is_used && strand == 0u) {
+    set_side_float(slot, FIELD_EMA, scores.ema);
+    set_side_float(slot, FIELD_ACCUMULATED, scores.accumulated);
+    set_side_word(slot, FIELD_OBSERVATIONS, scores.observations);
+  }
+}
+`,
+  "prefill_attend.wgsl": `// Attention of the rows of a chunk: each row attends to the voted slots and to
+// the rows up to itself.
+//
+// One workgroup takes a tile of queries, rows times the heads of a group, over
+// all slots of their KV head, with a running softmax: neither logits nor
+// weights leave workgroup memory. Keys and values are read once per tile of
+// queries. Splitting the slots over workgroups too would help short chunks
+// over long caches only; decode, which needs that, has \`merge_attend\`.
+
+struct Params {
+  first_head: u32,
+  total: u32,
+  stage_total: u32,
+  stage_rows: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+// (rows, heads, headDim)
+@group(0) @binding(1) var<storage, read_write> output: array<vec2<f32>>;
+// (rows, heads): ln of the softmax sums
+@group(0) @binding(2) var<storage, read_write> log_sums: array<f32>;
+// (rows, heads, headDim)
+@group(0) @binding(3) var<storage, read> queries: array<vec2<f32>>;
+@group(0) @binding(4) var<storage, read> sink_queries: array<vec2<f32>>;
+// (total, headDim) halves
+@group(0) @binding(5) var<storage, read> keys: array<u32>;
+@group(0) @binding(6) var<storage, read> values: array<u32>;
+// (SlotField.bias + lanes, total)
+@group(0) @binding(7) var<storage, read> side: array<u32>;
+// The same of the staged rows, (kvHeads, stageRows).
+@group(0) @binding(8) var<storage, read> stage_keys: array<u32>;
+@group(0) @binding(9) var<storage, read> stage_values: array<u32>;
+@group(0) @binding(10) var<storage, read> stage_side: array<u32>;
+@group(0) @binding(11) var<storage, read> table: array<u32>;
+@group(0) @binding(12) var<storage, read> step_words: array<u32>;
+
+const THREADS = 256u;
+// Queries that a thread adds values for, at most: 32 queries, 2 threads per
+// element pair of the widest head.
+const MAX_QUERIES = 16u;
+// Logits of a thread, at most.
+const MAX_LOGITS = 4u;
+const LEAST_LOGIT = -1e30;
+
+override MAX_TILE: u32 = 32u;
+
+var<workgroup> row_max: array<f32, MAX_TILE>;
+var<workgroup> row_sum: array<f32, MAX_TILE>;
+var<workgroup> row_keep: array<f32, MAX_TILE>;
+
+@compute @workgroup_size(THREADS)
+fn attend(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let kv_head = group.y;
+  let first = group.x * QUERY_TILE;
+  let rows = step_words[CHUNK_ROWS];
+  if (first >= rows * GROUP) {
+    return;
+  }
+  let count = min(QUERY_TILE, rows * GROUP - first);
+  let half = HEAD_DIM / 2u;
+  let head = head_at(step_words[CHUNK_SEQUENCE], kv_head);
+  let high = table[head + HEAD_HIGH];
+  let cache_tiles = (high + KEY_TILE - 1u) / KEY_TILE;
+  // The tile's last query is in this row.
+  let end_row = (first + count - 1u) / GROUP + 1u;
+  let stage_tiles = (end_row + KEY_TILE - 1u) / KEY_TILE;
+  load_queries(thread, first, count, kv_head);
+  if (thread < QUERY_TILE) {
+    row_max[thread] = LEAST_LOGIT;
+    row_sum[thread] = 0.0;
+  }
+
+  // Logits: a thread has key \`j\` and every \`strands\`th query.
+  let j = thread % KEY_TILE;
+  let strand = thread / KEY_TILE;
+  let strands = THREADS / KEY_TILE;
+  // Values: a thread has two elements and every \`parts\`th query.
+  let parts = THREADS / half;
+  let part = thread / half;
+  let pair = thread % half;
+  var sums: array<vec2<f32>, MAX_QUERIES>;
+  for (var tile = 0u; tile < cache_tiles + stage_tiles; tile++) {
+    var first_slot = table[head + HEAD_OFFSET] + tile * KEY_TILE;
+    var first_row = 0u;
+    var slots = min(KEY_TILE, high - min(high, tile * KEY_TILE));
+    let is_staged = tile >= cache_tiles;
+    if (is_staged) {
+      first_row = (tile - cache_tiles) * KEY_TILE;
+      first_slot = STAGED | (kv_head * params.stage_rows + first_row);
+      slots = min(KEY_TILE, end_row - first_row);
+    }
+    load_keys(thread, first_slot, slots);
+    workgroupBarrier();
+    let slot = first_slot + j;
+    let is_used = j < slots && (is_staged || tokens_of(slot) != 0u);
+    for (var i = strand; i < QUERY_TILE; i += strands) {
+      var logit = LEAST_LOGIT;
+      let query = first + i;
+      let is_seen = !is_staged || first_row + j <= query / GROUP;
+      if (is_used && is_seen && i < count) {
+        logit = raw_logit(i, j, query_vector(query, kv_head), slot) +
+          vote_bias(slot, query % GROUP);
+      }
+      logits[i * logit_pitch() + j] = logit;
+    }
+    workgroupBarrier();
+    // Zeroed in so many words: naga 29 does not zero a \`var\` again in a loop.
+    var tops = array<f32, MAX_LOGITS>();
+    var weights = array<f32, MAX_LOGITS>();
+    for (var n = 0u; strand + n * strands < QUERY_TILE; n++) {
+      let i = strand + n * strands;
+      var top = row_max[i];
+      for (var k = 0u; k < KEY_TILE; k++) {
+        top = max(top, logits[i * logit_pitch() + k]);
+      }
+      tops[n] = top;
+      let logit = logits[i * logit_pitch() + j];
+      if (logit > LEAST_LOGIT) {
+        weights[n] = exp(logit - top);
+      }
+    }
+    workgroupBarrier();
+    for (var n = 0u; strand + n * strands < QUERY_TILE; n++) {
+      let i = strand + n * strands;
+      logits[i * logit_pitch() + j] = weights[n];
+      if (j == 0u) {
+        row_keep[i] = exp(row_max[i] - tops[n]);
+        row_max[i] = tops[n];
+      }
+    }
+    workgroupBarrier();
+    if (thread < QUERY_TILE) {
+      var sum = row_sum[thread] * row_keep[thread];
+      for (var k = 0u; k < KEY_TILE; k++) {
+        sum += logits[thread * logit_pitch() + k];
+      }
+      row_sum[thread] = sum;
+    }
+    if (part < parts) {
+      for (var n = 0u; part + n * parts < QUERY_TILE; n++) {
+        sums[n] *= row_keep[part + n * parts];
+      }
+      for (var k = 0u; k < slots; k++) {
+        let value = unpack_halves(value_word(first_slot + k, pair));
+        for (var n = 0u; part + n * parts < QUERY_TILE; n++) {
+          sums[n] += logits[(part + n * parts) * logit_pitch() + k] * value;
+        }
+      }
+    }
+  }
+
+  workgroupBarrier();
+  if (part < parts) {
+    for (var n = 0u; part + n * parts < count; n++) {
+      let i = part + n * parts;
+      let vector = query_vector(first + i, kv_head);
+      output[vector * half + pair] = sums[n] / row_sum[i];
+      if (pair == 0u) {
+        log_sums[vector] = row_max[i] + log(row_sum[i]);
+      }
+    }
+  }
+}
+`,
+  "project_add.wgsl": `// hidden += input · weightᵀ + bias.
+//
+// Streams the weight once: 2 bytes per element, and 4 bytes per element of
+// input and output, which stay in the caches. A workgroup owns 16 outputs for
+// all rows (\`vector\`) or a tile of 64 rows and 64 outputs (\`tile\`). Splitting
+// the columns over workgroups as well would fill a large GPU better for narrow
+// outputs, but needs a second pass or atomics on floats, which WGSL lacks.
+
+struct Params {
+  // First output of the weight block, and outputs in it.
+  first_output: u32,
+  outputs: u32,
+  // Outputs of the whole matrix.
+  pitch: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+// (rows, hidden)
+@group(0) @binding(1) var<storage, read_write> hidden: array<f32>;
+// (rows, columns)
+@group(0) @binding(2) var<storage, read> input: array<vec4<f32>>;
+// Unused: the input has no norm.
+@group(0) @binding(3) var<storage, read> norm: array<vec4<f32>>;
+// (outputs, columns) halves
+@group(0) @binding(4) var<storage, read> weight: array<vec4<u32>>;
+// (hidden)
+@group(0) @binding(5) var<storage, read> bias: array<f32>;
+@group(0) @binding(6) var<storage, read> step_words: array<u32>;
+
+override BIAS: bool = false;
+
+var<private> first_slot: u32;
+
+fn weight_row(slot: u32) -> u32 {
+  return min(first_slot + slot, params.outputs - 1u);
+}
+
+fn input_row(row: u32) -> u32 {
+  return row;
+}
+
+fn is_needed(row: u32) -> bool {
+  return is_live(row);
+}
+
+fn add(row: u32, slot: u32, product: f32) {
+  let i = first_slot + slot;
+  if (row >= ROWS || !is_live(row) || i >= params.outputs) {
+    return;
+  }
+  let output = params.first_output + i;
+  var sum = product;
+  if (BIAS) {
+    sum += bias[output];
+  }
+  hidden[row * params.pitch + output] += sum;
+}
+
+@compute @workgroup_size(VECTOR_THREADS)
+fn vector(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!is_any_needed()) {
+    return;
+  }
+  first_slot = group.x * VECTOR_OUTPUTS;
+  multiply_vectors(thread, 0u);
+  for (var i = thread; i < ROWS * VECTOR_OUTPUTS; i += VECTOR_THREADS) {
+    add(i / VECTOR_OUTPUTS, i % VECTOR_OUTPUTS, products[i]);
+  }
+}
+
+@compute @workgroup_size(TILE_THREADS)
+fn tile(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let first_row = group.y * TILE_ROWS;
+  if (PREFILL && !is_live(first_row)) {
+    return;
+  }
+  first_slot = group.x * TILE_OUTPUTS;
+  let sums = multiply_tiles(thread, first_row);
+  for (var j = 0u; j < 4u; j++) {
+    for (var i = 0u; i < 4u; i++) {
+      add(
+        first_row + thread / 16u + 16u * j,
+        thread % 16u * 4u + i,
+        sums[j][i],
+      );
+    }
+  }
+}
+`,
+  "qkv_rope_append.wgsl": `// RMS norm, the q|k|v product with its bias, per-head norms, RoPE, and one new
+// slot per KV head that holds the token: the head's next free slot in a decode
+// step, a staged row in a prefill step.
+//
+// Streams the weight once, 2 bytes per element; writes 4 bytes per query
+// element and 2 per key and value element. RoPE turns the pairs (i, i + half),
+// so a workgroup of \`vector\` owns both ends of PAIRS pairs of a head, and the
+// whole head where the model norms heads. A chunk takes two dispatches: \`tile\`
+// leaves products in scratch and \`append\` finishes them. Doing it in one would
+// need tiles as wide as a head, 64 KiB of workgroup memory.
+
+struct Params {
+  // First output of the weight block, and outputs in it: whole heads.
+  first_output: u32,
+  outputs: u32,
+  // Workgroups of \`vector\` that share a head.
+  parts: u32,
+  first_head: u32,
+  // Slots in \`keys\`, and those of a KV head in a prefill step.
+  total: u32,
+  stage_rows: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+// (rows, heads, headDim)
+@group(0) @binding(1) var<storage, read_write> queries: array<f32>;
+@group(0) @binding(2) var<storage, read_write> sink_queries: array<f32>;
+// (rows, hidden)
+@group(0) @binding(3) var<storage, read> input: array<vec4<f32>>;
+// (hidden)
+@group(0) @binding(4) var<storage, read> norm: array<vec4<f32>>;
+// (outputs, hidden) halves
+@group(0) @binding(5) var<storage, read> weight: array<vec4<u32>>;
+// ((heads + 2 kvHeads) headDim)
+@group(0) @binding(6) var<storage, read> bias: array<f32>;
+// (headDim)
+@group(0) @binding(7) var<storage, read> query_norm: array<f32>;
+@group(0) @binding(8) var<storage, read> key_norm: array<f32>;
+// (3, 256, headDim / 2): cosine and sine
+@group(0) @binding(9) var<storage, read> rope: array<vec2<f32>>;
+// (total, headDim) halves
+@group(0) @binding(10) var<storage, read_write> keys: array<u32>;
+@group(0) @binding(11) var<storage, read_write> values: array<u32>;
+// (SlotField.bias + lanes, total)
+@group(0) @binding(12) var<storage, read_write> side: array<u32>;
+@group(0) @binding(13) var<storage, read> table: array<u32>;
+@group(0) @binding(14) var<storage, read> step_words: array<u32>;
+// (rows, heads + 2 kvHeads, headDim): products of \`tile\`
+@group(0) @binding(15) var<storage, read_write> scratch: array<f32>;
+
+override HEADS: u32;
+override HEAD_DIM: u32;
+override LANES: u32;
+override PAIRS: u32;
+override BIAS: bool = false;
+override SINK_QUERIES: bool = false;
+override QUERY_NORM: bool = false;
+override KEY_NORM: bool = false;
+
+const SIDE_FIELDS = 5u;
+const FIELD_EMA = 0u;
+const FIELD_ACCUMULATED = 1u;
+const FIELD_OBSERVATIONS = 2u;
+const FIELD_POSITION = 3u;
+const FIELD_TOKENS = 4u;
+const LOG_ZERO = -1e30;
+const NO_SLOT = 0xffffffffu;
+
+var<private> first_weight_row: u32;
+var<private> pair_offset: u32;
+
+// Slots 0 .. PAIRS are the first ends of the pairs, the others the second.
+fn element_of(slot: u32) -> u32 {
+  let half = HEAD_DIM / 2u;
+  return min(pair_offset + slot % PAIRS, half - 1u) + slot / PAIRS * half;
+}
+
+fn weight_row(slot: u32) -> u32 {
+  if (IS_TILED) {
+    return min(first_weight_row + slot, params.outputs - 1u);
+  }
+  // The last of several parts may have slots to spare.
+  return first_weight_row + element_of(min(slot, 2u * PAIRS - 1u));
+}
+
+override IS_TILED: bool = false;
+
+fn input_row(row: u32) -> u32 {
+  return row;
+}
+
+fn is_needed(row: u32) -> bool {
+  return is_live(row);
+}
+
+// Turns a pair by the angle of \`position\`: the product of the rotations of its
+// three base-256 digits.
+fn rotate(pair: vec2<f32>, index: u32, position: u32) -> vec2<f32> {
+  let half = HEAD_DIM / 2u;
+  var angle = rope[(position & 255u) * half + index];
+  for (var level = 1u; level < 3u; level++) {
+    let digit = (position >> (8u * level)) & 255u;
+    let next = rope[(level * 256u + digit) * half + index];
+    angle = vec2(
+      angle.x * next.x - angle.y * next.y,
+      angle.y * next.x + angle.x * next.y,
+    );
+  }
+  return vec2(
+    pair.x * angle.x - pair.y * angle.y,
+    pair.y * angle.x + pair.x * angle.y,
+  );
+}
+
+// The slot in \`keys\` that a row's key and value go to.
+fn slot_of(row: u32, kv_head: u32) -> u32 {
+  if (PREFILL) {
+    return kv_head * params.stage_rows + row;
+  }
+  let head = head_at(sequence_of(row), kv_head);
+  let next = table[head + HEAD_NEXT];
+  if (next >= table[head + HEAD_CAPACITY]) {
+    return NO_SLOT;
+  }
+  return table[head + HEAD_OFFSET] + next;
+}
+
+// Index in the cache that a row's token takes, staged rows included.
+fn place_of(row: u32, kv_head: u32) -> u32 {
+  let live = table[head_at(sequence_of(row), kv_head) + HEAD_LIVE];
+  if (PREFILL) {
+    return live + row;
+  }
+  return live;
+}
+
+fn initialise(slot: u32, position: u32) {
+  side[FIELD_EMA * params.total + slot] = bitcast<u32>(LOG_ZERO);
+  side[FIELD_ACCUMULATED * params.total + slot] = 0u;
+  side[FIELD_OBSERVATIONS * params.total + slot] = 0u;
+  side[FIELD_POSITION * params.total + slot] = position;
+  side[FIELD_TOKENS * params.total + slot] = 1u;
+  for (var lane = 0u; lane < LANES; lane++) {
+    side[(SIDE_FIELDS + lane) * params.total + slot] = 0u;
+  }
+}
+
+// 1 / rms of the head in \`products\`, which then holds all of it.
+fn head_scale(base: u32) -> f32 {
+  var squares = 0.0;
+  for (var i = 0u; i < HEAD_DIM; i++) {
+    squares += products[base + i] * products[base + i];
+  }
+  return inverseSqrt(squares / f32(HEAD_DIM) + EPSILON);
+}
+
+// Adds biases to the products of a head in \`products[index]\`, for all rows.
+fn add_bias(thread: u32, threads: u32, rows: u32, head: u32) {
+  for (var i = thread; i < rows * 2u * PAIRS; i += threads) {
+    let slot = i % (2u * PAIRS);
+    products[i / (2u * PAIRS) * SLOTS + slot] +=
+      bias[head * HEAD_DIM + element_of(slot)];
+  }
+}
+
+// Norms, turns and writes two neighbouring pairs, \`index\` and the next one, of
+// a head whose products stand in \`products\` from \`base\`.
+fn write_pairs(row: u32, head: u32, index: u32, base: u32) {
+  let half = HEAD_DIM / 2u;
+  let i = pair_offset + index;
+  let position = position_of_row(row);
+  var even = vec2(products[base + index], products[base + PAIRS + index]);
+  var odd = vec2(products[base + index + 1u], products[base + PAIRS + index + 1u]);
+  if (head < HEADS) {
+    if (QUERY_NORM) {
+      let scale = head_scale(base);
+      even *= scale * vec2(query_norm[i], query_norm[i + half]);
+      odd *= scale * vec2(query_norm[i + 1u], query_norm[i + 1u + half]);
+    }
+    let at = (row * HEADS + head) * HEAD_DIM + i;
+    let a = rotate(even, i, position);
+    let b = rotate(odd, i + 1u, position);
+    queries[at] = a.x;
+    queries[at + 1u] = b.x;
+    queries[at + half] = a.y;
+    queries[at + half + 1u] = b.y;
+    if (SINK_QUERIES) {
+      let place = place_of(row, head / (HEADS / KV_HEADS));
+      let a = rotate(even, i, place);
+      let b = rotate(odd, i + 1u, place);
+      sink_queries[at] = a.x;
+      sink_queries[at + 1u] = b.x;
+      sink_queries[at + half] = a.y;
+      sink_queries[at + half + 1u] = b.y;
+    }
+    return;
+  }
+  let is_key = head < HEADS + KV_HEADS;
+  let slot = slot_of(row, (head - HEADS) % KV_HEADS);
+  if (slot == NO_SLOT) {
+    return;
+  }
+  let at = (slot * HEAD_DIM + i) / 2u;
+  if (!is_key) {
+    values[at] = pack_halves(vec2(even.x, odd.x));
+    values[at + half / 2u] = pack_halves(vec2(even.y, odd.y));
+    return;
+  }
+  if (KEY_NORM) {
+    let scale = head_scale(base);
+    even *= scale * vec2(key_norm[i], key_norm[i + half]);
+    odd *= scale * vec2(key_norm[i + 1u], key_norm[i + 1u + half]);
+  }
+  let a = rotate(even, i, position);
+  let b = rotate(odd, i + 1u, position);
+  keys[at] = pack_halves(vec2(a.x, b.x));
+  keys[at + half / 2u] = pack_halves(vec2(a.y, b.y));
+  if (i == 0u) {
+    initialise(slot, position);
+  }
+}
+
+@compute @workgroup_size(VECTOR_THREADS)
+fn vector(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!is_any_needed()) {
+    return;
+  }
+  let local_head = group.x / params.parts;
+  let head = params.first_output / HEAD_DIM + local_head;
+  first_weight_row = local_head * HEAD_DIM;
+  pair_offset = group.x % params.parts * PAIRS;
+  for (var slot = 0u; slot < 2u * PAIRS; slot += VECTOR_OUTPUTS) {
+    multiply_vectors(thread, slot);
+  }
+  if (BIAS) {
+    add_bias(thread, VECTOR_THREADS, ROWS, head);
+    workgroupBarrier();
+  }
+  let couples = PAIRS / 2u;
+  for (var i = thread; i < ROWS * couples; i += VECTOR_THREADS) {
+    let row = i / couples;
+    let index = i % couples * 2u;
+    if (is_live(row) && pair_offset + index < HEAD_DIM / 2u) {
+      write_pairs(row, head, index, row * SLOTS);
+    }
+  }
+}
+
+@compute @workgroup_size(TILE_THREADS)
+fn tile(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let first_row = group.y * TILE_ROWS;
+  if (PREFILL && !is_live(first_row)) {
+    return;
+  }
+  first_weight_row = group.x * TILE_OUTPUTS;
+  let sums = multiply_tiles(thread, first_row);
+  let pitch = (HEADS + 2u * KV_HEADS) * HEAD_DIM;
+  for (var j = 0u; j < 4u; j++) {
+    let row = first_row + thread / 16u + 16u * j;
+    for (var i = 0u; i < 4u; i++) {
+      let output = first_weight_row + thread % 16u * 4u + i;
+      if (row < ROWS && output < params.outputs) {
+        scratch[row * pitch + params.first_output + output] = sums[j][i];
+      }
+    }
+  }
+}
+
+// Finishes one head of one row from \`scratch\`. PAIRS is half the head.
+@compute @workgroup_size(64)
+fn append(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let head = group.x;
+  let row = group.y;
+  if (!is_live(row)) {
+    return;
+  }
+  let base = (row * (HEADS + 2u * KV_HEADS) + head) * HEAD_DIM;
+  for (var i = thread; i < HEAD_DIM; i += 64u) {
+    products[i] = scratch[base + i];
+  }
+  workgroupBarrier();
+  if (BIAS) {
+    add_bias(thread, 64u, 1u, head);
+    workgroupBarrier();
+  }
+  for (var index = 2u * thread; index < PAIRS; index += 128u) {
+    write_pairs(row, head, index, 0u);
+  }
+}
+`,
+  "sample.wgsl": `// Repetition penalty, temperature, top-k, top-p, min-p and one draw, or the
+// most likely id; then moves the sequence on.
+//
+// One workgroup per sequence reads the logits a few times, 4 bytes per id and
+// pass. The thresholds of top-k and top-p are searched for in the bits of the
+// floats, eight or one at a time, so nothing is sorted and ids that tie at a
+// threshold stay together. A sort would move the whole vocabulary many times.
+
+struct Params {
+  vocabulary: u32,
+  seen_words: u32,
+  ring: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+// (sequences)
+@group(0) @binding(1) var<storage, read_write> next_tokens: array<u32>;
+// (sequences, ring, 2): id, and the bits of its log probability
+@group(0) @binding(2) var<storage, read_write> output: array<u32>;
+// (sequences, ring): ids that are taken whatever their probability
+@group(0) @binding(3) var<storage, read> forced: array<u32>;
+// (rows, vocabulary)
+@group(0) @binding(4) var<storage, read> logits: array<f32>;
+// (sequences, SamplingWord.count)
+@group(0) @binding(5) var<storage, read> sampling: array<u32>;
+// (sequences, seen_words)
+@group(0) @binding(6) var<storage, read> seen: array<u32>;
+// (ChunkWord.count), in a prefill step
+@group(0) @binding(7) var<storage, read> chunk: array<u32>;
+// (sequences, StateWord.count)
+@group(0) @binding(8) var<storage, read_write> state: array<u32>;
+
+override PREFILL: bool = false;
+
+const THREADS = 256u;
+const NOT_FORCED = 0xffffffffu;
+
+// See SamplingWord.
+const SAMPLING_TEMPERATURE = 0u;
+const SAMPLING_TOP_K = 1u;
+const SAMPLING_TOP_P = 2u;
+const SAMPLING_MIN_P = 3u;
+const SAMPLING_PENALTY = 4u;
+const SAMPLING_STOP_COUNT = 5u;
+const SAMPLING_STOP_IDS = 8u;
+const SAMPLING_WORDS = 32u;
+
+var<workgroup> histogram: array<atomic<u32>, THREADS>;
+var<workgroup> segment_sums: array<f32, THREADS>;
+var<workgroup> shared_words: array<u32, 2>;
+var<workgroup> shared_floats: array<f32, 2>;
+
+var<private> base: u32;
+var<private> first_seen: u32;
+var<private> penalty: f32;
+var<private> temperature: f32;
+var<private> top: f32;
+
+// The logit of an id after the repetition penalty.
+fn penalized(id: u32) -> f32 {
+  let logit = logits[base + id];
+  let is_seen = ((seen[first_seen + id / 32u] >> (id % 32u)) & 1u) != 0u;
+  return select(
+    logit,
+    select(logit * penalty, logit / penalty, logit > 0.0),
+    is_seen,
+  );
+}
+
+// The same below the largest, over the temperature: at most 0.
+fn scaled(id: u32) -> f32 {
+  return max((penalized(id) - top) / temperature, -1e30);
+}
+
+// Ordered bits of the \`rank\`th largest scaled logit.
+fn select_largest(thread: u32, rank: u32) -> u32 {
+  var found = 0u;
+  var left = rank;
+  for (var shift = 32u; shift > 0u;) {
+    shift -= 8u;
+    atomicStore(&histogram[thread], 0u);
+    workgroupBarrier();
+    for (var id = thread; id < params.vocabulary; id += THREADS) {
+      let bits = ordered(scaled(id));
+      if (((bits ^ found) >> shift) < 256u) {
+        // Largest first: bin 0 is that of the largest digit.
+        atomicAdd(&histogram[255u - ((bits >> shift) & 255u)], 1u);
+      }
+    }
+    workgroupBarrier();
+    let count = atomicLoad(&histogram[thread]);
+    let up_to = prefix_sum(thread, count);
+    if (up_to >= left && up_to - count < left) {
+      shared_words[0] = 255u - thread;
+      shared_words[1] = left - (up_to - count);
+    }
+    found |= workgroupUniformLoad(&shared_words[0]) << shift;
+    left = workgroupUniformLoad(&shared_words[1]);
+  }
+  return found;
+}
+
+// Sum of the weights of ids at or above a threshold.
+fn mass_above(thread: u32, threshold: u32) -> f32 {
+  var mass = 0.0;
+  for (var id = thread; id < params.vocabulary; id += THREADS) {
+    mass += weight_of(id, threshold);
+  }
+  return sum_floats(thread, mass);
+}
+
+fn weight_of(id: u32, threshold: u32) -> f32 {
+  let logit = scaled(id);
+  return select(0.0, exp(logit), ordered(logit) >= threshold);
+}
+
+// The largest threshold above which at least \`share\` of the mass lies.
+fn select_mass(thread: u32, lowest: u32, share: f32) -> u32 {
+  let wanted = share * mass_above(thread, lowest);
+  var low = lowest;
+  // The largest scaled logit is 0: nothing lies above it.
+  var high = ordered(0.0) + 1u;
+  while (high - low > 1u) {
+    let middle = low + (high - low) / 2u;
+    if (mass_above(thread, middle) >= wanted) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// Splits the ids \`first .. end\` into a segment per thread, and finds the one in
+// which the running sum of weights passes \`left\`: the last segment with any
+// weight, if none does. With a negative \`left\` it passes \`share\` of the whole.
+struct Segment {
+  first: u32,
+  end: u32,
+  left: f32,
+}
+
+fn find_segment(
+  thread: u32,
+  within: Segment,
+  threshold: u32,
+  share: f32,
+) -> Segment {
+  let size = (within.end - within.first + THREADS - 1u) / THREADS;
+  let first = min(within.end, within.first + thread * size);
+  let end = min(within.end, first + size);
+  var sum = 0.0;
+  for (var id = first; id < end; id++) {
+    sum += weight_of(id, threshold);
+  }
+  workgroupBarrier();
+  segment_sums[thread] = sum;
+  workgroupBarrier();
+  if (thread == 0u) {
+    var left = within.left;
+    if (left < 0.0) {
+      left = 0.0;
+      for (var i = 0u; i < THREADS; i++) {
+        left += segment_sums[i];
+      }
+      left *= share;
+    }
+    var found = 0u;
+    var inside = left;
+    for (var i = 0u; i < THREADS; i++) {
+      if (segment_sums[i] > 0.0) {
+        found = i;
+        inside = left;
+        left -= segment_sums[i];
+        if (left < 0.0) {
+          break;
+        }
+      }
+    }
+    shared_words[0] = found;
+    shared_floats[0] = inside;
+  }
+  let found = workgroupUniformLoad(&shared_words[0]);
+  let inside = workgroupUniformLoad(&shared_floats[0]);
+  let start = min(within.end, within.first + found * size);
+  return Segment(start, min(within.end, start + size), inside);
+}
+
+// Draws an id at or above a threshold, by running sums in the order of ids.
+fn draw(thread: u32, threshold: u32, uniform_number: f32) -> u32 {
+  let all = Segment(0u, params.vocabulary, -1.0);
+  let coarse = find_segment(thread, all, threshold, uniform_number);
+  let fine = find_segment(thread, coarse, threshold, 0.0);
+  var chosen = fine.first;
+  var left = fine.left;
+  for (var id = fine.first; id < fine.end; id++) {
+    let weight = weight_of(id, threshold);
+    if (weight > 0.0) {
+      chosen = id;
+      left -= weight;
+      if (left < 0.0) {
+        break;
+      }
+    }
+  }
+  return chosen;
+}
+
+// A number in [0, 1) with 24 random bits, by the PCG output permutation.
+fn random_uniform(seed_low: u32, seed_high: u32, counter: u32) -> f32 {
+  let bits = permute(counter + permute(seed_low + permute(seed_high)));
+  return f32(bits >> 8u) / 16777216.0;
+}
+
+fn permute(value: u32) -> u32 {
+  let mixed = value * 747796405u + 2891336453u;
+  let word = ((mixed >> ((mixed >> 28u) + 4u)) ^ mixed) * 277803737u;
+  return (word >> 22u) ^ word;
+}
+
+fn choose(thread: u32, best: u32, options: u32, uniform_number: f32) -> u32 {
+  temperature = bitcast<f32>(sampling[options + SAMPLING_TEMPERATURE]);
+  if (temperature == 0.0) {
+    return best;
+  }
+  let top_k = sampling[options + SAMPLING_TOP_K];
+  let top_p = bitcast<f32>(sampling[options + SAMPLING_TOP_P]);
+  let min_p = bitcast<f32>(sampling[options + SAMPLING_MIN_P]);
+  var threshold = 0u;
+  if (top_k > 0u && top_k < params.vocabulary) {
+    threshold = select_largest(thread, top_k);
+  }
+  if (top_p < 1.0) {
+    threshold = select_mass(thread, threshold, top_p);
+  }
+  if (min_p > 0.0) {
+    threshold = max(threshold, ordered(log(min_p)));
+  }
+  return draw(thread, threshold, uniform_number);
+}
+
+@compute @workgroup_size(THREADS)
+fn sample(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  var sequence = group.x;
+  if (PREFILL) {
+    if (chunk[CHUNK_ROWS] == 0u) {
+      return;
+    }
+    sequence = chunk[CHUNK_SEQUENCE];
+  }
+  let at = sequence * STATE_WORDS;
+  if (thread == 0u) {
+    shared_words[0] = state[at + STATE_FINISHED];
+    shared_words[1] = state[at + STATE_PRODUCED];
+  }
+  let finished = workgroupUniformLoad(&shared_words[0]);
+  let produced = workgroupUniformLoad(&shared_words[1]);
+  if (!PREFILL && finished != 0u) {
+    return;
+  }
+  let options = sequence * SAMPLING_WORDS;
+  base = group.x * params.vocabulary;
+  first_seen = sequence * params.seen_words;
+  penalty = bitcast<f32>(sampling[options + SAMPLING_PENALTY]);
+
+  var likeliest = unranked();
+  var largest = unranked();
+  for (var id = thread; id < params.vocabulary; id += THREADS) {
+    let mine = Ranked(-penalized(id), id, id);
+    if (is_before(mine, likeliest)) {
+      likeliest = mine;
+    }
+    let raw = Ranked(-logits[base + id], id, id);
+    if (is_before(raw, largest)) {
+      largest = raw;
+    }
+  }
+  let best = first_ranked(thread, likeliest);
+  top = -best.key;
+  let raw_max = -first_ranked(thread, largest).key;
+  var sum = 0.0;
+  for (var id = thread; id < params.vocabulary; id += THREADS) {
+    sum += exp(logits[base + id] - raw_max);
+  }
+  let log_sum = raw_max + log(sum_floats(thread, sum));
+
+  let place = produced % params.ring;
+  var id = forced[sequence * params.ring + place];
+  if (id == NOT_FORCED) {
+    let uniform_number = random_uniform(
+      state[at + STATE_SEED_LOW],
+      state[at + STATE_SEED_HIGH],
+      produced,
+    );
+    // Logits that are not numbers leave no best id.
+    let likely = select(best.slot, 0u, best.slot == NO_SLOT);
+    id = choose(thread, likely, options, uniform_number);
+  }
+  if (thread != 0u) {
+    return;
+  }
+  next_tokens[sequence] = id;
+  let entry = (sequence * params.ring + place) * 2u;
+  output[entry] = id;
+  output[entry + 1u] = bitcast<u32>(logits[base + id] - log_sum);
+  if (PREFILL) {
+    state[at + STATE_POSITION] = chunk[CHUNK_POSITION] + chunk[CHUNK_ROWS];
+  } else {
+    state[at + STATE_POSITION] += 1u;
+  }
+  state[at + STATE_PRODUCED] = produced + 1u;
+  var is_stop = produced + 1u >= state[at + STATE_LIMIT];
+  for (var i = 0u; i < sampling[options + SAMPLING_STOP_COUNT]; i++) {
+    is_stop = is_stop || sampling[options + SAMPLING_STOP_IDS + i] == id;
+  }
+  if (is_stop) {
+    state[at + STATE_FINISHED] = 1u;
+  }
+}
+`,
+};

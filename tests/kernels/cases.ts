@@ -1,0 +1,22 @@
+import { chunkCases } from "./chunk_cases.ts";
+import { decodeCases } from "./decode_cases.ts";
+import type { KernelCase } from "./kernel_case.ts";
+import { matrixCases, wideCase } from "./matrix_cases.ts";
+import { qkvCases } from "./qkv_cases.ts";
+import { sampleCases } from "./sample_cases.ts";
+
+/** The cases that every backend is tested with. */
+export const cases: readonly KernelCase[] = [
+  ...matrixCases,
+  wideCase,
+  ...qkvCases,
+  ...decodeCases,
+  ...chunkCases,
+  ...sampleCases,
+];
+
+/** The cases that multiply with a matrix that may be split. */
+export const splitCases: readonly KernelCase[] = [...matrixCases, ...qkvCases];
+
+/** Bytes that split every matrix of {@linkcode splitCases}. */
+export const SPLIT_BYTES = 2560;

@@ -1,0 +1,441 @@
+/**
+ * Cases of the kernels that read a chunk: `prefill_attend`, `observe` and
+ * `compress`.
+ *
+ * @module
+ */
+import { assert, assertEquals } from "@std/assert";
+import {
+  type Kernels,
+  type ModelSizes,
+  SlotField,
+} from "../../src/backends/backend.ts";
+import type { Policy } from "../../src/policies/parts.ts";
+import { cacheBounds, choiceJitter, sceneNorm } from "./cache_bounds.ts";
+import { makeCache, type SceneHead } from "./cache_scene.ts";
+import { assertSameCache } from "./compare_slots.ts";
+import { keepsScores, type TableChange, tableChange } from "./decode_cases.ts";
+import type { Draw, KernelCase } from "./kernel_case.ts";
+import { modelSizes } from "./matrix_cases.ts";
+import { emaScore, testPolicy, votes } from "./policies.ts";
+import { garbage, Random } from "./random.ts";
+import type { Scene } from "./scene.ts";
+import { prefillStep } from "./steps.ts";
+import { assertWithin } from "./tolerance.ts";
+
+interface ChunkOptions {
+  readonly name: string;
+  /** The kernel under test, after the ones that make its inputs. */
+  readonly kernel: "prefillAttend" | "observe" | "compress";
+  readonly policy: Policy;
+  readonly sizes?: ModelSizes;
+  readonly heads?: readonly SceneHead[];
+  /** Rows of the program, and those that are live. */
+  readonly rows?: number;
+  readonly live?: number;
+  readonly position?: number;
+  readonly clusters?: number;
+  /** Whether merged slots are compared, or merged, again. */
+  readonly mergesTwice?: boolean;
+  /** What the case is there for, seen in the reference's outcome. */
+  readonly expect?: (change: TableChange) => void;
+}
+
+const gqa = modelSizes({ heads: 6, kvHeads: 2, headDim: 20 });
+
+/** One head that is full, and one with room between its slots. */
+const variedHeads: readonly SceneHead[] = [
+  { capacity: 41, budget: 40, recent: 5, live: 40, holes: 0 },
+  { capacity: 70, budget: 45, recent: 8, live: 33, holes: 6 },
+];
+
+function chunkCase(options: ChunkOptions): KernelCase {
+  const { expect } = options;
+  return {
+    name: `${kernelNames[options.kernel]} ${options.name}`,
+    draw: (seed) => drawChunk(options, new Random(seed)),
+    expect: (scene, expected) => expect?.(tableChange(scene, expected)),
+  };
+}
+
+function drawChunk(options: ChunkOptions, random: Random): Draw {
+  const { kernel, policy } = options;
+  const sizes = options.sizes ?? gqa;
+  const heads = options.heads ?? variedHeads;
+  const rows = options.rows ?? 37;
+  const live = options.live ?? rows;
+  const position = options.position ?? 90;
+  const { merge } = policy;
+  const lanes = merge.kind === "votes" && merge.votesPerQueryHead
+    ? sizes.heads / sizes.kvHeads
+    : 1;
+  // The chunk belongs to the last of two sequences.
+  const step = prefillStep({
+    rows,
+    live,
+    position,
+    sequence: 1,
+    sequences: 2,
+  });
+  const cache = makeCache({
+    sizes,
+    lanes,
+    stageRows: rows + 2,
+    heads: [
+      variedHeads.slice(0, 1).flatMap((head) =>
+        Array.from({ length: sizes.kvHeads }, () => head)
+      ),
+      heads,
+    ],
+    positions: [50, position],
+    clusters: options.clusters ?? 0,
+    hasNewest: false,
+    random,
+  });
+  const length = rows * sizes.heads * sizes.headDim;
+  const hasSinkQueries = policy.select.sinkPositions === "cache";
+  const scene: Scene = {
+    slots: cache.slots,
+    stageSlots: cache.stageSlots,
+    tensors: {
+      ...step.tensors,
+      ...cache.tensors,
+      queries: { type: "f32", data: random.floats(length) },
+      sinkQueries: { type: "f32", data: random.floats(length) },
+      output: { type: "f32", data: garbage(length) },
+      logSums: { type: "f32", data: garbage(rows * sizes.heads) },
+    },
+    record(kernels: Kernels, stage) {
+      const args = {
+        output: stage.buffer("output"),
+        logSums: stage.buffer("logSums"),
+        queries: stage.buffer("queries"),
+        ...(hasSinkQueries && { sinkQueries: stage.buffer("sinkQueries") }),
+        cache: cache.at(stage),
+        step: step.at(stage),
+        sizes,
+        policy,
+      };
+      // Scores are those of real attention: its sums come first.
+      if (kernel !== "compress") kernels.prefillAttend(args);
+      if (kernel === "observe") kernels.observe(args);
+      if (kernel === "compress") kernels.compress(args);
+    },
+  };
+  const norm = (...tensors: string[]) => sceneNorm(scene, sizes, tensors);
+  const { probe } = policy;
+  const isMerging = kernel === "compress" && merge.kind === "votes";
+  const magnitudes = {
+    sizes,
+    query: norm("queries", ...(hasSinkQueries ? ["sinkQueries"] : [])),
+    key: norm("keys", "stageKeys"),
+    value: 5,
+    slots: Math.max(...heads.map((head) => head.live)) + live,
+    rows: kernel !== "observe"
+      ? 0
+      : probe.kind === "last"
+      ? Math.min(probe.rows, live)
+      : live,
+    merges: isMerging ? 1 : 0,
+  };
+  const bounds = cacheBounds({
+    ...magnitudes,
+    merges: options.mergesTwice ? 2 : magnitudes.merges,
+  });
+  return {
+    scene,
+    ...(kernel === "compress" && {
+      jitter: choiceJitter(
+        sizes,
+        cacheBounds(magnitudes),
+        options.mergesTwice ?? false,
+      ),
+    }),
+    check(actual, expected) {
+      assertWithin(actual.output!.f32, expected.output!.f32, {
+        what: "output",
+        bound: bounds.output,
+      });
+      assertWithin(actual.logSums!.f32, expected.logSums!.f32, {
+        what: "logSums",
+        bound: bounds.logSum,
+      });
+      assertSameCache(actual, expected, {
+        sizes,
+        lanes,
+        total: cache.slots,
+        bounds,
+        scored: keepsScores(policy),
+      });
+      if (kernel !== "observe" || !keepsScores(policy)) return;
+      const total = cache.stageSlots;
+      const field = (outcome: typeof actual, index: number) =>
+        outcome.stageSide!.f32.subarray(index * total, (index + 1) * total);
+      for (
+        const [index, bound] of [
+          [SlotField.ema, bounds.ema],
+          [SlotField.accumulated, bounds.accumulated],
+        ] as const
+      ) {
+        assertWithin(field(actual, index), field(expected, index), {
+          what: `stage field ${index}`,
+          bound,
+        });
+      }
+      const counts = (outcome: typeof actual) =>
+        outcome.stageSide!.u32.slice(SlotField.observations * total);
+      assertEquals(
+        counts(actual).subarray(0, total),
+        counts(expected).subarray(0, total),
+      );
+    },
+  };
+}
+
+const kernelNames = {
+  prefillAttend: "prefill_attend",
+  observe: "observe",
+  compress: "compress",
+} as const;
+
+const streaming = testPolicy({
+  score: { kind: "position" },
+  merge: { kind: "drop" },
+  sinkPositions: "cache",
+  sinks: 3,
+});
+
+const h2o = testPolicy({
+  score: { kind: "accumulated" },
+  merge: { kind: "drop" },
+  sinks: 0,
+});
+
+const zip = testPolicy({
+  score: { kind: "ema", alpha: 0.9, scale: "raw", countVotes: false },
+  merge: votes({ key: "zip", guard: [-100, 100] }),
+});
+
+/** Heads that some pairs bring down to their budget. */
+const pairedHeads: readonly SceneHead[] = [
+  { capacity: 41, budget: 40, recent: 5, live: 40, holes: 0 },
+  { capacity: 70, budget: 37, recent: 8, live: 33, holes: 6 },
+];
+
+/** An empty cache: the first chunk of a prompt. */
+const emptyHeads: readonly SceneHead[] = [
+  { capacity: 21, budget: 20, recent: 6, live: 0, holes: 0 },
+  { capacity: 90, budget: 89, recent: 6, live: 0, holes: 0 },
+];
+
+const shapes = [
+  modelSizes({ heads: 3, kvHeads: 3, headDim: 80 }),
+  modelSizes({ heads: 16, kvHeads: 1, headDim: 48 }),
+  modelSizes({ heads: 5, kvHeads: 1, headDim: 256 }),
+].map((sizes) => ({
+  sizes,
+  heads: Array.from({ length: sizes.kvHeads }, () => variedHeads[0]!),
+  name:
+    `of ${sizes.heads} heads over ${sizes.kvHeads} of width ${sizes.headDim}`,
+}));
+
+const attention: readonly Omit<ChunkOptions, "kernel">[] = [
+  { name: "of a full chunk", policy: testPolicy({}) },
+  { name: "of 5 of 37 rows", policy: testPolicy({}), live: 5 },
+  { name: "of an empty chunk", policy: testPolicy({}), live: 0 },
+  {
+    name: "of the first chunk",
+    policy: testPolicy({}),
+    heads: emptyHeads,
+    position: 0,
+  },
+  {
+    name: "of votes per query head",
+    policy: testPolicy({ merge: votes({ votesPerQueryHead: true }) }),
+  },
+  { name: "of sinks with positions in the cache", policy: streaming },
+  {
+    name: "of a long cache",
+    policy: testPolicy({}),
+    sizes: modelSizes({ heads: 2, kvHeads: 1, headDim: 8 }),
+    heads: [{ capacity: 500, budget: 400, recent: 9, live: 300, holes: 90 }],
+    position: 700,
+    rows: 3,
+  },
+  ...shapes.map((shape) => ({
+    ...shape,
+    policy: testPolicy({ sinkPositions: "cache" }),
+  })),
+];
+
+/** Asserts that a case merges and drops, or does not. */
+function does(
+  { merges, drops }: { merges: boolean; drops: boolean },
+): (change: TableChange) => void {
+  return ({ merged, dropped }) => {
+    assertEquals(merged > 0, merges, `${merged} merged`);
+    assertEquals(dropped > 0, drops, `${dropped} dropped`);
+  };
+}
+
+/** All cases. */
+export const chunkCases: readonly KernelCase[] = [
+  ...attention.map((options) =>
+    chunkCase({ ...options, kernel: "prefillAttend" })
+  ),
+  ...attention.map((options) => chunkCase({ ...options, kernel: "observe" })),
+  chunkCase({
+    name: "of the last 4 rows",
+    kernel: "observe",
+    policy: testPolicy({ probe: { kind: "last", rows: 4 } }),
+  }),
+  chunkCase({
+    name: "of more rows than there are, raw scores",
+    kernel: "observe",
+    policy: { ...zip, probe: { kind: "last", rows: 100 } },
+    live: 9,
+  }),
+  chunkCase({ name: "of H2O", kernel: "observe", policy: h2o }),
+  ...(["realVotes", "convex", "minNorm", "zip"] as const).flatMap((key) =>
+    [false, true].map((votesPerQueryHead) =>
+      chunkCase({
+        name: `merges with ${key}${
+          votesPerQueryHead ? ", votes per head" : ""
+        }`,
+        kernel: "compress",
+        policy: testPolicy({
+          ...(key === "zip" && { score: zip.score }),
+          merge: votes({ key, votesPerQueryHead, guard: [-100, 100] }),
+        }),
+        heads: pairedHeads,
+        rows: 9,
+        clusters: 6,
+        expect: does({ merges: true, drops: false }),
+      })
+    )
+  ),
+  ...(["mergeFirst", "evictFirst"] as const).flatMap((prefill) => [
+    chunkCase({
+      name: `merges and drops with ${prefill}`,
+      kernel: "compress",
+      policy: testPolicy({ merge: votes({ prefill, threshold: 0.93 }) }),
+      rows: 16,
+      clusters: 6,
+      mergesTwice: prefill === "mergeFirst",
+      expect: does({ merges: true, drops: true }),
+    }),
+    chunkCase({
+      name: `drops with ${prefill} what is not similar enough`,
+      kernel: "compress",
+      policy: testPolicy({ merge: votes({ prefill, threshold: 0.9999 }) }),
+      clusters: 6,
+      expect: does({ merges: false, drops: true }),
+    }),
+    chunkCase({
+      name: `merges many into one with ${prefill}`,
+      kernel: "compress",
+      policy: testPolicy({ merge: votes({ prefill, threshold: -1 }) }),
+      heads: [
+        { capacity: 13, budget: 12, recent: 4, live: 12, holes: 0 },
+        { capacity: 30, budget: 10, recent: 4, live: 9, holes: 4 },
+      ],
+      rows: 13,
+      clusters: 2,
+      mergesTwice: prefill === "mergeFirst",
+      expect: does({ merges: true, drops: false }),
+    }),
+    chunkCase({
+      name: `keeps what fits with ${prefill}`,
+      kernel: "compress",
+      policy: testPolicy({ merge: votes({ prefill }) }),
+      heads: [
+        { capacity: 90, budget: 89, recent: 4, live: 12, holes: 3 },
+        { capacity: 70, budget: 69, recent: 4, live: 30, holes: 0 },
+      ],
+      clusters: 6,
+      expect: does({ merges: false, drops: false }),
+    }),
+    chunkCase({
+      name: `of the first chunk with ${prefill}`,
+      kernel: "compress",
+      policy: testPolicy({ merge: votes({ prefill }) }),
+      heads: emptyHeads,
+      position: 0,
+      rows: 26,
+      clusters: 6,
+      expect: ({ merged }) => assert(merged > 0),
+    }),
+    chunkCase({
+      name: `of 9 of 37 rows with ${prefill}`,
+      kernel: "compress",
+      policy: testPolicy({ merge: votes({ prefill }) }),
+      heads: pairedHeads,
+      live: 9,
+      clusters: 6,
+      expect: ({ merged }) => assert(merged > 0),
+    }),
+  ]),
+  chunkCase({
+    name: "behind the guard of zip",
+    kernel: "compress",
+    policy: testPolicy({
+      score: zip.score,
+      merge: votes({ key: "zip", guard: [50, 60] }),
+    }),
+    heads: pairedHeads,
+    rows: 9,
+    clusters: 6,
+    expect: ({ merged, guarded }) => assert(merged === guarded && merged > 0),
+  }),
+  chunkCase({
+    name: "of an empty chunk",
+    kernel: "compress",
+    policy: testPolicy({}),
+    live: 0,
+    expect: does({ merges: false, drops: false }),
+  }),
+  chunkCase({
+    name: "of H2O",
+    kernel: "compress",
+    policy: h2o,
+    expect: does({ merges: false, drops: true }),
+  }),
+  chunkCase({
+    name: "of StreamingLLM",
+    kernel: "compress",
+    policy: streaming,
+    expect: does({ merges: false, drops: true }),
+  }),
+  chunkCase({
+    name: "of a cache that never evicts",
+    kernel: "compress",
+    policy: testPolicy({ merge: { kind: "never" }, score: emaScore }),
+    heads: [
+      { capacity: 80, budget: 80, recent: 0, live: 40, holes: 0 },
+      { capacity: 60, budget: 60, recent: 0, live: 20, holes: 3 },
+    ],
+    expect: does({ merges: false, drops: false }),
+  }),
+  chunkCase({
+    name: "of more candidates than a workgroup has threads",
+    kernel: "compress",
+    policy: testPolicy({ merge: votes({ threshold: 0.8 }) }),
+    sizes: modelSizes({ heads: 2, kvHeads: 1, headDim: 32 }),
+    heads: [{ capacity: 801, budget: 720, recent: 40, live: 580, holes: 20 }],
+    position: 900,
+    rows: 300,
+    live: 290,
+    clusters: 60,
+    expect: ({ merged }) => assert(merged > 100),
+  }),
+  ...shapes.map((shape) =>
+    chunkCase({
+      ...shape,
+      kernel: "compress",
+      policy: testPolicy({ merge: votes({ key: "minNorm", threshold: 0.3 }) }),
+      rows: 9,
+      clusters: 6,
+      expect: ({ merged }) => assert(merged > 0),
+    })
+  ),
+];

@@ -1,0 +1,112 @@
+/**
+ * Compares what a kernel left in a cache with what the reference left.
+ *
+ * @module
+ */
+import { assertEquals } from "@std/assert";
+import {
+  HeadWord,
+  type ModelSizes,
+  SlotField,
+} from "../../src/backends/backend.ts";
+import type { Outcome } from "./scene.ts";
+import { assertWithin, halfError } from "./tolerance.ts";
+
+/** How far slots may be apart. */
+export interface SlotBounds {
+  /** Of `ema`, where slots were observed. */
+  readonly ema: number;
+  /** Of `accumulated`. */
+  readonly accumulated: number;
+  /** Of vote biases. */
+  readonly bias: number;
+  /** Of elements of keys and values, beside the rounding to halves. */
+  readonly key: number;
+  readonly value: number;
+  /** Of the divergence of one merge. */
+  readonly divergence: number;
+  /** How often a key or value may have been rounded to halves. */
+  readonly roundings: number;
+}
+
+/** Asserts that the caches of two outcomes hold the same. */
+export function assertSameCache(
+  actual: Outcome,
+  expected: Outcome,
+  { sizes, lanes, total, bounds, scored }: {
+    sizes: ModelSizes;
+    lanes: number;
+    total: number;
+    bounds: SlotBounds;
+    /** Whether scores are kept at all. */
+    scored: boolean;
+  },
+): void {
+  const { headDim } = sizes;
+  const words = expected.table!.u32.length;
+  for (let at = 0; at < words; at += HeadWord.count) {
+    const row = (outcome: Outcome) =>
+      Array.from(outcome.table!.u32.subarray(at, at + HeadWord.divergence));
+    assertEquals(row(actual), row(expected), `head table from word ${at}`);
+    const divergence = at + HeadWord.divergence;
+    assertWithin(
+      [actual.table!.f32[divergence]!],
+      [expected.table!.f32[divergence]!],
+      {
+        bound: bounds.divergence *
+          expected.table!.u32[at + HeadWord.merged]!,
+        what: "divergence",
+      },
+    );
+  }
+  const word = (outcome: Outcome, field: number, slot: number) =>
+    outcome.side!.u32[field * total + slot]!;
+  const float = (outcome: Outcome, field: number, slot: number) =>
+    outcome.side!.f32[field * total + slot]!;
+  for (let slot = 0; slot < total; slot++) {
+    const what = `of slot ${slot}`;
+    const tokens = word(expected, SlotField.tokens, slot);
+    assertEquals(
+      word(actual, SlotField.tokens, slot),
+      tokens,
+      `tokens ${what}`,
+    );
+    if (tokens === 0) continue;
+    for (const field of [SlotField.position, SlotField.observations]) {
+      if (field === SlotField.observations && !scored) continue;
+      assertEquals(
+        word(actual, field, slot),
+        word(expected, field, slot),
+        `word ${field} ${what}`,
+      );
+    }
+    const near = (field: number, bound: number) =>
+      assertWithin([float(actual, field, slot)], [
+        float(expected, field, slot),
+      ], { bound, what: `field ${field} ${what}` });
+    if (scored) {
+      near(
+        SlotField.ema,
+        word(expected, SlotField.observations, slot) === 0 ? 0 : bounds.ema,
+      );
+      near(SlotField.accumulated, bounds.accumulated);
+    }
+    for (let lane = 0; lane < lanes; lane++) {
+      near(SlotField.bias + lane, bounds.bias);
+    }
+    for (
+      const [name, bound] of [["keys", bounds.key], [
+        "values",
+        bounds.value,
+      ]] as const
+    ) {
+      const vector = (outcome: Outcome) =>
+        outcome[name]!.f32.subarray(slot * headDim, (slot + 1) * headDim);
+      const reference = vector(expected);
+      assertWithin(vector(actual), reference, {
+        what: `${name} ${what}`,
+        bound: (i) => bound + bounds.roundings * halfError(reference[i]!),
+      });
+    }
+  }
+}

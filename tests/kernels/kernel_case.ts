@@ -1,0 +1,47 @@
+import type { Backend } from "../../src/backends/backend.ts";
+import { assertStable, type Jitter } from "./jitter.ts";
+import { type Outcome, play, type Scene } from "./scene.ts";
+
+/** One call of one kernel, and what every backend must make of it. */
+export interface KernelCase {
+  /** Kernel and sizes. */
+  readonly name: string;
+  /** Draws the inputs of a seed. */
+  draw(seed: number): Draw;
+  /** Throws if the reference's outcome is not what the case is there for. */
+  expect?(scene: Scene, expected: Outcome): void;
+}
+
+/** The inputs of one seed. */
+export interface Draw {
+  readonly scene: Scene;
+  /** By how much rounding may move what choices hang on, if there are any. */
+  readonly jitter?: Jitter;
+  /** Compares a backend with the reference. */
+  check(actual: Outcome, expected: Outcome): void;
+}
+
+/** Seeds that are tried for inputs whose choices rounding cannot turn. */
+const SEEDS = 40;
+
+/** Plays a case on the reference and on `backend`, and compares. */
+export async function tryCase(
+  kernelCase: KernelCase,
+  { backend, reference }: { backend: Backend; reference: Backend },
+): Promise<void> {
+  for (let seed = 1;; seed++) {
+    const { scene, jitter, check } = kernelCase.draw(seed);
+    const expected = await play(reference, scene);
+    if (jitter !== undefined) {
+      try {
+        await assertStable(scene, { expected, jitter, reference });
+      } catch (error) {
+        if (seed === SEEDS) throw error;
+        continue;
+      }
+    }
+    kernelCase.expect?.(scene, expected);
+    check(await play(backend, scene), expected);
+    return;
+  }
+}

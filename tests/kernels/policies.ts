@@ -1,0 +1,58 @@
+/**
+ * Policies of kernel tests.
+ *
+ * @module
+ */
+import type { Merge, Policy, Probe, Score } from "../../src/policies/parts.ts";
+
+/** Options of {@linkcode testPolicy}; what is left out is plain. */
+export interface TestPolicyOptions {
+  readonly name?: string;
+  readonly score?: Score;
+  readonly probe?: Probe;
+  readonly sinks?: number;
+  readonly sinkPositions?: "text" | "cache";
+  readonly merge?: Merge;
+}
+
+/** A policy of the parts that matter to kernels. */
+export function testPolicy(options: TestPolicyOptions): Policy {
+  return {
+    name: "test",
+    budget: 1,
+    probe: options.probe ?? { kind: "all" },
+    score: options.score ?? emaScore,
+    allocate: { kind: "uniform" },
+    select: {
+      sinks: options.sinks ?? 2,
+      sinkPositions: options.sinkPositions ?? "text",
+      recent: { slots: 3 },
+    },
+    merge: options.merge ?? votes({}),
+    precision: { kind: "half" },
+    schedule: { kind: "streaming", chunk: 64 },
+  };
+}
+
+/** KeepKV's score, with every option in use. */
+export const emaScore: Score = {
+  kind: "ema",
+  alpha: 0.8,
+  scale: "normalized",
+  countVotes: true,
+};
+
+/** A merge part. */
+export function votes(
+  options: Partial<Extract<Merge, { kind: "votes" }>>,
+): Extract<Merge, { kind: "votes" }> {
+  return {
+    kind: "votes",
+    key: "realVotes",
+    threshold: 0.5,
+    prefill: "mergeFirst",
+    votesPerQueryHead: false,
+    guard: [0.5, 1.5],
+    ...options,
+  };
+}

@@ -22,6 +22,8 @@ export class ModelFormatError extends Error {
 export class BackendUnavailableError extends Error {
   /** Name of the backend. */
   readonly backend: string;
+  /** What is missing. */
+  readonly reason: string;
   /** What the user can do about it. */
   readonly remedy: string;
 
@@ -33,6 +35,7 @@ export class BackendUnavailableError extends Error {
     super(`Cannot open the ${backend} backend: ${reason}: ${remedy}`);
     this.name = "BackendUnavailableError";
     this.backend = backend;
+    this.reason = reason;
     this.remedy = remedy;
   }
 }

@@ -59,7 +59,11 @@ export class Engine implements Disposable {
   readonly #positions: number[];
   readonly #options: Required<EngineOptions>;
   readonly #buffers: WorkingBuffers;
-  readonly #programs = new Map<string, Program>();
+  readonly #memory: DisposableStack;
+  readonly #prefill: Program;
+  readonly #sampleFirst: Program;
+  readonly #decode: Program;
+  #headOfChunk: Program | undefined;
   /** Length of text that the rope table was made for. */
   #ropeLength = NaN;
 
@@ -73,17 +77,31 @@ export class Engine implements Disposable {
     validatePolicy(policy);
     this.#options = { ...options, sequences };
     this.#positions = Array.from({ length: sequences }, () => 0);
-    this.cache = new SlotCache(backend, policy, {
-      ...config,
-      sequences,
-      stageRows: policy.schedule.chunk,
+    using memory = new DisposableStack();
+    this.cache = memory.use(
+      new SlotCache(backend, policy, {
+        ...config,
+        sequences,
+        stageRows: policy.schedule.chunk,
+      }),
+    );
+    this.#buffers = memory.use(new WorkingBuffers(backend, this.#options));
+    const prefill = this.#buffers.step("prefill");
+    const decode = this.#buffers.step("decode");
+    const record = (label: string, body: (kernels: Kernels) => void) =>
+      memory.use(backend.record(label, body));
+    // All at once, so that nothing is allocated while text is generated.
+    this.#prefill = record("prefill", (kernels) => {
+      this.#recordForward(kernels, prefill);
     });
-    try {
-      this.#buffers = new WorkingBuffers(backend, this.#options);
-    } catch (error) {
-      this.cache[Symbol.dispose]();
-      throw error;
-    }
+    this.#sampleFirst = record("sample after prefill", (kernels) => {
+      this.#recordSample(kernels, prefill, "last");
+    });
+    this.#decode = record("decode", (kernels) => {
+      this.#recordForward(kernels, decode);
+      this.#recordSample(kernels, decode, "all");
+    });
+    this.#memory = memory.move();
   }
 
   /** Bytes on the device beside weights and cache. */
@@ -179,24 +197,14 @@ export class Engine implements Disposable {
     chunk[ChunkWord.position] = position;
     backend.write(this.#buffers.chunk, chunk);
     backend.write(this.#buffers.prompt, Uint32Array.from(ids));
-    this.#program(`prefill, then ${then}`, (kernels) => {
-      const step = this.#buffers.step("prefill");
-      this.#forward(kernels, step);
-      if (then === "sample") this.#sample(kernels, step, "last");
-      if (then === "logits") {
-        this.#head(kernels, step, this.#buffers.chunkLogits, "all");
-      }
-    }).run();
+    this.#prefill.run();
+    if (then === "sample") this.#sampleFirst.run();
+    if (then === "logits") this.#recordHeadOfChunk().run();
     this.#positions[sequence] = position + ids.length;
   }
 
   /** Enqueues `steps` decode steps of every sequence that has not ended. */
   decode(steps: number): void {
-    const program = this.#program("decode", (kernels) => {
-      const step = this.#buffers.step("decode");
-      this.#forward(kernels, step);
-      this.#sample(kernels, step, "all");
-    });
     const { rope } = this.#options.config;
     for (let done = 0; done < steps;) {
       const next = Math.max(...this.#positions) + 1;
@@ -204,7 +212,7 @@ export class Engine implements Disposable {
       const fixed = ropeLength(rope, next) === ropeLength(rope, next + steps);
       const times = fixed ? steps - done : 1;
       this.#updateRope(next + times - 1);
-      program.run(times);
+      this.#decode.run(times);
       this.#positions.forEach((p, i) => this.#positions[i] = p + times);
       done += times;
     }
@@ -267,16 +275,18 @@ export class Engine implements Disposable {
     this.#ropeLength = wanted;
   }
 
-  #program(label: string, body: (kernels: Kernels) => void): Program {
-    let program = this.#programs.get(label);
-    if (program === undefined) {
-      program = this.#options.backend.record(label, body);
-      this.#programs.set(label, program);
-    }
-    return program;
+  /** The head over all rows of a chunk, which only evaluation asks for. */
+  #recordHeadOfChunk(): Program {
+    const { chunkLogits } = this.#buffers;
+    const step = this.#buffers.step("prefill");
+    return this.#headOfChunk ??= this.#memory.use(
+      this.#options.backend.record("logits of a chunk", (kernels) => {
+        this.#recordHead(kernels, step, chunkLogits, "all");
+      }),
+    );
   }
 
-  #forward(kernels: Kernels, step: Step<DeviceBuffer>): void {
+  #recordForward(kernels: Kernels, step: Step<DeviceBuffer>): void {
     const { weights, config, policy } = this.#options;
     const { rope, activations, seen } = this.#buffers;
     forward(kernels, {
@@ -291,7 +301,7 @@ export class Engine implements Disposable {
     });
   }
 
-  #head(
+  #recordHead(
     kernels: Kernels,
     step: Step<DeviceBuffer>,
     logits: DeviceBuffer,
@@ -309,13 +319,13 @@ export class Engine implements Disposable {
     });
   }
 
-  #sample(
+  #recordSample(
     kernels: Kernels,
     step: Step<DeviceBuffer>,
     rows: "all" | "last",
   ): void {
     const { tokens, output, forced, logits, sampling, seen } = this.#buffers;
-    this.#head(kernels, step, logits, rows);
+    this.#recordHead(kernels, step, logits, rows);
     kernels.sample({
       nextTokens: tokens,
       output,
@@ -331,9 +341,6 @@ export class Engine implements Disposable {
 
   /** Frees programs, buffers and the cache; the weights stay. */
   [Symbol.dispose](): void {
-    for (const program of this.#programs.values()) program[Symbol.dispose]();
-    this.#programs.clear();
-    this.#buffers[Symbol.dispose]();
-    this.cache[Symbol.dispose]();
+    this.#memory.dispose();
   }
 }

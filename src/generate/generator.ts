@@ -192,6 +192,7 @@ export class Generator implements AsyncDisposable {
       contextTokens: engine.position(),
       weightBytes: weights.byteLength,
       workingBytes: engine.workingBytes,
+      deviceBytes: backend.bytesAllocated,
       cache: this.#cache,
     };
   }

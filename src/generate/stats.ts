@@ -32,6 +32,11 @@ export interface GeneratorStats {
   readonly weightBytes: number;
   /** Bytes of activations, state and logits on the device. */
   readonly workingBytes: number;
+  /**
+   * Bytes that the backend holds in all: the above, the cache, scratch and
+   * staging memory, and whatever else was allocated on the same backend.
+   */
+  readonly deviceBytes: number;
   /** The cache; `bytes` is what the device really holds for it. */
   readonly cache: CacheStats;
 }

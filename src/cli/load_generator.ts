@@ -1,0 +1,42 @@
+/**
+ * From flags to a generator, with progress.
+ *
+ * @module
+ */
+import { Generator } from "../generate/generator.ts";
+import type { Values } from "./flags.ts";
+import { type modelFlags, modelFolderOf, policyOf } from "./model_flags.ts";
+import { Progress } from "./progress.ts";
+import { faint, printError } from "./terminal.ts";
+import { describeSkipped } from "./unavailable.ts";
+
+/** Loads the model that the flags name, and says which backend it runs on. */
+export async function loadGenerator(
+  values: Values<typeof modelFlags>,
+  { signal, quiet }: { signal: AbortSignal; quiet: boolean },
+): Promise<Generator> {
+  const folder = await modelFolderOf(values);
+  const progress = new Progress("Loading", { enabled: !quiet });
+  let generator: Generator;
+  try {
+    generator = await Generator.load(folder, {
+      cache: policyOf(values),
+      backend: values.backend ?? "auto",
+      // The files are read twice: once to check them, once to upload them.
+      onProgress: ({ stage, bytes, totalBytes }) =>
+        progress.update(
+          stage === "check" ? bytes : totalBytes + bytes,
+          2 * totalBytes,
+        ),
+      signal,
+    });
+  } finally {
+    await progress.stop();
+  }
+  const { skippedBackends } = generator;
+  if (!quiet && skippedBackends.length > 0) {
+    const { backend } = generator.stats();
+    printError(faint(describeSkipped(backend, skippedBackends)) + "\n");
+  }
+  return generator;
+}

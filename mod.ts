@@ -30,6 +30,8 @@ export type {
 } from "./src/generate/options.ts";
 export type { SamplingOptions } from "./src/generate/sampling.ts";
 export type { GeneratorStats } from "./src/generate/stats.ts";
+export type { LoadProgress } from "./src/model/weights.ts";
+export type { ChatMessage } from "./src/tokens/chat_template.ts";
 export type { CacheStats } from "./src/cache/slot_cache.ts";
 export type * from "./src/policies/parts.ts";
 export { fullCache, type FullCacheOptions } from "./src/policies/full_cache.ts";

@@ -253,13 +253,13 @@ export const SlotField = {
 } as const;
 
 /** Vote bias of a free slot: finite, and zero weight in any softmax. */
-export const FREE_BIAS = -1e30;
+export const FREE_BIAS: number = -1e30;
 
 /** Entry of {@link Sample.forced} that leaves the choice to `sample`. */
 export const NOT_FORCED = 0xffff_ffff;
 
 /** ln 0 for the moving sum of a slot that nobody observed yet. */
-export const LOG_ZERO = -1e30;
+export const LOG_ZERO: number = -1e30;
 
 /** Slots of one layer: the cache proper, or the staged rows of a chunk. */
 export interface Slots<T> {
@@ -329,20 +329,38 @@ export interface CacheLayer<T> {
   readonly table: T;
 }
 
+/** What every kernel works on. */
+export interface StepArgs<T> {
+  /** The rows to work on. */
+  readonly step: Step<T>;
+  /** Sizes of the model. */
+  readonly sizes: ModelSizes;
+}
+
+/** What the kernels of attention and of the policy work on. */
+export interface AttentionArgs<T> extends StepArgs<T> {
+  /** `(rows, heads, headDim)` f32: rotated queries. */
+  readonly queries: T;
+  /** `(rows, heads, headDim)` f32: see {@link QkvRopeAppend.sinkQueries}. */
+  readonly sinkQueries?: T;
+  /** The layer's cache. */
+  readonly cache: CacheLayer<T>;
+  /** What is done with slots that do not fit. */
+  readonly policy: Policy;
+}
+
 /** Arguments of {@link Kernels.embed}. */
-export interface Embed<T, M> {
+export interface Embed<T, M> extends StepArgs<T> {
   /** Output `(rows, hidden)` f32. */
   readonly hidden: T;
   /** Output `(sequences, ceil(vocabulary / 32))` u32: bit set of ids seen. */
   readonly seen: T;
   /** `(vocabulary, hidden)`. */
   readonly embedding: M;
-  readonly step: Step<T>;
-  readonly sizes: ModelSizes;
 }
 
 /** Arguments of {@link Kernels.qkvRopeAppend}. */
-export interface QkvRopeAppend<T, M> {
+export interface QkvRopeAppend<T, M> extends StepArgs<T> {
   /** Output `(rows, heads, headDim)` f32: rotated queries. */
   readonly queries: T;
   /**
@@ -364,53 +382,28 @@ export interface QkvRopeAppend<T, M> {
   readonly keyNorm?: T;
   /** `(3, 256, headDim / 2, 2)` f32: see `src/model/rope.ts`. */
   readonly rope: T;
+  /** The layer's cache. */
   readonly cache: CacheLayer<T>;
-  readonly step: Step<T>;
-  readonly sizes: ModelSizes;
 }
 
 /** Arguments of {@link Kernels.mergeAttend}. */
-export interface MergeAttend<T> {
+export interface MergeAttend<T> extends AttentionArgs<T> {
   /** Output `(rows, heads, headDim)` f32. */
   readonly output: T;
-  /** `(rows, heads, headDim)` f32. */
-  readonly queries: T;
-  /** `(rows, heads, headDim)` f32: see {@link QkvRopeAppend.sinkQueries}. */
-  readonly sinkQueries?: T;
-  readonly cache: CacheLayer<T>;
-  readonly step: Step<T>;
-  readonly sizes: ModelSizes;
-  readonly policy: Policy;
 }
 
 /** Arguments of {@link Kernels.prefillAttend}. */
-export interface PrefillAttend<T> {
+export interface PrefillAttend<T> extends AttentionArgs<T> {
   /** Output `(rows, heads, headDim)` f32. */
   readonly output: T;
   /** Output `(rows, heads)` f32: ln of the softmax sum of each row. */
   readonly logSums: T;
-  /** `(rows, heads, headDim)` f32. */
-  readonly queries: T;
-  /** `(rows, heads, headDim)` f32: see {@link QkvRopeAppend.sinkQueries}. */
-  readonly sinkQueries?: T;
-  readonly cache: CacheLayer<T>;
-  readonly step: Step<T>;
-  readonly sizes: ModelSizes;
-  readonly policy: Policy;
 }
 
 /** Arguments of {@link Kernels.observe} and {@link Kernels.compress}. */
-export interface Compress<T> {
-  /** `(rows, heads, headDim)` f32. */
-  readonly queries: T;
-  /** `(rows, heads, headDim)` f32: see {@link QkvRopeAppend.sinkQueries}. */
-  readonly sinkQueries?: T;
+export interface Compress<T> extends AttentionArgs<T> {
   /** `(rows, heads)` f32, from {@link Kernels.prefillAttend}. */
   readonly logSums: T;
-  readonly cache: CacheLayer<T>;
-  readonly step: Step<T>;
-  readonly sizes: ModelSizes;
-  readonly policy: Policy;
 }
 
 /** Arguments of {@link Kernels.projectAdd}. */
@@ -423,11 +416,12 @@ export interface ProjectAdd<T, M> {
   readonly weight: M;
   /** `(hidden)` f32, where the model has biases. */
   readonly bias?: T;
+  /** The rows to work on. */
   readonly step: Step<T>;
 }
 
 /** Arguments of {@link Kernels.gateUp}. */
-export interface GateUp<T, M> {
+export interface GateUp<T, M> extends StepArgs<T> {
   /** Output `(rows, ffn)` f32: `silu(gate) * up`. */
   readonly output: T;
   /** `(rows, hidden)` f32. */
@@ -438,12 +432,10 @@ export interface GateUp<T, M> {
   readonly weight: M;
   /** `(2 * ffn)` f32 in the same order, where the model has biases. */
   readonly bias?: T;
-  readonly step: Step<T>;
-  readonly sizes: ModelSizes;
 }
 
 /** Arguments of {@link Kernels.lmHead}. */
-export interface LmHead<T, M> {
+export interface LmHead<T, M> extends StepArgs<T> {
   /**
    * Output f32. `all`: `(rows, vocabulary)`. `last` in a prefill step: `(1,
    * vocabulary)`, the logits after the chunk's last live row.
@@ -457,12 +449,10 @@ export interface LmHead<T, M> {
   readonly weight: M;
   /** Which rows to compute. */
   readonly rows: "all" | "last";
-  readonly step: Step<T>;
-  readonly sizes: ModelSizes;
 }
 
 /** Arguments of {@link Kernels.sample}. */
-export interface Sample<T> {
+export interface Sample<T> extends StepArgs<T> {
   /**
    * Output `(sequences)` u32: the sampled ids, read by the next decode step.
    */
@@ -482,8 +472,6 @@ export interface Sample<T> {
   readonly sampling: T;
   /** `(sequences, ceil(vocabulary / 32))` u32: ids seen, from `embed`. */
   readonly seen: T;
-  readonly step: Step<T>;
-  readonly sizes: ModelSizes;
 }
 
 /**

@@ -36,7 +36,11 @@ export function validatePolicy(policy: Policy): void {
   } else {
     check("select.recent.slots", select.recent.slots, { from: 0, whole: true });
   }
-  check("schedule.chunk", schedule.chunk, { from: 1, to: 4096, whole: true });
+  check("schedule.chunk", schedule.chunk, {
+    from: 1,
+    to: 2 ** 17,
+    whole: true,
+  });
   if (merge.kind !== "votes") return;
   check("merge.threshold", merge.threshold, { from: -1, to: 1 });
   check("merge.guard[0]", merge.guard[0], { above: 0, to: 1 });

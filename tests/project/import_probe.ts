@@ -20,4 +20,5 @@ watch(navigator.gpu, "navigator.gpu", ["requestAdapter"]);
 watch(globalThis, "globalThis", ["fetch", "WebSocket", "Worker"]);
 
 await import("../../mod.ts");
+await import("../../src/evaluate/mod.ts");
 print(JSON.stringify(touched));

@@ -1,0 +1,211 @@
+/**
+ * Flags that say what an evaluation measures, and the plan that they make.
+ *
+ * @module
+ */
+import { EvaluationFormatError } from "../evaluate/format_error.ts";
+import { type EvaluationPlan, parsePlan } from "../evaluate/plan.ts";
+import { retrievalForms } from "../evaluate/retrieval_tasks.ts";
+import { policies } from "../policies/registry.ts";
+import {
+  choice,
+  type Flag,
+  text,
+  UsageError,
+  type Values,
+  whole,
+} from "./flags.ts";
+
+/** Tasks by name. */
+const TASKS = [
+  "perplexity",
+  "agreement",
+  "perturbation",
+  ...retrievalForms,
+  "throughput",
+] as const;
+
+/** A flag that may be repeated, and may have several values in one. */
+function several<T>(
+  value: string,
+  { help, expected, parse }: {
+    help: string;
+    expected: string;
+    parse: (text: string) => T | undefined;
+  },
+): Flag<readonly T[] | undefined> {
+  return {
+    ...{ value, help },
+    read(texts, name) {
+      if (texts.length === 0) return undefined;
+      return texts.flatMap((text) => text.split(",")).map((part) => {
+        const parsed = parse(part.trim());
+        if (parsed !== undefined) return parsed;
+        throw new UsageError(
+          `Cannot use --${name} ${part}: expected ${expected}`,
+        );
+      });
+    },
+  };
+}
+
+/** A flag of {@linkcode several} words. */
+function words<T extends string>(
+  value: string,
+  help: string,
+  known: readonly T[],
+): Flag<readonly T[] | undefined> {
+  return several(value, {
+    help,
+    expected: `one of ${known.join(", ")}`,
+    parse: (text) => known.find((word) => word === text),
+  });
+}
+
+/** A flag of {@linkcode several} numbers; the plan checks their range. */
+function numbers(
+  value: string,
+  help: string,
+): Flag<readonly number[] | undefined> {
+  return several(value, {
+    help,
+    expected: "a number",
+    parse: (text) => /^\d+(\.\d+)?$/.test(text) ? Number(text) : undefined,
+  });
+}
+
+/** What is measured. */
+export const evaluationFlags = {
+  policy: words(
+    "NAME",
+    `${Object.keys(policies).join(", ")} (default: all; the full cache is ` +
+      "always there)",
+    Object.keys(policies),
+  ),
+  budget: several<number | string>("AMOUNT", {
+    help: "Slots per head (64), or a share of each prompt (10%) (default: " +
+      "50%, 20%, 10%)",
+    expected: "slots (64) or a share of the prompt (10%)",
+    parse: (text) =>
+      /^\d+$/.test(text)
+        ? Number(text)
+        : /^\d+(\.\d+)?%$/.test(text)
+        ? text
+        : undefined,
+  }),
+  tasks: words("NAME", `${TASKS.join(", ")} (default: perplexity)`, TASKS),
+  setting: words("NAME", "whole, streaming (default: both)", [
+    "whole",
+    "streaming",
+  ]),
+  question: words(
+    "NAME",
+    "Whether compression sees the question: seen, unseen (default: both)",
+    ["seen", "unseen"],
+  ),
+  half: choice("NAME", {
+    help: "Documents to use: tune, report or all (default: report)",
+    words: ["tune", "report", "all"],
+  }),
+  seed: numbers("N", "Seeds of windows and retrieval tasks (default: 1)"),
+  plan: text("FILE", "A plan in JSON, instead of all flags but --out"),
+} as const;
+
+/** How much is measured. */
+export const sizeFlags = {
+  prompt: whole("N", {
+    help: "Tokens that are read first (default: 512)",
+    from: 1,
+    to: 4096,
+  }),
+  continuation: whole("N", {
+    help: "Tokens that are scored (default: 128)",
+    from: 2,
+  }),
+  probes: whole("N", {
+    help: "Tokens whose attention is measured (default: 8)",
+    from: 1,
+  }),
+  "max-documents": whole("N", {
+    help: "Documents at most (default: all that are long enough)",
+    from: 1,
+  }),
+  windows: whole("N", {
+    help: "Windows per document and seed at most (default: 1)",
+    from: 1,
+  }),
+  length: numbers("N", "Tokens of retrieval tasks (default: 256, 512)"),
+  depth: numbers("SHARE", "Depths of facts (default: 0, 0.25, 0.5, 0.75, 1)"),
+  chunk: whole("N", {
+    help: "Tokens per chunk of the setting streaming (default: 64)",
+    from: 1,
+    to: 4096,
+  }),
+} as const;
+
+/**
+ * The plan that the flags describe.
+ *
+ * @throws {UsageError} If a flag is out of range.
+ * @throws {EvaluationFormatError} If the file of `--plan` is damaged.
+ */
+export async function planOf(
+  values: Values<typeof evaluationFlags & typeof sizeFlags>,
+): Promise<EvaluationPlan> {
+  const { plan: file } = values;
+  if (file !== undefined) return parsePlan(await readPlan(file), file);
+  const names = values.policy ?? Object.keys(policies);
+  const plan = {
+    policies: [...new Set(names)].map((policy) => ({ policy })),
+    budgets: values.budget ?? ["50%", "20%", "10%"],
+    settings: values.setting,
+    chunk: values.chunk,
+    seeds: values.seed,
+    half: values.half,
+    tasks: (values.tasks ?? ["perplexity"]).map((task) => taskOf(task, values)),
+  };
+  try {
+    return parsePlan(JSON.stringify(plan), "the command line");
+  } catch (cause) {
+    if (!(cause instanceof EvaluationFormatError)) throw cause;
+    throw new UsageError(cause.message);
+  }
+}
+
+/** A task of the plan in JSON. */
+function taskOf(
+  task: typeof TASKS[number],
+  values: Values<typeof evaluationFlags & typeof sizeFlags>,
+): object {
+  const { prompt = 512, continuation = 128, probes = 8 } = values;
+  const amount = {
+    windowsPerDocument: values.windows,
+    documents: values["max-documents"],
+  };
+  switch (task) {
+    case "perplexity":
+    case "agreement":
+      return { kind: task, prompt, continuation, ...amount };
+    case "perturbation":
+      return { kind: task, prompt, probes, ...amount };
+    case "throughput":
+      return { kind: task, prompt, generate: continuation };
+    default:
+      return {
+        kind: "retrieval",
+        form: task,
+        lengths: values.length ?? [256, 512],
+        depths: values.depth ?? [0, 0.25, 0.5, 0.75, 1],
+        questions: values.question,
+      };
+  }
+}
+
+async function readPlan(file: string): Promise<string> {
+  try {
+    return await Deno.readTextFile(file);
+  } catch (cause) {
+    if (!(cause instanceof Deno.errors.NotFound)) throw cause;
+    throw new EvaluationFormatError(file, "there is no such file", { cause });
+  }
+}

@@ -1,0 +1,106 @@
+/**
+ * Whether a fact can still be found in a compressed cache.
+ *
+ * @module
+ */
+import { sampleTokens } from "../generate/token_loop.ts";
+import type { Policy } from "../policies/parts.ts";
+import { chunksFromEnd } from "./feed.ts";
+import { type EvaluationModel, GREEDY, openEngine } from "./model.ts";
+import type { RetrievalExample } from "./retrieval_tasks.ts";
+import type { QuestionSetting } from "./settings.ts";
+
+/** What came of a task. */
+export interface RetrievalOutcome {
+  /** Whether the first number said is the one asked for, digit by digit. */
+  readonly correct: boolean;
+  /** The number asked for. */
+  readonly expected: string;
+  /** What the model said up to the end of the first number. */
+  readonly answer: string;
+}
+
+/** A task as ids. */
+export interface RetrievalIds {
+  /** Ids of the context. */
+  readonly context: readonly number[];
+  /** Ids of the question. */
+  readonly question: readonly number[];
+}
+
+/** How a task is run. */
+export interface RetrievalOptions {
+  /** The task. */
+  readonly example: RetrievalExample;
+  /** Whether the context is compressed together with the question. */
+  readonly question: QuestionSetting;
+  /** Stops with the signal's reason. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/**
+ * The ids of a task. Both parts are encoded on their own, so that they are the
+ * same in both question settings.
+ */
+export function encodeRetrieval(
+  { codec }: Pick<EvaluationModel, "codec">,
+  { context, question }: Pick<RetrievalExample, "context" | "question">,
+): RetrievalIds {
+  const options = { addSpecialTokens: false };
+  return {
+    context: codec.encode(context, options),
+    question: codec.encode(question, options),
+  };
+}
+
+/**
+ * The pieces that are read before a compression may happen: context and
+ * question together, or one after the other.
+ */
+export function promptParts(
+  { context, question }: RetrievalIds,
+  setting: QuestionSetting,
+): (readonly number[])[] {
+  return setting === "seen" ? [[...context, ...question]] : [context, question];
+}
+
+/**
+ * Reads context and question in chunks of the policy's schedule, then takes
+ * the most likely ids as the answer.
+ */
+export async function runRetrieval(
+  model: EvaluationModel,
+  policy: Policy,
+  { example, question, signal }: RetrievalOptions,
+): Promise<RetrievalOutcome> {
+  using engine = await openEngine(model, policy);
+  engine.start(GREEDY, example.answerTokens);
+  const { chunk } = policy.schedule;
+  const chunks = promptParts(encodeRetrieval(model, example), question)
+    .flatMap((part) => chunksFromEnd(part, chunk));
+  for (const piece of chunks.slice(0, -1)) {
+    engine.prefill(piece, { then: "nothing" });
+    await engine.done();
+    signal?.throwIfAborted();
+  }
+  const sampled = sampleTokens(engine, chunks.at(-1)!, {
+    chunk,
+    stepsPerRead: model.backend.stepsPerRead,
+    limit: example.answerTokens,
+    stopIds: [],
+    signal,
+  });
+  const ids: number[] = [];
+  let text = "";
+  for await (const { id } of sampled) {
+    ids.push(id);
+    text = model.codec.decode(ids);
+    if (/\d\D/.test(text)) break;
+  }
+  const [answer = text, number] = /^\D*(\d+)/.exec(text) ?? [];
+  return {
+    correct: number === example.answer,
+    expected: example.answer,
+    answer,
+  };
+}

@@ -42,6 +42,10 @@ export {
   type StreamingLlmOptions,
 } from "./src/policies/streaming_llm.ts";
 export {
+  weightedKV,
+  type WeightedKVOptions,
+} from "./src/policies/weighted_kv.ts";
+export {
   createPolicy,
   policies,
   type PolicyFactory,

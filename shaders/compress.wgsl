@@ -9,9 +9,15 @@
 //   pair            takes similar pairs, best first, until the head fits
 //   merge           merges the sets (many workgroups)
 //   select_victims  lists the slots with the lowest scores
+// then, where they go to the most similar key:
 //   search          the nearest kept key for each of them
 //   link            chains those that chose the same target
 //   merge           merges the chains
+// or, where their values go to the right neighbour:
+//   neighbours      the next slot to the right of each of them (many workgroups)
+//   weigh           what weight each has in the kept value that takes it
+//   merge_runs      merges the values (many workgroups)
+// and at the end:
 //   settle          frees what is dropped, fills free slots, updates the head
 // A single workgroup per head could do it all in one dispatch, but the searches
 // are the work, quadratic in the candidates, and must fill the device.
@@ -328,6 +334,7 @@ fn select_victims(
   for (var c = thread; c < params.candidates; c += THREADS) {
     let is_listed = work[work_at(WORK_FLAGS, c)] == FLAG_LISTED;
     var flags = 0u;
+    work[work_at(WORK_NEXT, c)] = NO_SLOT;
     if (victims > 0u && is_listed && is_within(c, last)) {
       flags = FLAG_LISTED;
       work[work_at(WORK_CHOICE, c)] = NO_SLOT;

@@ -266,6 +266,72 @@ fn nearest(thread: u32, victim: u32, offset: u32, high: u32) -> Ranked {
   return first_ranked(thread, best);
 }
 
+// The next slot to the right of `victim`.
+fn right_neighbour(thread: u32, victim: u32, offset: u32, high: u32) -> u32 {
+  let position = position_of(victim);
+  var best = unranked();
+  for (var i = thread; i < high; i += THREADS) {
+    let slot = offset + i;
+    if (tokens_of(slot) != 0u && position_of(slot) > position) {
+      let mine = Ranked(0.0, position_of(slot), slot);
+      if (is_before(mine, best)) {
+        best = mine;
+      }
+    }
+  }
+  return first_ranked(thread, best).slot;
+}
+
+// Merges the value of `victim` into `kept`; returns how many slots it merged.
+fn merge_value(
+  thread: u32,
+  row: u32,
+  kv_head: u32,
+  kept: u32,
+  victim: u32,
+  offset: u32,
+) -> u32 {
+  let half = HEAD_DIM / 2u;
+  if (thread < half) {
+    let from_value = unpack_halves(value_word(victim, thread));
+    var value = unpack_halves(value_word(kept, thread));
+    if (EXACT_VALUES) {
+      var change = vec2<f32>();
+      var lost = 0.0;
+      var left = 0.0;
+      for (var i = 0u; i < GROUP; i++) {
+        let weight = attention_weight(row, kv_head, i, victim, offset);
+        let vector = query_vector(row * GROUP + i, kv_head);
+        change += weight * (from_value - output[vector * half + thread]);
+        lost += weight;
+        left += attention_weight(row, kv_head, i, kept, offset);
+      }
+      let scale = max(left, lost / RATIO_CAP);
+      value += select(vec2<f32>(), change / scale, scale > 0.0);
+    } else {
+      let share = share_of(mean_attention(victim), mean_attention(kept));
+      value = share * from_value + (1.0 - share) * value;
+    }
+    set_value_word(kept, thread, pack_halves(value));
+  }
+  if (thread == 0u) {
+    set_side_word(kept, FIELD_TOKENS, tokens_of(kept) + tokens_of(victim));
+  }
+  return 1u;
+}
+
+// Weight of a slot in the attention of a query head.
+fn attention_weight(
+  row: u32,
+  kv_head: u32,
+  query_head: u32,
+  slot: u32,
+  offset: u32,
+) -> f32 {
+  let logit = raw_logits[logit_at(row, kv_head, query_head) + slot - offset];
+  return exp(logit + vote_bias(slot, query_head) - log_sums[query_head]);
+}
+
 @compute @workgroup_size(THREADS)
 fn finish(
   @builtin(workgroup_id) group: vec3<u32>,
@@ -329,6 +395,13 @@ fn finish(
         if (chosen.slot != NO_SLOT && -chosen.key > THRESHOLD) {
           merge_vector = query_vector(row * GROUP, kv_head);
           merged = merge_slots(thread, chosen.slot, victim);
+        }
+      }
+      if (MERGE == MERGE_RIGHT_NEIGHBOUR) {
+        let kept = right_neighbour(thread, victim, offset, high);
+        if (kept != NO_SLOT) {
+          merged.count =
+            merge_value(thread, row, kv_head, kept, victim, offset);
         }
       }
       workgroupBarrier();

@@ -3,6 +3,7 @@
 const SCORE_POSITION = 0u;
 const SCORE_ACCUMULATED = 1u;
 const SCORE_EMA = 2u;
+const SCORE_MEAN = 3u;
 override SCORE: u32 = SCORE_POSITION;
 // ln alpha and ln(1 - alpha) of the moving sum; alpha is 0 where there is none.
 override LOG_ALPHA: f32 = -1e30;
@@ -16,6 +17,7 @@ override OBSERVE: bool = true;
 const MERGE_NEVER = 0u;
 const MERGE_DROP = 1u;
 const MERGE_VOTES = 2u;
+const MERGE_RIGHT_NEIGHBOUR = 3u;
 override MERGE: u32 = MERGE_NEVER;
 
 const KEY_ZIP = 0u;
@@ -26,3 +28,8 @@ override KEY_FORM: u32 = KEY_CONVEX;
 override THRESHOLD: f32 = 1.0;
 override GUARD_LOW: f32 = 0.0;
 override GUARD_HIGH: f32 = 0.0;
+
+// Whether a right neighbour's value keeps the output of the current row, and
+// the largest ratio of attention weights that this applies.
+override EXACT_VALUES: bool = false;
+override RATIO_CAP: f32 = 1.0;

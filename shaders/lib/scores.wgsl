@@ -89,6 +89,12 @@ fn log_score(slot: u32) -> f32 {
   return side_float(slot, FIELD_EMA) - ema_correction(observations);
 }
 
+// Mean attention weight of the rows that observed a slot.
+fn mean_attention(slot: u32) -> f32 {
+  return side_float(slot, FIELD_ACCUMULATED) /
+    f32(max(1u, side_word(slot, FIELD_OBSERVATIONS)));
+}
+
 // What eviction ranks a slot by; the lowest goes first, ties by position. A
 // position too large for a float is rounded, and the tie puts it right.
 fn eviction_score(slot: u32) -> f32 {
@@ -97,6 +103,9 @@ fn eviction_score(slot: u32) -> f32 {
   }
   if (SCORE == SCORE_ACCUMULATED) {
     return side_float(slot, FIELD_ACCUMULATED);
+  }
+  if (SCORE == SCORE_MEAN) {
+    return mean_attention(slot);
   }
   var score = log_score(slot);
   if (COUNT_VOTES) {

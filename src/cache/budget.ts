@@ -90,9 +90,11 @@ function spread(policy: Policy, mean: number, layers: number): HeadBudget[] {
   const total = mean * layers;
   const sum = rest.reduce((a, b) => a + b, 0);
   const slots = roundToTotal(rest.map((r) => r / sum * total), total);
-  const recent = "slots" in select.recent
-    ? select.recent.slots
-    : Math.max(1, Math.round(select.recent.ratio / sum * total));
+  const recent = "slots" in select.recent ? select.recent.slots : Math.max(
+    1,
+    Math.round(select.recent.ratio / sum * total) -
+      (select.recent.countsSinks ? select.sinks : 0),
+  );
   return slots.map((slots, layer) => {
     if (merge.kind === "never") return { slots, recent: 0, capacity: slots };
     if (slots < select.sinks + recent + 1) {

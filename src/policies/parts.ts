@@ -37,6 +37,8 @@ export type Score =
   | { readonly kind: "position" }
   /** Sum of the attention weights it received (H2O). */
   | { readonly kind: "accumulated" }
+  /** Mean of the attention weights it received: the sum over its rows (WeightedKV). */
+  | { readonly kind: "mean" }
   /**
    * Bias-corrected exponential moving average of its score (KeepKV, eq. 8):
    * `S ← alpha · S + (1 − alpha) · s`, `ŝ = S / (1 − alphaⁿ)`.
@@ -74,8 +76,13 @@ export interface Select {
    * those of their place in the `cache` (StreamingLLM).
    */
   readonly sinkPositions: "text" | "cache";
-  /** Newest tokens that are never evicted: a share of the budget, or slots. */
-  readonly recent: { readonly ratio: number } | { readonly slots: number };
+  /**
+   * Newest tokens that are never evicted: a share of the budget, or slots.
+   * Where the share `countsSinks`, the sinks are taken from it.
+   */
+  readonly recent:
+    | { readonly ratio: number; readonly countsSinks?: boolean }
+    | { readonly slots: number };
 }
 
 /** What happens to a slot that has to go. */
@@ -104,6 +111,26 @@ export type Merge =
     readonly votesPerQueryHead: boolean;
     /** Smallest and largest scale that `zip` may apply to a key. */
     readonly guard: readonly [number, number];
+  }
+  /**
+   * Its value goes to the slot with the next higher position, which keeps its
+   * key, its score and its votes (WeightedKV). Without such a slot it is
+   * dropped.
+   */
+  | {
+    readonly kind: "rightNeighbour";
+    /**
+     * How the neighbour's value changes.
+     *
+     * - `convex`: the mean of both values, weighted by the mean attention that
+     *   the slots have received: the paper's algorithm 1;
+     * - `exact`: `v₂ + A₁/A₂ · (v₁ − o)` for the attention `A` and the output
+     *   `o` of the current row, which leaves that output unchanged. A chunk of
+     *   a prompt, whose rows have no one output, is compressed by `convex`.
+     */
+    readonly rule: "convex" | "exact";
+    /** Largest `A₁/A₂` that `exact` applies; what is above is cut to it. */
+    readonly cap: number;
   };
 
 /** How keys and values are stored. */

@@ -8,6 +8,7 @@ import { h2o } from "./h2o.ts";
 import { keepKV } from "./keep_kv.ts";
 import type { Budget, Policy } from "./parts.ts";
 import { streamingLlm } from "./streaming_llm.ts";
+import { weightedKV } from "./weighted_kv.ts";
 
 /** What makes a policy with its defaults from a budget. */
 export type PolicyFactory = (options: { readonly budget: Budget }) => Policy;
@@ -16,6 +17,7 @@ export type PolicyFactory = (options: { readonly budget: Budget }) => Policy;
 export const policies: Readonly<Record<string, PolicyFactory>> = {
   "full": fullCache,
   "keepkv": keepKV,
+  "weightedkv": weightedKV,
   "h2o": h2o,
   "streaming-llm": streamingLlm,
 };

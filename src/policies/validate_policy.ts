@@ -41,6 +41,9 @@ export function validatePolicy(policy: Policy): void {
     to: 2 ** 17,
     whole: true,
   });
+  if (merge.kind === "rightNeighbour") {
+    check("merge.cap", merge.cap, { above: 0 });
+  }
   if (merge.kind !== "votes") return;
   check("merge.threshold", merge.threshold, { from: -1, to: 1 });
   check("merge.guard[0]", merge.guard[0], { above: 0, to: 1 });

@@ -20,6 +20,7 @@ import {
   mergeSlots,
   nearestKey,
 } from "./merge_slots.ts";
+import { mergeRun } from "./merge_values.ts";
 import { byEviction, isEvictable, queryGroup } from "./scores.ts";
 
 /** What compressing one head needs. */
@@ -37,7 +38,8 @@ interface Context extends MergeContext {
  * With `mergeFirst`, similar pairs are merged before anything is evicted
  * (KeepKV, table 3). Then the slots with the lowest scores go: each is merged
  * into the kept slot with the most similar key if that is similar enough, all
- * that chose the same one together, and is dropped if not.
+ * that chose the same one together, and is dropped if not. Where values go to
+ * the right neighbour, a run of slots that go is merged into the slot after it.
  */
 export function compress(args: Compress<HostTensor>): void {
   const { cache, step, sizes, policy } = args;
@@ -121,26 +123,61 @@ function evict(slots: readonly Slot[], context: Context): Slot[] {
       .sort(byEviction(policy, lanes)).slice(0, excess),
   );
   const kept = slots.filter((slot) => !victims.has(slot));
-  const targets = kept.filter((slot) => isTarget(slot, policy));
-  const groups = new Map<Slot, Slot[]>();
+  const groups = policy.merge.kind === "rightNeighbour"
+    ? runs(slots, victims)
+    : similar(kept, victims, context);
+  const merged = new Set([...groups.values()].flat());
   for (const victim of victims) {
-    const nearest = policy.merge.kind === "votes"
-      ? nearestKey(victim, targets, sizes.headDim)
-      : undefined;
-    if (
-      nearest !== undefined && policy.merge.kind === "votes" &&
-      nearest.similarity > policy.merge.threshold
-    ) {
-      const members = groups.get(nearest.target) ?? [nearest.target];
-      groups.set(nearest.target, [...members, victim]);
+    if (merged.has(victim)) continue;
+    head.set("dropped", head.get("dropped") + 1);
+    head.set("droppedTokens", head.get("droppedTokens") + tokensOf(victim));
+  }
+  for (const [target, members] of groups) {
+    if (policy.merge.kind === "votes") {
+      mergeSlots([target, ...members], context);
     } else {
-      head.set("dropped", head.get("dropped") + 1);
-      head.set("droppedTokens", head.get("droppedTokens") + tokensOf(victim));
+      mergeRun([...members, target], { ...context, headDim: sizes.headDim });
     }
   }
-  for (const members of groups.values()) mergeSlots(members, context);
   for (const victim of victims) freeSlot(victim, FREE_BIAS, lanes);
   return kept;
+}
+
+/** Victims by the kept slot with the most similar key, if similar enough. */
+function similar(
+  kept: readonly Slot[],
+  victims: ReadonlySet<Slot>,
+  { policy, sizes }: Context,
+): Map<Slot, Slot[]> {
+  const groups = new Map<Slot, Slot[]>();
+  if (policy.merge.kind !== "votes") return groups;
+  const { threshold } = policy.merge;
+  const targets = kept.filter((slot) => isTarget(slot, policy));
+  for (const victim of victims) {
+    const nearest = nearestKey(victim, targets, sizes.headDim);
+    if (nearest === undefined || !(nearest.similarity > threshold)) continue;
+    const members = groups.get(nearest.target) ?? [];
+    groups.set(nearest.target, [...members, victim]);
+  }
+  return groups;
+}
+
+/** Victims by the next kept slot to their right, in the order of positions. */
+function runs(
+  slots: readonly Slot[],
+  victims: ReadonlySet<Slot>,
+): Map<Slot, Slot[]> {
+  const groups = new Map<Slot, Slot[]>();
+  let run: Slot[] = [];
+  for (const slot of slots.toSorted((a, b) => positionOf(a) - positionOf(b))) {
+    if (victims.has(slot)) {
+      run.push(slot);
+      continue;
+    }
+    if (run.length > 0) groups.set(slot, run);
+    run = [];
+  }
+  return groups;
 }
 
 /** Moves staged slots into free ones, in order, and updates the head. */

@@ -12,6 +12,13 @@ import {
   nearestKey,
 } from "./merge_slots.ts";
 import {
+  type CurrentRow,
+  groupRows,
+  mergeExactly,
+  mergeRun,
+  rightNeighbour,
+} from "./merge_values.ts";
+import {
   byEviction,
   isEvictable,
   observeRow,
@@ -68,6 +75,15 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
           policy,
           sizes,
           newest: position,
+          row: {
+            group,
+            logSums,
+            outputs: groupRows(output, {
+              at: row * heads + kvHead * groupSize,
+              group: groupSize,
+              headDim,
+            }),
+          },
         });
       }
       head.set("next", head.firstFree());
@@ -75,34 +91,59 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
   }
 }
 
+/** What evicting a slot needs. */
+interface Eviction extends MergeContext {
+  readonly newest: number;
+  readonly row: CurrentRow;
+}
+
 /** Merges or drops the slot with the lowest score. */
-function evictOne(
-  slots: readonly Slot[],
-  context: MergeContext & { newest: number },
-): void {
-  const { head, policy, lanes, newest, sizes } = context;
+function evictOne(slots: readonly Slot[], context: Eviction): void {
+  const { head, policy, lanes, newest } = context;
   const victim = slots
     .filter((slot) =>
       isEvictable(slot, { policy, recent: head.get("recent"), newest })
     )
     .sort(byEviction(policy, lanes))[0];
   if (victim === undefined) return;
-  const nearest = policy.merge.kind === "votes"
-    ? nearestKey(
-      victim,
-      slots.filter((slot) => slot !== victim && isTarget(slot, policy)),
-      sizes.headDim,
-    )
-    : undefined;
-  if (
-    nearest !== undefined && policy.merge.kind === "votes" &&
-    nearest.similarity > policy.merge.threshold
-  ) {
-    mergeSlots([nearest.target, victim], context);
-  } else {
+  if (!mergeOne(victim, slots, context)) {
     head.set("dropped", head.get("dropped") + 1);
     head.set("droppedTokens", head.get("droppedTokens") + tokensOf(victim));
   }
   freeSlot(victim, FREE_BIAS, lanes);
   head.set("live", slots.length - 1);
+}
+
+/** Merges a slot into the one that the policy names; false if there is none. */
+function mergeOne(
+  victim: Slot,
+  slots: readonly Slot[],
+  context: Eviction,
+): boolean {
+  const { policy, sizes: { headDim } } = context;
+  const { merge } = policy;
+  switch (merge.kind) {
+    case "never":
+    case "drop":
+      return false;
+    case "votes": {
+      const nearest = nearestKey(
+        victim,
+        slots.filter((slot) => slot !== victim && isTarget(slot, policy)),
+        headDim,
+      );
+      if (nearest === undefined || !(nearest.similarity > merge.threshold)) {
+        return false;
+      }
+      mergeSlots([nearest.target, victim], context);
+      return true;
+    }
+    case "rightNeighbour": {
+      const target = rightNeighbour(victim, slots);
+      if (target === undefined) return false;
+      if (merge.rule === "exact") mergeExactly([target, victim], context);
+      else mergeRun([victim, target], { ...context, headDim });
+      return true;
+    }
+  }
 }

@@ -143,6 +143,12 @@ export function logScore(slot: Slot, policy: Policy): number {
   return n === 0 ? 0 : getFloat(slot, SlotField.ema) - emaCorrection(n, policy);
 }
 
+/** Mean attention weight of the rows that observed a slot. */
+export function meanAttention(slot: Slot): number {
+  return getFloat(slot, SlotField.accumulated) /
+    Math.max(1, getWord(slot, SlotField.observations));
+}
+
 /** What eviction ranks a slot by; the lowest goes first. */
 export function evictionScore(
   slot: Slot,
@@ -154,6 +160,8 @@ export function evictionScore(
       return positionOf(slot);
     case "accumulated":
       return getFloat(slot, SlotField.accumulated);
+    case "mean":
+      return meanAttention(slot);
     case "ema":
       return logScore(slot, policy) +
         (policy.score.countVotes ? pooledBias(slot, lanes) : 0);

@@ -26,6 +26,8 @@ export interface Magnitudes {
   readonly rows: number;
   /** Times that a slot may be merged in one call. */
   readonly merges: number;
+  /** Slots whose values one slot takes in, as a right neighbour. */
+  readonly run: number;
 }
 
 /** Bounds on what attention kernels write. */
@@ -97,8 +99,12 @@ export function cacheBounds(magnitudes: Magnitudes): CacheBounds {
     bias: Math.max(1, merges) * bias,
     divergence: Math.max(1, merges) * divergence,
     key: merges * (element(magnitudes.key) * (share + scale) + shift),
-    value: merges * magnitudes.value * share,
-    roundings: merges,
+    // A value that goes to a right neighbour has a weight that is a product of
+    // at most `run + 1` shares; each is a ratio of mean weights of attention,
+    // which are as exact as one row's (see `accumulated`), so less than `share`
+    // apart. All weights add up to 1.
+    value: (merges + 2 * magnitudes.run) * magnitudes.value * share,
+    roundings: Math.max(merges, Math.min(1, magnitudes.run)),
   };
 }
 

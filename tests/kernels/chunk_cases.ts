@@ -37,9 +37,14 @@ interface ChunkOptions {
   readonly clusters?: number;
   /** Whether merged slots are compared, or merged, again. */
   readonly mergesTwice?: boolean;
+  /** Slots that may go between two that stay, 20 if left out. */
+  readonly run?: number;
   /** What the case is there for, seen in the reference's outcome. */
   readonly expect?: (change: TableChange) => void;
 }
+
+/** More slots than go between two that stay, in most cases. */
+const RUN = 20;
 
 const gqa = modelSizes({ heads: 6, kvHeads: 2, headDim: 20 });
 
@@ -66,6 +71,9 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   const live = options.live ?? rows;
   const position = options.position ?? 90;
   const { merge } = policy;
+  // Weights of values are scores: staged rows need some.
+  const isObserved = kernel === "observe" ||
+    kernel === "compress" && merge.kind === "rightNeighbour";
   const lanes = merge.kind === "votes" && merge.votesPerQueryHead
     ? sizes.heads / sizes.kvHeads
     : 1;
@@ -117,8 +125,8 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
         policy,
       };
       // Scores are those of real attention: its sums come first.
-      if (kernel !== "compress") kernels.prefillAttend(args);
-      if (kernel === "observe") kernels.observe(args);
+      if (kernel !== "compress" || isObserved) kernels.prefillAttend(args);
+      if (isObserved) kernels.observe(args);
       if (kernel === "compress") kernels.compress(args);
     },
   };
@@ -131,12 +139,15 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
     key: norm("keys", "stageKeys"),
     value: 5,
     slots: Math.max(...heads.map((head) => head.live)) + live,
-    rows: kernel !== "observe"
+    rows: !isObserved
       ? 0
       : probe.kind === "last"
       ? Math.min(probe.rows, live)
       : live,
     merges: isMerging ? 1 : 0,
+    run: kernel === "compress" && merge.kind === "rightNeighbour"
+      ? options.run ?? RUN
+      : 0,
   };
   const bounds = cacheBounds({
     ...magnitudes,
@@ -209,6 +220,11 @@ const h2o = testPolicy({
   score: { kind: "accumulated" },
   merge: { kind: "drop" },
   sinks: 0,
+});
+
+const weighted = testPolicy({
+  score: { kind: "mean" },
+  merge: { kind: "rightNeighbour", rule: "convex", cap: 1 },
 });
 
 const zip = testPolicy({
@@ -399,6 +415,55 @@ export const chunkCases: readonly KernelCase[] = [
     kernel: "compress",
     policy: h2o,
     expect: does({ merges: false, drops: true }),
+  }),
+  chunkCase({
+    name: "of WeightedKV",
+    kernel: "compress",
+    policy: weighted,
+    expect: does({ merges: true, drops: false }),
+  }),
+  chunkCase({
+    name: "of WeightedKV whose runs are long",
+    kernel: "compress",
+    policy: weighted,
+    heads: [
+      { capacity: 13, budget: 12, recent: 4, live: 12, holes: 0 },
+      { capacity: 30, budget: 10, recent: 4, live: 9, holes: 4 },
+    ],
+    run: 46,
+    expect: does({ merges: true, drops: false }),
+  }),
+  chunkCase({
+    name: "of WeightedKV with scores that are not its weights",
+    kernel: "compress",
+    policy: { ...weighted, score: emaScore },
+    heads: emptyHeads,
+    position: 0,
+    rows: 26,
+    expect: does({ merges: true, drops: false }),
+  }),
+  chunkCase({
+    name: "of WeightedKV with nothing to the right",
+    kernel: "compress",
+    policy: weighted,
+    heads: [
+      { capacity: 13, budget: 6, recent: 0, live: 12, holes: 0 },
+      { capacity: 30, budget: 6, recent: 0, live: 9, holes: 4 },
+    ],
+    run: 46,
+    expect: does({ merges: true, drops: true }),
+  }),
+  chunkCase({
+    name: "of WeightedKV with more candidates than a workgroup has threads",
+    kernel: "compress",
+    policy: weighted,
+    sizes: modelSizes({ heads: 2, kvHeads: 1, headDim: 32 }),
+    heads: [{ capacity: 801, budget: 520, recent: 40, live: 580, holes: 20 }],
+    position: 900,
+    rows: 300,
+    live: 290,
+    run: 290,
+    expect: ({ merged }) => assert(merged > 100),
   }),
   chunkCase({
     name: "of StreamingLLM",

@@ -55,7 +55,7 @@ export function tableChange(scene: Scene, outcome: Outcome): TableChange {
 
 /** Whether a policy keeps scores: see `needsScores` of the backends. */
 export function keepsScores({ merge, score }: Policy): boolean {
-  return merge.kind === "votes" ||
+  return merge.kind === "votes" || merge.kind === "rightNeighbour" ||
     (merge.kind === "drop" && score.kind !== "position");
 }
 
@@ -117,6 +117,13 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
     slots: Math.max(...heads.flat().map(({ live }) => live + 1)),
     rows: 1,
     merges: merge.kind === "votes" ? 1 : 0,
+    // One merge of two, or a change of at most `cap` times two values with
+    // five rounded factors.
+    run: merge.kind !== "rightNeighbour"
+      ? 0
+      : merge.rule === "exact"
+      ? 5 * merge.cap
+      : 1,
   });
   return {
     scene,
@@ -254,6 +261,30 @@ export const decodeCases: readonly KernelCase[] = [
     heads: [variedHeads],
     positions: [90],
     expect: dropped(2),
+  }),
+  ...(["convex", "exact"] as const).map((rule) =>
+    decodeCase({
+      name: `of WeightedKV merges ${rule} values`,
+      policy: testPolicy({
+        score: { kind: "mean" },
+        merge: { kind: "rightNeighbour", rule, cap: 1 },
+      }),
+      sizes: gqa,
+      heads: [variedHeads],
+      positions: [90],
+      expect: merged(2),
+    })
+  ),
+  decodeCase({
+    name: "of a ratio of values below its cap, by sums of attention",
+    policy: testPolicy({
+      score: { kind: "accumulated" },
+      merge: { kind: "rightNeighbour", rule: "exact", cap: 50 },
+    }),
+    sizes: gqa,
+    heads: [variedHeads],
+    positions: [90],
+    expect: merged(2),
   }),
   decodeCase({
     name: "ranks by raw scores without votes",

@@ -56,6 +56,7 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "score_tile",
     "scores",
     "merge_slots",
+    "merge_values",
   ],
   prefill_attend: [
     "half",
@@ -87,9 +88,11 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "staged_slot_writes",
     "scores",
     "merge_slots",
+    "merge_values",
     "ordered_bits",
     "candidates",
     "pairing",
+    "runs",
   ],
   sample: ["step_words", "reduce", "ordered_bits"],
 };

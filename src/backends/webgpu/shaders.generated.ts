@@ -13,9 +13,15 @@ export const shaders: Readonly<Record<string, string>> = {
 //   pair            takes similar pairs, best first, until the head fits
 //   merge           merges the sets (many workgroups)
 //   select_victims  lists the slots with the lowest scores
+// then, where they go to the most similar key:
 //   search          the nearest kept key for each of them
 //   link            chains those that chose the same target
 //   merge           merges the chains
+// or, where their values go to the right neighbour:
+//   neighbours      the next slot to the right of each of them (many workgroups)
+//   weigh           what weight each has in the kept value that takes it
+//   merge_runs      merges the values (many workgroups)
+// and at the end:
 //   settle          frees what is dropped, fills free slots, updates the head
 // A single workgroup per head could do it all in one dispatch, but the searches
 // are the work, quadratic in the candidates, and must fill the device.
@@ -332,6 +338,7 @@ fn select_victims(
   for (var c = thread; c < params.candidates; c += THREADS) {
     let is_listed = work[work_at(WORK_FLAGS, c)] == FLAG_LISTED;
     var flags = 0u;
+    work[work_at(WORK_NEXT, c)] = NO_SLOT;
     if (victims > 0u && is_listed && is_within(c, last)) {
       flags = FLAG_LISTED;
       work[work_at(WORK_CHOICE, c)] = NO_SLOT;
@@ -1271,6 +1278,15 @@ fn solve_shift(thread: u32) {
   workgroupBarrier();
 }
 `,
+  "lib/merge_values.wgsl": `// Merging the value of a slot into its right neighbour: see
+// \`src/reference/merge_values.ts\` for the source and the formulas.
+
+// Share of the first of two mean attention weights; a half if both are 0.
+fn share_of(a: f32, b: f32) -> f32 {
+  let sum = a + b;
+  return select(a / sum, 0.5, sum == 0.0);
+}
+`,
   "lib/ordered_bits.wgsl": `// Bits of a float that sort like the float.
 fn ordered(value: f32) -> u32 {
   // Both zeros are the same number.
@@ -1371,6 +1387,7 @@ fn accept_pairs(thread: u32, listed: u32) -> u32 {
 const SCORE_POSITION = 0u;
 const SCORE_ACCUMULATED = 1u;
 const SCORE_EMA = 2u;
+const SCORE_MEAN = 3u;
 override SCORE: u32 = SCORE_POSITION;
 // ln alpha and ln(1 - alpha) of the moving sum; alpha is 0 where there is none.
 override LOG_ALPHA: f32 = -1e30;
@@ -1384,6 +1401,7 @@ override OBSERVE: bool = true;
 const MERGE_NEVER = 0u;
 const MERGE_DROP = 1u;
 const MERGE_VOTES = 2u;
+const MERGE_RIGHT_NEIGHBOUR = 3u;
 override MERGE: u32 = MERGE_NEVER;
 
 const KEY_ZIP = 0u;
@@ -1394,6 +1412,11 @@ override KEY_FORM: u32 = KEY_CONVEX;
 override THRESHOLD: f32 = 1.0;
 override GUARD_LOW: f32 = 0.0;
 override GUARD_HIGH: f32 = 0.0;
+
+// Whether a right neighbour's value keeps the output of the current row, and
+// the largest ratio of attention weights that this applies.
+override EXACT_VALUES: bool = false;
+override RATIO_CAP: f32 = 1.0;
 `,
   "lib/reduce.wgsl": `// Sums and choices over a workgroup of THREADS threads, which must be a power
 // of two. All threads call them together and all get the result. Sums are
@@ -1486,6 +1509,202 @@ fn first_ranked(thread: u32, mine: Ranked) -> Ranked {
     }
   }
   return workgroupUniformLoad(&reduce_ranked[0]);
+}
+`,
+  "lib/runs.wgsl": `// Runs: candidates that all go, in the order of their positions, up to the kept
+// one to their right, which takes their values. \`runWeights\` of the reference
+// says what weights they have there.
+//
+// The reference reads a run with a stack. Here each member finds its own
+// weight, by walks along the run: which member takes it in (the next one that
+// goes after it, or the kept one), and what the members that are taken in
+// after it leave of it. Runs are short unless the budget is far exceeded.
+
+// f32: what is left of a candidate's own value by those that it takes in; from
+// the second half of \`weigh\` on, its weight in the kept value.
+const WORK_SHARE = 6u;
+// f32: what of it stays in the candidate that takes it in.
+const WORK_PASS = 7u;
+// Candidate that takes it in, or NO_SLOT.
+const WORK_PARENT = 8u;
+
+// Finds the right neighbour of each victim: WORK_CHOICE, and the way back:
+// WORK_NEXT. A thread has a victim and goes through all candidates by tiles.
+@compute @workgroup_size(THREADS)
+fn neighbours(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.y)) {
+    return;
+  }
+  let listed = read_counter(thread, COUNT_LISTED);
+  let first = group.x * THREADS;
+  if (first >= listed) {
+    return;
+  }
+  var mine = NO_SLOT;
+  var position = 0xffffffffu;
+  if (first + thread < listed) {
+    mine = work[work_at(WORK_LIST, first + thread)];
+    position = position_of(slot_of(mine));
+  }
+  var nearest = NO_SLOT;
+  var nearest_position = 0xffffffffu;
+  for (var tile = 0u; tile < params.candidates; tile += THREADS) {
+    let c = tile + thread;
+    // Nothing lies to the left of position 0: it stands for no candidate.
+    var there = 0u;
+    if (c < params.candidates && is_held(c)) {
+      there = position_of(slot_of(c));
+    }
+    workgroupBarrier();
+    reduce_words[thread] = there;
+    workgroupBarrier();
+    for (var k = 0u; k < THREADS; k++) {
+      let other = reduce_words[k];
+      if (other > position && other < nearest_position) {
+        nearest_position = other;
+        nearest = tile + k;
+      }
+    }
+  }
+  if (mine != NO_SLOT) {
+    work[work_at(WORK_CHOICE, mine)] = nearest;
+    if (nearest != NO_SLOT) {
+      work[work_at(WORK_NEXT, nearest)] = mine;
+    }
+  }
+}
+
+fn goes(candidate: u32) -> bool {
+  return (work[work_at(WORK_FLAGS, candidate)] & FLAG_LISTED) != 0u;
+}
+
+fn order_of(candidate: u32) -> u32 {
+  return work[work_at(WORK_KEY, candidate)];
+}
+
+// What is left of the target's value once \`candidate\` is merged into it.
+fn left_by(candidate: u32, target_mean: f32) -> f32 {
+  return 1.0 - share_of(mean_attention(slot_of(candidate)), target_mean);
+}
+
+// Weighs the victims. Ties go by position: the left one goes first.
+@compute @workgroup_size(THREADS)
+fn weigh(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let listed = read_counter(thread, COUNT_LISTED);
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    let order = order_of(c);
+    var parent = work[work_at(WORK_CHOICE, c)];
+    while (parent != NO_SLOT && goes(parent) && order_of(parent) < order) {
+      parent = work[work_at(WORK_CHOICE, parent)];
+    }
+    work[work_at(WORK_PARENT, c)] = parent;
+    work[work_at(WORK_SHARE, c)] =
+      bitcast<u32>(left_of(c, mean_attention(slot_of(c)), order));
+    if (parent == NO_SLOT) {
+      continue;
+    }
+    let mean = mean_attention(slot_of(parent));
+    let limit = select(0xffffffffu, order_of(parent), goes(parent));
+    var pass_on = 1.0 - left_by(c, mean);
+    var last = order;
+    for (
+      var left = work[work_at(WORK_NEXT, c)];
+      left != NO_SLOT && order_of(left) <= limit;
+      left = work[work_at(WORK_NEXT, left)]
+    ) {
+      if (order_of(left) > last) {
+        pass_on *= left_by(left, mean);
+        last = order_of(left);
+      }
+    }
+    work[work_at(WORK_PASS, c)] = bitcast<u32>(pass_on);
+  }
+  storageBarrier();
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    var weight = bitcast<f32>(work[work_at(WORK_SHARE, c)]);
+    var taker = c;
+    while (taker != NO_SLOT && goes(taker)) {
+      weight *= bitcast<f32>(work[work_at(WORK_PASS, taker)]);
+      taker = work[work_at(WORK_PARENT, taker)];
+    }
+    work[work_at(WORK_SHARE, c)] = bitcast<u32>(weight);
+    work[work_at(WORK_CHOICE, c)] = taker;
+    if (taker != NO_SLOT && work[work_at(WORK_NEXT, taker)] == c) {
+      work[work_at(WORK_FLAGS, c)] |= FLAG_LEADER;
+    }
+  }
+}
+
+// What the candidates that a slot takes in leave of its own value: those to its
+// left, as long as they go before it and no nearer one takes them.
+fn left_of(candidate: u32, mean: f32, limit: u32) -> f32 {
+  var share = 1.0;
+  var last = 0u;
+  var is_first = true;
+  for (
+    var left = work[work_at(WORK_NEXT, candidate)];
+    left != NO_SLOT && order_of(left) <= limit;
+    left = work[work_at(WORK_NEXT, left)]
+  ) {
+    if (is_first || order_of(left) > last) {
+      share *= left_by(left, mean);
+      last = order_of(left);
+      is_first = false;
+    }
+  }
+  return share;
+}
+
+// Merges the values of runs. A workgroup takes whole runs, from right to left.
+@compute @workgroup_size(THREADS)
+fn merge_runs(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.y)) {
+    return;
+  }
+  let half = HEAD_DIM / 2u;
+  let listed = read_counter(thread, COUNT_LISTED);
+  for (var i = group.x; i < listed; i += params.merge_groups) {
+    let c = work[work_at(WORK_LIST, i)];
+    if ((work[work_at(WORK_FLAGS, c)] & FLAG_LEADER) == 0u) {
+      continue;
+    }
+    let kept = work[work_at(WORK_CHOICE, c)];
+    let kept_slot = slot_of(kept);
+    if (thread < half) {
+      let own = left_of(kept, mean_attention(kept_slot), 0xffffffffu);
+      var value = own * unpack_halves(value_word(kept_slot, thread));
+      for (var m = c; m != NO_SLOT; m = work[work_at(WORK_NEXT, m)]) {
+        value += bitcast<f32>(work[work_at(WORK_SHARE, m)]) *
+          unpack_halves(value_word(slot_of(m), thread));
+      }
+      set_value_word(kept_slot, thread, pack_halves(value));
+    }
+    if (thread == 0u) {
+      var tokens = tokens_of(kept_slot);
+      var count = 0u;
+      for (var m = c; m != NO_SLOT; m = work[work_at(WORK_NEXT, m)]) {
+        tokens += tokens_of(slot_of(m));
+        count += 1u;
+        free_slot(slot_of(m));
+      }
+      set_side_word(kept_slot, FIELD_TOKENS, tokens);
+      atomicAdd(&counters[kv_head * COUNTERS + COUNT_MERGED], count);
+    }
+  }
 }
 `,
   "lib/score_tile.wgsl": `// Logits of a tile of queries and a tile of keys, both in workgroup memory, so
@@ -1654,6 +1873,12 @@ fn log_score(slot: u32) -> f32 {
   return side_float(slot, FIELD_EMA) - ema_correction(observations);
 }
 
+// Mean attention weight of the rows that observed a slot.
+fn mean_attention(slot: u32) -> f32 {
+  return side_float(slot, FIELD_ACCUMULATED) /
+    f32(max(1u, side_word(slot, FIELD_OBSERVATIONS)));
+}
+
 // What eviction ranks a slot by; the lowest goes first, ties by position. A
 // position too large for a float is rounded, and the tie puts it right.
 fn eviction_score(slot: u32) -> f32 {
@@ -1662,6 +1887,9 @@ fn eviction_score(slot: u32) -> f32 {
   }
   if (SCORE == SCORE_ACCUMULATED) {
     return side_float(slot, FIELD_ACCUMULATED);
+  }
+  if (SCORE == SCORE_MEAN) {
+    return mean_attention(slot);
   }
   var score = log_score(slot);
   if (COUNT_VOTES) {
@@ -2292,6 +2520,72 @@ fn nearest(thread: u32, victim: u32, offset: u32, high: u32) -> Ranked {
   return first_ranked(thread, best);
 }
 
+// The next slot to the right of \`victim\`.
+fn right_neighbour(thread: u32, victim: u32, offset: u32, high: u32) -> u32 {
+  let position = position_of(victim);
+  var best = unranked();
+  for (var i = thread; i < high; i += THREADS) {
+    let slot = offset + i;
+    if (tokens_of(slot) != 0u && position_of(slot) > position) {
+      let mine = Ranked(0.0, position_of(slot), slot);
+      if (is_before(mine, best)) {
+        best = mine;
+      }
+    }
+  }
+  return first_ranked(thread, best).slot;
+}
+
+// Merges the value of \`victim\` into \`kept\`; returns how many slots it merged.
+fn merge_value(
+  thread: u32,
+  row: u32,
+  kv_head: u32,
+  kept: u32,
+  victim: u32,
+  offset: u32,
+) -> u32 {
+  let half = HEAD_DIM / 2u;
+  if (thread < half) {
+    let from_value = unpack_halves(value_word(victim, thread));
+    var value = unpack_halves(value_word(kept, thread));
+    if (EXACT_VALUES) {
+      var change = vec2<f32>();
+      var lost = 0.0;
+      var left = 0.0;
+      for (var i = 0u; i < GROUP; i++) {
+        let weight = attention_weight(row, kv_head, i, victim, offset);
+        let vector = query_vector(row * GROUP + i, kv_head);
+        change += weight * (from_value - output[vector * half + thread]);
+        lost += weight;
+        left += attention_weight(row, kv_head, i, kept, offset);
+      }
+      let scale = max(left, lost / RATIO_CAP);
+      value += select(vec2<f32>(), change / scale, scale > 0.0);
+    } else {
+      let share = share_of(mean_attention(victim), mean_attention(kept));
+      value = share * from_value + (1.0 - share) * value;
+    }
+    set_value_word(kept, thread, pack_halves(value));
+  }
+  if (thread == 0u) {
+    set_side_word(kept, FIELD_TOKENS, tokens_of(kept) + tokens_of(victim));
+  }
+  return 1u;
+}
+
+// Weight of a slot in the attention of a query head.
+fn attention_weight(
+  row: u32,
+  kv_head: u32,
+  query_head: u32,
+  slot: u32,
+  offset: u32,
+) -> f32 {
+  let logit = raw_logits[logit_at(row, kv_head, query_head) + slot - offset];
+  return exp(logit + vote_bias(slot, query_head) - log_sums[query_head]);
+}
+
 @compute @workgroup_size(THREADS)
 fn finish(
   @builtin(workgroup_id) group: vec3<u32>,
@@ -2355,6 +2649,13 @@ fn finish(
         if (chosen.slot != NO_SLOT && -chosen.key > THRESHOLD) {
           merge_vector = query_vector(row * GROUP, kv_head);
           merged = merge_slots(thread, chosen.slot, victim);
+        }
+      }
+      if (MERGE == MERGE_RIGHT_NEIGHBOUR) {
+        let kept = right_neighbour(thread, victim, offset, high);
+        if (kept != NO_SLOT) {
+          merged.count =
+            merge_value(thread, row, kv_head, kept, victim, offset);
         }
       }
       workgroupBarrier();

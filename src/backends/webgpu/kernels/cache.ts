@@ -92,8 +92,8 @@ export function stagedBindings(
   };
 }
 
-const SCORES = { position: 0, accumulated: 1, ema: 2 } as const;
-const MERGES = { never: 0, drop: 1, votes: 2 } as const;
+const SCORES = { position: 0, accumulated: 1, ema: 2, mean: 3 } as const;
+const MERGES = { never: 0, drop: 1, votes: 2, rightNeighbour: 3 } as const;
 const KEYS = { zip: 0, minNorm: 1, realVotes: 2, convex: 3 } as const;
 
 /** Largest float that fits in the guard of a shader. */
@@ -125,6 +125,10 @@ export function policyConstants(policy: Policy): Constants {
       GUARD_LOW: guard(merge.guard[0]),
       GUARD_HIGH: guard(merge.guard[1]),
     }),
+    ...(merge.kind === "rightNeighbour" && {
+      EXACT_VALUES: merge.rule === "exact",
+      RATIO_CAP: guard(merge.cap),
+    }),
   };
 }
 
@@ -133,6 +137,6 @@ export function policyConstants(policy: Policy): Constants {
  * not keep them.
  */
 export function needsScores({ score, merge }: Policy): boolean {
-  return merge.kind === "votes" ||
+  return merge.kind === "votes" || merge.kind === "rightNeighbour" ||
     (merge.kind === "drop" && score.kind !== "position");
 }

@@ -14,8 +14,14 @@ const PROPOSERS = 32;
 /** Most workgroups per head that merge sets. */
 const MERGE_GROUPS = 64;
 
+/** Threads of a workgroup, each with a victim whose neighbour it finds. */
+const THREADS = 256;
+
 /** Sections of the scratch memory, each with a word per candidate. */
 const WORK_SECTIONS = 6;
+
+/** The same where runs are merged. */
+const RUN_SECTIONS = 9;
 
 /** Counters of a head. */
 const COUNTERS = 4;
@@ -53,7 +59,8 @@ export function compress(
       queries: args.queries,
       work: recorder.scratch(
         "candidates",
-        WORK_SECTIONS * kvHeads * candidates,
+        (merge.kind === "rightNeighbour" ? RUN_SECTIONS : WORK_SECTIONS) *
+          kvHeads * candidates,
       ),
       marks: recorder.scratch("pair marks", 2 * kvHeads * candidates),
       counters: recorder.scratch("compress counters", COUNTERS * kvHeads),
@@ -71,6 +78,14 @@ export function compress(
   if (merge.kind !== "never") steps.push(["select_victims", perHead]);
   if (merge.kind === "votes") {
     steps.push(["search", searches], ["link", perHead], ["merge", merges]);
+  }
+  if (merge.kind === "rightNeighbour") {
+    const finders = [Math.ceil(candidates / THREADS), kvHeads] as const;
+    steps.push(
+      ["neighbours", finders],
+      ["weigh", perHead],
+      ["merge_runs", merges],
+    );
   }
   steps.push(["settle", perHead]);
   for (const [entry, workgroups] of steps) {

@@ -34,6 +34,11 @@ export type { LoadProgress } from "./src/model/weights.ts";
 export type { ChatMessage } from "./src/tokens/chat_template.ts";
 export type { CacheStats } from "./src/cache/slot_cache.ts";
 export type * from "./src/policies/parts.ts";
+export {
+  definePolicy,
+  type MethodOptions,
+  type PolicyParts,
+} from "./src/policies/define_policy.ts";
 export { fullCache, type FullCacheOptions } from "./src/policies/full_cache.ts";
 export { h2o, type H2OOptions } from "./src/policies/h2o.ts";
 export { keepKV, type KeepKVOptions } from "./src/policies/keep_kv.ts";

@@ -1,18 +1,17 @@
 // A policy is data: one choice for each part of a method. This one is not
 // published anywhere. It merges as KeepKV does, but ranks slots by everything
 // they were ever attended with, as H2O does.
-import { Generator, keepKV, type Policy } from "@steadykv/steadykv";
+import { definePolicy, Generator, keepKV } from "@steadykv/steadykv";
 
-const policy: Policy = {
+const policy = definePolicy({
   name: "merging heavy hitters",
   // 128 slots per head, the same for each layer.
   budget: 128,
-  allocate: { kind: "uniform" },
   // Every row of a prompt is observed, and attention is summed up.
   probe: { kind: "all" },
   score: { kind: "accumulated" },
   // The first 4 tokens and the newest 32 always stay.
-  select: { sinks: 4, sinkPositions: "text", recent: { slots: 32 } },
+  select: { sinks: 4, recent: { slots: 32 } },
   // The slot with the lowest score is merged into the one with the most
   // similar key. If none is similar, it is dropped.
   merge: {
@@ -23,16 +22,18 @@ const policy: Policy = {
     votesPerQueryHead: false,
     guard: [0.5, 1.5],
   },
-  precision: { kind: "half" },
   // A prompt is compressed after every 64 tokens.
   schedule: { kind: "streaming", chunk: 64 },
-};
+});
 
 // Or take a published method and change one part.
-const cautious: Policy = {
-  ...keepKV({ budget: 128, threshold: 0.95 }),
+const cautious = {
+  ...keepKV({
+    budget: 128,
+    threshold: 0.95,
+    allocate: { layers: { kind: "uniform" } },
+  }),
   name: "keepkv that rarely merges",
-  allocate: { kind: "uniform" },
 };
 
 const prompt = (await Deno.readTextFile("examples/data/manual.txt"))

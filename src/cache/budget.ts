@@ -77,14 +77,14 @@ function positive(value: number, name: string): number {
 
 /** Budgets of all layers, with `mean` slots on average. */
 function spread(policy: Policy, mean: number, layers: number): HeadBudget[] {
-  const { allocate, select, merge } = policy;
+  const { allocate: { layers: allocation }, select, merge } = policy;
   const ratio = "ratio" in select.recent ? select.recent.ratio : undefined;
   const share = ratio ?? 0;
   // The recent window is the same everywhere; the rest follows the allocation.
   const rest = Array.from({ length: layers }, (_, layer) => {
-    if (allocate.kind === "uniform") return 1;
+    if (allocation.kind === "uniform") return 1;
     const falling = (Math.cos(Math.PI * layer / layers) + 1) / 2;
-    return (1 - share) * (allocate.floor + (1 - allocate.floor) * falling) +
+    return (1 - share) * (allocation.floor + (1 - allocation.floor) * falling) +
       share;
   });
   const total = mean * layers;

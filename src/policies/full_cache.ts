@@ -1,3 +1,4 @@
+import { definePolicy } from "./define_policy.ts";
 import type { Budget, Policy } from "./parts.ts";
 
 /** Options of {@link fullCache}. */
@@ -11,15 +12,12 @@ export interface FullCacheOptions {
 
 /** The identity: every token keeps its slot. What the others are compared with. */
 export function fullCache(options: FullCacheOptions = {}): Policy {
-  return {
+  return definePolicy({
     name: "full",
     budget: options.budget ?? { ratio: 1 },
     probe: { kind: "none" },
     score: { kind: "position" },
-    allocate: { kind: "uniform" },
-    select: { sinks: 0, sinkPositions: "text", recent: { slots: 0 } },
+    select: { sinks: 0, recent: { slots: 0 } },
     merge: { kind: "never" },
-    precision: { kind: "half" },
-    schedule: { kind: "streaming", chunk: 256 },
-  };
+  });
 }

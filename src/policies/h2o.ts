@@ -1,15 +1,12 @@
-import type { Budget, Policy, Schedule } from "./parts.ts";
+import { definePolicy, type MethodOptions } from "./define_policy.ts";
+import type { Policy } from "./parts.ts";
 
 /** Options of {@link h2o}. */
-export interface H2OOptions {
-  /** How much the cache may hold. */
-  readonly budget: Budget;
+export interface H2OOptions extends MethodOptions {
   /** Newest tokens never evicted, as a share of the budget (default 0.5). */
   readonly recent?: number;
   /** First tokens of the text that are never evicted (default 0). */
   readonly sinks?: number;
-  /** When a prompt is compressed (default: every 256 tokens). */
-  readonly schedule?: Schedule;
 }
 
 /**
@@ -22,19 +19,16 @@ export interface H2OOptions {
  * a slot, so their weights are averaged.
  */
 export function h2o(options: H2OOptions): Policy {
-  return {
+  return definePolicy({
     name: "h2o",
     budget: options.budget,
-    probe: { kind: "all" },
     score: { kind: "accumulated" },
-    allocate: { kind: "uniform" },
+    allocate: options.allocate,
     select: {
       sinks: options.sinks ?? 0,
-      sinkPositions: "text",
       recent: { ratio: options.recent ?? 0.5 },
     },
     merge: { kind: "drop" },
-    precision: { kind: "half" },
-    schedule: options.schedule ?? { kind: "streaming", chunk: 256 },
-  };
+    schedule: options.schedule,
+  });
 }

@@ -1,9 +1,8 @@
-import type { Allocate, Budget, Merge, Policy, Schedule } from "./parts.ts";
+import { definePolicy, type MethodOptions } from "./define_policy.ts";
+import type { Merge, Policy } from "./parts.ts";
 
 /** Options of {@link keepKV}. */
-export interface KeepKVOptions {
-  /** How much the cache may hold. */
-  readonly budget: Budget;
+export interface KeepKVOptions extends MethodOptions {
   /** Form of the merged key (default `"realVotes"`); `"zip"` is the paper's. */
   readonly key?: Extract<Merge, { kind: "votes" }>["key"];
   /** Cosine that two keys must exceed to be merged (default 0.8). */
@@ -16,16 +15,12 @@ export interface KeepKVOptions {
   readonly sinks?: number;
   /** Newest tokens never evicted, as a share of the budget (default 0.2). */
   readonly recent?: number;
-  /** How the budget is spread over layers (default: cosine with floor 0.8). */
-  readonly allocate?: Allocate;
   /** Merge or evict first when a chunk is compressed (default `"mergeFirst"`). */
   readonly prefill?: "mergeFirst" | "evictFirst";
   /** One vote bias per query head instead of one per slot (default false). */
   readonly votesPerQueryHead?: boolean;
   /** Scales of the key that `"zip"` accepts (default `[0.5, 1.5]`). */
   readonly guard?: readonly [number, number];
-  /** When a prompt is compressed (default: every 256 tokens). */
-  readonly schedule?: Schedule;
 }
 
 /**
@@ -54,7 +49,7 @@ export interface KeepKVOptions {
  */
 export function keepKV(options: KeepKVOptions): Policy {
   const key = options.key ?? "realVotes";
-  return {
+  return definePolicy({
     name: "keepkv",
     budget: options.budget,
     probe: { kind: "last", rows: options.window ?? 32 },
@@ -66,10 +61,12 @@ export function keepKV(options: KeepKVOptions): Policy {
       scale: key === "zip" ? "raw" : "normalized",
       countVotes: false,
     },
-    allocate: options.allocate ?? { kind: "cosine", floor: 0.8 },
+    allocate: {
+      layers: { kind: "cosine", floor: 0.8 },
+      ...options.allocate,
+    },
     select: {
       sinks: options.sinks ?? 4,
-      sinkPositions: "text",
       recent: { ratio: options.recent ?? 0.2 },
     },
     merge: {
@@ -80,7 +77,6 @@ export function keepKV(options: KeepKVOptions): Policy {
       votesPerQueryHead: options.votesPerQueryHead ?? false,
       guard: options.guard ?? [0.5, 1.5],
     },
-    precision: { kind: "half" },
-    schedule: options.schedule ?? { kind: "streaming", chunk: 256 },
-  };
+    schedule: options.schedule,
+  });
 }

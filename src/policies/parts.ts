@@ -57,8 +57,16 @@ export type Score =
     readonly countVotes: boolean;
   };
 
+/** How the budget is spread over layers and KV heads. */
+export interface Allocate {
+  /** Slots of a layer, as a mean over its KV heads. */
+  readonly layers: LayerAllocation;
+  /** Slots of the KV heads within a layer. */
+  readonly heads: HeadAllocation;
+}
+
 /** How the budget is spread over the layers. */
-export type Allocate =
+export type LayerAllocation =
   /** The same for every layer. */
   | { readonly kind: "uniform" }
   /**
@@ -66,6 +74,10 @@ export type Allocate =
    * `floor` along half a cosine from the first layer to the last.
    */
   | { readonly kind: "cosine"; readonly floor: number };
+
+/** How the budget of a layer is spread over its KV heads. */
+export type HeadAllocation = /** The same for every KV head. */
+  { readonly kind: "uniform" };
 
 /** Which slots are never evicted. */
 export interface Select {

@@ -1,9 +1,8 @@
-import type { Budget, Policy, Schedule } from "./parts.ts";
+import { definePolicy, type MethodOptions } from "./define_policy.ts";
+import type { Policy } from "./parts.ts";
 
 /** Options of {@link streamingLlm}. */
-export interface StreamingLlmOptions {
-  /** How much the cache may hold. */
-  readonly budget: Budget;
+export interface StreamingLlmOptions extends MethodOptions {
   /** First tokens of the text that are never evicted (default 4). */
   readonly sinks?: number;
   /**
@@ -11,8 +10,6 @@ export interface StreamingLlmOptions {
    * paper). Between the recent tokens the two do not differ.
    */
   readonly sinkPositions?: "text" | "cache";
-  /** When a prompt is compressed (default: every 256 tokens). */
-  readonly schedule?: Schedule;
 }
 
 /**
@@ -26,19 +23,18 @@ export interface StreamingLlmOptions {
  * 2309.17453, section 3.2.
  */
 export function streamingLlm(options: StreamingLlmOptions): Policy {
-  return {
+  return definePolicy({
     name: "streaming-llm",
     budget: options.budget,
     probe: { kind: "none" },
     score: { kind: "position" },
-    allocate: { kind: "uniform" },
+    allocate: options.allocate,
     select: {
       sinks: options.sinks ?? 4,
       sinkPositions: options.sinkPositions ?? "cache",
       recent: { slots: 1 },
     },
     merge: { kind: "drop" },
-    precision: { kind: "half" },
-    schedule: options.schedule ?? { kind: "streaming", chunk: 256 },
-  };
+    schedule: options.schedule,
+  });
 }

@@ -27,8 +27,9 @@ export function validatePolicy(policy: Policy): void {
   if (score.kind === "ema") {
     check("score.alpha", score.alpha, { from: 0, below: 1 });
   }
-  if (allocate.kind === "cosine") {
-    check("allocate.floor", allocate.floor, { above: 0, to: 1 });
+  const { layers } = allocate;
+  if (layers.kind === "cosine") {
+    check("allocate.layers.floor", layers.floor, { above: 0, to: 1 });
   }
   check("select.sinks", select.sinks, { from: 0, whole: true });
   if ("ratio" in select.recent) {

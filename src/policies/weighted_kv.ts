@@ -1,9 +1,8 @@
-import type { Budget, Policy, Schedule } from "./parts.ts";
+import { definePolicy, type MethodOptions } from "./define_policy.ts";
+import type { Policy } from "./parts.ts";
 
 /** Options of {@link weightedKV}. */
-export interface WeightedKVOptions {
-  /** How much the cache may hold. */
-  readonly budget: Budget;
+export interface WeightedKVOptions extends MethodOptions {
   /**
    * How the neighbour's value changes (default `"convex"`, the paper's
    * algorithm). `"exact"` leaves the output of the current row unchanged.
@@ -22,8 +21,6 @@ export interface WeightedKVOptions {
    * 0.5).
    */
   readonly recent?: number;
-  /** When a prompt is compressed (default: every 256 tokens). */
-  readonly schedule?: Schedule;
 }
 
 /**
@@ -54,15 +51,13 @@ export interface WeightedKVOptions {
  * ```
  */
 export function weightedKV(options: WeightedKVOptions): Policy {
-  return {
+  return definePolicy({
     name: "weightedkv",
     budget: options.budget,
-    probe: { kind: "all" },
     score: { kind: "mean" },
-    allocate: { kind: "uniform" },
+    allocate: options.allocate,
     select: {
       sinks: options.sinks ?? 4,
-      sinkPositions: "text",
       recent: { ratio: options.recent ?? 0.5, countsSinks: true },
     },
     merge: {
@@ -70,7 +65,6 @@ export function weightedKV(options: WeightedKVOptions): Policy {
       rule: options.rule ?? "convex",
       cap: options.cap ?? 1,
     },
-    precision: { kind: "half" },
-    schedule: options.schedule ?? { kind: "streaming", chunk: 256 },
-  };
+    schedule: options.schedule,
+  });
 }

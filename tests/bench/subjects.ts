@@ -57,10 +57,11 @@ const chunkIds = Array.from(
 
 /** KeepKV for one layer, in which any two slots may be merged. */
 function policyOf(budget: number): Policy {
-  return {
-    ...keepKV({ budget, threshold: -1 }),
-    allocate: { kind: "uniform" },
-  };
+  return keepKV({
+    budget,
+    threshold: -1,
+    allocate: { layers: { kind: "uniform" } },
+  });
 }
 
 /** Decodes with `slots` slots, one of which is merged at each step. */

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { definePolicy } from "../../src/policies/define_policy.ts";
 import type { Merge, Policy, Probe, Score } from "../../src/policies/parts.ts";
 
 /** Options of {@linkcode testPolicy}; what is left out is plain. */
@@ -17,21 +18,19 @@ export interface TestPolicyOptions {
 
 /** A policy of the parts that matter to kernels. */
 export function testPolicy(options: TestPolicyOptions): Policy {
-  return {
+  return definePolicy({
     name: "test",
     budget: 1,
     probe: options.probe ?? { kind: "all" },
     score: options.score ?? emaScore,
-    allocate: { kind: "uniform" },
     select: {
       sinks: options.sinks ?? 2,
       sinkPositions: options.sinkPositions ?? "text",
       recent: { slots: 3 },
     },
     merge: options.merge ?? votes({}),
-    precision: { kind: "half" },
     schedule: { kind: "streaming", chunk: 64 },
-  };
+  });
 }
 
 /** KeepKV's score, with every option in use. */

@@ -73,11 +73,42 @@ export type LayerAllocation =
    * KeepKV's pyramid: the part beside the recent window falls from 1 to
    * `floor` along half a cosine from the first layer to the last.
    */
-  | { readonly kind: "cosine"; readonly floor: number };
+  | { readonly kind: "cosine"; readonly floor: number }
+  /**
+   * In proportion to `shares`, one positive number per layer, as a calibration
+   * gives them. No layer gets less than its sinks, its recent tokens and one
+   * slot more; what that takes comes from the others in proportion.
+   */
+  | { readonly kind: "shares"; readonly shares: readonly number[] };
 
 /** How the budget of a layer is spread over its KV heads. */
-export type HeadAllocation = /** The same for every KV head. */
-  { readonly kind: "uniform" };
+export type HeadAllocation =
+  /** The same for every KV head. */
+  | { readonly kind: "uniform" }
+  /**
+   * In proportion to `shares`, one positive number per layer and KV head, with
+   * the same least number of slots as for layers.
+   */
+  | {
+    readonly kind: "shares";
+    readonly shares: readonly (readonly number[])[];
+  }
+  /**
+   * By the scores of the first chunk of a text (Ada-KV, arXiv 2407.11550,
+   * algorithm 1 with its safeguard). Of all evictable rows of the layer's
+   * heads, `cₕ` of head `h` are among the `Σ F` with the highest scores, `F`
+   * being the slots that a head has beside its sinks and recent tokens when
+   * the layer's are spread evenly; it gets `(1 − floor) · cₕ + floor · F`.
+   *
+   * The heads keep these budgets until the cache is emptied. They stay even
+   * if the first chunk is no longer than the budget, or if a text begins with
+   * decode steps, since nothing is to be chosen then.
+   */
+  | {
+    readonly kind: "adaptive";
+    /** Share of the budget that is spread evenly, in `[0, 1]`. */
+    readonly floor: number;
+  };
 
 /** Which slots are never evicted. */
 export interface Select {

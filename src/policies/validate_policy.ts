@@ -27,9 +27,29 @@ export function validatePolicy(policy: Policy): void {
   if (score.kind === "ema") {
     check("score.alpha", score.alpha, { from: 0, below: 1 });
   }
-  const { layers } = allocate;
+  const { layers, heads } = allocate;
   if (layers.kind === "cosine") {
     check("allocate.layers.floor", layers.floor, { above: 0, to: 1 });
+  }
+  const checkShares = (field: string, shares: readonly number[]) =>
+    shares.forEach((share, i) =>
+      check(`${field}[${i}]`, share, { above: 0, below: Infinity })
+    );
+  if (layers.kind === "shares") {
+    checkShares("allocate.layers.shares", layers.shares);
+  }
+  if (heads.kind === "shares") {
+    heads.shares.forEach((shares, layer) =>
+      checkShares(`allocate.heads.shares[${layer}]`, shares)
+    );
+  }
+  if (heads.kind === "adaptive") {
+    check("allocate.heads.floor", heads.floor, { from: 0, to: 1 });
+    if (merge.kind === "never") {
+      throw new TypeError(
+        `Cannot use policy "${policy.name}": allocate.heads "adaptive" goes by what is evicted: expected a merge of another kind than "never"`,
+      );
+    }
   }
   check("select.sinks", select.sinks, { from: 0, whole: true });
   if ("ratio" in select.recent) {

@@ -4,6 +4,7 @@
 // The candidates of a head are numbered: cache slots first, staged rows from
 // `max_capacity`. Whatever is proportional to them lives in scratch, so only
 // memory bounds their number. The steps, each a dispatch:
+//   allocate_heads  where heads are adaptive, gives them their budgets
 //   survey          counts; with merge-first, lists what may pair up
 //   search          the nearest key for each that is listed (many workgroups)
 //   pair            takes similar pairs, best first, until the head fits

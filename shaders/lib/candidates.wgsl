@@ -141,22 +141,31 @@ fn select_rank(thread: u32, flag: u32, rank: u32) -> vec2<u32> {
         atomicAdd(&histogram[(word >> shift) & 255u], 1u);
       }
     }
-    workgroupBarrier();
-    let count = atomicLoad(&histogram[thread]);
-    let up_to = prefix_sum(thread, count);
-    if (up_to >= left && up_to - count < left) {
-      shared_words[1] = thread;
-      shared_words[2] = left - (up_to - count);
-    }
-    let digit = workgroupUniformLoad(&shared_words[1]);
-    left = workgroupUniformLoad(&shared_words[2]);
+    let next = find_digit(thread, left);
+    left = next.y;
     if (by_position) {
-      found.y |= digit << shift;
+      found.y |= next.x << shift;
     } else {
-      found.x |= digit << shift;
+      found.x |= next.x << shift;
     }
   }
   return found;
+}
+
+// The bin of the histogram with the entry that is number `rank`, from 1, and
+// what number the entry is in its bin.
+fn find_digit(thread: u32, rank: u32) -> vec2<u32> {
+  workgroupBarrier();
+  let count = atomicLoad(&histogram[thread]);
+  let up_to = prefix_sum(thread, count);
+  if (up_to >= rank && up_to - count < rank) {
+    shared_words[1] = thread;
+    shared_words[2] = rank - (up_to - count);
+  }
+  return vec2(
+    workgroupUniformLoad(&shared_words[1]),
+    workgroupUniformLoad(&shared_words[2]),
+  );
 }
 
 // Whether a candidate's rank is that of `last` or better.

@@ -275,7 +275,9 @@ export interface Slots<T> {
 
 /**
  * Words of one (layer, sequence, KV head) in the head table, in this order.
- * The layout is ragged: each head has its own offset, capacity and budget.
+ * The layout is ragged: each head has its own offset, capacity and budget. The
+ * heads of a sequence follow one another without a gap, in order; where they
+ * are adaptive, the first `compress` of a text sets these three words.
  */
 export const HeadWord = {
   /** First slot of the head in its layer. */
@@ -314,7 +316,7 @@ export interface CacheLayer<T> {
   readonly sequences: number;
   /** Vote biases per slot: 1, or one per query head of the group. */
   readonly lanes: number;
-  /** Largest capacity of a head in this layer, for scratch sizes. */
+  /** Largest capacity that a head of this layer may have, for scratch sizes. */
   readonly maxCapacity: number;
   /** The slots of the layer. */
   readonly slots: Slots<T>;
@@ -495,7 +497,10 @@ export interface Kernels<T = DeviceBuffer, M = DeviceMatrix> {
   prefillAttend(args: PrefillAttend<T>): void;
   /** Adds the observed rows of a chunk to the scores of slots and staged rows. */
   observe(args: Compress<T>): void;
-  /** Moves staged rows into the slots, merging or dropping down to the budget. */
+  /**
+   * Moves staged rows into the slots, merging or dropping down to the budget,
+   * which adaptive heads are given first.
+   */
   compress(args: Compress<T>): void;
   /** `hidden += input · weightᵀ + bias`. */
   projectAdd(args: ProjectAdd<T, M>): void;

@@ -4,6 +4,7 @@ import {
   type HostTensor,
   SlotField,
 } from "../backends/backend.ts";
+import { allocateHeads } from "./allocate_heads.ts";
 import {
   HeadView,
   keyOf,
@@ -33,7 +34,7 @@ interface Context extends MergeContext {
 /**
  * Reference of `compress`: takes the live slots and the staged rows of a chunk
  * down to each head's budget, and moves the staged rows that are left into
- * free slots.
+ * free slots. Adaptive heads first get their budgets: see `allocateHeads`.
  *
  * With `mergeFirst`, similar pairs are merged before anything is evicted
  * (KeepKV, table 3). Then the slots with the lowest scores go: each is merged
@@ -45,6 +46,7 @@ export function compress(args: Compress<HostTensor>): void {
   const { cache, step, sizes, policy } = args;
   const last = liveRows(step).at(-1);
   if (last === undefined) return;
+  allocateHeads(args);
   for (let kvHead = 0; kvHead < sizes.kvHeads; kvHead++) {
     const head = new HeadView(cache, {
       sequence: last.sequence,

@@ -41,6 +41,8 @@ export interface CacheOptions {
   readonly clusters: number;
   /** Whether the step's own token stands in the `next` slot of each head. */
   readonly hasNewest: boolean;
+  /** Whether a head may grow to what all heads of its sequence have. */
+  readonly isAdaptive?: boolean;
   readonly random: Random;
 }
 
@@ -137,7 +139,11 @@ export function makeCache(options: CacheOptions): SceneCache {
     const head = (heads.length - 1) * kvHeads + Math.floor(slot / stageRows);
     stageKeys.set(keyOf(head), slot * headDim);
   }
-  const maxCapacity = Math.max(...heads.flat().map((head) => head.capacity));
+  const maxCapacity = Math.max(
+    ...options.isAdaptive
+      ? heads.map((all) => all.reduce((sum, { capacity }) => sum + capacity, 0))
+      : heads.flat().map(({ capacity }) => capacity),
+  );
   return {
     slots: total,
     stageSlots: stageTotal,

@@ -1,3 +1,4 @@
+import { adaptiveCases } from "./adaptive_cases.ts";
 import { chunkCases } from "./chunk_cases.ts";
 import { decodeCases } from "./decode_cases.ts";
 import type { KernelCase } from "./kernel_case.ts";
@@ -12,6 +13,7 @@ export const cases: readonly KernelCase[] = [
   ...qkvCases,
   ...decodeCases,
   ...chunkCases,
+  ...adaptiveCases,
   ...sampleCases,
 ];
 

@@ -23,7 +23,8 @@ import type { Scene } from "./scene.ts";
 import { prefillStep } from "./steps.ts";
 import { assertWithin } from "./tolerance.ts";
 
-interface ChunkOptions {
+/** What a case of these kernels is made from. */
+export interface ChunkOptions {
   readonly name: string;
   /** The kernel under test, after the ones that make its inputs. */
   readonly kernel: "prefillAttend" | "observe" | "compress";
@@ -54,7 +55,8 @@ const variedHeads: readonly SceneHead[] = [
   { capacity: 70, budget: 45, recent: 8, live: 33, holes: 6 },
 ];
 
-function chunkCase(options: ChunkOptions): KernelCase {
+/** Makes a case. */
+export function chunkCase(options: ChunkOptions): KernelCase {
   const { expect } = options;
   return {
     name: `${kernelNames[options.kernel]} ${options.name}`,
@@ -70,10 +72,11 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   const rows = options.rows ?? 37;
   const live = options.live ?? rows;
   const position = options.position ?? 90;
-  const { merge } = policy;
-  // Weights of values are scores: staged rows need some.
+  const { merge, allocate } = policy;
+  const isAdaptive = allocate.heads.kind === "adaptive";
+  // Weights of values and claims of heads are scores: staged rows need some.
   const isObserved = kernel === "observe" ||
-    kernel === "compress" && merge.kind === "rightNeighbour";
+    kernel === "compress" && (merge.kind === "rightNeighbour" || isAdaptive);
   const lanes = merge.kind === "votes" && merge.votesPerQueryHead
     ? sizes.heads / sizes.kvHeads
     : 1;
@@ -98,6 +101,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
     positions: [50, position],
     clusters: options.clusters ?? 0,
     hasNewest: false,
+    isAdaptive,
     random,
   });
   const length = rows * sizes.heads * sizes.headDim;

@@ -4,7 +4,13 @@
  * @module
  */
 import { definePolicy } from "../../src/policies/define_policy.ts";
-import type { Merge, Policy, Probe, Score } from "../../src/policies/parts.ts";
+import type {
+  HeadAllocation,
+  Merge,
+  Policy,
+  Probe,
+  Score,
+} from "../../src/policies/parts.ts";
 
 /** Options of {@linkcode testPolicy}; what is left out is plain. */
 export interface TestPolicyOptions {
@@ -14,6 +20,7 @@ export interface TestPolicyOptions {
   readonly sinks?: number;
   readonly sinkPositions?: "text" | "cache";
   readonly merge?: Merge;
+  readonly heads?: HeadAllocation;
 }
 
 /** A policy of the parts that matter to kernels. */
@@ -29,6 +36,7 @@ export function testPolicy(options: TestPolicyOptions): Policy {
       recent: { slots: 3 },
     },
     merge: options.merge ?? votes({}),
+    allocate: { heads: options.heads ?? { kind: "uniform" } },
     schedule: { kind: "streaming", chunk: 64 },
   });
 }

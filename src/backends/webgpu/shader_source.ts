@@ -91,6 +91,7 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "merge_values",
     "ordered_bits",
     "candidates",
+    "allocate_heads",
     "pairing",
     "runs",
   ],

@@ -1,4 +1,5 @@
 import type { Compress, DeviceBuffer } from "../../backend.ts";
+import { floorParts } from "../../../cache/adaptive_heads.ts";
 import type { Recorder } from "../recorder.ts";
 import {
   cacheConstants,
@@ -31,7 +32,7 @@ export function compress(
   recorder: Recorder,
   args: Compress<DeviceBuffer>,
 ): void {
-  const { cache, step, sizes, policy: { merge } } = args;
+  const { cache, step, sizes, policy: { merge, allocate } } = args;
   const { kvHeads, headDim } = sizes;
   const candidates = cache.maxCapacity + cache.stageRows;
   const mergeGroups = Math.min(MERGE_GROUPS, candidates);
@@ -47,6 +48,7 @@ export function compress(
       KEY_WORDS: keyTile * (headDim / 2 + 1),
       PROPOSER_WORDS: PROPOSERS * headDim / 2,
       MERGE_FIRST: isMergeFirst,
+      FLOOR: floorParts(args.policy),
     },
     params: {
       ...cacheParams(args),
@@ -69,9 +71,9 @@ export function compress(
   const perHead = [kvHeads] as const;
   const searches = [Math.ceil(candidates / PROPOSERS), kvHeads] as const;
   const merges = [mergeGroups, kvHeads] as const;
-  const steps: (readonly [string, readonly [number, number?]])[] = [
-    ["survey", perHead],
-  ];
+  const steps: (readonly [string, readonly [number, number?]])[] = [];
+  if (allocate.heads.kind === "adaptive") steps.push(["allocate_heads", [1]]);
+  steps.push(["survey", perHead]);
   if (isMergeFirst) {
     steps.push(["search", searches], ["pair", perHead], ["merge", merges]);
   }

@@ -39,6 +39,7 @@ export {
   type MethodOptions,
   type PolicyParts,
 } from "./src/policies/define_policy.ts";
+export { adaKV, type AdaKVOptions } from "./src/policies/ada_kv.ts";
 export { fullCache, type FullCacheOptions } from "./src/policies/full_cache.ts";
 export { h2o, type H2OOptions } from "./src/policies/h2o.ts";
 export { keepKV, type KeepKVOptions } from "./src/policies/keep_kv.ts";

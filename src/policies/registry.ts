@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { adaKV } from "./ada_kv.ts";
 import { fullCache } from "./full_cache.ts";
 import { h2o } from "./h2o.ts";
 import { keepKV } from "./keep_kv.ts";
@@ -19,6 +20,7 @@ export const policies: Readonly<Record<string, PolicyFactory>> = {
   "keepkv": keepKV,
   "weightedkv": weightedKV,
   "h2o": h2o,
+  "adakv": adaKV,
   "streaming-llm": streamingLlm,
 };
 

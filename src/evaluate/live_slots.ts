@@ -17,6 +17,8 @@ export interface LiveSlot {
   readonly position: number;
   /** Tokens that it stands for. */
   readonly tokens: number;
+  /** Sum of the attention weights that it received, where they are kept. */
+  readonly attention: number;
   /** `(lanes)` ln of its votes. */
   readonly bias: readonly number[];
   /** `(headDim)`, rotated. */
@@ -87,6 +89,7 @@ export async function readHeads(
         live.push({
           position: side!.u32[field(SlotField.position)]!,
           tokens,
+          attention: side!.f32[field(SlotField.accumulated)]!,
           bias: Array.from(
             { length: lanes },
             (_, lane) => side!.f32[field(SlotField.bias + lane)]!,

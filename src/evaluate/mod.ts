@@ -89,6 +89,8 @@ export {
   type ThroughputTask,
 } from "./plan.ts";
 export { fillerLines } from "./haystack.ts";
+export { measureProfile, type ProfileOptions } from "./profile.ts";
+export type { AttentionProfile } from "../policies/allocations/attention_profile.ts";
 export {
   type Measurement,
   type MeasurementKind,

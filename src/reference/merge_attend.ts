@@ -3,7 +3,7 @@ import {
   type HostTensor,
   type MergeAttend,
 } from "../backends/backend.ts";
-import { HeadView, liveRows, type Slot, tokensOf, valueOf } from "./host.ts";
+import { HeadView, liveRows, type Slot, tokensOf } from "./host.ts";
 import {
   freeSlot,
   isTarget,
@@ -51,8 +51,8 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
         const state = initSoftmax(headDim);
         slots.forEach((slot, i) =>
           addSoftmax(state, logits[i]![g]! + voteBias(slot, g, cache.lanes), {
-            values: valueOf(slot, headDim),
-            offset: 0,
+            values: slot.home.values.f32,
+            offset: slot.index * headDim,
           })
         );
         const offset = (row * heads + kvHead * groupSize + g) * headDim;

@@ -14,7 +14,6 @@ import { dot, logSumExp } from "./arithmetic.ts";
 import {
   getFloat,
   getWord,
-  keyOf,
   positionOf,
   setFloat,
   setWord,
@@ -65,8 +64,10 @@ export function rawLogits(
   const sink = positionOf(slot) < policy.select.sinks;
   const queries = sink ? group.sinkQueries ?? group.queries : group.queries;
   const headDim = queries[0]!.length;
-  const key = keyOf(slot, headDim);
-  return queries.map((query) => dot(query, key) / Math.sqrt(headDim));
+  const { home: { keys }, index } = slot;
+  return queries.map((query) =>
+    dot(query, keys.f32, index * headDim) / Math.sqrt(headDim)
+  );
 }
 
 /** Vote bias of a slot for query head `g` of its group. */

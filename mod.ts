@@ -47,6 +47,7 @@ export {
 export { fullCache, type FullCacheOptions } from "./src/policies/full_cache.ts";
 export { h2o, type H2OOptions } from "./src/policies/h2o.ts";
 export { keepKV, type KeepKVOptions } from "./src/policies/keep_kv.ts";
+export { pyramidKV, type PyramidKVOptions } from "./src/policies/pyramid_kv.ts";
 export { snapKV, type SnapKVOptions } from "./src/policies/snap_kv.ts";
 export {
   streamingLlm,

@@ -100,7 +100,13 @@ export type LayerAllocation =
    * KeepKV's pyramid: the part beside the recent window falls from 1 to
    * `floor` along half a cosine from the first layer to the last.
    */
-  | { readonly kind: "cosine"; readonly floor: number };
+  | { readonly kind: "cosine"; readonly floor: number }
+  /**
+   * PyramidKV's pyramid: the part beside the recent window, `b` slots as a
+   * mean, falls along a line from `2b − b / beta` in the first layer to
+   * `b / beta` in the last.
+   */
+  | { readonly kind: "linear"; readonly beta: number };
 
 /** How the budget of a layer is spread over its KV heads. */
 export type HeadAllocation = /** The same for every KV head. */

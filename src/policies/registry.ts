@@ -8,6 +8,7 @@ import { fullCache } from "./full_cache.ts";
 import { h2o } from "./h2o.ts";
 import { keepKV } from "./keep_kv.ts";
 import type { Budget, Policy } from "./parts.ts";
+import { pyramidKV } from "./pyramid_kv.ts";
 import { snapKV } from "./snap_kv.ts";
 import { streamingLlm } from "./streaming_llm.ts";
 import { tova } from "./tova.ts";
@@ -24,6 +25,7 @@ export const policies: Readonly<Record<string, PolicyFactory>> = {
   "criticalkv": criticalKV,
   "h2o": h2o,
   "snapkv": snapKV,
+  "pyramidkv": pyramidKV,
   "tova": tova,
   "streaming-llm": streamingLlm,
 };

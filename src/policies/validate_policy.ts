@@ -36,6 +36,9 @@ export function validatePolicy(policy: Policy): void {
   if (layers.kind === "cosine") {
     check("allocate.layers.floor", layers.floor, { above: 0, to: 1 });
   }
+  if (layers.kind === "linear") {
+    check("allocate.layers.beta", layers.beta, { from: 1, below: Infinity });
+  }
   check("select.sinks", select.sinks, { from: 0, whole: true });
   if ("ratio" in select.recent) {
     check("select.recent.ratio", select.recent.ratio, { from: 0, below: 1 });

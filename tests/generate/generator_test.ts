@@ -21,6 +21,7 @@ import { fullCache } from "../../src/policies/full_cache.ts";
 import { h2o } from "../../src/policies/h2o.ts";
 import { keepKV } from "../../src/policies/keep_kv.ts";
 import type { Policy } from "../../src/policies/parts.ts";
+import { pyramidKV } from "../../src/policies/pyramid_kv.ts";
 import type { PolicyFactory } from "../../src/policies/registry.ts";
 import { snapKV } from "../../src/policies/snap_kv.ts";
 import { streamingLlm } from "../../src/policies/streaming_llm.ts";
@@ -39,6 +40,7 @@ const methods: readonly PolicyFactory[] = [
   ({ budget }) => criticalKV({ budget, window: 8 }),
   h2o,
   ({ budget }) => snapKV({ budget, window: 8 }),
+  ({ budget }) => pyramidKV({ budget, window: 8, beta: 1.1 }),
   tova,
   streamingLlm,
 ];

@@ -3,6 +3,7 @@ import { criticalKV } from "../../src/policies/critical_kv.ts";
 import { h2o } from "../../src/policies/h2o.ts";
 import { keepKV } from "../../src/policies/keep_kv.ts";
 import type { Policy } from "../../src/policies/parts.ts";
+import { pyramidKV } from "../../src/policies/pyramid_kv.ts";
 import { snapKV } from "../../src/policies/snap_kv.ts";
 import { streamingLlm } from "../../src/policies/streaming_llm.ts";
 import { validatePolicy } from "../../src/policies/validate_policy.ts";
@@ -24,6 +25,7 @@ Deno.test("validatePolicy() refuses numbers out of range", () => {
       `select.pool.width is ${width}: expected an odd number at least 1`,
     );
   }
+  fails(pyramidKV({ budget, beta: 0.5 }), "allocate.layers.beta is 0.5");
   fails(snapKV({ budget, window: 0 }), "probe.rows is 0");
 });
 

@@ -1,15 +1,26 @@
-import { type Compress, type HostTensor } from "../backends/backend.ts";
 import { FLOOR_PARTS, floorParts } from "../cache/adaptive_heads.ts";
-import { HeadView, liveRows } from "./host.ts";
-import { evictionScore, isEvictable } from "./scores.ts";
+import type { Policy } from "../policies/parts.ts";
+import type { HeadView, Slot } from "./host.ts";
+import { isEvictable } from "./scores.ts";
+import type { Ratings } from "./selection.ts";
 
 /** What the budget of one head follows from. */
-interface HeadClaim {
-  readonly view: HeadView;
-  /** Slots beside sinks and recent tokens, as they are spread now. */
-  readonly free: number;
-  /** Scores of the evictable rows. */
-  readonly scores: readonly number[];
+export interface AdaptiveHead {
+  /** The head's part of the cache. */
+  readonly head: HeadView;
+  /** Its slots, while the cache is empty the staged rows. */
+  readonly slots: readonly Slot[];
+  /** Newest tokens that are never evicted. */
+  readonly recent: number;
+  /** Position of the newest token. */
+  readonly newest: number;
+}
+
+/** What {@linkcode allocateHeads} needs beside the heads. */
+export interface AllocateOptions {
+  readonly policy: Policy;
+  /** Ratings of the slots of each head. */
+  readonly ratings: readonly Ratings[];
 }
 
 /**
@@ -24,28 +35,18 @@ interface HeadClaim {
  * floor is at least what leaves every head one free slot. Where all rows fit,
  * and where the cache is not empty, nothing changes.
  */
-export function allocateHeads(args: Compress<HostTensor>): void {
-  const { cache, step, sizes: { kvHeads }, policy } = args;
-  const rows = liveRows(step);
-  const last = rows.at(-1);
-  if (policy.allocate.heads.kind !== "adaptive" || last === undefined) return;
-  const heads = Array.from({ length: kvHeads }, (_, kvHead): HeadClaim => {
-    const view = new HeadView(cache, {
-      sequence: last.sequence,
-      kvHead,
-      kvHeads,
-    });
-    const recent = view.get("recent");
-    const context = { policy, recent, newest: last.position };
-    return {
-      view,
-      free: view.get("budget") - policy.select.sinks - recent,
-      scores: rows.map(({ row }) => view.staged(row))
-        .filter((slot) => isEvictable(slot, context))
-        .map((slot) => evictionScore(slot, policy, cache.lanes)),
-    };
-  });
-  if (heads[0]!.view.get("live") > 0) return;
+export function allocateHeads(
+  layer: readonly AdaptiveHead[],
+  { policy, ratings }: AllocateOptions,
+): void {
+  if (layer[0]!.head.get("live") > 0) return;
+  const heads = layer.map((head, h) => ({
+    view: head.head,
+    free: head.head.get("budget") - policy.select.sinks - head.recent,
+    scores: head.slots
+      .filter((slot) => isEvictable(slot, { policy, ...head }))
+      .map((slot) => ratings[h]!.get(slot)!.score),
+  }));
   const free = heads.reduce((sum, head) => sum + head.free, 0);
   const candidates = heads.reduce((sum, head) => sum + head.scores.length, 0);
   if (candidates <= free) return;

@@ -35,7 +35,7 @@ fn allocate_heads(@builtin(local_invocation_index) thread: u32) {
       let c = params.max_capacity + row;
       let is_listed = may_go(c);
       work[work_at(WORK_FLAGS, c)] = select(0u, FLAG_LISTED, is_listed);
-      work[work_at(WORK_KEY, c)] = ordered(-eviction_score(slot_of(c)));
+      work[work_at(WORK_KEY, c)] = ordered(-score_of(c));
       candidates += select(0u, 1u, is_listed);
     }
   }

@@ -248,8 +248,10 @@ export const SlotField = {
   position: 3,
   /** u32: tokens the slot stands for; 0 marks a free slot. */
   tokens: 4,
+  /** f32: norm of the slot's value, where the policy counts it; see `Values`. */
+  valueNorm: 5,
   /** f32: ln of the slot's votes, one field per lane; {@link FREE_BIAS} if free. */
-  bias: 5,
+  bias: 6,
 } as const;
 
 /** Vote bias of a free slot: finite, and zero weight in any softmax. */
@@ -388,6 +390,17 @@ export interface QkvRopeAppend<T, M> extends StepArgs<T> {
   readonly cache: CacheLayer<T>;
 }
 
+/** Arguments of {@link Kernels.valueNorms}. */
+export interface ValueNorms<T, M> extends StepArgs<T> {
+  /**
+   * `(hidden, heads * headDim)`: the layer's output projection, for norms of
+   * projected values; for norms of the values themselves there is none.
+   */
+  readonly weight?: M;
+  /** The layer's cache. */
+  readonly cache: CacheLayer<T>;
+}
+
 /** Arguments of {@link Kernels.mergeAttend}. */
 export interface MergeAttend<T> extends AttentionArgs<T> {
   /** Output `(rows, heads, headDim)` f32. */
@@ -488,6 +501,8 @@ export interface Kernels<T = DeviceBuffer, M = DeviceMatrix> {
   embed(args: Embed<T, M>): void;
   /** RMS norm, q|k|v product, RoPE; writes keys and values to free slots. */
   qkvRopeAppend(args: QkvRopeAppend<T, M>): void;
+  /** Writes the norms of the values that {@link qkvRopeAppend} appended. */
+  valueNorms(args: ValueNorms<T, M>): void;
   /**
    * Decode attention over voted slots. Then, per KV head: updates scores,
    * and where the head is over budget picks a victim and merges or drops it.

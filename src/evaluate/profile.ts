@@ -82,8 +82,8 @@ async function readAttention(
     withSetting(policy, "whole", { promptLength: text.length, chunk: 1 }),
   );
   engine.prefill(text, { then: "nothing" });
-  const heads = await readHeads(engine.cache, model);
-  return heads.map((layer) =>
+  const [heads] = await readHeads(engine.cache, model);
+  return heads!.map((layer) =>
     layer.map(({ slots }) => slots.map(({ attention }) => attention))
   );
 }

@@ -1,15 +1,16 @@
-import { type Compress, type HostTensor } from "../backends/backend.ts";
 import { FLOOR_PARTS, floorParts } from "../cache/adaptive_heads.ts";
-import { HeadView, liveRows } from "./host.ts";
-import { evictionScore, isEvictable } from "./scores.ts";
+import type { Policy } from "../policies/parts.ts";
+import type { HeadView } from "./host.ts";
+import { isEvictable } from "./scores.ts";
+import type { RatedHead, Ratings } from "./selection.ts";
 
-/** What the budget of one head follows from. */
-interface HeadClaim {
-  readonly view: HeadView;
-  /** Slots beside sinks and recent tokens, as they are spread now. */
-  readonly free: number;
-  /** Scores of the evictable rows. */
-  readonly scores: readonly number[];
+/** A KV head of a layer, with the rows of the chunk. */
+export interface AllocatedHead extends RatedHead {
+  /** Its row of the head table. */
+  readonly head: HeadView;
+  readonly policy: Policy;
+  /** Position of the newest row. */
+  readonly newest: number;
 }
 
 /**
@@ -24,28 +25,20 @@ interface HeadClaim {
  * floor is at least what leaves every head one free slot. Where all rows fit,
  * and where the cache is not empty, nothing changes.
  */
-export function allocateHeads(args: Compress<HostTensor>): void {
-  const { cache, step, sizes: { kvHeads }, policy } = args;
-  const rows = liveRows(step);
-  const last = rows.at(-1);
-  if (policy.allocate.heads.kind !== "adaptive" || last === undefined) return;
-  const heads = Array.from({ length: kvHeads }, (_, kvHead): HeadClaim => {
-    const view = new HeadView(cache, {
-      sequence: last.sequence,
-      kvHead,
-      kvHeads,
-    });
-    const recent = view.get("recent");
-    const context = { policy, recent, newest: last.position };
-    return {
-      view,
-      free: view.get("budget") - policy.select.sinks - recent,
-      scores: rows.map(({ row }) => view.staged(row))
-        .filter((slot) => isEvictable(slot, context))
-        .map((slot) => evictionScore(slot, policy, cache.lanes)),
-    };
-  });
-  if (heads[0]!.view.get("live") > 0) return;
+export function allocateHeads(
+  layer: readonly AllocatedHead[],
+  ratings: readonly Ratings[],
+): void {
+  if (layer[0]!.head.get("live") > 0) return;
+  const { policy } = layer[0]!;
+  const heads = layer.map(({ head, slots, recent, newest }, h) => ({
+    view: head,
+    // Slots beside sinks and recent tokens, as they are spread now.
+    free: head.get("budget") - policy.select.sinks - recent,
+    scores: slots
+      .filter((slot) => isEvictable(slot, { policy, recent, newest }))
+      .map((slot) => ratings[h]!.get(slot)!.score),
+  }));
   const free = heads.reduce((sum, head) => sum + head.free, 0);
   const candidates = heads.reduce((sum, head) => sum + head.scores.length, 0);
   if (candidates <= free) return;

@@ -93,6 +93,7 @@ function initialise(slot: Slot, position: number, lanes: number): void {
   setWord(slot, SlotField.observations, 0);
   setWord(slot, SlotField.position, position);
   setWord(slot, SlotField.tokens, 1);
+  setFloat(slot, SlotField.valueNorm, 0);
   for (let lane = 0; lane < lanes; lane++) {
     setFloat(slot, SlotField.bias + lane, 0);
   }

@@ -28,8 +28,8 @@ eachBackend(
       { backend: tap },
     );
     engine.prefill(text, { then: "nothing" });
-    const cache = await readHeads(engine.cache, model);
-    for (const [layer, all] of cache.entries()) {
+    const [cache] = await readHeads(engine.cache, model);
+    for (const [layer, all] of cache!.entries()) {
       const queries = (await tap.readQueries(
         layer,
         text.length * heads * headDim,

@@ -23,7 +23,7 @@ import type { Scene } from "./scene.ts";
 import { prefillStep } from "./steps.ts";
 import { assertWithin } from "./tolerance.ts";
 
-/** What a case of these kernels is made from. */
+/** What a case of a chunk is made from. */
 export interface ChunkOptions {
   readonly name: string;
   /** The kernel under test, after the ones that make its inputs. */
@@ -36,6 +36,8 @@ export interface ChunkOptions {
   readonly live?: number;
   readonly position?: number;
   readonly clusters?: number;
+  /** Whether `compress` comes after `observe`, so that staged rows have scores. */
+  readonly isObserved?: boolean;
   /** Whether merged slots are compared, or merged, again. */
   readonly mergesTwice?: boolean;
   /** Slots that may go between two that stay, 20 if left out. */
@@ -55,7 +57,7 @@ const variedHeads: readonly SceneHead[] = [
   { capacity: 70, budget: 45, recent: 8, live: 33, holes: 6 },
 ];
 
-/** Makes a case. */
+/** Makes a case of a kernel that reads a chunk. */
 export function chunkCase(options: ChunkOptions): KernelCase {
   const { expect } = options;
   return {
@@ -75,7 +77,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   const { merge, allocate } = policy;
   const isAdaptive = allocate.heads.kind === "adaptive";
   // Weights of values and claims of heads are scores: staged rows need some.
-  const isObserved = kernel === "observe" ||
+  const isObserved = kernel === "observe" || options.isObserved ||
     kernel === "compress" && (merge.kind === "rightNeighbour" || isAdaptive);
   const lanes = merge.kind === "votes" && merge.votesPerQueryHead
     ? sizes.heads / sizes.kvHeads
@@ -100,6 +102,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
     ],
     positions: [50, position],
     clusters: options.clusters ?? 0,
+    lockstep: policy.select.scope === "layer",
     hasNewest: false,
     isAdaptive,
     random,
@@ -289,7 +292,7 @@ const attention: readonly Omit<ChunkOptions, "kernel">[] = [
 ];
 
 /** Asserts that a case merges and drops, or does not. */
-function does(
+export function does(
   { merges, drops }: { merges: boolean; drops: boolean },
 ): (change: TableChange) => void {
   return ({ merged, dropped }) => {

@@ -8,8 +8,10 @@ import type {
   HeadAllocation,
   Merge,
   Policy,
+  Pool,
   Probe,
   Score,
+  Values,
 } from "../../src/policies/parts.ts";
 
 /** Options of {@linkcode testPolicy}; what is left out is plain. */
@@ -21,6 +23,9 @@ export interface TestPolicyOptions {
   readonly sinkPositions?: "text" | "cache";
   readonly merge?: Merge;
   readonly heads?: HeadAllocation;
+  readonly values?: Values;
+  readonly pool?: Pool;
+  readonly scope?: "head" | "layer";
 }
 
 /** A policy of the parts that matter to kernels. */
@@ -34,7 +39,10 @@ export function testPolicy(options: TestPolicyOptions): Policy {
       sinks: options.sinks ?? 2,
       sinkPositions: options.sinkPositions ?? "text",
       recent: { slots: 3 },
+      pool: options.pool ?? { kind: "none" },
+      scope: options.scope ?? "head",
     },
+    values: options.values ?? { kind: "ignored" },
     merge: options.merge ?? votes({}),
     allocate: { heads: options.heads ?? { kind: "uniform" } },
     schedule: { kind: "streaming", chunk: 64 },

@@ -19,11 +19,11 @@ export interface AdaKVOptions extends SnapKVOptions {
  * bytes of even budgets.
  *
  * Source: "Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation
- * for Efficient LLM Inference", arXiv 2407.11550, algorithm 1; the
- * scores and windows are those of {@link snapKV}, the floor of 0.2 is the
- * paper's. The paper compresses a prompt once. Here the first chunk decides, so
- * it must be longer than the budget: read the prompt in larger chunks where it
- * is not (`schedule`).
+ * for Efficient LLM Inference", arXiv 2407.11550, algorithm 1; the scores and
+ * the window are those of {@link snapKV}, the floor of 0.2 is the paper's. The
+ * paper compresses a prompt once. Here the first chunk decides, so it must be
+ * longer than the budget: read the prompt in larger chunks where it is not
+ * (`schedule`).
  *
  * @example
  * ```ts

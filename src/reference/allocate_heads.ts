@@ -1,26 +1,16 @@
 import { FLOOR_PARTS, floorParts } from "../cache/adaptive_heads.ts";
 import type { Policy } from "../policies/parts.ts";
-import type { HeadView, Slot } from "./host.ts";
+import type { HeadView } from "./host.ts";
 import { isEvictable } from "./scores.ts";
-import type { Ratings } from "./selection.ts";
+import type { RatedHead, Ratings } from "./selection.ts";
 
-/** What the budget of one head follows from. */
-export interface AdaptiveHead {
-  /** The head's part of the cache. */
+/** A KV head of a layer, with the rows of the chunk. */
+export interface AllocatedHead extends RatedHead {
+  /** Its row of the head table. */
   readonly head: HeadView;
-  /** Its slots, while the cache is empty the staged rows. */
-  readonly slots: readonly Slot[];
-  /** Newest tokens that are never evicted. */
-  readonly recent: number;
-  /** Position of the newest token. */
-  readonly newest: number;
-}
-
-/** What {@linkcode allocateHeads} needs beside the heads. */
-export interface AllocateOptions {
   readonly policy: Policy;
-  /** Ratings of the slots of each head. */
-  readonly ratings: readonly Ratings[];
+  /** Position of the newest row. */
+  readonly newest: number;
 }
 
 /**
@@ -36,15 +26,17 @@ export interface AllocateOptions {
  * and where the cache is not empty, nothing changes.
  */
 export function allocateHeads(
-  layer: readonly AdaptiveHead[],
-  { policy, ratings }: AllocateOptions,
+  layer: readonly AllocatedHead[],
+  ratings: readonly Ratings[],
 ): void {
   if (layer[0]!.head.get("live") > 0) return;
-  const heads = layer.map((head, h) => ({
-    view: head.head,
-    free: head.head.get("budget") - policy.select.sinks - head.recent,
-    scores: head.slots
-      .filter((slot) => isEvictable(slot, { policy, ...head }))
+  const { policy } = layer[0]!;
+  const heads = layer.map(({ head, slots, recent, newest }, h) => ({
+    view: head,
+    // Slots beside sinks and recent tokens, as they are spread now.
+    free: head.get("budget") - policy.select.sinks - recent,
+    scores: slots
+      .filter((slot) => isEvictable(slot, { policy, recent, newest }))
       .map((slot) => ratings[h]!.get(slot)!.score),
   }));
   const free = heads.reduce((sum, head) => sum + head.free, 0);

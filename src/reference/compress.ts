@@ -76,9 +76,7 @@ export function compress(args: Compress<HostTensor>): void {
       newest: last.position,
       pool: policy.select.pool,
     });
-  if (policy.allocate.heads.kind === "adaptive") {
-    allocateHeads(heads, { policy, ratings: rate() });
-  }
+  if (policy.allocate.heads.kind === "adaptive") allocateHeads(heads, rate());
   if (policy.merge.kind === "votes" && policy.merge.prefill === "mergeFirst") {
     const ratings = rate();
     heads.forEach((head, h) => head.slots = mergePairs(head, ratings[h]!));

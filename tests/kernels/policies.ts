@@ -22,10 +22,10 @@ export interface TestPolicyOptions {
   readonly sinks?: number;
   readonly sinkPositions?: "text" | "cache";
   readonly merge?: Merge;
+  readonly heads?: HeadAllocation;
   readonly values?: Values;
   readonly pool?: Pool;
   readonly scope?: "head" | "layer";
-  readonly heads?: HeadAllocation;
 }
 
 /** A policy of the parts that matter to kernels. */

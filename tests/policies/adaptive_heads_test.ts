@@ -32,12 +32,8 @@ function allocate(
     side.u32[SlotField.position * kvHeads * rows + i] = i % rows;
   });
   const empty = hostTensor(0);
-  const slots = (side: HostTensor): Slots<HostTensor> => ({
-    keys: empty,
-    values: empty,
-    side,
-    total: kvHeads * rows,
-  });
+  const total = kvHeads * rows;
+  const stage: Slots<HostTensor> = { keys: empty, values: empty, side, total };
   const table = hostTensor(kvHeads * HeadWord.count);
   for (let h = 0; h < kvHeads; h++) {
     const row = table.u32.subarray(h * HeadWord.count);
@@ -46,30 +42,32 @@ function allocate(
     row[HeadWord.budget] = budget;
     row[HeadWord.recent] = recent;
   }
-  const cache: CacheLayer<HostTensor> = {
-    layer: 0,
-    sequences: 1,
-    lanes: 1,
-    maxCapacity: kvHeads * (budget + 1),
-    slots: slots(empty),
-    stage: slots(side),
-    stageRows: rows,
-    table,
-  };
   const policy = h2o({
     budget,
     sinks,
     allocate: { heads: { kind: "adaptive", floor } },
   });
+  const cache: CacheLayer<HostTensor> = {
+    layer: 0,
+    sequences: 1,
+    lanes: 1,
+    maxCapacity: kvHeads * (budget + 1),
+    slots: { ...stage, side: empty, total: 0 },
+    stage,
+    stageRows: rows,
+    table,
+  };
   const newest = rows - 1;
   const heads = scores.map((_, kvHead) => {
     const head = new HeadView(cache, { sequence: 0, kvHead, kvHeads });
-    const slots = Array.from({ length: rows }, (_, row) => head.staged(row));
-    return { head, slots, recent, newest };
+    const slots = scores[0]!.map((_, row) => head.staged(row));
+    return { head, slots, recent, newest, policy };
   });
-  const rating = { policy, lanes: 1, headDim: 0, newest };
-  const ratings = rateLayer(heads, { ...rating, pool: { kind: "none" } });
-  allocateHeads(heads, { policy, ratings });
+  const { pool } = policy.select;
+  allocateHeads(
+    heads,
+    rateLayer(heads, { policy, lanes: 1, headDim: 0, newest, pool }),
+  );
   return scores.map((_, h) => table.u32[h * HeadWord.count + HeadWord.budget]!);
 }
 

@@ -82,8 +82,8 @@ export function compress(
   if (ratings.RATED) rate.push(["rate", perCandidate]);
   if (select.pool.kind !== "none") rate.push(["pool", perCandidate]);
   if (select.scope === "layer") rate.push(["share", [perCandidate[0]]]);
-  const steps: Steps = [];
   const isAdaptive = allocate.heads.kind === "adaptive";
+  const steps: Steps = [];
   if (isAdaptive) steps.push(...rate, ["allocate_heads", [1]]);
   steps.push(["survey", perHead]);
   if (isMergeFirst) {

@@ -39,6 +39,7 @@ export {
   type MethodOptions,
   type PolicyParts,
 } from "./src/policies/define_policy.ts";
+export { corm, type CormOptions } from "./src/policies/corm.ts";
 export {
   criticalKV,
   type CriticalKVOptions,
@@ -47,6 +48,7 @@ export {
 export { fullCache, type FullCacheOptions } from "./src/policies/full_cache.ts";
 export { h2o, type H2OOptions } from "./src/policies/h2o.ts";
 export { keepKV, type KeepKVOptions } from "./src/policies/keep_kv.ts";
+export { keyDiff, type KeyDiffOptions } from "./src/policies/key_diff.ts";
 export { pyramidKV, type PyramidKVOptions } from "./src/policies/pyramid_kv.ts";
 export { snapKV, type SnapKVOptions } from "./src/policies/snap_kv.ts";
 export {

@@ -15,7 +15,7 @@ export function observe(args: Compress<HostTensor>): void {
   const { probe } = policy;
   if (probe.kind === "none") return;
   const observed = probe.kind === "all" ? rows : rows.slice(-probe.rows);
-  for (const { row, sequence } of observed) {
+  for (const { row, sequence, position } of observed) {
     for (let kvHead = 0; kvHead < kvHeads; kvHead++) {
       const head = new HeadView(cache, { sequence, kvHead, kvHeads });
       const group = queryGroup(args, row, kvHead);
@@ -27,6 +27,7 @@ export function observe(args: Compress<HostTensor>): void {
         observeRow(slot, {
           logits: rawLogits(group, slot, policy),
           logSums: sums,
+          position,
           lanes: cache.lanes,
           policy,
         });

@@ -68,6 +68,7 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "merge_values",
     "ordered_bits",
     "select_rank",
+    "key_distance",
   ],
   prefill_attend: [
     "half",
@@ -104,6 +105,7 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "ordered_bits",
     "select_rank",
     "candidates",
+    "key_distance",
     "ratings",
     "pairing",
     "runs",

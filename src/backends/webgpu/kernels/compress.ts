@@ -35,7 +35,7 @@ export function compress(
   recorder: Recorder,
   args: Compress<DeviceBuffer>,
 ): void {
-  const { cache, step, sizes, policy: { merge, select } } = args;
+  const { cache, step, sizes, policy: { score, merge, select } } = args;
   const ratings = ratingConstants(args.policy);
   const { kvHeads, headDim } = sizes;
   const candidates = cache.maxCapacity + cache.stageRows;
@@ -77,7 +77,8 @@ export function compress(
   const merges = [mergeGroups, kvHeads] as const;
   const perCandidate = [Math.ceil(candidates / THREADS), kvHeads] as const;
   const rate: Steps = [];
-  if (ratings.RATED) rate.push(["rate", perCandidate]);
+  if (score.kind === "keyDistance") rate.push(["rate_keys", perHead]);
+  else if (ratings.RATED) rate.push(["rate", perCandidate]);
   if (select.pool.kind !== "none") rate.push(["pool", perCandidate]);
   if (select.scope === "layer") rate.push(["share", [perCandidate[0]]]);
   const steps: Steps = [

@@ -19,9 +19,9 @@ export interface PyramidKVOptions extends SnapKVOptions {
  * `max = 2 (B − w) − min`, so the mean is `B`.
  *
  * Source: "PyramidKV: Dynamic KV Cache Compression based on Pyramidal
- * Information Funneling", arXiv 2406.02069, section 4. There `max` is cut at
- * the length of the prompt; a budget here is fixed before there is a prompt,
- * so the first layers may have slots that a short text does not fill.
+ * Information Funneling", arXiv 2406.02069. There `max` is cut at the length of
+ * the prompt; a budget here is fixed before there is a prompt, so the first
+ * layers may have slots that a short text does not fill.
  */
 export function pyramidKV(options: PyramidKVOptions): Policy {
   return {

@@ -92,9 +92,12 @@ function checkPairs(policy: Policy): void {
     throw new TypeError(`Cannot use policy "${policy.name}": ${reason}`);
   };
   if (values.kind === "norm") {
-    if (score.kind === "position") {
+    if (
+      score.kind === "position" || score.kind === "age" ||
+      score.kind === "keyDistance"
+    ) {
       refuse(
-        'values of kind "norm" scale scores of attention, score is of kind "position": expected another kind of score',
+        `values of kind "norm" scale attention, score is of kind "${score.kind}": expected "accumulated", "mean", "last" or "ema"`,
       );
     }
     if (merge.kind === "rightNeighbour" && merge.rule === "exact") {
@@ -106,6 +109,11 @@ function checkPairs(policy: Policy): void {
   if (allocate.heads.kind === "adaptive" && merge.kind === "never") {
     refuse(
       'allocate.heads "adaptive" goes by what is evicted, merge is of kind "never": expected another kind of merge',
+    );
+  }
+  if (score.kind === "age" && merge.kind !== "drop") {
+    refuse(
+      `a score of kind "age" says nothing of how much attention slots have, merge is of kind "${merge.kind}": expected kind "drop"`,
     );
   }
   if (select.scope === "layer") {

@@ -57,6 +57,7 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
         observeRow(slot, {
           logits: logits[i]!,
           logSums,
+          position,
           lanes: cache.lanes,
           policy,
         })

@@ -18,10 +18,12 @@ import type {
 } from "../../src/generate/options.ts";
 import { adaKV } from "../../src/policies/ada_kv.ts";
 import { criticalAdaKV } from "../../src/policies/critical_ada_kv.ts";
+import { corm } from "../../src/policies/corm.ts";
 import { criticalKV } from "../../src/policies/critical_kv.ts";
 import { fullCache } from "../../src/policies/full_cache.ts";
 import { h2o } from "../../src/policies/h2o.ts";
 import { keepKV } from "../../src/policies/keep_kv.ts";
+import { keyDiff } from "../../src/policies/key_diff.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 import { pyramidKV } from "../../src/policies/pyramid_kv.ts";
 import type { PolicyFactory } from "../../src/policies/registry.ts";
@@ -46,6 +48,8 @@ const methods: readonly PolicyFactory[] = [
   ({ budget }) => adaKV({ budget, window: 8 }),
   ({ budget }) => pyramidKV({ budget, window: 8, beta: 1.1 }),
   tova,
+  keyDiff,
+  corm,
   streamingLlm,
 ];
 

@@ -1,7 +1,9 @@
 import { assertThrows } from "@std/assert";
+import { corm } from "../../src/policies/corm.ts";
 import { criticalKV } from "../../src/policies/critical_kv.ts";
 import { h2o } from "../../src/policies/h2o.ts";
 import { keepKV } from "../../src/policies/keep_kv.ts";
+import { keyDiff } from "../../src/policies/key_diff.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 import { pyramidKV } from "../../src/policies/pyramid_kv.ts";
 import { snapKV } from "../../src/policies/snap_kv.ts";
@@ -38,11 +40,16 @@ Deno.test("validatePolicy() refuses parts that do not go together", () => {
   });
   fails(
     criticalKV({ base: streamingLlm({ budget }) }),
-    'values of kind "norm" scale scores of attention, score is of kind "position"',
+    'values of kind "norm" scale attention, score is of kind "position"',
   );
   fails(
     criticalKV({ base: weightedKV({ budget, rule: "exact" }) }),
     'merge.rule "exact"',
+  );
+  fails(criticalKV({ base: keyDiff({ budget }) }), '"keyDistance"');
+  fails(
+    { ...corm({ budget }), merge: keepKV({ budget }).merge },
+    'a score of kind "age"',
   );
   fails(shared(keepKV({ budget })), 'merge.prefill "mergeFirst"');
   for (

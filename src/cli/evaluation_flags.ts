@@ -116,7 +116,7 @@ export const sizeFlags = {
   prompt: whole("N", {
     help: "Tokens that are read first (default: 512)",
     from: 1,
-    to: 4096,
+    to: 2 ** 17,
   }),
   continuation: whole("N", {
     help: "Tokens that are scored (default: 128)",

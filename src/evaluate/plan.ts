@@ -142,8 +142,8 @@ const list = <T>(item: v.GenericSchema<unknown, T>) =>
 const oneOf = <const T extends readonly string[]>(names: T) =>
   v.picklist(names, `one of ${names.join(", ")}`);
 
-/** A prompt is one chunk in the setting `whole`, and chunks have a limit. */
-const promptTokens = whole(1, 4096);
+/** The longest prompt that a policy may read whole. */
+const promptTokens = whole(1, 2 ** 17);
 
 const TaskSchema = v.variant("kind", [
   v.strictObject({

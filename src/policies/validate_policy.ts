@@ -37,11 +37,12 @@ export function validatePolicy(policy: Policy): void {
   } else {
     check("select.recent.slots", select.recent.slots, { from: 0, whole: true });
   }
-  check("schedule.chunk", schedule.chunk, {
-    from: 1,
-    to: 2 ** 17,
-    whole: true,
-  });
+  const rows = { from: 1, to: 2 ** 17, whole: true };
+  if (schedule.kind === "whole") {
+    check("schedule.longest", schedule.longest, rows);
+  } else {
+    check("schedule.chunk", schedule.chunk, rows);
+  }
   if (merge.kind === "rightNeighbour") {
     check("merge.cap", merge.cap, { above: 0 });
   }

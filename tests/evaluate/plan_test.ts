@@ -56,8 +56,8 @@ Deno.test("errors name the field", () => {
   const task = minimal.tasks[0]!;
   fails({ ...minimal, tasks: [] }, "tasks is [], expected at least one entry");
   fails(
-    { ...minimal, tasks: [{ ...task, prompt: 5000 }] },
-    "tasks.0.prompt is 5000, expected a whole number from 1 to 4096",
+    { ...minimal, tasks: [{ ...task, prompt: 200_000 }] },
+    "tasks.0.prompt is 200000, expected a whole number from 1 to 131072",
   );
   fails(
     { ...minimal, tasks: [{ ...task, kind: "speed" }] },

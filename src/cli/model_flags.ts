@@ -7,7 +7,7 @@ import type { BackendName } from "../backends/backend.ts";
 import type { ChatOptions } from "../generate/options.ts";
 import type { Budget, Policy } from "../policies/parts.ts";
 import { createPolicy, policies } from "../policies/registry.ts";
-import { BUDGET_FORMS, parseBudget } from "./budget_flag.ts";
+import { BUDGET_FORMS, parseBudget } from "../policies/parse_budget.ts";
 import {
   choice,
   list,

@@ -39,6 +39,7 @@ export {
   type MethodOptions,
   type PolicyParts,
 } from "./src/policies/define_policy.ts";
+export { ahaKV, type AhaKVOptions } from "./src/policies/aha_kv.ts";
 export { corm, type CormOptions } from "./src/policies/corm.ts";
 export {
   criticalKV,

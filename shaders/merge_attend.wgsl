@@ -50,6 +50,8 @@ var<workgroup> state_keep: array<f32, MAX_GROUP>;
 var<workgroup> part_values: array<vec2<f32>, THREADS>;
 var<workgroup> part_sums: array<f32, THREADS>;
 var<workgroup> log_sums: array<f32, MAX_GROUP>;
+// The same at the scale of scores.
+var<workgroup> gain_sums: array<f32, MAX_GROUP>;
 var<workgroup> head_words: array<u32, HEAD_WORDS>;
 
 // Slots that may be live once the new token is in its slot.
@@ -214,10 +216,16 @@ fn join(thread: u32, row: u32, kv_head: u32, splits: u32) {
 
 // Adds this row to the scores of a slot.
 fn observe_slot(row: u32, kv_head: u32, slot: u32, index: u32) {
+  let gain = score_gain(position_of_row(row), head_words[HEAD_BUDGET]);
   var seen = init_observation();
   for (var i = 0u; i < GROUP; i++) {
     let logit = raw_logits[logit_at(row, kv_head, i) + index];
-    seen = observe_head(seen, logit, vote_bias(slot, i), log_sums[i]);
+    var log_sum = log_sums[i];
+    if (STEP_GAIN) {
+      log_sum = gain_sums[i];
+    }
+    seen =
+      observe_head(seen, gain * logit, gain * vote_bias(slot, i), log_sum);
   }
   let position = position_of_row(row);
   let scores = add_observation(read_scores(slot), seen, position);
@@ -420,11 +428,37 @@ fn set_rating(index: u32, value: f32) {
   ratings[rating_at(own_kv_head) + index] = value;
 }
 
+// Sums up the row's softmax at the scale of scores. The sum
+// of the attention is at least its largest term, so nothing overflows.
+fn sum_gained(thread: u32) {
+  let gain = score_gain(position_of_row(own_row), head_words[HEAD_BUDGET]);
+  for (var query_head = 0u; query_head < GROUP; query_head++) {
+    let first = logit_at(own_row, own_kv_head, query_head);
+    let log_sum = log_sums[query_head];
+    var sum = 0.0;
+    for (var i = thread; i < own_high; i += THREADS) {
+      if (tokens_of(own_offset + i) != 0u) {
+        let logit = raw_logits[first + i] +
+          vote_bias(own_offset + i, query_head);
+        sum += exp(gain * (logit - log_sum));
+      }
+    }
+    sum = sum_floats(thread, sum);
+    if (thread == 0u) {
+      gain_sums[query_head] = gain * log_sum + log(sum);
+    }
+  }
+  workgroupBarrier();
+}
+
 // Joins the attention of the head and adds the row to the scores.
 fn attend_and_score(thread: u32) {
   let splits = (own_high + params.split_slots - 1u) / params.split_slots;
   join(thread, own_row, own_kv_head, splits);
   workgroupBarrier();
+  if (STEP_GAIN && OBSERVE) {
+    sum_gained(thread);
+  }
   for (var i = thread; i < own_high; i += THREADS) {
     let slot = own_offset + i;
     if (OBSERVE && tokens_of(slot) != 0u) {

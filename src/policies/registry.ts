@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { ahaKV } from "./aha_kv.ts";
 import { corm } from "./corm.ts";
 import { criticalKV } from "./critical_kv.ts";
 import { fullCache } from "./full_cache.ts";
@@ -31,6 +32,7 @@ export const policies: Readonly<Record<string, PolicyFactory>> = {
   "tova": tova,
   "keydiff": keyDiff,
   "corm": corm,
+  "ahakv": ahaKV,
   "streaming-llm": streamingLlm,
 };
 

@@ -16,6 +16,7 @@ import type {
   GeneratedToken,
   GenerateOptions,
 } from "../../src/generate/options.ts";
+import { ahaKV } from "../../src/policies/aha_kv.ts";
 import { corm } from "../../src/policies/corm.ts";
 import { criticalKV } from "../../src/policies/critical_kv.ts";
 import { fullCache } from "../../src/policies/full_cache.ts";
@@ -46,6 +47,7 @@ const methods: readonly PolicyFactory[] = [
   tova,
   keyDiff,
   corm,
+  ({ budget }) => ahaKV({ budget, window: 8 }),
   streamingLlm,
 ];
 

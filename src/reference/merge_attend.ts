@@ -126,7 +126,7 @@ interface Eviction extends MergeContext {
 
 /** Merges or drops the slot with the lowest rank. */
 function evictOne(context: Eviction, ratings: Ratings): void {
-  const { head, slots, policy, lanes } = context;
+  const { head, slots, lanes } = context;
   const [victim] = chooseVictims(context, { ...context, count: 1, ratings });
   if (victim === undefined) return;
   if (!mergeOne(victim, context, ratings)) {

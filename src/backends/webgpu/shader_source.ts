@@ -70,6 +70,7 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "ordered_bits",
     "select_rank",
     "key_distance",
+    "head_choice",
   ],
   prefill_attend: [
     "half",

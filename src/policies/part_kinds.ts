@@ -29,6 +29,7 @@ const score: KindsOf<Score> = {
   last: true,
   age: true,
   keyDistance: true,
+  stepGain: true,
   ema: true,
 };
 const values: KindsOf<Values> = { ignored: true, norm: true };

@@ -5,6 +5,7 @@
  */
 import { adaKV } from "./ada_kv.ts";
 import { criticalAdaKV } from "./critical_ada_kv.ts";
+import { ahaKV } from "./aha_kv.ts";
 import { corm } from "./corm.ts";
 import { criticalKV } from "./critical_kv.ts";
 import { fullCache } from "./full_cache.ts";
@@ -35,6 +36,7 @@ export const policies: Readonly<Record<string, PolicyFactory>> = {
   "tova": tova,
   "keydiff": keyDiff,
   "corm": corm,
+  "ahakv": ahaKV,
   "streaming-llm": streamingLlm,
 };
 

@@ -98,7 +98,7 @@ function checkPairs(policy: Policy): void {
       score.kind === "keyDistance"
     ) {
       refuse(
-        `values of kind "norm" scale attention, score is of kind "${score.kind}": expected "accumulated", "mean", "last" or "ema"`,
+        `values of kind "norm" scale attention, score is of kind "${score.kind}": expected "accumulated", "mean", "last", "stepGain" or "ema"`,
       );
     }
     if (merge.kind === "rightNeighbour" && merge.rule === "exact") {

@@ -3,6 +3,7 @@ import {
   type HostTensor,
   type MergeAttend,
 } from "../backends/backend.ts";
+import { logSumExp } from "./arithmetic.ts";
 import { HeadView, liveRows, type Slot, tokensOf } from "./host.ts";
 import {
   freeSlot,
@@ -18,7 +19,13 @@ import {
   mergeRun,
   rightNeighbour,
 } from "./merge_values.ts";
-import { observeRow, queryGroup, rawLogits, voteBias } from "./scores.ts";
+import {
+  observeRow,
+  queryGroup,
+  rawLogits,
+  scoreGain,
+  voteBias,
+} from "./scores.ts";
 import { chooseVictims, rateLayer, type Ratings } from "./selection.ts";
 import { addSoftmax, initSoftmax, normalizeSoftmax } from "./softmax_state.ts";
 
@@ -53,10 +60,19 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
         const offset = (row * heads + kvHead * groupSize + g) * headDim;
         return normalizeSoftmax(state, { output: output.f32, offset });
       });
+      const gain = scoreGain(policy, { position, budget: head.get("budget") });
+      const scoreSums = gain === 1 ? logSums : logSums.map((_, g) =>
+        logSumExp(
+          slots.map((slot, i) =>
+            gain * (logits[i]![g]! + voteBias(slot, g, cache.lanes))
+          ),
+        )
+      );
       slots.forEach((slot, i) =>
         observeRow(slot, {
           logits: logits[i]!,
-          logSums,
+          gain,
+          logSums: scoreSums,
           position,
           lanes: cache.lanes,
           policy,

@@ -42,6 +42,7 @@ export {
 export { fullCache, type FullCacheOptions } from "./src/policies/full_cache.ts";
 export { h2o, type H2OOptions } from "./src/policies/h2o.ts";
 export { keepKV, type KeepKVOptions } from "./src/policies/keep_kv.ts";
+export { steady, type SteadyOptions } from "./src/policies/steady.ts";
 export {
   streamingLlm,
   type StreamingLlmOptions,

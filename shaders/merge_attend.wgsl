@@ -39,6 +39,8 @@ struct Params {
 @group(0) @binding(9) var<storage, read_write> raw_logits: array<f32>;
 // (rows, kvHeads, splits, group, 1 + headDim / 2): maximum and sum, then value
 @group(0) @binding(10) var<storage, read_write> partials: array<vec2<f32>>;
+// (rows, kvHeads, PAIR_HEADER + 3 * maxCapacity): see `lib/pair_step.wgsl`
+@group(0) @binding(11) var<storage, read_write> pairs: array<u32>;
 
 const THREADS = 256u;
 
@@ -372,7 +374,7 @@ fn finish(
     if (OBSERVE) {
       observe_slot(row, kv_head, slot, i);
     }
-    if (MERGE != MERGE_NEVER) {
+    if (MERGE != MERGE_NEVER && MERGE != MERGE_PAIR) {
       let position = position_of(slot);
       if (is_evictable(position, recent, newest)) {
         let mine = Ranked(eviction_score(slot), position, slot);
@@ -384,12 +386,21 @@ fn finish(
   }
   live = sum_words(thread, live);
   free = min_words(thread, free);
-  var merged = Merged(0u, 0u, 0.0);
-  var dropped = 0u;
+  if (thread == 0u) {
+    table[head + HEAD_LIVE] = live;
+    table[head + HEAD_NEXT] = free;
+    table[head + HEAD_HIGH] = high;
+  }
+  storageBarrier();
+  if (MERGE == MERGE_PAIR) {
+    begin_pairs(row, kv_head);
+    list_pairs(thread, select(0u, high, live > budget), recent, newest);
+    return;
+  }
   if (MERGE != MERGE_NEVER && live > budget) {
-    storageBarrier();
     let victim = first_ranked(thread, lowest).slot;
     if (victim != NO_SLOT) {
+      var merged = Merged(0u, 0u, 0.0);
       if (MERGE == MERGE_VOTES) {
         let chosen = nearest(thread, victim, offset, high);
         if (chosen.slot != NO_SLOT && -chosen.key > THRESHOLD) {
@@ -405,30 +416,27 @@ fn finish(
         }
       }
       workgroupBarrier();
-      if (thread == 0u) {
-        if (merged.count == 0u) {
-          dropped = tokens_of(victim);
-        }
-        free_slot(victim);
-      }
-      live -= 1u;
-      free = min(free, victim - offset);
+      remove(thread, head, victim, merged);
     }
   }
-  if (thread == 0u) {
-    table[head + HEAD_LIVE] = live;
-    table[head + HEAD_NEXT] = free;
-    table[head + HEAD_HIGH] = high;
-    if (MERGE != MERGE_NEVER) {
-      table[head + HEAD_MERGED] += merged.count;
-      table[head + HEAD_GUARDED] += merged.guarded;
-      table[head + HEAD_DIVERGENCE] = bitcast<u32>(
-        bitcast<f32>(head_words[HEAD_DIVERGENCE]) + merged.divergence,
-      );
-      if (dropped > 0u) {
-        table[head + HEAD_DROPPED] += 1u;
-        table[head + HEAD_DROPPED_TOKENS] += dropped;
-      }
-    }
+}
+
+// Frees the slot that goes, and counts what became of it.
+fn remove(thread: u32, head: u32, victim: u32, merged: Merged) {
+  if (thread != 0u) {
+    return;
   }
+  if (merged.count == 0u) {
+    table[head + HEAD_DROPPED] += 1u;
+    table[head + HEAD_DROPPED_TOKENS] += tokens_of(victim);
+  }
+  free_slot(victim);
+  let index = victim - table[head + HEAD_OFFSET];
+  table[head + HEAD_LIVE] -= 1u;
+  table[head + HEAD_NEXT] = min(table[head + HEAD_NEXT], index);
+  table[head + HEAD_MERGED] += merged.count;
+  table[head + HEAD_GUARDED] += merged.guarded;
+  table[head + HEAD_DIVERGENCE] = bitcast<u32>(
+    bitcast<f32>(table[head + HEAD_DIVERGENCE]) + merged.divergence,
+  );
 }

@@ -18,6 +18,7 @@ const MERGE_NEVER = 0u;
 const MERGE_DROP = 1u;
 const MERGE_VOTES = 2u;
 const MERGE_RIGHT_NEIGHBOUR = 3u;
+const MERGE_PAIR = 4u;
 override MERGE: u32 = MERGE_NEVER;
 
 const KEY_ZIP = 0u;

@@ -22,7 +22,7 @@ export interface LayoutOptions {
 
 /** Vote biases that a policy keeps per slot. */
 export function voteLanes({ merge }: Policy, sizes: ModelSizes): number {
-  return merge.kind === "votes" && merge.votesPerQueryHead
+  return "votesPerQueryHead" in merge && merge.votesPerQueryHead
     ? sizes.heads / sizes.kvHeads
     : 1;
 }

@@ -7,6 +7,7 @@ import { fullCache } from "./full_cache.ts";
 import { h2o } from "./h2o.ts";
 import { keepKV } from "./keep_kv.ts";
 import type { Budget, Policy } from "./parts.ts";
+import { steady } from "./steady.ts";
 import { streamingLlm } from "./streaming_llm.ts";
 import { weightedKV } from "./weighted_kv.ts";
 
@@ -16,6 +17,7 @@ export type PolicyFactory = (options: { readonly budget: Budget }) => Policy;
 /** Every published method in the package, by name. */
 export const policies: Readonly<Record<string, PolicyFactory>> = {
   "full": fullCache,
+  "steady": steady,
   "keepkv": keepKV,
   "weightedkv": weightedKV,
   "h2o": h2o,

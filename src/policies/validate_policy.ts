@@ -45,8 +45,15 @@ export function validatePolicy(policy: Policy): void {
   if (merge.kind === "rightNeighbour") {
     check("merge.cap", merge.cap, { above: 0 });
   }
-  if (merge.kind !== "votes") return;
-  check("merge.threshold", merge.threshold, { from: -1, to: 1 });
+  if (merge.kind === "votes") {
+    check("merge.threshold", merge.threshold, { from: -1, to: 1 });
+  }
+  if (merge.kind === "pair") {
+    check("merge.keyWeight", merge.keyWeight, { from: 0, to: 1e6 });
+    check("merge.valueWeight", merge.valueWeight, { from: 0, to: 1e6 });
+    check("merge.rounds", merge.rounds, { from: 0, to: 64, whole: true });
+  }
+  if (!("votesPerQueryHead" in merge)) return;
   check("merge.guard[0]", merge.guard[0], { above: 0, to: 1 });
   check("merge.guard[1]", merge.guard[1], { from: 1 });
   if (

@@ -21,6 +21,13 @@ import {
   nearestKey,
 } from "./merge_slots.ts";
 import { mergeRun } from "./merge_values.ts";
+import {
+  byRank,
+  endsOf,
+  PairCosts,
+  type Proposal,
+  valueSpread,
+} from "./pairs.ts";
 import { byEviction, isEvictable, queryGroup } from "./scores.ts";
 
 /** What compressing one head needs. */
@@ -28,6 +35,8 @@ interface Context extends MergeContext {
   readonly recent: number;
   readonly newest: number;
   readonly budget: number;
+  /** Scatter of the head's values before anything is merged. */
+  readonly spread: number;
 }
 
 /**
@@ -36,9 +45,10 @@ interface Context extends MergeContext {
  * free slots.
  *
  * With `mergeFirst`, similar pairs are merged before anything is evicted
- * (KeepKV, table 3). Then the slots with the lowest scores go: each is merged
- * into the kept slot with the most similar key if that is similar enough, all
- * that chose the same one together, and is dropped if not. Where values go to
+ * (KeepKV, table 3); where pairs are merged by cost, for some rounds. Then the
+ * slots with the lowest scores go: each is merged into the kept slot with the
+ * most similar key if that is similar enough, or into the cheapest, all that
+ * chose the same one together, and is dropped if there is none. Where values go to
  * the right neighbour, a run of slots that go is merged into the slot after it.
  */
 export function compress(args: Compress<HostTensor>): void {
@@ -51,6 +61,8 @@ export function compress(args: Compress<HostTensor>): void {
       kvHead,
       kvHeads: sizes.kvHeads,
     });
+    const staged = liveRows(step).map(({ row }) => head.staged(row));
+    const all = [...head.liveSlots(), ...staged];
     const context: Context = {
       head,
       group: queryGroup(args, last.row, kvHead),
@@ -60,57 +72,85 @@ export function compress(args: Compress<HostTensor>): void {
       recent: head.get("recent"),
       newest: last.position,
       budget: head.get("budget"),
+      spread: valueSpread(all, sizes.headDim),
     };
-    const staged = liveRows(step).map(({ row }) => head.staged(row));
-    let slots = [...head.liveSlots(), ...staged];
-    if (
-      policy.merge.kind === "votes" && policy.merge.prefill === "mergeFirst"
-    ) {
-      slots = mergePairs(slots, context);
-    }
-    slots = evict(slots, context);
-    settle(slots, context);
+    settle(evict(mergePairs(all, context), context), context);
   }
 }
 
 /**
- * Merges similar pairs until the head fits its budget or none is left. Every
- * evictable slot proposes to the evictable slot with the most similar key;
- * proposals are taken in order of similarity while both ends are still free.
+ * Merges pairs until the head fits its budget or none is left: once those with
+ * similar keys, or for some rounds the cheapest ones. Proposals are taken in
+ * their order while both ends are still free.
  */
 function mergePairs(slots: readonly Slot[], context: Context): Slot[] {
-  const { policy, sizes, lanes, budget } = context;
-  if (policy.merge.kind !== "votes") return [...slots];
-  const { threshold } = policy.merge;
-  let excess = slots.length - budget;
-  if (excess <= 0) return [...slots];
-  const evictable = slots.filter((slot) => isEvictable(slot, context));
-  const proposals = evictable.flatMap((slot) => {
-    const others = evictable.filter((other) => other !== slot);
-    const nearest = nearestKey(slot, others, sizes.headDim);
-    return nearest !== undefined && nearest.similarity > threshold
-      ? [{ slot, ...nearest }]
-      : [];
-  });
-  proposals.sort((a, b) =>
-    b.similarity - a.similarity || positionOf(a.slot) - positionOf(b.slot)
-  );
-  const order = byEviction(policy, lanes);
+  const { policy: { merge }, budget } = context;
+  const rounds = merge.kind === "pair"
+    ? merge.rounds
+    : merge.kind === "votes" && merge.prefill === "mergeFirst"
+    ? 1
+    : 0;
+  let left = [...slots];
+  for (let round = 0; round < rounds && left.length > budget; round++) {
+    const evictable = left.filter((slot) => isEvictable(slot, context));
+    const merged = takePairs(propose(evictable, context), {
+      ...context,
+      excess: left.length - budget,
+    });
+    if (merged.size === 0) break;
+    left = left.filter((slot) => !merged.has(slot));
+  }
+  return left;
+}
+
+/** Whom every evictable slot would be paired with, the best proposal first. */
+function propose(evictable: readonly Slot[], context: Context): Proposal[] {
+  const { policy: { merge } } = context;
+  if (merge.kind === "pair") {
+    return pairCosts(evictable, context).proposals(evictable);
+  }
+  return evictable.flatMap((slot) =>
+    nearest(slot, evictable.filter((other) => other !== slot), context) ?? []
+  ).sort(byRank);
+}
+
+/** Merges pairs without a slot in common; returns the slots that went. */
+function takePairs(
+  proposals: readonly Proposal[],
+  context: Context & { readonly excess: number },
+): Set<Slot> {
   const taken = new Set<Slot>();
   const merged = new Set<Slot>();
-  for (const { slot, target } of proposals) {
-    if (excess === 0) break;
+  for (const proposal of proposals) {
+    if (merged.size === context.excess) break;
+    const { slot, target } = proposal;
     if (taken.has(slot) || taken.has(target)) continue;
     taken.add(slot).add(target);
-    const [goes, stays] = order(slot, target) < 0
-      ? [slot, target]
-      : [target, slot];
+    const { stays, goes } = endsOf(proposal, context);
     mergeSlots([stays, goes], context);
-    freeSlot(goes, FREE_BIAS, lanes);
+    freeSlot(goes, FREE_BIAS, context.lanes);
     merged.add(goes);
-    excess--;
   }
-  return slots.filter((slot) => !merged.has(slot));
+  return merged;
+}
+
+/** The costs of pairs of `slots` in this chunk. */
+function pairCosts(slots: readonly Slot[], context: Context): PairCosts {
+  const { headDim } = context.sizes;
+  return new PairCosts(slots, { ...context, headDim });
+}
+
+/** The target with the most similar key, if that is similar enough. */
+function nearest(
+  slot: Slot,
+  targets: readonly Slot[],
+  { policy: { merge }, sizes }: Context,
+): Proposal | undefined {
+  const found = nearestKey(slot, targets, sizes.headDim);
+  return merge.kind === "votes" && found !== undefined &&
+      found.similarity > merge.threshold
+    ? { slot, target: found.target, rank: -found.similarity }
+    : undefined;
 }
 
 /** Evicts the lowest scores down to the budget; returns the slots kept. */
@@ -125,7 +165,7 @@ function evict(slots: readonly Slot[], context: Context): Slot[] {
   const kept = slots.filter((slot) => !victims.has(slot));
   const groups = policy.merge.kind === "rightNeighbour"
     ? runs(slots, victims)
-    : similar(kept, victims, context);
+    : byTarget(kept, victims, context);
   const merged = new Set([...groups.values()].flat());
   for (const victim of victims) {
     if (merged.has(victim)) continue;
@@ -133,7 +173,7 @@ function evict(slots: readonly Slot[], context: Context): Slot[] {
     head.set("droppedTokens", head.get("droppedTokens") + tokensOf(victim));
   }
   for (const [target, members] of groups) {
-    if (policy.merge.kind === "votes") {
+    if ("votesPerQueryHead" in policy.merge) {
       mergeSlots([target, ...members], context);
     } else {
       mergeRun([...members, target], { ...context, headDim: sizes.headDim });
@@ -143,21 +183,29 @@ function evict(slots: readonly Slot[], context: Context): Slot[] {
   return kept;
 }
 
-/** Victims by the kept slot with the most similar key, if similar enough. */
-function similar(
+/** Victims by the kept slot that they are merged into, if there is one. */
+function byTarget(
   kept: readonly Slot[],
   victims: ReadonlySet<Slot>,
-  { policy, sizes }: Context,
+  context: Context,
 ): Map<Slot, Slot[]> {
+  const { policy } = context;
   const groups = new Map<Slot, Slot[]>();
-  if (policy.merge.kind !== "votes") return groups;
-  const { threshold } = policy.merge;
-  const targets = kept.filter((slot) => isTarget(slot, policy));
+  let choose: (victim: Slot) => Proposal | undefined;
+  if (policy.merge.kind === "votes") {
+    const targets = kept.filter((slot) => isTarget(slot, policy));
+    choose = (victim) => nearest(victim, targets, context);
+  } else if (policy.merge.kind === "pair") {
+    const targets = kept.filter((slot) => isEvictable(slot, context));
+    const costs = pairCosts([...targets, ...victims], context);
+    choose = (victim) => costs.cheapest(victim, targets);
+  } else {
+    return groups;
+  }
   for (const victim of victims) {
-    const nearest = nearestKey(victim, targets, sizes.headDim);
-    if (nearest === undefined || !(nearest.similarity > threshold)) continue;
-    const members = groups.get(nearest.target) ?? [];
-    groups.set(nearest.target, [...members, victim]);
+    const target = choose(victim)?.target;
+    if (target === undefined) continue;
+    groups.set(target, [...groups.get(target) ?? [], victim]);
   }
   return groups;
 }

@@ -18,6 +18,7 @@ import {
   mergeRun,
   rightNeighbour,
 } from "./merge_values.ts";
+import { endsOf, PairCosts, valueSpread } from "./pairs.ts";
 import {
   byEviction,
   isEvictable,
@@ -97,16 +98,17 @@ interface Eviction extends MergeContext {
   readonly row: CurrentRow;
 }
 
-/** Merges or drops the slot with the lowest score. */
+/** Merges the cheapest pair, or merges or drops the slot with the lowest score. */
 function evictOne(slots: readonly Slot[], context: Eviction): void {
   const { head, policy, lanes, newest } = context;
-  const victim = slots
-    .filter((slot) =>
-      isEvictable(slot, { policy, recent: head.get("recent"), newest })
-    )
-    .sort(byEviction(policy, lanes))[0];
+  const evictable = slots.filter((slot) =>
+    isEvictable(slot, { policy, recent: head.get("recent"), newest })
+  );
+  const pair = cheapestPair(evictable, slots, context);
+  const victim = pair?.goes ?? evictable.sort(byEviction(policy, lanes))[0];
   if (victim === undefined) return;
-  if (!mergeOne(victim, slots, context)) {
+  const target = pair?.stays;
+  if (!mergeOne(victim, slots, { ...context, target })) {
     head.set("dropped", head.get("dropped") + 1);
     head.set("droppedTokens", head.get("droppedTokens") + tokensOf(victim));
   }
@@ -114,13 +116,27 @@ function evictOne(slots: readonly Slot[], context: Eviction): void {
   head.set("live", slots.length - 1);
 }
 
+/** The ends of the pair that costs least, if the policy merges pairs. */
+function cheapestPair(
+  evictable: readonly Slot[],
+  slots: readonly Slot[],
+  context: Eviction,
+): { stays: Slot; goes: Slot } | undefined {
+  const { policy, lanes, sizes: { headDim } } = context;
+  if (policy.merge.kind !== "pair") return undefined;
+  const spread = valueSpread(slots, headDim);
+  const costs = new PairCosts(evictable, { policy, lanes, headDim, spread });
+  const best = costs.proposals(evictable)[0];
+  return best && endsOf(best, context);
+}
+
 /** Merges a slot into the one that the policy names; false if there is none. */
 function mergeOne(
   victim: Slot,
   slots: readonly Slot[],
-  context: Eviction,
+  context: Eviction & { readonly target: Slot | undefined },
 ): boolean {
-  const { policy, sizes: { headDim } } = context;
+  const { policy, target, sizes: { headDim } } = context;
   const { merge } = policy;
   switch (merge.kind) {
     case "never":
@@ -138,11 +154,15 @@ function mergeOne(
       mergeSlots([nearest.target, victim], context);
       return true;
     }
-    case "rightNeighbour": {
-      const target = rightNeighbour(victim, slots);
+    case "pair":
       if (target === undefined) return false;
-      if (merge.rule === "exact") mergeExactly([target, victim], context);
-      else mergeRun([victim, target], { ...context, headDim });
+      mergeSlots([target, victim], context);
+      return true;
+    case "rightNeighbour": {
+      const neighbour = rightNeighbour(victim, slots);
+      if (neighbour === undefined) return false;
+      if (merge.rule === "exact") mergeExactly([neighbour, victim], context);
+      else mergeRun([victim, neighbour], { ...context, headDim });
       return true;
     }
   }

@@ -10,6 +10,7 @@ import {
   type ModelSizes,
   SlotField,
 } from "../../src/backends/backend.ts";
+import { voteLanes } from "../../src/cache/layout.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 import { cacheBounds, choiceJitter, sceneNorm } from "./cache_bounds.ts";
 import { makeCache, type SceneHead } from "./cache_scene.ts";
@@ -17,7 +18,7 @@ import { assertSameCache } from "./compare_slots.ts";
 import { keepsScores, type TableChange, tableChange } from "./decode_cases.ts";
 import type { Draw, KernelCase } from "./kernel_case.ts";
 import { modelSizes } from "./matrix_cases.ts";
-import { emaScore, testPolicy, votes } from "./policies.ts";
+import { emaScore, pairs, testPolicy, votes } from "./policies.ts";
 import { garbage, Random } from "./random.ts";
 import type { Scene } from "./scene.ts";
 import { prefillStep } from "./steps.ts";
@@ -37,6 +38,8 @@ interface ChunkOptions {
   readonly clusters?: number;
   /** Whether merged slots are compared, or merged, again. */
   readonly mergesTwice?: boolean;
+  /** Times that a slot may be merged, 2 at most if left out. */
+  readonly merges?: number;
   /** Slots that may go between two that stay, 20 if left out. */
   readonly run?: number;
   /** What the case is there for, seen in the reference's outcome. */
@@ -74,9 +77,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   // Weights of values are scores: staged rows need some.
   const isObserved = kernel === "observe" ||
     kernel === "compress" && merge.kind === "rightNeighbour";
-  const lanes = merge.kind === "votes" && merge.votesPerQueryHead
-    ? sizes.heads / sizes.kvHeads
-    : 1;
+  const lanes = voteLanes(policy, sizes);
   // The chunk belongs to the last of two sequences.
   const step = prefillStep({
     rows,
@@ -132,7 +133,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   };
   const norm = (...tensors: string[]) => sceneNorm(scene, sizes, tensors);
   const { probe } = policy;
-  const isMerging = kernel === "compress" && merge.kind === "votes";
+  const isMerging = kernel === "compress" && "votesPerQueryHead" in merge;
   const magnitudes = {
     sizes,
     query: norm("queries", ...(hasSinkQueries ? ["sinkQueries"] : [])),
@@ -151,7 +152,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   };
   const bounds = cacheBounds({
     ...magnitudes,
-    merges: options.mergesTwice ? 2 : magnitudes.merges,
+    merges: options.merges ?? (options.mergesTwice ? 2 : magnitudes.merges),
   });
   return {
     scene,
@@ -391,6 +392,83 @@ export const chunkCases: readonly KernelCase[] = [
       expect: ({ merged }) => assert(merged > 0),
     }),
   ]),
+  ...(["realVotes", "convex", "minNorm", "zip"] as const).map((key) =>
+    chunkCase({
+      name: `merges the cheapest pairs with ${key}`,
+      kernel: "compress",
+      policy: testPolicy({
+        ...(key === "zip" && { score: zip.score }),
+        merge: pairs({
+          key,
+          votesPerQueryHead: key === "minNorm",
+          guard: [-100, 100],
+        }),
+      }),
+      heads: pairedHeads,
+      rows: 9,
+      clusters: 6,
+      expect: does({ merges: true, drops: false }),
+    })
+  ),
+  ...[0, 1, 2, 5].map((rounds) =>
+    chunkCase({
+      name: `merges the cheapest pairs in ${rounds} rounds`,
+      kernel: "compress",
+      policy: testPolicy({ merge: pairs({ rounds }) }),
+      heads: [
+        { capacity: 13, budget: 12, recent: 4, live: 12, holes: 0 },
+        { capacity: 30, budget: 10, recent: 4, live: 9, holes: 4 },
+      ],
+      rows: 13,
+      mergesTwice: rounds > 0,
+      merges: rounds + 1,
+      expect: does({ merges: true, drops: false }),
+    })
+  ),
+  chunkCase({
+    name: "merges the cheapest pairs of what fits",
+    kernel: "compress",
+    policy: testPolicy({ merge: pairs({}) }),
+    heads: [
+      { capacity: 90, budget: 89, recent: 4, live: 12, holes: 3 },
+      { capacity: 70, budget: 69, recent: 4, live: 30, holes: 0 },
+    ],
+    expect: does({ merges: false, drops: false }),
+  }),
+  chunkCase({
+    name: "drops what has no partner",
+    kernel: "compress",
+    policy: testPolicy({ sinks: 0, merge: pairs({}) }),
+    heads: [
+      { capacity: 10, budget: 9, recent: 9, live: 9, holes: 0 },
+      { capacity: 30, budget: 9, recent: 9, live: 9, holes: 4 },
+    ],
+    position: 9,
+    rows: 1,
+    expect: does({ merges: false, drops: true }),
+  }),
+  chunkCase({
+    name: "merges the cheapest pairs of an empty chunk",
+    kernel: "compress",
+    policy: testPolicy({ merge: pairs({}) }),
+    live: 0,
+    expect: does({ merges: false, drops: false }),
+  }),
+  chunkCase({
+    name: "merges the cheapest of many pairs",
+    kernel: "compress",
+    policy: testPolicy({ merge: pairs({ rounds: 1 }) }),
+    sizes: modelSizes({ heads: 2, kvHeads: 1, headDim: 32 }),
+    heads: [{ capacity: 401, budget: 350, recent: 40, live: 280, holes: 20 }],
+    position: 900,
+    rows: 140,
+    live: 130,
+    clusters: 40,
+    expect: ({ merged, dropped }) => {
+      assertEquals(merged, 60);
+      assertEquals(dropped, 0);
+    },
+  }),
   chunkCase({
     name: "behind the guard of zip",
     kernel: "compress",

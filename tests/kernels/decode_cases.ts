@@ -5,13 +5,14 @@
  */
 import { assertEquals, assertNotEquals } from "@std/assert";
 import { HeadWord, type ModelSizes } from "../../src/backends/backend.ts";
+import { voteLanes } from "../../src/cache/layout.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 import { cacheBounds, choiceJitter, sceneNorm } from "./cache_bounds.ts";
 import { makeCache, type SceneHead } from "./cache_scene.ts";
 import { assertSameCache } from "./compare_slots.ts";
 import type { Draw, KernelCase } from "./kernel_case.ts";
 import { modelSizes } from "./matrix_cases.ts";
-import { testPolicy, votes } from "./policies.ts";
+import { pairs, testPolicy, votes } from "./policies.ts";
 import { garbage, Random } from "./random.ts";
 import type { Outcome, Scene } from "./scene.ts";
 import { decodeStep } from "./steps.ts";
@@ -55,8 +56,8 @@ export function tableChange(scene: Scene, outcome: Outcome): TableChange {
 
 /** Whether a policy keeps scores: see `needsScores` of the backends. */
 export function keepsScores({ merge, score }: Policy): boolean {
-  return merge.kind === "votes" || merge.kind === "rightNeighbour" ||
-    (merge.kind === "drop" && score.kind !== "position");
+  return merge.kind !== "never" &&
+    (merge.kind !== "drop" || score.kind !== "position");
 }
 
 function decodeCase(options: DecodeOptions): KernelCase {
@@ -71,9 +72,7 @@ function decodeCase(options: DecodeOptions): KernelCase {
 function drawDecode(options: DecodeOptions, random: Random): Draw {
   const { policy, sizes, heads, positions } = options;
   const { merge } = policy;
-  const lanes = merge.kind === "votes" && merge.votesPerQueryHead
-    ? sizes.heads / sizes.kvHeads
-    : 1;
+  const lanes = voteLanes(policy, sizes);
   const step = decodeStep(positions, { finished: options.finished ?? [] });
   const cache = makeCache({
     sizes,
@@ -116,7 +115,7 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
     value: 5,
     slots: Math.max(...heads.flat().map(({ live }) => live + 1)),
     rows: 1,
-    merges: merge.kind === "votes" ? 1 : 0,
+    merges: "votesPerQueryHead" in merge ? 1 : 0,
     // One merge of two, or a change of at most `cap` times two values with
     // five rounded factors.
     run: merge.kind !== "rightNeighbour"
@@ -285,6 +284,79 @@ export const decodeCases: readonly KernelCase[] = [
     heads: [variedHeads],
     positions: [90],
     expect: merged(2),
+  }),
+  ...(["realVotes", "convex", "minNorm", "zip"] as const).map((key) =>
+    decodeCase({
+      name: `merges the cheapest pair with ${key}`,
+      policy: testPolicy({
+        ...(key === "zip" && { score: zipScore }),
+        merge: pairs({
+          key,
+          votesPerQueryHead: key === "minNorm",
+          guard: [-100, 100],
+        }),
+      }),
+      sizes: gqa,
+      heads: [variedHeads],
+      positions: [90],
+      clusters: 3,
+      expect: merged(2),
+    })
+  ),
+  ...([[0, 1], [1, 0]] as const).map(([keyWeight, valueWeight]) =>
+    decodeCase({
+      name: `merges the cheapest pair by ${keyWeight ? "keys" : "values"} only`,
+      policy: testPolicy({ merge: pairs({ keyWeight, valueWeight }) }),
+      sizes: gqa,
+      heads: [variedHeads],
+      positions: [90],
+      expect: merged(2),
+    })
+  ),
+  decodeCase({
+    name: "drops a slot that has no partner",
+    policy: testPolicy({ sinks: 0, merge: pairs({}) }),
+    sizes: gqa,
+    heads: [[
+      { capacity: 9, budget: 8, recent: 8, live: 8, holes: 0 },
+      { capacity: 12, budget: 8, recent: 40, live: 8, holes: 2 },
+    ]],
+    positions: [8],
+    expect: dropped(1),
+  }),
+  decodeCase({
+    name: "merges the cheapest pairs of 3 sequences, one finished",
+    policy: testPolicy({ merge: pairs({}) }),
+    sizes: gqa,
+    heads: [
+      variedHeads,
+      [variedHeads[1]!, { ...variedHeads[0]!, live: 0 }],
+      variedHeads,
+    ],
+    positions: [90, 45, 77],
+    finished: [2],
+    expect: merged(3),
+  }),
+  ...([[16, 1, 48], [5, 1, 256], [4, 4, 4]] as const)
+    .map(([heads, kvHeads, headDim]) =>
+      decodeCase({
+        name: `merges the cheapest pair of width ${headDim}`,
+        policy: testPolicy({ merge: pairs({}), sinkPositions: "cache" }),
+        sizes: modelSizes({ heads, kvHeads, headDim }),
+        heads: [Array.from({ length: kvHeads }, () => variedHeads[1]!)],
+        positions: [90],
+        expect: merged(kvHeads),
+      })
+    ),
+  decodeCase({
+    name: "merges the cheapest pair of more slots than a workgroup has threads",
+    policy: testPolicy({ merge: pairs({}) }),
+    sizes: modelSizes({ heads: 2, kvHeads: 1, headDim: 8 }),
+    heads: [[
+      { capacity: 401, budget: 390, recent: 20, live: 390, holes: 9 },
+    ]],
+    positions: [900],
+    expect: merged(1),
   }),
   decodeCase({
     name: "ranks by raw scores without votes",

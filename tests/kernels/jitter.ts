@@ -11,7 +11,7 @@ import { type Outcome, play, type Scene } from "./scene.ts";
 
 /** Standard deviations of the changes that must not matter. */
 export interface Jitter {
-  /** Of elements of keys, relative. */
+  /** Of elements of keys and values, relative. */
   readonly keys: number;
   /** Of scores. */
   readonly scores: number;
@@ -21,8 +21,8 @@ export interface Jitter {
 const TRIES = 3;
 
 /**
- * Asserts that `scene` chooses the same slots when its keys and scores are a
- * little different.
+ * Asserts that `scene` chooses the same slots when its keys, values and scores
+ * are a little different.
  */
 export async function assertStable(
   scene: Scene,
@@ -50,7 +50,7 @@ function choices(scene: Scene, { side }: Outcome): Uint32Array {
 
 function change(scene: Scene, jitter: Jitter, random: Random): Scene {
   const tensors = { ...scene.tensors };
-  for (const name of ["keys", "stageKeys"]) {
+  for (const name of ["keys", "stageKeys", "values", "stageValues"]) {
     const { type, data } = tensors[name]!;
     const floats = data as Float32Array;
     tensors[name] = {

@@ -55,3 +55,19 @@ export function votes(
     ...options,
   };
 }
+
+/** A merge part that merges the cheapest pairs. */
+export function pairs(
+  options: Partial<Extract<Merge, { kind: "pair" }>>,
+): Extract<Merge, { kind: "pair" }> {
+  return {
+    kind: "pair",
+    keyWeight: 0.25,
+    valueWeight: 1,
+    rounds: 2,
+    key: "convex",
+    votesPerQueryHead: false,
+    guard: [0.5, 1.5],
+    ...options,
+  };
+}

@@ -57,6 +57,9 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "scores",
     "merge_slots",
     "merge_values",
+    "pairs",
+    "search",
+    "pair_step",
   ],
   prefill_attend: [
     "half",
@@ -89,6 +92,8 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "scores",
     "merge_slots",
     "merge_values",
+    "pairs",
+    "search",
     "ordered_bits",
     "candidates",
     "pairing",

@@ -8,13 +8,16 @@ export const shaders: Readonly<Record<string, string>> = {
 // The candidates of a head are numbered: cache slots first, staged rows from
 // \`max_capacity\`. Whatever is proportional to them lives in scratch, so only
 // memory bounds their number. The steps, each a dispatch:
-//   survey          counts; with merge-first, lists what may pair up
-//   search          the nearest key for each that is listed (many workgroups)
-//   pair            takes similar pairs, best first, until the head fits
+//   survey          clears the counters
+// then, once with merge-first, or some times where the cheapest pairs merge:
+//   list_pairs      lists what may pair up, if the head is over its budget
+//   find_targets    the best partner for each that is listed (many workgroups)
+//   pair            takes pairs, best first, until the head fits
 //   merge           merges the sets (many workgroups)
+// then
 //   select_victims  lists the slots with the lowest scores
-// then, where they go to the most similar key:
-//   search          the nearest kept key for each of them
+// and, where they go to the most similar key or the cheapest target:
+//   find_targets    the best kept target for each of them
 //   link            chains those that chose the same target
 //   merge           merges the chains
 // or, where their values go to the right neighbour:
@@ -63,17 +66,9 @@ struct Params {
 
 const THREADS = 256u;
 
-const PROPOSERS = 32u;
-override KEY_TILE: u32 = 32u;
-// Sizes of the tiles: PROPOSERS * HEAD_DIM / 2, KEY_TILE * (HEAD_DIM / 2 + 1).
-override PROPOSER_WORDS: u32 = 64u;
-override KEY_WORDS: u32 = 96u;
 override MERGE_FIRST: bool = false;
 
-var<workgroup> proposer_tile: array<u32, PROPOSER_WORDS>;
-var<workgroup> key_tile: array<u32, KEY_WORDS>;
-
-// Counts and lists; the first step, whatever the policy.
+// Clears what the other steps add to; the first step, whatever the policy.
 @compute @workgroup_size(THREADS)
 fn survey(
   @builtin(workgroup_id) group: vec3<u32>,
@@ -85,24 +80,47 @@ fn survey(
   if (thread < COUNTERS) {
     atomicStore(&counters[kv_head * COUNTERS + thread], 0u);
   }
-  let excess = count_excess(thread);
   for (var c = thread; c < params.candidates; c += THREADS) {
     work[work_at(WORK_DIVERGENCE, c)] = 0u;
-    let is_listed = MERGE_FIRST && excess > 0u && is_held(c) && may_go(c);
+    work[work_at(WORK_FLAGS, c)] = 0u;
+  }
+  storageBarrier();
+  if (MERGE == MERGE_PAIR) {
+    let spread = value_spread(thread, params.candidates);
+    if (thread == 0u) {
+      let at = kv_head * COUNTERS + COUNT_SPREAD;
+      atomicStore(&counters[at], bitcast<u32>(spread));
+    }
+  }
+}
+
+// Lists what may pair up, if the head is over its budget.
+@compute @workgroup_size(THREADS)
+fn list_pairs(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let excess = count_excess(thread);
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    let is_listed = excess > 0u && is_held(c) && may_go(c);
     work[work_at(WORK_FLAGS, c)] =
       select(0u, FLAG_LISTED | FLAG_TARGET, is_listed);
   }
   storageBarrier();
   make_list(thread);
+  list_targets(thread);
   if (thread == 0u) {
     atomicStore(&counters[kv_head * COUNTERS + COUNT_EXCESS], excess);
   }
 }
 
-// For each listed candidate, the target with the most similar key, if that is
-// similar enough. A workgroup compares a tile of candidates with all targets.
+// For each listed candidate, the target that it is merged into, if there is
+// one. A workgroup compares a tile of candidates with all targets.
 @compute @workgroup_size(THREADS)
-fn search(
+fn find_targets(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
 ) {
@@ -114,95 +132,29 @@ fn search(
   if (first >= listed) {
     return;
   }
-  let count = min(PROPOSERS, listed - first);
-  let half = HEAD_DIM / 2u;
-  let pitch = half + 1u;
-  for (var i = thread; i < count * half; i += THREADS) {
-    let c = work[work_at(WORK_LIST, first + i / half)];
-    proposer_tile[i] = key_word(slot_of(c), i % half);
-  }
-  let high = uniform_word(thread, table[head + HEAD_HIGH]);
-  let cache_tiles = (high + KEY_TILE - 1u) / KEY_TILE;
-  let rows = step_words[CHUNK_ROWS];
-  let stage_tiles = (rows + KEY_TILE - 1u) / KEY_TILE;
-
-  // A thread has target \`j\` and every \`strands\`th proposer: 4 at most.
-  let j = thread % KEY_TILE;
-  let strand = thread / KEY_TILE;
-  let strands = THREADS / KEY_TILE;
-  var best: array<Ranked, 4>;
-  for (var n = 0u; n < 4u; n++) {
-    best[n] = unranked();
-  }
-  for (var tile = 0u; tile < cache_tiles + stage_tiles; tile++) {
-    var first_target = tile * KEY_TILE;
-    var targets = min(KEY_TILE, high - min(high, first_target));
-    if (tile >= cache_tiles) {
-      let row = (tile - cache_tiles) * KEY_TILE;
-      first_target = params.max_capacity + row;
-      targets = min(KEY_TILE, rows - row);
-    }
-    workgroupBarrier();
-    for (var i = thread; i < targets * half; i += THREADS) {
-      key_tile[i / half * pitch + i % half] =
-        key_word(slot_of(first_target + i / half), i % half);
-    }
-    workgroupBarrier();
-    let c = first_target + j;
-    if (
-      j < targets && (work[work_at(WORK_FLAGS, c)] & FLAG_TARGET) != 0u
-    ) {
-      let position = position_of(slot_of(c));
-      for (var n = 0u; strand + n * strands < count; n++) {
-        let i = strand + n * strands;
-        if (work[work_at(WORK_LIST, first + i)] == c) {
-          continue;
-        }
-        let mine = Ranked(-cosine(i, j), position, c);
-        if (is_before(mine, best[n])) {
-          best[n] = mine;
-        }
-      }
-    }
-  }
-  for (var n = 0u; n * strands < count; n++) {
-    workgroupBarrier();
-    reduce_ranked[thread] = best[n];
-    workgroupBarrier();
-    let i = strand + n * strands;
-    if (j == 0u && i < count) {
-      var nearest = best[n];
-      for (var k = 1u; k < KEY_TILE; k++) {
-        if (is_before(reduce_ranked[thread + k], nearest)) {
-          nearest = reduce_ranked[thread + k];
-        }
-      }
-      let c = work[work_at(WORK_LIST, first + i)];
-      let is_similar = nearest.slot != NO_SLOT && -nearest.key > THRESHOLD;
-      work[work_at(WORK_KEY, c)] = ordered(nearest.key);
-      work[work_at(WORK_CHOICE, c)] =
-        select(NO_SLOT, nearest.slot, is_similar);
-    }
-  }
+  let targets = read_counter(thread, COUNT_TARGETS);
+  let spread = bitcast<f32>(read_counter(thread, COUNT_SPREAD));
+  search(thread, first, min(PROPOSERS, listed - first), targets, pair_scale(spread));
 }
 
-// Cosine of proposer \`i\` and target \`j\` of the tiles.
-fn cosine(i: u32, j: u32) -> f32 {
-  let half = HEAD_DIM / 2u;
-  var product = 0.0;
-  var squares = vec2<f32>();
-  for (var p = 0u; p < half; p++) {
-    let a = unpack_halves(proposer_tile[i * half + p]);
-    let b = unpack_halves(key_tile[j * (half + 1u) + p]);
-    product += dot(a, b);
-    squares += vec2(dot(a, a), dot(b, b));
-  }
-  let norms = sqrt(squares.x * squares.y);
-  return select(product / max(norms, 1e-30), 0.0, norms == 0.0);
+fn proposer_at(i: u32) -> u32 {
+  return work[work_at(WORK_LIST, i)];
 }
 
-// Takes the most similar pairs, as many as the head is over its budget, and
-// lists the ends that go.
+fn target_at(t: u32) -> u32 {
+  return work[work_at(WORK_TARGETS, t)];
+}
+
+fn propose(i: u32, best: Ranked) {
+  let candidate = proposer_at(i);
+  let is_close = MERGE == MERGE_PAIR || -best.key > THRESHOLD;
+  work[work_at(WORK_KEY, candidate)] = ordered(best.key);
+  work[work_at(WORK_CHOICE, candidate)] =
+    select(NO_SLOT, best.slot, best.slot != NO_SLOT && is_close);
+}
+
+// Takes the best pairs, as many as the head is over its budget, and lists the
+// ends that go.
 @compute @workgroup_size(THREADS)
 fn pair(
   @builtin(workgroup_id) group: vec3<u32>,
@@ -342,13 +294,24 @@ fn select_victims(
     if (victims > 0u && is_listed && is_within(c, last)) {
       flags = FLAG_LISTED;
       work[work_at(WORK_CHOICE, c)] = NO_SLOT;
-    } else if (is_held(c) && position_of(slot_of(c)) >= SINKS) {
+    } else if (is_held(c) && takes_victims(c)) {
       flags = FLAG_TARGET;
     }
     work[work_at(WORK_FLAGS, c)] = flags;
   }
   storageBarrier();
   make_list(thread);
+  if (MERGE == MERGE_VOTES || MERGE == MERGE_PAIR) {
+    list_targets(thread);
+  }
+}
+
+// Whether victims may be merged into a candidate that stays.
+fn takes_victims(candidate: u32) -> bool {
+  if (MERGE == MERGE_PAIR) {
+    return may_go(candidate);
+  }
+  return position_of(slot_of(candidate)) >= SINKS;
 }
 
 // Chains victims with the same target in the order of the list.
@@ -662,6 +625,8 @@ const WORK_LIST = 3u;
 const WORK_NEXT = 4u;
 // f32: divergence of the merges into a candidate.
 const WORK_DIVERGENCE = 5u;
+// Candidates that others may be merged into.
+const WORK_TARGETS = 6u;
 
 const FLAG_LISTED = 1u;
 const FLAG_TARGET = 2u;
@@ -672,11 +637,14 @@ const FLAG_ACCEPTED = 8u;
 // The first of those that chose its target.
 const FLAG_LEADER = 16u;
 
-const COUNTERS = 4u;
+const COUNTERS = 6u;
 const COUNT_LISTED = 0u;
 const COUNT_EXCESS = 1u;
 const COUNT_MERGED = 2u;
 const COUNT_GUARDED = 3u;
+const COUNT_TARGETS = 4u;
+// f32: how far the values of the head scatter, before anything is merged.
+const COUNT_SPREAD = 5u;
 
 var<private> kv_head: u32;
 var<private> head: u32;
@@ -693,14 +661,6 @@ fn begin(index: u32) -> bool {
   kv_head = index;
   head = head_at(step_words[CHUNK_SEQUENCE], index);
   return step_words[CHUNK_ROWS] > 0u;
-}
-
-// A word that is the same for all threads, whoever wrote it.
-fn uniform_word(thread: u32, word: u32) -> u32 {
-  if (thread == 0u) {
-    shared_words[0] = word;
-  }
-  return workgroupUniformLoad(&shared_words[0]);
 }
 
 fn read_counter(thread: u32, counter: u32) -> u32 {
@@ -741,24 +701,34 @@ fn count_excess(thread: u32) -> u32 {
   return count - min(count, budget);
 }
 
-// Lists the candidates with FLAG_LISTED in order, and counts them.
-fn make_list(thread: u32) {
+// Lists the candidates with a flag in order, and counts them.
+fn list_flagged(thread: u32, flag: u32, section: u32, counter: u32) {
   var count = 0u;
   for (var first = 0u; first < params.candidates; first += THREADS) {
     let c = first + thread;
     var listed = 0u;
     if (c < params.candidates) {
-      listed = work[work_at(WORK_FLAGS, c)] & FLAG_LISTED;
+      listed = select(0u, 1u, (work[work_at(WORK_FLAGS, c)] & flag) != 0u);
     }
     let place = prefix_sum(thread, listed);
     if (listed != 0u) {
-      work[work_at(WORK_LIST, count + place - 1u)] = c;
+      work[work_at(section, count + place - 1u)] = c;
     }
     count += sum_words(thread, listed);
   }
   if (thread == 0u) {
-    atomicStore(&counters[kv_head * COUNTERS + COUNT_LISTED], count);
+    atomicStore(&counters[kv_head * COUNTERS + counter], count);
   }
+}
+
+// Lists what is searched for, merged away or dropped.
+fn make_list(thread: u32) {
+  list_flagged(thread, FLAG_LISTED, WORK_LIST, COUNT_LISTED);
+}
+
+// Lists what that may be merged into.
+fn list_targets(thread: u32) {
+  list_flagged(thread, FLAG_TARGET, WORK_TARGETS, COUNT_TARGETS);
 }
 
 // Key and position of the candidate that is number \`rank\`, from 1, among those
@@ -1113,9 +1083,8 @@ fn merge_slots(thread: u32, kept: u32, first: u32) -> Merged {
   var votes = -1e30;
   var merged = Merged(0u, 0u, 0.0);
   for (var slot = kept; slot != NO_SLOT; slot = member_after(slot, kept, first)) {
-    let bias = pooled_bias(slot);
-    mass = log_add(mass, bias + log_score(slot));
-    votes = log_add(votes, bias);
+    mass = log_add(mass, log_weight(slot));
+    votes = log_add(votes, pooled_bias(slot));
     merged.count += 1u;
   }
   merged.count -= 1u;
@@ -1131,7 +1100,7 @@ fn merge_slots(thread: u32, kept: u32, first: u32) -> Merged {
   var tokens = 0u;
   for (var slot = kept; slot != NO_SLOT; slot = member_after(slot, kept, first)) {
     let score = log_score(slot);
-    let weight = exp(pooled_bias(slot) + score - mass);
+    let weight = exp(log_weight(slot) - mass);
     mean_score += weight * score;
     if (thread < half) {
       key += weight * unpack_halves(key_word(slot, thread));
@@ -1294,6 +1263,145 @@ fn ordered(value: f32) -> u32 {
   return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
 }
 `,
+  "lib/pair_step.wgsl": `// The cheapest pair of a head in a decode step, and its merge. \`finish\` lists
+// the slots that may go, \`find_partners\` finds what each would be merged into
+// (many workgroups), and \`merge_pair\` takes the cheapest proposal.
+
+// Words of a (row, KV head) in \`pairs\`: the number of slots that may go and the
+// scatter of the head's values, then three sections with a word per slot.
+const PAIR_COUNT = 0u;
+const PAIR_SPREAD = 1u;
+const PAIR_HEADER = 2u;
+// Slots that may go, counted from the head's first.
+const PAIR_LIST = 0u;
+// By place in the list: the slot that each would be merged into, or NO_SLOT.
+const PAIR_CHOICE = 1u;
+// f32: what proposals are ranked by.
+const PAIR_RANK = 2u;
+
+var<private> pair_base: u32;
+var<private> pair_offset: u32;
+
+// Turns to a head of a row.
+fn begin_pairs(row: u32, kv_head: u32) {
+  pair_base = (row * KV_HEADS + kv_head) *
+    (PAIR_HEADER + 3u * params.max_capacity);
+  pair_offset = table[head_at(sequence_of(row), kv_head) + HEAD_OFFSET];
+}
+
+fn pair_at(section: u32, i: u32) -> u32 {
+  return pair_base + PAIR_HEADER + section * params.max_capacity + i;
+}
+
+fn slot_of(candidate: u32) -> u32 {
+  return pair_offset + candidate;
+}
+
+fn is_held(candidate: u32) -> bool {
+  return tokens_of(slot_of(candidate)) != 0u;
+}
+
+fn proposer_at(i: u32) -> u32 {
+  return pairs[pair_at(PAIR_LIST, i)];
+}
+
+fn target_at(t: u32) -> u32 {
+  return pairs[pair_at(PAIR_LIST, t)];
+}
+
+// Lists the slots that may go, or none if the head is within its budget.
+fn list_pairs(thread: u32, used: u32, recent: u32, newest: u32) {
+  var count = 0u;
+  for (var first = 0u; first < used; first += THREADS) {
+    let c = first + thread;
+    var listed = 0u;
+    if (c < used && is_held(c)) {
+      let position = position_of(slot_of(c));
+      listed = select(0u, 1u, is_evictable(position, recent, newest));
+    }
+    let place = prefix_sum(thread, listed);
+    if (listed != 0u) {
+      pairs[pair_at(PAIR_LIST, count + place - 1u)] = c;
+    }
+    count += sum_words(thread, listed);
+  }
+  var spread = 0.0;
+  if (used > 0u) {
+    spread = value_spread(thread, used);
+  }
+  if (thread == 0u) {
+    pairs[pair_base + PAIR_COUNT] = count;
+    pairs[pair_base + PAIR_SPREAD] = bitcast<u32>(spread);
+  }
+}
+
+@compute @workgroup_size(THREADS)
+fn find_partners(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let row = group.z;
+  if (!is_live(row)) {
+    return;
+  }
+  begin_pairs(row, group.y);
+  let first = group.x * PROPOSERS;
+  let count = uniform_word(thread, pairs[pair_base + PAIR_COUNT]);
+  if (first >= count) {
+    return;
+  }
+  let spread = bitcast<f32>(pairs[pair_base + PAIR_SPREAD]);
+  search(thread, first, min(PROPOSERS, count - first), count, pair_scale(spread));
+}
+
+fn propose(i: u32, best: Ranked) {
+  pairs[pair_at(PAIR_CHOICE, i)] = best.slot;
+  pairs[pair_at(PAIR_RANK, i)] = bitcast<u32>(best.key);
+}
+
+@compute @workgroup_size(THREADS)
+fn merge_pair(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let kv_head = group.x;
+  let row = group.y;
+  if (!is_live(row)) {
+    return;
+  }
+  begin_pairs(row, kv_head);
+  let count = uniform_word(thread, pairs[pair_base + PAIR_COUNT]);
+  if (count == 0u) {
+    return;
+  }
+  // The number of a proposal is its place in the list.
+  var cheapest = unranked();
+  for (var i = thread; i < count; i += THREADS) {
+    let rank = bitcast<f32>(pairs[pair_at(PAIR_RANK, i)]);
+    let mine = Ranked(rank, position_of(slot_of(proposer_at(i))), i);
+    if (pairs[pair_at(PAIR_CHOICE, i)] != NO_SLOT && is_before(mine, cheapest)) {
+      cheapest = mine;
+    }
+  }
+  let best = first_ranked(thread, cheapest).slot;
+  // A slot that is alone has no partner, and is dropped.
+  var merged = Merged(0u, 0u, 0.0);
+  var victim = slot_of(proposer_at(0u));
+  if (best != NO_SLOT) {
+    let a = slot_of(proposer_at(best));
+    let b = slot_of(pairs[pair_at(PAIR_CHOICE, best)]);
+    let is_lower = is_before(
+      Ranked(eviction_score(a), position_of(a), a),
+      Ranked(eviction_score(b), position_of(b), b),
+    );
+    victim = select(b, a, is_lower);
+    merge_vector = query_vector(row * GROUP, kv_head);
+    merged = merge_slots(thread, select(a, b, is_lower), victim);
+  }
+  workgroupBarrier();
+  remove(thread, head_at(sequence_of(row), kv_head), victim, merged);
+}
+`,
   "lib/pairing.wgsl": `// Pairing candidates up by the proposals that \`search\` left.
 
 fn mark_at(section: u32, candidate: u32) -> u32 {
@@ -1382,6 +1490,73 @@ fn accept_pairs(thread: u32, listed: u32) -> u32 {
   return accepted;
 }
 `,
+  "lib/pairs.wgsl": `// What merging two slots costs: see \`src/reference/pairs.ts\` for the source and
+// the formulas.
+//
+// A kernel defines
+//   slot_of(candidate)  the slot with a number
+//   is_held(candidate)  whether it holds a token
+
+// keyWeight / √HEAD_DIM
+override KEY_WEIGHT: f32 = 0.0;
+override VALUE_WEIGHT: f32 = 0.0;
+// Whether a slot only looks at targets that are heavier than itself.
+override HEAVIER_TARGETS: bool = false;
+
+// Where two slots are the same, their cost still has a logarithm.
+const LEAST_DISTANCE = 1e-30;
+
+var<workgroup> spread_parts: array<vec2<f32>, THREADS>;
+
+// What squared distances of keys and of values count.
+struct PairScale {
+  keys: f32,
+  values: f32,
+}
+
+fn pair_scale(spread: f32) -> PairScale {
+  let values = select(0.0, VALUE_WEIGHT / max(spread, 1e-30), spread > 0.0);
+  return PairScale(KEY_WEIGHT, values);
+}
+
+// ln of the cost of merging slots whose weights have these logarithms.
+fn pair_cost(a: f32, b: f32, distance: f32) -> f32 {
+  return a + b - log_add(a, b) + log(max(distance, LEAST_DISTANCE));
+}
+
+// Mean squared distance of the values of some candidates from their mean.
+fn value_spread(thread: u32, candidates: u32) -> f32 {
+  let half = HEAD_DIM / 2u;
+  // A thread has two elements and every \`parts\`th candidate.
+  let parts = THREADS / half;
+  let part = thread / half;
+  let pair = thread % half;
+  var sum = vec2<f32>();
+  var count = 0u;
+  for (var c = part; part < parts && c < candidates; c += parts) {
+    if (is_held(c)) {
+      sum += unpack_halves(value_word(slot_of(c), pair));
+      count += select(0u, 1u, pair == 0u);
+    }
+  }
+  let held = f32(max(1u, sum_words(thread, count)));
+  spread_parts[thread] = sum;
+  workgroupBarrier();
+  var mean = vec2<f32>();
+  for (var p = 0u; p < parts; p++) {
+    mean += spread_parts[p * half + pair];
+  }
+  mean /= held;
+  var squares = 0.0;
+  for (var c = part; part < parts && c < candidates; c += parts) {
+    if (is_held(c)) {
+      let rest = unpack_halves(value_word(slot_of(c), pair)) - mean;
+      squares += dot(rest, rest);
+    }
+  }
+  return sum_floats(thread, squares) / held;
+}
+`,
   "lib/policy.wgsl": `// The numbers of a policy: see \`src/policies/parts.ts\`.
 
 const SCORE_POSITION = 0u;
@@ -1402,6 +1577,7 @@ const MERGE_NEVER = 0u;
 const MERGE_DROP = 1u;
 const MERGE_VOTES = 2u;
 const MERGE_RIGHT_NEIGHBOUR = 3u;
+const MERGE_PAIR = 4u;
 override MERGE: u32 = MERGE_NEVER;
 
 const KEY_ZIP = 0u;
@@ -1427,6 +1603,14 @@ const NO_SLOT = 0xffffffffu;
 
 var<workgroup> reduce_words: array<u32, THREADS>;
 var<workgroup> reduce_floats: array<f32, THREADS>;
+
+// A word that is the same for all threads, whoever wrote it.
+fn uniform_word(thread: u32, word: u32) -> u32 {
+  if (thread == 0u) {
+    reduce_words[0] = word;
+  }
+  return workgroupUniformLoad(&reduce_words[0]);
+}
 
 fn sum_words(thread: u32, value: u32) -> u32 {
   reduce_words[thread] = value;
@@ -1873,6 +2057,11 @@ fn log_score(slot: u32) -> f32 {
   return side_float(slot, FIELD_EMA) - ema_correction(observations);
 }
 
+// ln of the weight that a slot has in a merge: votes · ŝ.
+fn log_weight(slot: u32) -> f32 {
+  return pooled_bias(slot) + log_score(slot);
+}
+
 // Mean attention weight of the rows that observed a slot.
 fn mean_attention(slot: u32) -> f32 {
   return side_float(slot, FIELD_ACCUMULATED) /
@@ -1901,6 +2090,156 @@ fn eviction_score(slot: u32) -> f32 {
 // Whether a slot may be evicted: neither a sink nor a recent token.
 fn is_evictable(position: u32, recent: u32, newest: u32) -> bool {
   return position >= SINKS && position + recent <= newest;
+}
+`,
+  "lib/search.wgsl": `// For each of a tile of slots, the best of some targets: that with the most
+// similar key, or that which is cheapest to merge with (see \`pairs.wgsl\`).
+//
+// A workgroup holds the tile and reads the targets once, tile by tile. Where
+// values count too, the same memory takes the keys and then the values of the
+// targets.
+//
+// A kernel defines
+//   slot_of(candidate)  the slot with a number
+//   proposer_at(i)      the i-th candidate that looks for a target
+//   target_at(t)        the t-th target
+//   propose(i, best)    takes what was found for the i-th candidate
+
+override PROPOSERS: u32 = 32u;
+override TARGET_TILE: u32 = 32u;
+// Sizes of the tiles: PROPOSERS * HEAD_DIM / 2, twice that where values count,
+// and TARGET_TILE * (HEAD_DIM / 2 + 1).
+override PROPOSER_WORDS: u32 = 64u;
+override TARGET_WORDS: u32 = 96u;
+
+// Proposers that a thread compares with its target, at most.
+const STRAND_PROPOSERS = 4u;
+
+var<workgroup> proposer_tile: array<u32, PROPOSER_WORDS>;
+var<workgroup> target_tile: array<u32, TARGET_WORDS>;
+var<workgroup> proposer_weights: array<f32, 32>;
+
+fn search(thread: u32, first: u32, count: u32, targets: u32, scale: PairScale) {
+  let half = HEAD_DIM / 2u;
+  let pitch = half + 1u;
+  for (var i = thread; i < count * half; i += THREADS) {
+    let slot = slot_of(proposer_at(first + i / half));
+    proposer_tile[i] = key_word(slot, i % half);
+    if (MERGE == MERGE_PAIR) {
+      proposer_tile[PROPOSERS * half + i] = value_word(slot, i % half);
+    }
+  }
+  if (MERGE == MERGE_PAIR && thread < count) {
+    proposer_weights[thread] = log_weight(slot_of(proposer_at(first + thread)));
+  }
+
+  // A thread has target \`j\` and every \`strands\`th proposer.
+  let j = thread % TARGET_TILE;
+  let strand = thread / TARGET_TILE;
+  let strands = THREADS / TARGET_TILE;
+  var best: array<Ranked, STRAND_PROPOSERS>;
+  for (var n = 0u; n < STRAND_PROPOSERS; n++) {
+    best[n] = unranked();
+  }
+  for (var tile = 0u; tile < targets; tile += TARGET_TILE) {
+    let there = min(TARGET_TILE, targets - tile);
+    // Zeroed in so many words: naga 29 does not zero a \`var\` again in a loop.
+    var measures = array<f32, STRAND_PROPOSERS>();
+    workgroupBarrier();
+    for (var i = thread; i < there * half; i += THREADS) {
+      target_tile[i / half * pitch + i % half] =
+        key_word(slot_of(target_at(tile + i / half)), i % half);
+    }
+    workgroupBarrier();
+    for (var n = 0u; j < there && strand + n * strands < count; n++) {
+      let i = strand + n * strands;
+      if (MERGE == MERGE_PAIR) {
+        measures[n] = scale.keys * tile_distance(i, j);
+      } else {
+        measures[n] = -tile_cosine(i, j);
+      }
+    }
+    if (MERGE == MERGE_PAIR) {
+      workgroupBarrier();
+      for (var i = thread; i < there * half; i += THREADS) {
+        target_tile[i / half * pitch + i % half] =
+          value_word(slot_of(target_at(tile + i / half)), i % half);
+      }
+      workgroupBarrier();
+    }
+    if (j < there) {
+      let other = target_at(tile + j);
+      let position = position_of(slot_of(other));
+      var weight = 0.0;
+      if (MERGE == MERGE_PAIR) {
+        weight = log_weight(slot_of(other));
+      }
+      for (var n = 0u; strand + n * strands < count; n++) {
+        let i = strand + n * strands;
+        let c = proposer_at(first + i);
+        if (other == c) {
+          continue;
+        }
+        var measure = measures[n];
+        if (MERGE == MERGE_PAIR) {
+          let mine = proposer_weights[i];
+          let is_heavier = weight > mine ||
+            (weight == mine && position < position_of(slot_of(c)));
+          if (HEAVIER_TARGETS && !is_heavier) {
+            continue;
+          }
+          measure += scale.values * tile_distance(PROPOSERS + i, j);
+          measure = pair_cost(mine, weight, measure);
+        }
+        let ranked = Ranked(measure, position, other);
+        if (is_before(ranked, best[n])) {
+          best[n] = ranked;
+        }
+      }
+    }
+  }
+  for (var n = 0u; n * strands < count; n++) {
+    workgroupBarrier();
+    reduce_ranked[thread] = best[n];
+    workgroupBarrier();
+    let i = strand + n * strands;
+    if (j == 0u && i < count) {
+      var nearest = best[n];
+      for (var k = 1u; k < TARGET_TILE; k++) {
+        if (is_before(reduce_ranked[thread + k], nearest)) {
+          nearest = reduce_ranked[thread + k];
+        }
+      }
+      propose(first + i, nearest);
+    }
+  }
+}
+
+// Cosine of vector \`i\` of the proposers' tile and \`j\` of the targets'.
+fn tile_cosine(i: u32, j: u32) -> f32 {
+  let half = HEAD_DIM / 2u;
+  var product = 0.0;
+  var squares = vec2<f32>();
+  for (var p = 0u; p < half; p++) {
+    let a = unpack_halves(proposer_tile[i * half + p]);
+    let b = unpack_halves(target_tile[j * (half + 1u) + p]);
+    product += dot(a, b);
+    squares += vec2(dot(a, a), dot(b, b));
+  }
+  let norms = sqrt(squares.x * squares.y);
+  return select(product / max(norms, 1e-30), 0.0, norms == 0.0);
+}
+
+// Squared distance of the same.
+fn tile_distance(i: u32, j: u32) -> f32 {
+  let half = HEAD_DIM / 2u;
+  var sum = 0.0;
+  for (var p = 0u; p < half; p++) {
+    let a = unpack_halves(proposer_tile[i * half + p]);
+    let b = unpack_halves(target_tile[j * (half + 1u) + p]);
+    sum += dot(a - b, a - b);
+  }
+  return sum;
 }
 `,
   "lib/slot_writes.wgsl": `// Writing the slots of one layer.
@@ -2293,6 +2632,8 @@ struct Params {
 @group(0) @binding(9) var<storage, read_write> raw_logits: array<f32>;
 // (rows, kvHeads, splits, group, 1 + headDim / 2): maximum and sum, then value
 @group(0) @binding(10) var<storage, read_write> partials: array<vec2<f32>>;
+// (rows, kvHeads, PAIR_HEADER + 3 * maxCapacity): see \`lib/pair_step.wgsl\`
+@group(0) @binding(11) var<storage, read_write> pairs: array<u32>;
 
 const THREADS = 256u;
 
@@ -2626,7 +2967,7 @@ fn finish(
     if (OBSERVE) {
       observe_slot(row, kv_head, slot, i);
     }
-    if (MERGE != MERGE_NEVER) {
+    if (MERGE != MERGE_NEVER && MERGE != MERGE_PAIR) {
       let position = position_of(slot);
       if (is_evictable(position, recent, newest)) {
         let mine = Ranked(eviction_score(slot), position, slot);
@@ -2638,12 +2979,21 @@ fn finish(
   }
   live = sum_words(thread, live);
   free = min_words(thread, free);
-  var merged = Merged(0u, 0u, 0.0);
-  var dropped = 0u;
+  if (thread == 0u) {
+    table[head + HEAD_LIVE] = live;
+    table[head + HEAD_NEXT] = free;
+    table[head + HEAD_HIGH] = high;
+  }
+  storageBarrier();
+  if (MERGE == MERGE_PAIR) {
+    begin_pairs(row, kv_head);
+    list_pairs(thread, select(0u, high, live > budget), recent, newest);
+    return;
+  }
   if (MERGE != MERGE_NEVER && live > budget) {
-    storageBarrier();
     let victim = first_ranked(thread, lowest).slot;
     if (victim != NO_SLOT) {
+      var merged = Merged(0u, 0u, 0.0);
       if (MERGE == MERGE_VOTES) {
         let chosen = nearest(thread, victim, offset, high);
         if (chosen.slot != NO_SLOT && -chosen.key > THRESHOLD) {
@@ -2659,32 +3009,29 @@ fn finish(
         }
       }
       workgroupBarrier();
-      if (thread == 0u) {
-        if (merged.count == 0u) {
-          dropped = tokens_of(victim);
-        }
-        free_slot(victim);
-      }
-      live -= 1u;
-      free = min(free, victim - offset);
+      remove(thread, head, victim, merged);
     }
   }
-  if (thread == 0u) {
-    table[head + HEAD_LIVE] = live;
-    table[head + HEAD_NEXT] = free;
-    table[head + HEAD_HIGH] = high;
-    if (MERGE != MERGE_NEVER) {
-      table[head + HEAD_MERGED] += merged.count;
-      table[head + HEAD_GUARDED] += merged.guarded;
-      table[head + HEAD_DIVERGENCE] = bitcast<u32>(
-        bitcast<f32>(head_words[HEAD_DIVERGENCE]) + merged.divergence,
-      );
-      if (dropped > 0u) {
-        table[head + HEAD_DROPPED] += 1u;
-        table[head + HEAD_DROPPED_TOKENS] += dropped;
-      }
-    }
+}
+
+// Frees the slot that goes, and counts what became of it.
+fn remove(thread: u32, head: u32, victim: u32, merged: Merged) {
+  if (thread != 0u) {
+    return;
   }
+  if (merged.count == 0u) {
+    table[head + HEAD_DROPPED] += 1u;
+    table[head + HEAD_DROPPED_TOKENS] += tokens_of(victim);
+  }
+  free_slot(victim);
+  let index = victim - table[head + HEAD_OFFSET];
+  table[head + HEAD_LIVE] -= 1u;
+  table[head + HEAD_NEXT] = min(table[head + HEAD_NEXT], index);
+  table[head + HEAD_MERGED] += merged.count;
+  table[head + HEAD_GUARDED] += merged.guarded;
+  table[head + HEAD_DIVERGENCE] = bitcast<u32>(
+    bitcast<f32>(table[head + HEAD_DIVERGENCE]) + merged.divergence,
+  );
 }
 `,
   "observe.wgsl": `// Adds the attention of a chunk's observed rows to the scores of the slots and

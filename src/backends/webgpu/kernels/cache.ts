@@ -93,7 +93,13 @@ export function stagedBindings(
 }
 
 const SCORES = { position: 0, accumulated: 1, ema: 2, mean: 3 } as const;
-const MERGES = { never: 0, drop: 1, votes: 2, rightNeighbour: 3 } as const;
+const MERGES = {
+  never: 0,
+  drop: 1,
+  votes: 2,
+  rightNeighbour: 3,
+  pair: 4,
+} as const;
 const KEYS = { zip: 0, minNorm: 1, realVotes: 2, convex: 3 } as const;
 
 /** Largest float that fits in the guard of a shader. */
@@ -104,8 +110,11 @@ function safeLog(x: number): number {
   return Math.max(Math.log(x), -1e30);
 }
 
-/** Constants of `lib/policy.wgsl`. */
-export function policyConstants(policy: Policy): Constants {
+/** Constants of `lib/policy.wgsl` and `lib/pairs.wgsl`. */
+export function policyConstants(
+  policy: Policy,
+  { headDim }: ModelSizes,
+): Constants {
   const { score, select, merge } = policy;
   const alpha = score.kind === "ema" ? score.alpha : 0;
   const guard = (bound: number) =>
@@ -119,9 +128,13 @@ export function policyConstants(policy: Policy): Constants {
     COUNT_VOTES: score.kind === "ema" && score.countVotes,
     OBSERVE: needsScores(policy),
     MERGE: MERGES[merge.kind],
-    ...(merge.kind === "votes" && {
+    ...(merge.kind === "votes" && { THRESHOLD: merge.threshold }),
+    ...(merge.kind === "pair" && {
+      KEY_WEIGHT: merge.keyWeight / Math.sqrt(headDim),
+      VALUE_WEIGHT: merge.valueWeight,
+    }),
+    ...("votesPerQueryHead" in merge && {
       KEY_FORM: KEYS[merge.key],
-      THRESHOLD: merge.threshold,
       GUARD_LOW: guard(merge.guard[0]),
       GUARD_HIGH: guard(merge.guard[1]),
     }),
@@ -137,6 +150,6 @@ export function policyConstants(policy: Policy): Constants {
  * not keep them.
  */
 export function needsScores({ score, merge }: Policy): boolean {
-  return merge.kind === "votes" || merge.kind === "rightNeighbour" ||
-    (merge.kind === "drop" && score.kind !== "position");
+  return merge.kind !== "never" &&
+    (merge.kind !== "drop" || score.kind !== "position");
 }

@@ -1,4 +1,6 @@
 import type { Compress, DeviceBuffer } from "../../backend.ts";
+import type { Merge } from "../../../policies/parts.ts";
+import type { Constants } from "../pipelines.ts";
 import type { Recorder } from "../recorder.ts";
 import {
   cacheConstants,
@@ -6,10 +8,8 @@ import {
   policyConstants,
   stagedBindings,
 } from "./cache.ts";
+import { searchConstants } from "./search.ts";
 import { stepBindings, stepConstants } from "./step.ts";
-
-/** Candidates that one workgroup searches the nearest keys of. */
-const PROPOSERS = 32;
 
 /** Most workgroups per head that merge sets. */
 const MERGE_GROUPS = 64;
@@ -18,13 +18,13 @@ const MERGE_GROUPS = 64;
 const THREADS = 256;
 
 /** Sections of the scratch memory, each with a word per candidate. */
-const WORK_SECTIONS = 6;
+const WORK_SECTIONS = 7;
 
 /** The same where runs are merged. */
 const RUN_SECTIONS = 9;
 
 /** Counters of a head. */
-const COUNTERS = 4;
+const COUNTERS = 6;
 
 /** Records `shaders/compress.wgsl`, which lists the steps. */
 export function compress(
@@ -32,21 +32,17 @@ export function compress(
   args: Compress<DeviceBuffer>,
 ): void {
   const { cache, step, sizes, policy: { merge } } = args;
-  const { kvHeads, headDim } = sizes;
+  const { kvHeads } = sizes;
   const candidates = cache.maxCapacity + cache.stageRows;
   const mergeGroups = Math.min(MERGE_GROUPS, candidates);
-  const isMergeFirst = merge.kind === "votes" && merge.prefill === "mergeFirst";
-  // Two tiles in workgroup memory: narrower for the widest heads.
-  const keyTile = headDim > 128 ? 16 : 32;
+  const rounds = pairingRounds(merge);
+  const tiles = searchConstants(args.policy, sizes);
   const common = {
     constants: {
       ...stepConstants(step),
       ...cacheConstants(args),
-      ...policyConstants(args.policy),
-      KEY_TILE: keyTile,
-      KEY_WORDS: keyTile * (headDim / 2 + 1),
-      PROPOSER_WORDS: PROPOSERS * headDim / 2,
-      MERGE_FIRST: isMergeFirst,
+      ...policyConstants(args.policy, sizes),
+      ...tiles,
     },
     params: {
       ...cacheParams(args),
@@ -67,17 +63,23 @@ export function compress(
     },
   };
   const perHead = [kvHeads] as const;
-  const searches = [Math.ceil(candidates / PROPOSERS), kvHeads] as const;
+  const searches = [Math.ceil(candidates / tiles.PROPOSERS), kvHeads] as const;
   const merges = [mergeGroups, kvHeads] as const;
-  const steps: (readonly [string, readonly [number, number?]])[] = [
-    ["survey", perHead],
-  ];
-  if (isMergeFirst) {
-    steps.push(["search", searches], ["pair", perHead], ["merge", merges]);
+  const steps: Step[] = [["survey", perHead]];
+  for (let round = 0; round < rounds; round++) {
+    steps.push(
+      ["list_pairs", perHead],
+      ["find_targets", searches, { HEAVIER_TARGETS: true }],
+      ["pair", perHead],
+      ["merge", merges],
+    );
   }
   if (merge.kind !== "never") steps.push(["select_victims", perHead]);
-  if (merge.kind === "votes") {
-    steps.push(["search", searches], ["link", perHead], ["merge", merges]);
+  if ("votesPerQueryHead" in merge) {
+    steps.push(["find_targets", searches], ["link", perHead], [
+      "merge",
+      merges,
+    ]);
   }
   if (merge.kind === "rightNeighbour") {
     const finders = [Math.ceil(candidates / THREADS), kvHeads] as const;
@@ -88,7 +90,27 @@ export function compress(
     );
   }
   steps.push(["settle", perHead]);
-  for (const [entry, workgroups] of steps) {
-    recorder.dispatch("compress", { ...common, entry, workgroups });
+  for (const [entry, workgroups, special] of steps) {
+    const constants = { ...common.constants, ...special };
+    recorder.dispatch("compress", { ...common, constants, entry, workgroups });
+  }
+}
+
+/** An entry point, its workgroups, and constants of its own. */
+type Step = readonly [
+  entry: string,
+  workgroups: readonly [number, number?],
+  constants?: Constants,
+];
+
+/** How often pairs are merged before anything is evicted. */
+function pairingRounds(merge: Merge): number {
+  switch (merge.kind) {
+    case "pair":
+      return merge.rounds;
+    case "votes":
+      return merge.prefill === "mergeFirst" ? 1 : 0;
+    default:
+      return 0;
   }
 }

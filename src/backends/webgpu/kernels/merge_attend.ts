@@ -7,6 +7,7 @@ import {
   policyConstants,
   slotBindings,
 } from "./cache.ts";
+import { searchConstants } from "./search.ts";
 import { tileConstants } from "./score_tile.ts";
 import { stepBindings, stepConstants } from "./step.ts";
 
@@ -17,6 +18,10 @@ const SPLIT_SLOTS = 128;
 
 /** Most workgroups that share a head; one workgroup joins their results. */
 const MAX_SPLITS = 256;
+
+/** Words and sections of `shaders/lib/pair_step.wgsl`. */
+const PAIR_HEADER = 2;
+const PAIR_SECTIONS = 3;
 
 /** Records `shaders/merge_attend.wgsl`. */
 export function mergeAttend(
@@ -34,13 +39,15 @@ export function mergeAttend(
     constants: {
       ...stepConstants(step),
       ...cacheConstants(args),
-      ...policyConstants(policy),
+      ...policyConstants(policy, sizes),
       ...tileConstants({
         headDim,
         workgroupBytes: recorder.workgroupBytes,
         queryTiles: [group],
         keyTiles: [64, 32, 16],
       }),
+      ...searchConstants(policy, sizes),
+      HEAVIER_TARGETS: true,
       SINK_QUERIES: args.sinkQueries !== undefined,
     },
     params: {
@@ -64,6 +71,12 @@ export function mergeAttend(
         "partial softmax states",
         step.rows * heads * splits * (headDim + 2),
       ),
+      pairs: policy.merge.kind === "pair"
+        ? recorder.scratch(
+          "pairs",
+          step.rows * kvHeads * (PAIR_HEADER + PAIR_SECTIONS * max_capacity),
+        )
+        : undefined,
     },
   };
   recorder.dispatch(KERNEL, {
@@ -74,6 +87,21 @@ export function mergeAttend(
   recorder.dispatch(KERNEL, {
     ...common,
     entry: "finish",
+    workgroups: [kvHeads, step.rows],
+  });
+  if (policy.merge.kind !== "pair") return;
+  recorder.dispatch(KERNEL, {
+    ...common,
+    entry: "find_partners",
+    workgroups: [
+      Math.ceil(max_capacity / common.constants.PROPOSERS),
+      kvHeads,
+      step.rows,
+    ],
+  });
+  recorder.dispatch(KERNEL, {
+    ...common,
+    entry: "merge_pair",
     workgroups: [kvHeads, step.rows],
   });
 }

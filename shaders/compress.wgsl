@@ -141,6 +141,10 @@ fn target_at(t: u32) -> u32 {
   return work[work_at(WORK_TARGETS, t)];
 }
 
+fn is_open_to(i: u32, t: u32) -> bool {
+  return true;
+}
+
 fn propose(i: u32, best: Ranked) {
   let candidate = proposer_at(i);
   let is_close = MERGE == MERGE_PAIR || -best.key > THRESHOLD;
@@ -429,6 +433,9 @@ fn settle(
   var live = 0u;
   var free = high;
   for (var c = thread; c < high; c += THREADS) {
+    if (PARTNERS) {
+      set_side_word(slot_of(c), partner_field(), 0u);
+    }
     if (tokens_of(slot_of(c)) == 0u) {
       free = min(free, c);
     } else {

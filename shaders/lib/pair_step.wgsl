@@ -1,12 +1,18 @@
 // The cheapest pair of a head in a decode step, and its merge. `finish` lists
 // the slots that may go, `find_partners` finds what each would be merged into
 // (many workgroups), and `merge_pair` takes the cheapest proposal.
+//
+// Where slots remember partners (see `src/reference/partners.ts`), those that
+// know none come first in the list: the workgroups that have them compare them
+// with the whole list, all others only compare with them.
 
-// Words of a (row, KV head) in `pairs`: the number of slots that may go and the
-// scatter of the head's values, then three sections with a word per slot.
+// Words of a (row, KV head) in `pairs`: how many slots may go, how many of them
+// are compared with all, and the scatter of the head's values; then three
+// sections with a word per slot.
 const PAIR_COUNT = 0u;
-const PAIR_SPREAD = 1u;
-const PAIR_HEADER = 2u;
+const PAIR_ALONE = 1u;
+const PAIR_SPREAD = 2u;
+const PAIR_HEADER = 3u;
 // Slots that may go, counted from the head's first.
 const PAIR_LIST = 0u;
 // By place in the list: the slot that each would be merged into, or NO_SLOT.
@@ -16,6 +22,7 @@ const PAIR_RANK = 2u;
 
 var<private> pair_base: u32;
 var<private> pair_offset: u32;
+var<private> pair_alone: u32;
 
 // Turns to a head of a row.
 fn begin_pairs(row: u32, kv_head: u32) {
@@ -44,21 +51,42 @@ fn target_at(t: u32) -> u32 {
   return pairs[pair_at(PAIR_LIST, t)];
 }
 
+// What a slot remembers: one more than its partner, or 0.
+fn partner_of(candidate: u32) -> u32 {
+  return side_word(slot_of(candidate), partner_field());
+}
+
+fn is_settled(i: u32) -> bool {
+  return i >= pair_alone;
+}
+
+fn is_open_to(i: u32, t: u32) -> bool {
+  return !is_settled(i) || !is_settled(t);
+}
+
 // Lists the slots that may go, or none if the head is within its budget.
 fn list_pairs(thread: u32, used: u32, recent: u32, newest: u32) {
   var count = 0u;
-  for (var first = 0u; first < used; first += THREADS) {
-    let c = first + thread;
-    var listed = 0u;
-    if (c < used && is_held(c)) {
-      let position = position_of(slot_of(c));
-      listed = select(0u, 1u, is_evictable(position, recent, newest));
+  var alone = 0u;
+  for (var settled = 0u; settled < select(1u, 2u, PARTNERS); settled++) {
+    for (var first = 0u; first < used; first += THREADS) {
+      let c = first + thread;
+      var listed = 0u;
+      if (c < used && is_held(c)) {
+        let is_known = PARTNERS && partner_of(c) != 0u;
+        let position = position_of(slot_of(c));
+        let may_go = is_evictable(position, recent, newest);
+        listed = select(0u, 1u, may_go && is_known == (settled == 1u));
+      }
+      let place = prefix_sum(thread, listed);
+      if (listed != 0u) {
+        pairs[pair_at(PAIR_LIST, count + place - 1u)] = c;
+      }
+      count += sum_words(thread, listed);
     }
-    let place = prefix_sum(thread, listed);
-    if (listed != 0u) {
-      pairs[pair_at(PAIR_LIST, count + place - 1u)] = c;
+    if (settled == 0u) {
+      alone = count;
     }
-    count += sum_words(thread, listed);
   }
   var spread = 0.0;
   if (used > 0u) {
@@ -66,6 +94,7 @@ fn list_pairs(thread: u32, used: u32, recent: u32, newest: u32) {
   }
   if (thread == 0u) {
     pairs[pair_base + PAIR_COUNT] = count;
+    pairs[pair_base + PAIR_ALONE] = alone;
     pairs[pair_base + PAIR_SPREAD] = bitcast<u32>(spread);
   }
 }
@@ -85,13 +114,74 @@ fn find_partners(
   if (first >= count) {
     return;
   }
-  let spread = bitcast<f32>(pairs[pair_base + PAIR_SPREAD]);
-  search(thread, first, min(PROPOSERS, count - first), count, pair_scale(spread));
+  let alone = uniform_word(thread, pairs[pair_base + PAIR_ALONE]);
+  pair_alone = alone;
+  let proposers = min(PROPOSERS, count - first);
+  let scale = pair_scale(bitcast<f32>(pairs[pair_base + PAIR_SPREAD]));
+  if (PARTNERS) {
+    measure_partners(thread, first, proposers, scale);
+  }
+  search(thread, first, proposers, select(alone, count, first < alone), scale);
 }
 
-fn propose(i: u32, best: Ranked) {
+// Leaves the parts of the distances to remembered partners in `reduce_floats`.
+fn measure_partners(thread: u32, first: u32, count: u32, scale: PairScale) {
+  let threads = THREADS / PROPOSERS;
+  let i = thread / threads;
+  var sum = 0.0;
+  if (i < count && is_settled(first + i)) {
+    let a = slot_of(proposer_at(first + i));
+    let b = slot_of(partner_of(proposer_at(first + i)) - 1u);
+    for (var p = thread % threads; p < HEAD_DIM / 2u; p += threads) {
+      let key = unpack_halves(key_word(a, p)) - unpack_halves(key_word(b, p));
+      let value =
+        unpack_halves(value_word(a, p)) - unpack_halves(value_word(b, p));
+      sum += scale.keys * dot(key, key) + scale.values * dot(value, value);
+    }
+  }
+  reduce_floats[thread] = sum;
+}
+
+fn propose(i: u32, found: Ranked) {
+  var best = found;
+  let c = proposer_at(i);
+  if (PARTNERS) {
+    if (is_settled(i)) {
+      let threads = THREADS / PROPOSERS;
+      let partner = partner_of(c) - 1u;
+      var distance = 0.0;
+      for (var t = 0u; t < threads; t++) {
+        distance += reduce_floats[i % PROPOSERS * threads + t];
+      }
+      let known = Ranked(distance, position_of(slot_of(partner)), partner);
+      if (is_before(known, best)) {
+        best = known;
+      }
+    }
+    if (best.slot != NO_SLOT) {
+      best.key = pair_cost(
+        log_weight(slot_of(c)),
+        log_weight(slot_of(best.slot)),
+        best.key,
+      );
+    }
+  }
   pairs[pair_at(PAIR_CHOICE, i)] = best.slot;
   pairs[pair_at(PAIR_RANK, i)] = bitcast<u32>(best.key);
+}
+
+// Remembers the partners of all slots but those that are or chose `a` or `b`.
+fn remember_partners(thread: u32, count: u32, a: u32, b: u32) {
+  for (var i = thread; i < count; i += THREADS) {
+    let c = proposer_at(i);
+    let choice = pairs[pair_at(PAIR_CHOICE, i)];
+    let is_changed = c == a || c == b || choice == a || choice == b;
+    set_side_word(
+      slot_of(c),
+      partner_field(),
+      select(choice + 1u, 0u, is_changed),
+    );
+  }
 }
 
 @compute @workgroup_size(THREADS)
@@ -123,8 +213,13 @@ fn merge_pair(
   var merged = Merged(0u, 0u, 0.0);
   var victim = slot_of(proposer_at(0u));
   if (best != NO_SLOT) {
-    let a = slot_of(proposer_at(best));
-    let b = slot_of(pairs[pair_at(PAIR_CHOICE, best)]);
+    let proposer = proposer_at(best);
+    let partner = pairs[pair_at(PAIR_CHOICE, best)];
+    if (PARTNERS) {
+      remember_partners(thread, count, proposer, partner);
+    }
+    let a = slot_of(proposer);
+    let b = slot_of(partner);
     let is_lower = is_before(
       Ranked(eviction_score(a), position_of(a), a),
       Ranked(eviction_score(b), position_of(b), b),

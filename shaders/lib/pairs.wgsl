@@ -10,6 +10,8 @@ override KEY_WEIGHT: f32 = 0.0;
 override VALUE_WEIGHT: f32 = 0.0;
 // Whether a slot only looks at targets that are heavier than itself.
 override HEAVIER_TARGETS: bool = false;
+// Whether the nearest target is looked for, whatever the weights.
+override BY_DISTANCE: bool = false;
 
 // Where two slots are the same, their cost still has a logarithm.
 const LEAST_DISTANCE = 1e-30;

@@ -21,6 +21,9 @@ const MERGE_RIGHT_NEIGHBOUR = 3u;
 const MERGE_PAIR = 4u;
 override MERGE: u32 = MERGE_NEVER;
 
+// Whether slots remember the partner that they would be merged with.
+override PARTNERS: bool = false;
+
 const KEY_ZIP = 0u;
 const KEY_MIN_NORM = 1u;
 const KEY_REAL_VOTES = 2u;

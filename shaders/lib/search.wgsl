@@ -9,6 +9,7 @@
 //   slot_of(candidate)  the slot with a number
 //   proposer_at(i)      the i-th candidate that looks for a target
 //   target_at(t)        the t-th target
+//   is_open_to(i, t)    whether the i-th may be compared with the t-th target
 //   propose(i, best)    takes what was found for the i-th candidate
 
 override PROPOSERS: u32 = 32u;
@@ -83,7 +84,7 @@ fn search(thread: u32, first: u32, count: u32, targets: u32, scale: PairScale) {
       for (var n = 0u; strand + n * strands < count; n++) {
         let i = strand + n * strands;
         let c = proposer_at(first + i);
-        if (other == c) {
+        if (other == c || !is_open_to(first + i, tile + j)) {
           continue;
         }
         var measure = measures[n];
@@ -95,7 +96,9 @@ fn search(thread: u32, first: u32, count: u32, targets: u32, scale: PairScale) {
             continue;
           }
           measure += scale.values * tile_distance(PROPOSERS + i, j);
-          measure = pair_cost(mine, weight, measure);
+          if (!BY_DISTANCE) {
+            measure = pair_cost(mine, weight, measure);
+          }
         }
         let ranked = Ranked(measure, position, other);
         if (is_before(ranked, best[n])) {

@@ -15,6 +15,10 @@ const FIELD_OBSERVATIONS = 2u;
 const FIELD_POSITION = 3u;
 const FIELD_TOKENS = 4u;
 const FIELD_BIAS = 5u;
+// The field after the vote biases: see `partnerField` of the backends.
+fn partner_field() -> u32 {
+  return FIELD_BIAS + LANES;
+}
 
 // Vote bias of a free slot.
 const FREE_BIAS = -1e30;

@@ -252,6 +252,17 @@ export const SlotField = {
   bias: 5,
 } as const;
 
+/**
+ * Field after the vote biases, where the policy's slots remember partners: u32,
+ * one more than the index in its head of the slot that this one would be merged
+ * into, or 0 if it knows none. A free slot knows none.
+ *
+ * @param lanes Vote biases of a slot.
+ */
+export function partnerField(lanes: number): number {
+  return SlotField.bias + lanes;
+}
+
 /** Vote bias of a free slot: finite, and zero weight in any softmax. */
 export const FREE_BIAS: number = -1e30;
 
@@ -267,7 +278,10 @@ export interface Slots<T> {
   readonly keys: T;
   /** `(total, headDim)` half: values. */
   readonly values: T;
-  /** `(SlotField.bias + lanes, total)`: see {@link SlotField}. */
+  /**
+   * `(SlotField.bias + lanes, total)`: see {@link SlotField}; one field more
+   * where slots remember partners: see {@link partnerField}.
+   */
   readonly side: T;
   /** Slots in all, over sequences and KV heads. */
   readonly total: number;

@@ -157,6 +157,13 @@ export type Merge =
        * that goes to its cheapest partner among the slots that stay.
        */
       readonly rounds: number;
+      /**
+       * How a decode step finds the pair. `exhaustive`: all pairs are compared.
+       * `incremental`: each slot remembers its nearest partner, and only what
+       * changed is compared again; the pair that is found costs at most twice
+       * what the cheapest does (see `src/reference/partners.ts`).
+       */
+      readonly search: "exhaustive" | "incremental";
     }
     & VoteMerge
   )

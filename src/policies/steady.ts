@@ -1,5 +1,5 @@
 import { definePolicy, type MethodOptions } from "./define_policy.ts";
-import type { Policy, VoteMerge } from "./parts.ts";
+import type { Merge, Policy, VoteMerge } from "./parts.ts";
 
 /** Options of {@link steady}. */
 export interface SteadyOptions extends MethodOptions {
@@ -11,6 +11,8 @@ export interface SteadyOptions extends MethodOptions {
   readonly valueWeight?: number;
   /** Rounds of pairing that a chunk of a prompt gets (default 8). */
   readonly rounds?: number;
+  /** How decode steps find the pair (default `"incremental"`). */
+  readonly search?: Extract<Merge, { kind: "pair" }>["search"];
   /** Weight of the past in the moving average of scores (default 0.99). */
   readonly alpha?: number;
   /** First tokens of the text that are never merged (default 4). */
@@ -53,6 +55,7 @@ export function steady(options: SteadyOptions): Policy {
       keyWeight: options.keyWeight ?? 0.25,
       valueWeight: options.valueWeight ?? 1,
       rounds: options.rounds ?? 8,
+      search: options.search ?? "incremental",
       key: options.key ?? "convex",
       votesPerQueryHead: false,
       guard: [0.5, 1.5],

@@ -4,6 +4,7 @@ import {
   type HostTensor,
   SlotField,
 } from "../backends/backend.ts";
+import { remembersPartners } from "../cache/layout.ts";
 import {
   HeadView,
   keyOf,
@@ -21,6 +22,7 @@ import {
   nearestKey,
 } from "./merge_slots.ts";
 import { mergeRun } from "./merge_values.ts";
+import { forgetAllPartners } from "./partners.ts";
 import {
   byRank,
   endsOf,
@@ -229,7 +231,8 @@ function runs(
 }
 
 /** Moves staged slots into free ones, in order, and updates the head. */
-function settle(slots: readonly Slot[], { head, lanes, sizes }: Context): void {
+function settle(slots: readonly Slot[], context: Context): void {
+  const { head, lanes, sizes, policy } = context;
   for (const slot of slots) {
     if (slot.home === head.slot(0).home) continue;
     const free = head.firstFree();
@@ -237,6 +240,7 @@ function settle(slots: readonly Slot[], { head, lanes, sizes }: Context): void {
     copySlot(slot, head.slot(free), { headDim: sizes.headDim, lanes });
     head.set("high", Math.max(head.get("high"), free + 1));
   }
+  if (remembersPartners(policy)) forgetAllPartners(context);
   head.set("live", head.liveSlots().length);
   head.set("next", head.firstFree());
 }

@@ -18,6 +18,7 @@ import {
   mergeRun,
   rightNeighbour,
 } from "./merge_values.ts";
+import { forgetPartners, partnerProposals } from "./partners.ts";
 import { endsOf, PairCosts, valueSpread } from "./pairs.ts";
 import {
   byEviction,
@@ -126,8 +127,16 @@ function cheapestPair(
   if (policy.merge.kind !== "pair") return undefined;
   const spread = valueSpread(slots, headDim);
   const costs = new PairCosts(evictable, { policy, lanes, headDim, spread });
-  const best = costs.proposals(evictable)[0];
-  return best && endsOf(best, context);
+  const remembers = policy.merge.search === "incremental";
+  const [best] = remembers
+    ? partnerProposals(evictable, { ...context, costs })
+    : costs.proposals(evictable);
+  if (best === undefined) return undefined;
+  const { slot, target } = best;
+  if (remembers) {
+    forgetPartners(evictable, { ...context, changed: [slot, target] });
+  }
+  return endsOf(best, context);
 }
 
 /** Merges a slot into the one that the policy names; false if there is none. */

@@ -110,6 +110,21 @@ export class PairCosts {
     return best;
   }
 
+  /** The nearest of some targets, with the cost of merging into it. */
+  nearest(slot: Slot, targets: readonly Slot[]): Proposal | undefined {
+    let best: { target: Slot; distance: number } | undefined;
+    for (const target of targets) {
+      const distance = this.distance(slot, target);
+      if (
+        best === undefined || distance < best.distance ||
+        distance === best.distance &&
+          positionOf(target) < positionOf(best.target)
+      ) best = { target, distance };
+    }
+    return best &&
+      { slot, target: best.target, rank: this.cost(slot, best.target) };
+  }
+
   /**
    * The proposals of all slots to their cheapest heavier partner, the cheapest
    * first. Each pair is looked at from its lighter end, so the cheapest pair

@@ -11,6 +11,7 @@ import {
   HeadWord,
   LOG_ZERO,
   type ModelSizes,
+  partnerField,
   SlotField,
 } from "../../src/backends/backend.ts";
 import { roundToHalf } from "./random.ts";
@@ -32,6 +33,8 @@ export interface SceneHead {
 export interface CacheOptions {
   readonly sizes: ModelSizes;
   readonly lanes: number;
+  /** Slots that remember partners, among those that may go. */
+  readonly partners?: { readonly sinks: number };
   readonly stageRows: number;
   /** `(sequences, kvHeads)`. */
   readonly heads: readonly (readonly SceneHead[])[];
@@ -64,7 +67,7 @@ const SPREAD = 0.4;
 export function makeCache(options: CacheOptions): SceneCache {
   const { sizes, lanes, stageRows, heads, positions, random } = options;
   const { headDim, kvHeads } = sizes;
-  const fields = SlotField.bias + lanes;
+  const fields = SlotField.bias + lanes + (options.partners ? 1 : 0);
   const total = heads.flat().reduce((sum, { capacity }) => sum + capacity, 0);
   const stageTotal = stageRows * kvHeads;
   const keyOf = keySource(options);
@@ -74,7 +77,7 @@ export function makeCache(options: CacheOptions): SceneCache {
   const values = new Float32Array(total * headDim).fill(-333);
   const side = new Float32Array(total * fields);
   const sideWords = new Uint32Array(side.buffer);
-  side.fill(FREE_BIAS, SlotField.bias * total);
+  side.fill(FREE_BIAS, SlotField.bias * total, partnerField(lanes) * total);
   const table = new Uint32Array(2 * heads.length * kvHeads * HeadWord.count);
   let offset = 0;
   heads.forEach((sequenceHeads, sequence) => {
@@ -107,6 +110,22 @@ export function makeCache(options: CacheOptions): SceneCache {
       texts.forEach((position, i) => fill(taken[i]!, position, false));
       if (options.hasNewest && next < head.capacity) {
         fill(next, tokensBefore, true);
+      }
+      if (options.partners !== undefined) {
+        // The newest token of the step before, and what it kept.
+        const { sinks } = options.partners;
+        const old = texts.flatMap((position, i) =>
+          position >= sinks && position + head.recent < tokensBefore
+            ? [taken[i]!]
+            : []
+        );
+        for (const index of old) {
+          const other = old[random.below(old.length)]!;
+          const knows = other !== index && random.uniform() < 0.7;
+          sideWords[partnerField(lanes) * total + offset + index] = knows
+            ? other + 1
+            : 0;
+        }
       }
       const at = ((layer * heads.length + sequence) * kvHeads + kvHead) *
         HeadWord.count;

@@ -8,9 +8,10 @@ import { assert, assertEquals } from "@std/assert";
 import {
   type Kernels,
   type ModelSizes,
+  partnerField,
   SlotField,
 } from "../../src/backends/backend.ts";
-import { voteLanes } from "../../src/cache/layout.ts";
+import { remembersPartners, voteLanes } from "../../src/cache/layout.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 import { cacheBounds, choiceJitter, sceneNorm } from "./cache_bounds.ts";
 import { makeCache, type SceneHead } from "./cache_scene.ts";
@@ -89,6 +90,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   const cache = makeCache({
     sizes,
     lanes,
+    ...(remembersPartners(policy) && { partners: policy.select }),
     stageRows: rows + 2,
     heads: [
       variedHeads.slice(0, 1).flatMap((head) =>
@@ -105,6 +107,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   const hasSinkQueries = policy.select.sinkPositions === "cache";
   const scene: Scene = {
     slots: cache.slots,
+    ...(remembersPartners(policy) && { partners: partnerField(lanes) }),
     stageSlots: cache.stageSlots,
     tensors: {
       ...step.tensors,
@@ -178,6 +181,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
         total: cache.slots,
         bounds,
         scored: keepsScores(policy),
+        partners: remembersPartners(policy),
       });
       if (kernel !== "observe" || !keepsScores(policy)) return;
       const total = cache.stageSlots;
@@ -425,6 +429,14 @@ export const chunkCases: readonly KernelCase[] = [
       expect: does({ merges: true, drops: false }),
     })
   ),
+  chunkCase({
+    name: "forgets partners",
+    kernel: "compress",
+    policy: testPolicy({ merge: pairs({ search: "incremental" }) }),
+    heads: pairedHeads,
+    rows: 9,
+    expect: does({ merges: true, drops: false }),
+  }),
   chunkCase({
     name: "merges the cheapest pairs of what fits",
     kernel: "compress",

@@ -7,6 +7,7 @@ import { assertEquals } from "@std/assert";
 import {
   HeadWord,
   type ModelSizes,
+  partnerField,
   SlotField,
 } from "../../src/backends/backend.ts";
 import type { Outcome } from "./scene.ts";
@@ -33,13 +34,15 @@ export interface SlotBounds {
 export function assertSameCache(
   actual: Outcome,
   expected: Outcome,
-  { sizes, lanes, total, bounds, scored }: {
+  { sizes, lanes, total, bounds, scored, partners }: {
     sizes: ModelSizes;
     lanes: number;
     total: number;
     bounds: SlotBounds;
     /** Whether scores are kept at all. */
     scored: boolean;
+    /** Whether slots remember partners. */
+    partners: boolean;
   },
 ): void {
   const { headDim } = sizes;
@@ -71,6 +74,13 @@ export function assertSameCache(
       tokens,
       `tokens ${what}`,
     );
+    if (partners) {
+      assertEquals(
+        word(actual, partnerField(lanes), slot),
+        word(expected, partnerField(lanes), slot),
+        `partner ${what}`,
+      );
+    }
     if (tokens === 0) continue;
     for (const field of [SlotField.position, SlotField.observations]) {
       if (field === SlotField.observations && !scored) continue;

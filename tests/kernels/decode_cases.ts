@@ -4,8 +4,12 @@
  * @module
  */
 import { assertEquals, assertNotEquals } from "@std/assert";
-import { HeadWord, type ModelSizes } from "../../src/backends/backend.ts";
-import { voteLanes } from "../../src/cache/layout.ts";
+import {
+  HeadWord,
+  type ModelSizes,
+  partnerField,
+} from "../../src/backends/backend.ts";
+import { remembersPartners, voteLanes } from "../../src/cache/layout.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 import { cacheBounds, choiceJitter, sceneNorm } from "./cache_bounds.ts";
 import { makeCache, type SceneHead } from "./cache_scene.ts";
@@ -77,6 +81,7 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
   const cache = makeCache({
     sizes,
     lanes,
+    ...(remembersPartners(policy) && { partners: policy.select }),
     stageRows: 1,
     heads,
     positions,
@@ -88,6 +93,7 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
   const hasSinkQueries = policy.select.sinkPositions === "cache";
   const scene: Scene = {
     slots: cache.slots,
+    ...(remembersPartners(policy) && { partners: partnerField(lanes) }),
     stageSlots: cache.stageSlots,
     tensors: {
       ...step.tensors,
@@ -139,6 +145,7 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
         total: cache.slots,
         bounds,
         scored: keepsScores(policy),
+        partners: remembersPartners(policy),
       });
     },
   };
@@ -303,6 +310,39 @@ export const decodeCases: readonly KernelCase[] = [
       expect: merged(2),
     })
   ),
+  decodeCase({
+    name: "merges the cheapest pair of remembered partners",
+    policy: testPolicy({ merge: pairs({ search: "incremental" }) }),
+    sizes: gqa,
+    heads: [variedHeads],
+    positions: [90],
+    expect: merged(2),
+  }),
+  decodeCase({
+    name: "remembers partners of many slots, votes per head",
+    policy: testPolicy({
+      merge: pairs({ search: "incremental", votesPerQueryHead: true }),
+    }),
+    sizes: modelSizes({ heads: 2, kvHeads: 1, headDim: 12 }),
+    heads: [[
+      { capacity: 401, budget: 390, recent: 20, live: 390, holes: 9 },
+    ]],
+    positions: [900],
+    expect: merged(1),
+  }),
+  decodeCase({
+    name: "remembers partners of 3 sequences, one finished",
+    policy: testPolicy({ merge: pairs({ search: "incremental" }) }),
+    sizes: gqa,
+    heads: [
+      variedHeads,
+      [variedHeads[1]!, { ...variedHeads[0]!, live: 0 }],
+      variedHeads,
+    ],
+    positions: [90, 45, 77],
+    finished: [2],
+    expect: merged(3),
+  }),
   ...([[0, 1], [1, 0]] as const).map(([keyWeight, valueWeight]) =>
     decodeCase({
       name: `merges the cheapest pair by ${keyWeight ? "keys" : "values"} only`,

@@ -39,12 +39,14 @@ export async function assertStable(
   }
 }
 
-/** Positions and tokens of all slots: who was kept, and who took whom. */
-function choices(scene: Scene, { side }: Outcome): Uint32Array {
+/** Positions, tokens and partners: who was kept, and who took whom. */
+function choices(scene: Scene, { side }: Outcome): number[] {
   const total = scene.slots!;
-  return side!.u32.slice(
-    SlotField.position * total,
-    (SlotField.tokens + 1) * total,
+  const { partners } = scene;
+  const fields: number[] = [SlotField.position, SlotField.tokens];
+  if (partners !== undefined) fields.push(partners);
+  return fields.flatMap((field) =>
+    Array.from(side!.u32.subarray(field * total, (field + 1) * total))
   );
 }
 

@@ -65,6 +65,7 @@ export function pairs(
     keyWeight: 0.25,
     valueWeight: 1,
     rounds: 2,
+    search: "exhaustive",
     key: "convex",
     votesPerQueryHead: false,
     guard: [0.5, 1.5],

@@ -32,7 +32,13 @@ const sizes: ModelSizes = {
 
 /** The policy whose scores are those of the current step alone. */
 function instant(options: Partial<SteadyOptions>): Policy {
-  return steady({ budget: BUDGET, alpha: 0, sinks: 2, ...options });
+  return steady({
+    budget: BUDGET,
+    alpha: 0,
+    sinks: 2,
+    search: "exhaustive",
+    ...options,
+  });
 }
 
 /** A head over its budget by one, and the query of the step. */
@@ -65,37 +71,42 @@ function scatter(points: readonly { w: number; x: Float64Array }[]): number {
   );
 }
 
-/** The pair of slots that are not protected whose merge scatters least. */
-function cheapest(
+/** What slots weigh and where they lie, so that Ward's cost is the scatter. */
+function pointsOf(
   slots: readonly TestSlot[],
-  { query, sinks, recent, options }: {
+  { query, options }: {
     query: Float32Array;
-    sinks: number;
-    recent: number;
     options: Partial<SteadyOptions>;
   },
-): [number, number] {
+): { w: number; x: Float64Array }[] {
   const { weights } = exactAttention(query, slots);
   const spread = scatter(
     slots.map(({ value }) => ({ w: 1, x: Float64Array.from(value) })),
   ) / slots.length;
   const keys = Math.sqrt((options.keyWeight ?? 0.25) / Math.sqrt(HEAD_DIM));
   const values = Math.sqrt((options.valueWeight ?? 1) / spread);
-  const points = slots.map(({ key, value }, i) => ({
+  return slots.map(({ key, value }, i) => ({
     w: weights[i]!,
     x: Float64Array.from([
       ...Array.from(key, (x) => keys * x),
       ...Array.from(value, (x) => values * x),
     ]),
   }));
+}
+
+/** The pair of points from `first` to `end` whose merge scatters least. */
+function cheapest(
+  points: readonly { w: number; x: Float64Array }[],
+  { first, end }: { first: number; end: number },
+): { cost: number; pair: [number, number] } {
   let best = { cost: Infinity, pair: [-1, -1] as [number, number] };
-  for (let a = sinks; a < slots.length - recent; a++) {
-    for (let b = a + 1; b < slots.length - recent; b++) {
+  for (let a = first; a < end; a++) {
+    for (let b = a + 1; b < end; b++) {
       const cost = scatter([points[a]!, points[b]!]);
       if (cost < best.cost) best = { cost, pair: [a, b] };
     }
   }
-  return best.pair;
+  return best;
 }
 
 for (
@@ -122,7 +133,11 @@ for (
         layer.writeSlots([slots], { budget: BUDGET, recent, live: BUDGET });
         await layer.mergeAttend(query, BUDGET);
         const [after] = await layer.readSlots();
-        const [a, b] = cheapest(slots, { query, sinks: 2, recent, options });
+        const points = pointsOf(slots, { query, options });
+        const { pair: [a, b] } = cheapest(points, {
+          first: 2,
+          end: slots.length - recent,
+        });
         const left = after!.map(({ position }) => position);
         const gone = slots.filter(({ position }) => !left.includes(position));
         assertEquals(gone.length, 1);
@@ -145,6 +160,71 @@ for (
       }
     },
   );
+}
+
+eachBackend(
+  "remembered partners are the nearest, and the pair costs at most twice",
+  async (backend) => {
+    const random = randomNumbers(7);
+    const options = { search: "incremental", valueWeight: 0 } as const;
+    const recent = 3;
+    using layer = new LayerHarness(backend, {
+      sizes,
+      policy: instant(options),
+      capacity: BUDGET + 1,
+    });
+    const { slots } = scene(7);
+    layer.writeSlots([slots.slice(0, -1)], {
+      budget: BUDGET,
+      recent,
+      live: BUDGET,
+    });
+    let dearer = 0;
+    for (let position = BUDGET; position < BUDGET + 40; position++) {
+      await layer.append({
+        ...freshSlot(random, { headDim: HEAD_DIM, lanes: 1, position }),
+        observations: 0,
+      });
+      const query = normalVector(random, HEAD_DIM);
+      const before = await readSorted(layer);
+      await layer.mergeAttend(query, position);
+      const after = await readSorted(layer);
+      const points = pointsOf(before, { query, options });
+      const range = { first: 2, end: before.length - recent };
+      // Of equal weight, points are as far apart as they scatter.
+      const flat = points.map(({ x }) => ({ w: 1, x }));
+      let best = { cost: Infinity, pair: [-1, -1] };
+      for (let i = range.first; i < range.end; i++) {
+        let near = { distance: Infinity, other: -1 };
+        for (let other = range.first; other < range.end; other++) {
+          const distance = scatter([flat[i]!, flat[other]!]);
+          if (other !== i && distance < near.distance) {
+            near = { distance, other };
+          }
+        }
+        const cost = scatter([points[i]!, points[near.other]!]);
+        if (cost < best.cost) best = { cost, pair: [i, near.other] };
+      }
+      const left = after.map(({ position }) => position);
+      const gone = before.findIndex(({ position }) => !left.includes(position));
+      assert(best.pair.includes(gone), `position ${position}`);
+      const stays = best.pair.find((i) => i !== gone)!;
+      const merged = after.find((slot) =>
+        slot.position === before[stays]!.position
+      )!;
+      assertEquals(merged.tokens, before[gone]!.tokens + before[stays]!.tokens);
+      const exhaustive = cheapest(points, range).cost;
+      assert(best.cost <= 2 * exhaustive);
+      if (best.cost > exhaustive) dearer++;
+    }
+    assert(dearer > 0, "both searches choose the same");
+  },
+);
+
+/** The slots in the order of their positions. */
+async function readSorted(layer: LayerHarness): Promise<TestSlot[]> {
+  const [slots] = await layer.readSlots();
+  return slots!.sort((a, b) => a.position - b.position);
 }
 
 eachBackend("a chunk loses no token while pairs are left", async (backend) => {

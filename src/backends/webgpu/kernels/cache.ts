@@ -9,6 +9,7 @@ import type {
   ModelSizes,
   Slots,
 } from "../../backend.ts";
+import { remembersPartners } from "../../../cache/layout.ts";
 import type { Policy } from "../../../policies/parts.ts";
 import type { Constants } from "../pipelines.ts";
 import type { Bindable } from "../recorder.ts";
@@ -128,6 +129,7 @@ export function policyConstants(
     COUNT_VOTES: score.kind === "ema" && score.countVotes,
     OBSERVE: needsScores(policy),
     MERGE: MERGES[merge.kind],
+    PARTNERS: remembersPartners(policy),
     ...(merge.kind === "votes" && { THRESHOLD: merge.threshold }),
     ...(merge.kind === "pair" && {
       KEY_WEIGHT: merge.keyWeight / Math.sqrt(headDim),

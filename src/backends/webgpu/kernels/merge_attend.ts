@@ -1,4 +1,5 @@
 import type { DeviceBuffer, MergeAttend } from "../../backend.ts";
+import { remembersPartners } from "../../../cache/layout.ts";
 import type { Recorder } from "../recorder.ts";
 import {
   cacheConstants,
@@ -20,7 +21,7 @@ const SPLIT_SLOTS = 128;
 const MAX_SPLITS = 256;
 
 /** Words and sections of `shaders/lib/pair_step.wgsl`. */
-const PAIR_HEADER = 2;
+const PAIR_HEADER = 3;
 const PAIR_SECTIONS = 3;
 
 /** Records `shaders/merge_attend.wgsl`. */
@@ -34,6 +35,7 @@ export function mergeAttend(
   const splitSlots = SPLIT_SLOTS *
     Math.ceil(cache.maxCapacity / (SPLIT_SLOTS * MAX_SPLITS));
   const splits = Math.ceil(cache.maxCapacity / splitSlots);
+  const remembers = remembersPartners(policy);
   const { first_head, total, max_capacity } = cacheParams(args);
   const common = {
     constants: {
@@ -47,7 +49,8 @@ export function mergeAttend(
         keyTiles: [64, 32, 16],
       }),
       ...searchConstants(policy, sizes),
-      HEAVIER_TARGETS: true,
+      HEAVIER_TARGETS: !remembers,
+      BY_DISTANCE: remembers,
       SINK_QUERIES: args.sinkQueries !== undefined,
     },
     params: {

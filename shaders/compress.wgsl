@@ -147,7 +147,8 @@ fn is_open_to(i: u32, t: u32) -> bool {
 
 fn propose(i: u32, best: Ranked) {
   let candidate = proposer_at(i);
-  let is_close = MERGE == MERGE_PAIR || -best.key > THRESHOLD;
+  // A moving threshold is only known once all victims have a target.
+  let is_close = MERGE != MERGE_VOTES || -best.key > THRESHOLD;
   work[work_at(WORK_KEY, candidate)] = ordered(best.key);
   work[work_at(WORK_CHOICE, candidate)] =
     select(NO_SLOT, best.slot, best.slot != NO_SLOT && is_close);
@@ -241,7 +242,12 @@ fn merge(
       continue;
     }
     let first = slot_of(goes);
-    let merged = merge_slots(thread, slot_of(stays), first);
+    var merged = Merged(0u, 0u, 0.0);
+    if (MERGE == MERGE_COSINE) {
+      merged.count = blend_slots(thread, slot_of(stays), first);
+    } else {
+      merged = merge_slots(thread, slot_of(stays), first);
+    }
     storageBarrier();
     if (thread == 0u) {
       var slot = first;
@@ -301,7 +307,7 @@ fn select_victims(
   }
   storageBarrier();
   make_list(thread);
-  if (MERGE == MERGE_VOTES || MERGE == MERGE_PAIR) {
+  if (MERGE != MERGE_DROP && MERGE != MERGE_RIGHT_NEIGHBOUR) {
     list_targets(thread);
   }
 }
@@ -324,6 +330,9 @@ fn link(
     return;
   }
   let listed = read_counter(thread, COUNT_LISTED);
+  if (MERGE == MERGE_COSINE) {
+    move_threshold(thread, listed);
+  }
   for (var i = thread; i < listed; i += THREADS) {
     let c = work[work_at(WORK_LIST, i)];
     let choice = work[work_at(WORK_CHOICE, c)];
@@ -349,6 +358,37 @@ fn link(
       work[work_at(WORK_FLAGS, c)] |= FLAG_LEADER;
     }
   }
+}
+
+// Moves the threshold of the head and takes their targets from those victims
+// that are not similar enough.
+fn move_threshold(thread: u32, listed: u32) {
+  var cosines = 0.0;
+  var count = 0u;
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    if (work[work_at(WORK_CHOICE, c)] != NO_SLOT) {
+      cosines -= unordered(work[work_at(WORK_KEY, c)]);
+      count += 1u;
+    }
+  }
+  cosines = sum_floats(thread, cosines);
+  count = sum_words(thread, count);
+  if (count == 0u) {
+    return;
+  }
+  let past = bitcast<f32>(uniform_word(thread, table[head + HEAD_THRESHOLD]));
+  let threshold = next_threshold(past, cosines / f32(count));
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    if (-unordered(work[work_at(WORK_KEY, c)]) < threshold) {
+      work[work_at(WORK_CHOICE, c)] = NO_SLOT;
+    }
+  }
+  if (thread == 0u) {
+    table[head + HEAD_THRESHOLD] = bitcast<u32>(threshold);
+  }
+  storageBarrier();
 }
 
 // Frees what is dropped and moves the staged rows that are left, in order,

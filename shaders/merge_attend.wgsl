@@ -408,6 +408,19 @@ fn finish(
           merged = merge_slots(thread, chosen.slot, victim);
         }
       }
+      if (MERGE == MERGE_COSINE) {
+        let chosen = nearest(thread, victim, offset, high);
+        let past = bitcast<f32>(head_words[HEAD_THRESHOLD]);
+        let threshold = next_threshold(past, -chosen.key);
+        if (chosen.slot != NO_SLOT) {
+          if (thread == 0u) {
+            table[head + HEAD_THRESHOLD] = bitcast<u32>(threshold);
+          }
+          if (-chosen.key >= threshold) {
+            merged.count = blend_slots(thread, chosen.slot, victim);
+          }
+        }
+      }
       if (MERGE == MERGE_RIGHT_NEIGHBOUR) {
         let kept = right_neighbour(thread, victim, offset, high);
         if (kept != NO_SLOT) {

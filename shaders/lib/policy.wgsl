@@ -19,6 +19,7 @@ const MERGE_DROP = 1u;
 const MERGE_VOTES = 2u;
 const MERGE_RIGHT_NEIGHBOUR = 3u;
 const MERGE_PAIR = 4u;
+const MERGE_COSINE = 5u;
 override MERGE: u32 = MERGE_NEVER;
 
 // Whether slots remember the partner that they would be merged with.

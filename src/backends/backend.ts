@@ -316,6 +316,8 @@ export const HeadWord = {
   guarded: 10,
   /** f32: sum over merges of KL(merge weights, vote shares). */
   divergence: 11,
+  /** f32: cosine that a slot needs to be merged (D2O); 0 before the first. */
+  threshold: 12,
   /** Words in all. */
   count: 16,
 } as const;

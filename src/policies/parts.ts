@@ -168,6 +168,15 @@ export type Merge =
     & VoteMerge
   )
   /**
+   * It is merged into the slot with the most similar key if their cosine
+   * reaches a moving average of such cosines, and is dropped if not (D2O).
+   */
+  | {
+    readonly kind: "cosine";
+    /** Weight of the past in the moving average, in `[0, 1)`. */
+    readonly keep: number;
+  }
+  /**
    * Its value goes to the slot with the next higher position, which keeps its
    * key, its score and its votes (WeightedKV). Without such a slot it is
    * dropped.

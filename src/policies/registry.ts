@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { d2o } from "./d2o.ts";
 import { fullCache } from "./full_cache.ts";
 import { h2o } from "./h2o.ts";
 import { keepKV } from "./keep_kv.ts";
@@ -21,6 +22,7 @@ export const policies: Readonly<Record<string, PolicyFactory>> = {
   "keepkv": keepKV,
   "weightedkv": weightedKV,
   "h2o": h2o,
+  "d2o": d2o,
   "streaming-llm": streamingLlm,
 };
 

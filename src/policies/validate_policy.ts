@@ -48,6 +48,9 @@ export function validatePolicy(policy: Policy): void {
   if (merge.kind === "votes") {
     check("merge.threshold", merge.threshold, { from: -1, to: 1 });
   }
+  if (merge.kind === "cosine") {
+    check("merge.keep", merge.keep, { from: 0, below: 1 });
+  }
   if (merge.kind === "pair") {
     check("merge.keyWeight", merge.keyWeight, { from: 0, to: 1e6 });
     check("merge.valueWeight", merge.valueWeight, { from: 0, to: 1e6 });

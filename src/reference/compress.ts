@@ -14,6 +14,7 @@ import {
   tokensOf,
   valueOf,
 } from "./host.ts";
+import { blendSlots, moveThreshold } from "./blend_slots.ts";
 import {
   freeSlot,
   isTarget,
@@ -177,6 +178,8 @@ function evict(slots: readonly Slot[], context: Context): Slot[] {
   for (const [target, members] of groups) {
     if ("votesPerQueryHead" in policy.merge) {
       mergeSlots([target, ...members], context);
+    } else if (policy.merge.kind === "cosine") {
+      blendSlots([target, ...members], { ...context, headDim: sizes.headDim });
     } else {
       mergeRun([...members, target], { ...context, headDim: sizes.headDim });
     }
@@ -191,25 +194,44 @@ function byTarget(
   victims: ReadonlySet<Slot>,
   context: Context,
 ): Map<Slot, Slot[]> {
-  const { policy } = context;
   const groups = new Map<Slot, Slot[]>();
-  let choose: (victim: Slot) => Proposal | undefined;
-  if (policy.merge.kind === "votes") {
-    const targets = kept.filter((slot) => isTarget(slot, policy));
-    choose = (victim) => nearest(victim, targets, context);
-  } else if (policy.merge.kind === "pair") {
-    const targets = kept.filter((slot) => isEvictable(slot, context));
-    const costs = pairCosts([...targets, ...victims], context);
-    choose = (victim) => costs.cheapest(victim, targets);
-  } else {
-    return groups;
-  }
-  for (const victim of victims) {
-    const target = choose(victim)?.target;
-    if (target === undefined) continue;
-    groups.set(target, [...groups.get(target) ?? [], victim]);
+  for (const { slot, target } of targetsOf(kept, [...victims], context)) {
+    groups.set(target, [...groups.get(target) ?? [], slot]);
   }
   return groups;
+}
+
+/** Victims with the kept slots that they are merged into. */
+function targetsOf(
+  kept: readonly Slot[],
+  victims: readonly Slot[],
+  context: Context,
+): Proposal[] {
+  const { policy, head, sizes: { headDim } } = context;
+  const targets = kept.filter((slot) => isTarget(slot, policy));
+  switch (policy.merge.kind) {
+    case "votes":
+      return victims.flatMap((slot) => nearest(slot, targets, context) ?? []);
+    case "pair": {
+      const others = kept.filter((slot) => isEvictable(slot, context));
+      const costs = pairCosts([...others, ...victims], context);
+      return victims.flatMap((slot) => costs.cheapest(slot, others) ?? []);
+    }
+    case "cosine": {
+      const found = victims.flatMap((slot) => {
+        const best = nearestKey(slot, targets, headDim);
+        return best
+          ? [{ slot, target: best.target, rank: -best.similarity }]
+          : [];
+      });
+      if (found.length === 0) return found;
+      const cosines = found.map(({ rank }) => -rank);
+      const threshold = moveThreshold(head, policy, cosines);
+      return found.filter(({ rank }) => -rank >= threshold);
+    }
+    default:
+      return [];
+  }
 }
 
 /** Victims by the next kept slot to their right, in the order of positions. */

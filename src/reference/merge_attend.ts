@@ -4,6 +4,7 @@ import {
   type MergeAttend,
 } from "../backends/backend.ts";
 import { HeadView, liveRows, type Slot, tokensOf, valueOf } from "./host.ts";
+import { blendSlots, moveThreshold } from "./blend_slots.ts";
 import {
   freeSlot,
   isTarget,
@@ -161,6 +162,19 @@ function mergeOne(
         return false;
       }
       mergeSlots([nearest.target, victim], context);
+      return true;
+    }
+    case "cosine": {
+      const nearest = nearestKey(
+        victim,
+        slots.filter((slot) => slot !== victim && isTarget(slot, policy)),
+        headDim,
+      );
+      if (nearest === undefined) return false;
+      const { target, similarity } = nearest;
+      const threshold = moveThreshold(context.head, policy, [similarity]);
+      if (similarity < threshold) return false;
+      blendSlots([target, victim], { ...context, headDim });
       return true;
     }
     case "pair":

@@ -44,6 +44,8 @@ export interface CacheOptions {
   readonly clusters: number;
   /** Whether the step's own token stands in the `next` slot of each head. */
   readonly hasNewest: boolean;
+  /** {@link HeadWord.threshold} of all heads, 0 if left out. */
+  readonly threshold?: number;
   readonly random: Random;
 }
 
@@ -79,6 +81,7 @@ export function makeCache(options: CacheOptions): SceneCache {
   const sideWords = new Uint32Array(side.buffer);
   side.fill(FREE_BIAS, SlotField.bias * total, partnerField(lanes) * total);
   const table = new Uint32Array(2 * heads.length * kvHeads * HeadWord.count);
+  const tableFloats = new Float32Array(table.buffer);
   let offset = 0;
   heads.forEach((sequenceHeads, sequence) => {
     sequenceHeads.forEach((head, kvHead) => {
@@ -129,6 +132,7 @@ export function makeCache(options: CacheOptions): SceneCache {
       }
       const at = ((layer * heads.length + sequence) * kvHeads + kvHead) *
         HeadWord.count;
+      tableFloats[at + HeadWord.threshold] = options.threshold ?? 0;
       table[at + HeadWord.offset] = offset;
       table[at + HeadWord.capacity] = head.capacity;
       table[at + HeadWord.budget] = head.budget;

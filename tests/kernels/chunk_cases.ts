@@ -37,6 +37,8 @@ interface ChunkOptions {
   readonly live?: number;
   readonly position?: number;
   readonly clusters?: number;
+  /** Cosine that heads have come to ask for. */
+  readonly threshold?: number;
   /** Whether merged slots are compared, or merged, again. */
   readonly mergesTwice?: boolean;
   /** Times that a slot may be merged, 2 at most if left out. */
@@ -101,6 +103,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
     positions: [50, position],
     clusters: options.clusters ?? 0,
     hasNewest: false,
+    threshold: options.threshold ?? 0,
     random,
   });
   const length = rows * sizes.heads * sizes.headDim;
@@ -136,7 +139,8 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   };
   const norm = (...tensors: string[]) => sceneNorm(scene, sizes, tensors);
   const { probe } = policy;
-  const isMerging = kernel === "compress" && "votesPerQueryHead" in merge;
+  const isMerging = kernel === "compress" &&
+    ("votesPerQueryHead" in merge || merge.kind === "cosine");
   const magnitudes = {
     sizes,
     query: norm("queries", ...(hasSinkQueries ? ["sinkQueries"] : [])),
@@ -225,6 +229,11 @@ const h2o = testPolicy({
   score: { kind: "accumulated" },
   merge: { kind: "drop" },
   sinks: 0,
+});
+
+const d2o = testPolicy({
+  score: { kind: "accumulated" },
+  merge: { kind: "cosine", keep: 0.5 },
 });
 
 const weighted = testPolicy({
@@ -505,6 +514,28 @@ export const chunkCases: readonly KernelCase[] = [
     kernel: "compress",
     policy: h2o,
     expect: does({ merges: false, drops: true }),
+  }),
+  ...[0, 0.95].map((threshold) =>
+    chunkCase({
+      name: `of D2O at a threshold of ${threshold}`,
+      kernel: "compress",
+      policy: d2o,
+      clusters: 6,
+      threshold,
+      expect: does({ merges: true, drops: true }),
+    })
+  ),
+  chunkCase({
+    name: "of D2O that merges many into one",
+    kernel: "compress",
+    policy: d2o,
+    heads: [
+      { capacity: 13, budget: 12, recent: 4, live: 12, holes: 0 },
+      { capacity: 30, budget: 10, recent: 4, live: 9, holes: 4 },
+    ],
+    rows: 13,
+    clusters: 2,
+    expect: does({ merges: true, drops: true }),
   }),
   chunkCase({
     name: "of WeightedKV",

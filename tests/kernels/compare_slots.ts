@@ -11,7 +11,7 @@ import {
   SlotField,
 } from "../../src/backends/backend.ts";
 import type { Outcome } from "./scene.ts";
-import { assertWithin, halfError } from "./tolerance.ts";
+import { assertWithin, halfError, sumError } from "./tolerance.ts";
 
 /** How far slots may be apart. */
 export interface SlotBounds {
@@ -51,6 +51,13 @@ export function assertSameCache(
     const row = (outcome: Outcome) =>
       Array.from(outcome.table!.u32.subarray(at, at + HeadWord.divergence));
     assertEquals(row(actual), row(expected), `head table from word ${at}`);
+    // A mean of cosines, sums of headDim products over as many slots.
+    const threshold = at + HeadWord.threshold;
+    assertWithin(
+      [actual.table!.f32[threshold]!],
+      [expected.table!.f32[threshold]!],
+      { bound: sumError(headDim + 256, 1), what: "threshold" },
+    );
     const divergence = at + HeadWord.divergence;
     assertWithin(
       [actual.table!.f32[divergence]!],

@@ -30,6 +30,8 @@ interface DecodeOptions {
   readonly positions: readonly number[];
   readonly finished?: readonly number[];
   readonly clusters?: number;
+  /** Cosine that heads have come to ask for. */
+  readonly threshold?: number;
   /** What the case is there for, seen in the reference's outcome. */
   readonly expect?: (change: TableChange) => void;
 }
@@ -87,6 +89,7 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
     positions,
     clusters: options.clusters ?? 0,
     hasNewest: true,
+    threshold: options.threshold ?? 0,
     random,
   });
   const length = step.rows * sizes.heads * sizes.headDim;
@@ -121,7 +124,7 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
     value: 5,
     slots: Math.max(...heads.flat().map(({ live }) => live + 1)),
     rows: 1,
-    merges: "votesPerQueryHead" in merge ? 1 : 0,
+    merges: "votesPerQueryHead" in merge || merge.kind === "cosine" ? 1 : 0,
     // One merge of two, or a change of at most `cap` times two values with
     // five rounded factors.
     run: merge.kind !== "rightNeighbour"
@@ -175,6 +178,11 @@ const zipScore = {
   scale: "raw",
   countVotes: false,
 } as const;
+
+const d2o = testPolicy({
+  score: { kind: "accumulated" },
+  merge: { kind: "cosine", keep: 0.5 },
+});
 
 /** All cases. */
 export const decodeCases: readonly KernelCase[] = [
@@ -342,6 +350,28 @@ export const decodeCases: readonly KernelCase[] = [
     positions: [90, 45, 77],
     finished: [2],
     expect: merged(3),
+  }),
+  ...([[0.01, 2, 0], [0.9999, 0, 2]] as const).map(([threshold, m, d]) =>
+    decodeCase({
+      name: `of D2O at a threshold of ${threshold}`,
+      policy: d2o,
+      sizes: gqa,
+      heads: [variedHeads],
+      positions: [90],
+      clusters: 3,
+      threshold,
+      expect: (change) =>
+        assertEquals(change, { merged: m, dropped: d, guarded: 0 }),
+    })
+  ),
+  decodeCase({
+    name: "of D2O without a threshold yet",
+    policy: d2o,
+    sizes: modelSizes({ heads: 5, kvHeads: 1, headDim: 256 }),
+    heads: [[variedHeads[1]!]],
+    positions: [90],
+    clusters: 3,
+    expect: merged(1),
   }),
   ...([[0, 1], [1, 0]] as const).map(([keyWeight, valueWeight]) =>
     decodeCase({

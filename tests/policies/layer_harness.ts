@@ -248,7 +248,8 @@ export class LayerHarness implements Disposable {
     word: Exclude<keyof typeof HeadWord, "count">,
   ): Promise<number[]> {
     const { u32, f32 } = await this.#backend.read(this.cache.table);
-    const source = word === "divergence" ? f32 : u32;
+    const isFloat = word === "divergence" || word === "threshold";
+    const source = isFloat ? f32 : u32;
     return Array.from(
       { length: this.#sizes.kvHeads },
       (_, kvHead) => source[kvHead * HeadWord.count + HeadWord[word]]!,

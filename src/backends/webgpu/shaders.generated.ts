@@ -151,7 +151,8 @@ fn is_open_to(i: u32, t: u32) -> bool {
 
 fn propose(i: u32, best: Ranked) {
   let candidate = proposer_at(i);
-  let is_close = MERGE == MERGE_PAIR || -best.key > THRESHOLD;
+  // A moving threshold is only known once all victims have a target.
+  let is_close = MERGE != MERGE_VOTES || -best.key > THRESHOLD;
   work[work_at(WORK_KEY, candidate)] = ordered(best.key);
   work[work_at(WORK_CHOICE, candidate)] =
     select(NO_SLOT, best.slot, best.slot != NO_SLOT && is_close);
@@ -245,7 +246,12 @@ fn merge(
       continue;
     }
     let first = slot_of(goes);
-    let merged = merge_slots(thread, slot_of(stays), first);
+    var merged = Merged(0u, 0u, 0.0);
+    if (MERGE == MERGE_COSINE) {
+      merged.count = blend_slots(thread, slot_of(stays), first);
+    } else {
+      merged = merge_slots(thread, slot_of(stays), first);
+    }
     storageBarrier();
     if (thread == 0u) {
       var slot = first;
@@ -305,7 +311,7 @@ fn select_victims(
   }
   storageBarrier();
   make_list(thread);
-  if (MERGE == MERGE_VOTES || MERGE == MERGE_PAIR) {
+  if (MERGE != MERGE_DROP && MERGE != MERGE_RIGHT_NEIGHBOUR) {
     list_targets(thread);
   }
 }
@@ -328,6 +334,9 @@ fn link(
     return;
   }
   let listed = read_counter(thread, COUNT_LISTED);
+  if (MERGE == MERGE_COSINE) {
+    move_threshold(thread, listed);
+  }
   for (var i = thread; i < listed; i += THREADS) {
     let c = work[work_at(WORK_LIST, i)];
     let choice = work[work_at(WORK_CHOICE, c)];
@@ -353,6 +362,37 @@ fn link(
       work[work_at(WORK_FLAGS, c)] |= FLAG_LEADER;
     }
   }
+}
+
+// Moves the threshold of the head and takes their targets from those victims
+// that are not similar enough.
+fn move_threshold(thread: u32, listed: u32) {
+  var cosines = 0.0;
+  var count = 0u;
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    if (work[work_at(WORK_CHOICE, c)] != NO_SLOT) {
+      cosines -= unordered(work[work_at(WORK_KEY, c)]);
+      count += 1u;
+    }
+  }
+  cosines = sum_floats(thread, cosines);
+  count = sum_words(thread, count);
+  if (count == 0u) {
+    return;
+  }
+  let past = bitcast<f32>(uniform_word(thread, table[head + HEAD_THRESHOLD]));
+  let threshold = next_threshold(past, cosines / f32(count));
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    if (-unordered(work[work_at(WORK_KEY, c)]) < threshold) {
+      work[work_at(WORK_CHOICE, c)] = NO_SLOT;
+    }
+  }
+  if (thread == 0u) {
+    table[head + HEAD_THRESHOLD] = bitcast<u32>(threshold);
+  }
+  storageBarrier();
 }
 
 // Frees what is dropped and moves the staged rows that are left, in order,
@@ -617,6 +657,72 @@ fn tile(
   }
 }
 `,
+  "lib/blend_slots.wgsl": `// Merging slots by the cosines of their keys, under a moving threshold: see
+// \`src/reference/blend_slots.ts\` for the source and the formulas.
+//
+// A kernel defines
+//   next_member(slot)  the member after \`slot\`, or NO_SLOT
+
+// Weight of the past in the threshold.
+override THRESHOLD_KEEP: f32 = 0.0;
+
+const E = 2.7182817;
+
+// The threshold after slots went whose mean cosine is \`mean\`.
+fn next_threshold(past: f32, mean: f32) -> f32 {
+  let moved = THRESHOLD_KEEP * past + (1.0 - THRESHOLD_KEEP) * mean;
+  return select(moved, mean, past == 0.0);
+}
+
+// Merges \`first\` and the members after it into \`kept\`; returns how many. The
+// caller waits for storage and then frees them.
+fn blend_slots(thread: u32, kept: u32, first: u32) -> u32 {
+  let half = HEAD_DIM / 2u;
+  var key = vec2<f32>();
+  var value = vec2<f32>();
+  if (thread < half) {
+    key = E * unpack_halves(key_word(kept, thread));
+    value = E * unpack_halves(value_word(kept, thread));
+  }
+  var total = E;
+  var tokens = tokens_of(kept);
+  var count = 0u;
+  for (var slot = first; slot != NO_SLOT; slot = next_member(slot)) {
+    let weight = exp(key_cosine(kept, slot));
+    if (thread < half) {
+      key += weight * unpack_halves(key_word(slot, thread));
+      value += weight * unpack_halves(value_word(slot, thread));
+    }
+    total += weight;
+    tokens += tokens_of(slot);
+    count += 1u;
+  }
+  // Every thread has read the kept key.
+  storageBarrier();
+  if (thread < half) {
+    set_key_word(kept, thread, pack_halves(key / total));
+    set_value_word(kept, thread, pack_halves(value / total));
+  }
+  if (thread == 0u) {
+    set_side_word(kept, FIELD_TOKENS, tokens);
+  }
+  return count;
+}
+
+// Cosine of the keys of two slots; 0 where one of them is 0.
+fn key_cosine(a: u32, b: u32) -> f32 {
+  var product = 0.0;
+  var squares = vec2<f32>();
+  for (var i = 0u; i < HEAD_DIM / 2u; i++) {
+    let x = unpack_halves(key_word(a, i));
+    let y = unpack_halves(key_word(b, i));
+    product += dot(x, y);
+    squares += vec2(dot(x, x), dot(y, y));
+  }
+  let norms = sqrt(squares.x * squares.y);
+  return select(product / max(norms, 1e-30), 0.0, norms == 0.0);
+}
+`,
   "lib/candidates.wgsl": `// The candidates of a KV head that \`compress\` chooses from: cache slots first,
 // staged rows from \`max_capacity\`. What is known of them lies in \`work\`, field
 // by field; \`kv_head\` and \`head\` say whose they are.
@@ -829,6 +935,7 @@ const HEAD_DROPPED = 8u;
 const HEAD_DROPPED_TOKENS = 9u;
 const HEAD_GUARDED = 10u;
 const HEAD_DIVERGENCE = 11u;
+const HEAD_THRESHOLD = 12u;
 const HEAD_WORDS = 16u;
 
 // First word of a head. \`params.first_head\` is the number of heads in the
@@ -1269,6 +1376,11 @@ fn ordered(value: f32) -> u32 {
   let bits = bitcast<u32>(select(value, 0.0, value == 0.0));
   return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
 }
+
+// The float with these ordered bits.
+fn unordered(bits: u32) -> f32 {
+  return bitcast<f32>(select(~bits, bits ^ 0x80000000u, bits >= 0x80000000u));
+}
 `,
   "lib/pair_step.wgsl": `// The cheapest pair of a head in a decode step, and its merge. \`finish\` lists
 // the slots that may go, \`find_partners\` finds what each would be merged into
@@ -1682,6 +1794,7 @@ const MERGE_DROP = 1u;
 const MERGE_VOTES = 2u;
 const MERGE_RIGHT_NEIGHBOUR = 3u;
 const MERGE_PAIR = 4u;
+const MERGE_COSINE = 5u;
 override MERGE: u32 = MERGE_NEVER;
 
 // Whether slots remember the partner that they would be merged with.
@@ -3117,6 +3230,19 @@ fn finish(
         if (chosen.slot != NO_SLOT && -chosen.key > THRESHOLD) {
           merge_vector = query_vector(row * GROUP, kv_head);
           merged = merge_slots(thread, chosen.slot, victim);
+        }
+      }
+      if (MERGE == MERGE_COSINE) {
+        let chosen = nearest(thread, victim, offset, high);
+        let past = bitcast<f32>(head_words[HEAD_THRESHOLD]);
+        let threshold = next_threshold(past, -chosen.key);
+        if (chosen.slot != NO_SLOT) {
+          if (thread == 0u) {
+            table[head + HEAD_THRESHOLD] = bitcast<u32>(threshold);
+          }
+          if (-chosen.key >= threshold) {
+            merged.count = blend_slots(thread, chosen.slot, victim);
+          }
         }
       }
       if (MERGE == MERGE_RIGHT_NEIGHBOUR) {

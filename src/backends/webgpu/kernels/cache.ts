@@ -100,6 +100,7 @@ const MERGES = {
   votes: 2,
   rightNeighbour: 3,
   pair: 4,
+  cosine: 5,
 } as const;
 const KEYS = { zip: 0, minNorm: 1, realVotes: 2, convex: 3 } as const;
 
@@ -131,6 +132,7 @@ export function policyConstants(
     MERGE: MERGES[merge.kind],
     PARTNERS: remembersPartners(policy),
     ...(merge.kind === "votes" && { THRESHOLD: merge.threshold }),
+    ...(merge.kind === "cosine" && { THRESHOLD_KEEP: merge.keep }),
     ...(merge.kind === "pair" && {
       KEY_WEIGHT: merge.keyWeight / Math.sqrt(headDim),
       VALUE_WEIGHT: merge.valueWeight,

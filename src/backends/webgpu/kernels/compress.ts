@@ -75,7 +75,7 @@ export function compress(
     );
   }
   if (merge.kind !== "never") steps.push(["select_victims", perHead]);
-  if ("votesPerQueryHead" in merge) {
+  if ("votesPerQueryHead" in merge || merge.kind === "cosine") {
     steps.push(["find_targets", searches], ["link", perHead], [
       "merge",
       merges,

@@ -39,6 +39,7 @@ export {
   type MethodOptions,
   type PolicyParts,
 } from "./src/policies/define_policy.ts";
+export { cam, type CamOptions } from "./src/policies/cam.ts";
 export { d2o, type D2OOptions } from "./src/policies/d2o.ts";
 export { fullCache, type FullCacheOptions } from "./src/policies/full_cache.ts";
 export { h2o, type H2OOptions } from "./src/policies/h2o.ts";

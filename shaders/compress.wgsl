@@ -20,6 +20,8 @@
 //   neighbours      the next slot to the right of each of them (many workgroups)
 //   weigh           what weight each has in the kept value that takes it
 //   merge_runs      merges the values (many workgroups)
+// or, where their values go to the slots after them:
+//   pass_values     adds them, one by one
 // and at the end:
 //   settle          frees what is dropped, fills free slots, updates the head
 // A single workgroup per head could do it all in one dispatch, but the searches
@@ -29,6 +31,7 @@
 // position, sets are disjoint, and sums are taken in the order of candidates.
 
 struct Params {
+  layer: u32,
   first_head: u32,
   total: u32,
   stage_total: u32,
@@ -307,7 +310,7 @@ fn select_victims(
   }
   storageBarrier();
   make_list(thread);
-  if (MERGE != MERGE_DROP && MERGE != MERGE_RIGHT_NEIGHBOUR) {
+  if (MERGE == MERGE_VOTES || MERGE == MERGE_PAIR || MERGE == MERGE_COSINE) {
     list_targets(thread);
   }
 }

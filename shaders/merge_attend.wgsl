@@ -14,6 +14,7 @@
 // the victim before the scores of this step.
 
 struct Params {
+  layer: u32,
   first_head: u32,
   total: u32,
   max_capacity: u32,
@@ -50,6 +51,23 @@ var<workgroup> part_values: array<vec2<f32>, THREADS>;
 var<workgroup> part_sums: array<f32, THREADS>;
 var<workgroup> log_sums: array<f32, MAX_GROUP>;
 var<workgroup> head_words: array<u32, HEAD_WORDS>;
+
+// First slot of the head that a workgroup has turned to.
+var<private> head_offset: u32;
+
+// Slots of the head are numbered from its first: candidates.
+fn slot_of(candidate: u32) -> u32 {
+  return head_offset + candidate;
+}
+
+fn is_held(candidate: u32) -> bool {
+  return tokens_of(slot_of(candidate)) != 0u;
+}
+
+// The slot that goes lies at no position after its own.
+fn is_there(candidate: u32) -> bool {
+  return is_held(candidate);
+}
 
 // Slots that may be live once the new token is in its slot.
 fn used_slots(head: u32) -> u32 {
@@ -420,6 +438,11 @@ fn finish(
             merged.count = blend_slots(thread, chosen.slot, victim);
           }
         }
+      }
+      if (MERGE == MERGE_NEXT_VALUES) {
+        head_offset = offset;
+        let taker = pass_on(thread, victim - offset, high, kv_head);
+        merged.count = select(1u, 0u, taker == NO_SLOT);
       }
       if (MERGE == MERGE_RIGHT_NEIGHBOUR) {
         let kept = right_neighbour(thread, victim, offset, high);

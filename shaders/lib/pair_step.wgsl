@@ -21,26 +21,17 @@ const PAIR_CHOICE = 1u;
 const PAIR_RANK = 2u;
 
 var<private> pair_base: u32;
-var<private> pair_offset: u32;
 var<private> pair_alone: u32;
 
 // Turns to a head of a row.
 fn begin_pairs(row: u32, kv_head: u32) {
   pair_base = (row * KV_HEADS + kv_head) *
     (PAIR_HEADER + 3u * params.max_capacity);
-  pair_offset = table[head_at(sequence_of(row), kv_head) + HEAD_OFFSET];
+  head_offset = table[head_at(sequence_of(row), kv_head) + HEAD_OFFSET];
 }
 
 fn pair_at(section: u32, i: u32) -> u32 {
   return pair_base + PAIR_HEADER + section * params.max_capacity + i;
-}
-
-fn slot_of(candidate: u32) -> u32 {
-  return pair_offset + candidate;
-}
-
-fn is_held(candidate: u32) -> bool {
-  return tokens_of(slot_of(candidate)) != 0u;
 }
 
 fn proposer_at(i: u32) -> u32 {

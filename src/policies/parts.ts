@@ -195,6 +195,23 @@ export type Merge =
     readonly rule: "convex" | "exact";
     /** Largest `A₁/A₂` that `exact` applies; what is above is cut to it. */
     readonly cap: number;
+  }
+  /**
+   * Its value is added to those of the slots in the next positions, and its key
+   * is dropped (CaM). A chunk of a prompt ends as if its slots had gone one by
+   * one.
+   */
+  | {
+    readonly kind: "nextValues";
+    /** Positions after the slot whose values take its value in, up to 256. */
+    readonly count: number;
+    /**
+     * Whether it is passed on: drawn with the probability that the paper
+     * gives, or `expected`, that probability of it always.
+     */
+    readonly rule: "sampled" | "expected";
+    /** Seed of the draws, below 2^32. */
+    readonly seed: number;
   };
 
 /** How keys and values are stored. */

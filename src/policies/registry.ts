@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { cam } from "./cam.ts";
 import { d2o } from "./d2o.ts";
 import { fullCache } from "./full_cache.ts";
 import { h2o } from "./h2o.ts";
@@ -23,6 +24,7 @@ export const policies: Readonly<Record<string, PolicyFactory>> = {
   "weightedkv": weightedKV,
   "h2o": h2o,
   "d2o": d2o,
+  "cam": cam,
   "streaming-llm": streamingLlm,
 };
 

@@ -51,6 +51,10 @@ export function validatePolicy(policy: Policy): void {
   if (merge.kind === "cosine") {
     check("merge.keep", merge.keep, { from: 0, below: 1 });
   }
+  if (merge.kind === "nextValues") {
+    check("merge.count", merge.count, { from: 1, to: 256, whole: true });
+    check("merge.seed", merge.seed, { from: 0, below: 2 ** 32, whole: true });
+  }
   if (merge.kind === "pair") {
     check("merge.keyWeight", merge.keyWeight, { from: 0, to: 1e6 });
     check("merge.valueWeight", merge.valueWeight, { from: 0, to: 1e6 });

@@ -24,6 +24,7 @@ import {
 } from "./merge_slots.ts";
 import { mergeRun } from "./merge_values.ts";
 import { forgetAllPartners } from "./partners.ts";
+import { passOnValue } from "./next_values.ts";
 import {
   byRank,
   endsOf,
@@ -35,6 +36,8 @@ import { byEviction, isEvictable, queryGroup } from "./scores.ts";
 
 /** What compressing one head needs. */
 interface Context extends MergeContext {
+  readonly layer: number;
+  readonly kvHead: number;
   readonly recent: number;
   readonly newest: number;
   readonly budget: number;
@@ -68,6 +71,8 @@ export function compress(args: Compress<HostTensor>): void {
     const all = [...head.liveSlots(), ...staged];
     const context: Context = {
       head,
+      layer: cache.layer,
+      kvHead,
       group: queryGroup(args, last.row, kvHead),
       lanes: cache.lanes,
       policy,
@@ -166,14 +171,16 @@ function evict(slots: readonly Slot[], context: Context): Slot[] {
       .sort(byEviction(policy, lanes)).slice(0, excess),
   );
   const kept = slots.filter((slot) => !victims.has(slot));
+  if (policy.merge.kind === "nextValues") {
+    passOnValues(slots, victims, context);
+    return kept;
+  }
   const groups = policy.merge.kind === "rightNeighbour"
     ? runs(slots, victims)
     : byTarget(kept, victims, context);
   const merged = new Set([...groups.values()].flat());
   for (const victim of victims) {
-    if (merged.has(victim)) continue;
-    head.set("dropped", head.get("dropped") + 1);
-    head.set("droppedTokens", head.get("droppedTokens") + tokensOf(victim));
+    if (!merged.has(victim)) drop(victim, head);
   }
   for (const [target, members] of groups) {
     if ("votesPerQueryHead" in policy.merge) {
@@ -186,6 +193,30 @@ function evict(slots: readonly Slot[], context: Context): Slot[] {
   }
   for (const victim of victims) freeSlot(victim, FREE_BIAS, lanes);
   return kept;
+}
+
+/** Adds the values of victims, one by one, to those that are still there. */
+function passOnValues(
+  slots: readonly Slot[],
+  victims: ReadonlySet<Slot>,
+  context: Context,
+): void {
+  const { head, policy: { merge }, sizes: { headDim }, lanes } = context;
+  if (merge.kind !== "nextValues") return;
+  const left = new Set(slots);
+  for (const victim of victims) {
+    left.delete(victim);
+    if (!passOnValue(victim, [...left], { ...context, merge, headDim })) {
+      drop(victim, head);
+    }
+    freeSlot(victim, FREE_BIAS, lanes);
+  }
+}
+
+/** Counts a slot that is dropped. */
+function drop(slot: Slot, head: HeadView): void {
+  head.set("dropped", head.get("dropped") + 1);
+  head.set("droppedTokens", head.get("droppedTokens") + tokensOf(slot));
 }
 
 /** Victims by the kept slot that they are merged into, if there is one. */

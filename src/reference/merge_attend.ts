@@ -19,6 +19,7 @@ import {
   mergeRun,
   rightNeighbour,
 } from "./merge_values.ts";
+import { passOnValue } from "./next_values.ts";
 import { forgetPartners, partnerProposals } from "./partners.ts";
 import { endsOf, PairCosts, valueSpread } from "./pairs.ts";
 import {
@@ -73,6 +74,8 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
       if (slots.length > head.get("budget")) {
         evictOne(slots, {
           head,
+          layer: cache.layer,
+          kvHead,
           group,
           lanes: cache.lanes,
           policy,
@@ -96,6 +99,8 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
 
 /** What evicting a slot needs. */
 interface Eviction extends MergeContext {
+  readonly layer: number;
+  readonly kvHead: number;
   readonly newest: number;
   readonly row: CurrentRow;
 }
@@ -181,6 +186,10 @@ function mergeOne(
       if (target === undefined) return false;
       mergeSlots([target, victim], context);
       return true;
+    case "nextValues": {
+      const others = slots.filter((slot) => slot !== victim);
+      return passOnValue(victim, others, { ...context, merge, headDim });
+    }
     case "rightNeighbour": {
       const neighbour = rightNeighbour(victim, slots);
       if (neighbour === undefined) return false;

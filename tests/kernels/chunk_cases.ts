@@ -19,7 +19,7 @@ import { assertSameCache } from "./compare_slots.ts";
 import { keepsScores, type TableChange, tableChange } from "./decode_cases.ts";
 import type { Draw, KernelCase } from "./kernel_case.ts";
 import { modelSizes } from "./matrix_cases.ts";
-import { emaScore, pairs, testPolicy, votes } from "./policies.ts";
+import { cam, emaScore, pairs, testPolicy, votes } from "./policies.ts";
 import { garbage, Random } from "./random.ts";
 import type { Scene } from "./scene.ts";
 import { prefillStep } from "./steps.ts";
@@ -78,8 +78,8 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   const position = options.position ?? 90;
   const { merge } = policy;
   // Weights of values are scores: staged rows need some.
-  const isObserved = kernel === "observe" ||
-    kernel === "compress" && merge.kind === "rightNeighbour";
+  const isObserved = kernel === "observe" || kernel === "compress" &&
+      (merge.kind === "rightNeighbour" || merge.kind === "nextValues");
   const lanes = voteLanes(policy, sizes);
   // The chunk belongs to the last of two sequences.
   const step = prefillStep({
@@ -156,6 +156,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
     run: kernel === "compress" && merge.kind === "rightNeighbour"
       ? options.run ?? RUN
       : 0,
+    passes: merge.kind === "nextValues" ? merge.count : 0,
   };
   const bounds = cacheBounds({
     ...magnitudes,
@@ -537,6 +538,26 @@ export const chunkCases: readonly KernelCase[] = [
     clusters: 2,
     expect: does({ merges: true, drops: true }),
   }),
+  ...(["sampled", "expected"] as const).flatMap((rule) => [
+    chunkCase({
+      name: `of CaM, ${rule}`,
+      kernel: "compress",
+      policy: cam({ rule }),
+      expect: ({ merged, dropped }) => {
+        assert(merged > 0);
+        assert(rule === "expected" || dropped > 0);
+      },
+    }),
+    chunkCase({
+      name: `of CaM, ${rule}, the first chunk by scores`,
+      kernel: "compress",
+      policy: { ...cam({ rule, count: 3 }), score: { kind: "mean" } },
+      heads: emptyHeads,
+      position: 0,
+      rows: 26,
+      expect: ({ merged }) => assert(merged > 0),
+    }),
+  ]),
   chunkCase({
     name: "of WeightedKV",
     kernel: "compress",

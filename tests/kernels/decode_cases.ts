@@ -16,7 +16,7 @@ import { makeCache, type SceneHead } from "./cache_scene.ts";
 import { assertSameCache } from "./compare_slots.ts";
 import type { Draw, KernelCase } from "./kernel_case.ts";
 import { modelSizes } from "./matrix_cases.ts";
-import { pairs, testPolicy, votes } from "./policies.ts";
+import { cam, pairs, testPolicy, votes } from "./policies.ts";
 import { garbage, Random } from "./random.ts";
 import type { Outcome, Scene } from "./scene.ts";
 import { decodeStep } from "./steps.ts";
@@ -132,6 +132,7 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
       : merge.rule === "exact"
       ? 5 * merge.cap
       : 1,
+    passes: merge.kind === "nextValues" ? 1 : 0,
   });
   return {
     scene,
@@ -372,6 +373,44 @@ export const decodeCases: readonly KernelCase[] = [
     positions: [90],
     clusters: 3,
     expect: merged(1),
+  }),
+  decodeCase({
+    name: "of CaM passes the expected value on",
+    policy: cam({ rule: "expected" }),
+    sizes: gqa,
+    heads: [variedHeads],
+    positions: [90],
+    expect: merged(2),
+  }),
+  decodeCase({
+    name: "of CaM draws",
+    policy: cam({ count: 200, seed: 4 }),
+    sizes: modelSizes({ heads: 8, kvHeads: 8, headDim: 12 }),
+    heads: [
+      Array.from({ length: 8 }, () => variedHeads[0]!),
+      Array.from({ length: 8 }, () => variedHeads[1]!),
+    ],
+    positions: [90, 130],
+    expect({ merged, dropped }) {
+      assertEquals(merged + dropped, 16);
+      assertNotEquals(merged, 0);
+      assertNotEquals(dropped, 0);
+    },
+  }),
+  decodeCase({
+    name: "of CaM with nobody to pass the value on to",
+    policy: {
+      ...testPolicy({ sinks: 3 }),
+      score: { kind: "position" },
+      merge: cam({ rule: "expected", count: 1 }).merge,
+    },
+    sizes: gqa,
+    heads: [[
+      { capacity: 21, budget: 5, recent: 0, live: 5, holes: 0 },
+      { capacity: 12, budget: 4, recent: 0, live: 4, holes: 2 },
+    ]],
+    positions: [900],
+    expect: dropped(2),
   }),
   ...([[0, 1], [1, 0]] as const).map(([keyWeight, valueWeight]) =>
     decodeCase({

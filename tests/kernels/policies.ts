@@ -72,3 +72,19 @@ export function pairs(
     ...options,
   };
 }
+
+/** CaM with few positions. */
+export function cam(
+  options: Partial<Extract<Merge, { kind: "nextValues" }>>,
+): Policy {
+  return testPolicy({
+    score: { kind: "position" },
+    merge: {
+      kind: "nextValues",
+      count: 6,
+      rule: "sampled",
+      seed: 1,
+      ...options,
+    },
+  });
+}

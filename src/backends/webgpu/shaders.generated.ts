@@ -24,6 +24,8 @@ export const shaders: Readonly<Record<string, string>> = {
 //   neighbours      the next slot to the right of each of them (many workgroups)
 //   weigh           what weight each has in the kept value that takes it
 //   merge_runs      merges the values (many workgroups)
+// or, where their values go to the slots after them:
+//   pass_values     adds them, one by one
 // and at the end:
 //   settle          frees what is dropped, fills free slots, updates the head
 // A single workgroup per head could do it all in one dispatch, but the searches
@@ -33,6 +35,7 @@ export const shaders: Readonly<Record<string, string>> = {
 // position, sets are disjoint, and sums are taken in the order of candidates.
 
 struct Params {
+  layer: u32,
   first_head: u32,
   total: u32,
   stage_total: u32,
@@ -311,7 +314,7 @@ fn select_victims(
   }
   storageBarrier();
   make_list(thread);
-  if (MERGE != MERGE_DROP && MERGE != MERGE_RIGHT_NEIGHBOUR) {
+  if (MERGE == MERGE_VOTES || MERGE == MERGE_PAIR || MERGE == MERGE_COSINE) {
     list_targets(thread);
   }
 }
@@ -1370,6 +1373,96 @@ fn share_of(a: f32, b: f32) -> f32 {
   return select(a / sum, 0.5, sum == 0.0);
 }
 `,
+  "lib/next_values.wgsl": `// Adding the value of a slot that goes to those of the slots after it: see
+// \`src/reference/next_values.ts\` for the source and the formulas.
+//
+// A kernel defines
+//   slot_of(candidate)   the slot with a number
+//   is_there(candidate)  whether it holds a token and has not gone
+
+// Positions after a slot that take its value in.
+override NEXT_COUNT: u32 = 1u;
+// Whether the probability of passing on stands for the draw.
+override EXPECTED: bool = false;
+override DRAW_SEED: u32 = 0u;
+
+// Candidates by their distance from the one that goes.
+var<workgroup> followers: array<u32, THREADS>;
+
+// A number in [0, 1) that depends on the seed and the place alone.
+fn draw_uniform(layer: u32, kv_head: u32, position: u32) -> f32 {
+  let words = vec3(layer, kv_head, position);
+  var hash = DRAW_SEED;
+  for (var i = 0u; i < 3u; i++) {
+    hash ^= words[i];
+    hash = (hash ^ (hash >> 16u)) * 0x7feb352du;
+    hash = (hash ^ (hash >> 15u)) * 0x846ca68bu;
+    hash = (hash ^ (hash >> 16u)) + 0x9e3779b9u;
+  }
+  return f32(hash >> 8u) / 16777216.0;
+}
+
+// Passes the value of a candidate on; returns the one that took its tokens in,
+// or NO_SLOT if nothing was passed on. The caller frees its slot.
+fn pass_on(thread: u32, candidate: u32, candidates: u32, kv_head: u32) -> u32 {
+  let slot = slot_of(candidate);
+  let position = position_of(slot);
+  workgroupBarrier();
+  followers[thread] = NO_SLOT;
+  workgroupBarrier();
+  for (var c = thread; c < candidates; c += THREADS) {
+    if (is_there(c)) {
+      let other = position_of(slot_of(c));
+      if (other > position && other - position <= NEXT_COUNT) {
+        followers[other - position - 1u] = c;
+      }
+    }
+  }
+  workgroupBarrier();
+  var nearest = NO_SLOT;
+  var sum = 0.0;
+  var count = 0u;
+  for (var i = 0u; i < NEXT_COUNT; i++) {
+    if (followers[i] != NO_SLOT) {
+      nearest = min(nearest, i);
+      sum += side_float(slot_of(followers[i]), FIELD_ACCUMULATED);
+      count += 1u;
+    }
+  }
+  if (count == 0u) {
+    return NO_SLOT;
+  }
+  nearest = followers[nearest];
+  let mean = sum / f32(count);
+  let own = side_float(slot, FIELD_ACCUMULATED);
+  var mask = 1.0;
+  if (own < mean) {
+    mask = own / mean;
+  }
+  if (!EXPECTED) {
+    mask = select(0.0, 1.0, draw_uniform(params.layer, kv_head, position) < mask);
+  }
+  if (mask == 0.0) {
+    return NO_SLOT;
+  }
+  let half = HEAD_DIM / 2u;
+  if (thread < half) {
+    let value = mask / f32(NEXT_COUNT) * unpack_halves(value_word(slot, thread));
+    for (var i = 0u; i < NEXT_COUNT; i++) {
+      if (followers[i] != NO_SLOT) {
+        let other = slot_of(followers[i]);
+        let own_value = unpack_halves(value_word(other, thread));
+        set_value_word(other, thread, pack_halves(own_value + value));
+      }
+    }
+  }
+  if (thread == 0u) {
+    let other = slot_of(nearest);
+    set_side_word(other, FIELD_TOKENS, tokens_of(other) + tokens_of(slot));
+  }
+  return nearest;
+}
+`,
   "lib/ordered_bits.wgsl": `// Bits of a float that sort like the float.
 fn ordered(value: f32) -> u32 {
   // Both zeros are the same number.
@@ -1405,26 +1498,17 @@ const PAIR_CHOICE = 1u;
 const PAIR_RANK = 2u;
 
 var<private> pair_base: u32;
-var<private> pair_offset: u32;
 var<private> pair_alone: u32;
 
 // Turns to a head of a row.
 fn begin_pairs(row: u32, kv_head: u32) {
   pair_base = (row * KV_HEADS + kv_head) *
     (PAIR_HEADER + 3u * params.max_capacity);
-  pair_offset = table[head_at(sequence_of(row), kv_head) + HEAD_OFFSET];
+  head_offset = table[head_at(sequence_of(row), kv_head) + HEAD_OFFSET];
 }
 
 fn pair_at(section: u32, i: u32) -> u32 {
   return pair_base + PAIR_HEADER + section * params.max_capacity + i;
-}
-
-fn slot_of(candidate: u32) -> u32 {
-  return pair_offset + candidate;
-}
-
-fn is_held(candidate: u32) -> bool {
-  return tokens_of(slot_of(candidate)) != 0u;
 }
 
 fn proposer_at(i: u32) -> u32 {
@@ -1773,6 +1857,52 @@ fn value_spread(thread: u32, candidates: u32) -> f32 {
   return sum_floats(thread, squares) / held;
 }
 `,
+  "lib/pass_values.wgsl": `// Passes the values of victims on, one by one in the order of their ranks, since
+// each takes in what those before it have passed on. A workgroup has a head: the
+// elements of a value do not touch each other, so threads wait only for the
+// search of the slots that are still there.
+@compute @workgroup_size(THREADS)
+fn pass_values(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let listed = read_counter(thread, COUNT_LISTED);
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    let mine = vec2(work[work_at(WORK_KEY, c)], position_of(slot_of(c)));
+    var place = 0u;
+    for (var k = 0u; k < listed; k++) {
+      let other = work[work_at(WORK_LIST, k)];
+      place += select(0u, 1u, k != i && is_within(other, mine));
+    }
+    work[work_at(WORK_NEXT, place)] = c;
+  }
+  storageBarrier();
+  for (var i = 0u; i < listed; i++) {
+    let c = uniform_word(thread, work[work_at(WORK_NEXT, i)]);
+    if (thread == 0u) {
+      work[work_at(WORK_FLAGS, c)] |= FLAG_TAKEN;
+    }
+    storageBarrier();
+    let taker = uniform_word(thread, pass_on(thread, c, params.candidates, kv_head));
+    if (thread == 0u) {
+      work[work_at(WORK_CHOICE, c)] = taker;
+      if (taker != NO_SLOT) {
+        free_slot(slot_of(c));
+        atomicAdd(&counters[kv_head * COUNTERS + COUNT_MERGED], 1u);
+      }
+    }
+  }
+}
+
+fn is_there(candidate: u32) -> bool {
+  let flags = work[work_at(WORK_FLAGS, candidate)];
+  return is_held(candidate) && (flags & FLAG_TAKEN) == 0u;
+}
+`,
   "lib/policy.wgsl": `// The numbers of a policy: see \`src/policies/parts.ts\`.
 
 const SCORE_POSITION = 0u;
@@ -1795,6 +1925,7 @@ const MERGE_VOTES = 2u;
 const MERGE_RIGHT_NEIGHBOUR = 3u;
 const MERGE_PAIR = 4u;
 const MERGE_COSINE = 5u;
+const MERGE_NEXT_VALUES = 6u;
 override MERGE: u32 = MERGE_NEVER;
 
 // Whether slots remember the partner that they would be merged with.
@@ -2838,6 +2969,7 @@ fn tile(
 // the victim before the scores of this step.
 
 struct Params {
+  layer: u32,
   first_head: u32,
   total: u32,
   max_capacity: u32,
@@ -2874,6 +3006,23 @@ var<workgroup> part_values: array<vec2<f32>, THREADS>;
 var<workgroup> part_sums: array<f32, THREADS>;
 var<workgroup> log_sums: array<f32, MAX_GROUP>;
 var<workgroup> head_words: array<u32, HEAD_WORDS>;
+
+// First slot of the head that a workgroup has turned to.
+var<private> head_offset: u32;
+
+// Slots of the head are numbered from its first: candidates.
+fn slot_of(candidate: u32) -> u32 {
+  return head_offset + candidate;
+}
+
+fn is_held(candidate: u32) -> bool {
+  return tokens_of(slot_of(candidate)) != 0u;
+}
+
+// The slot that goes lies at no position after its own.
+fn is_there(candidate: u32) -> bool {
+  return is_held(candidate);
+}
 
 // Slots that may be live once the new token is in its slot.
 fn used_slots(head: u32) -> u32 {
@@ -3244,6 +3393,11 @@ fn finish(
             merged.count = blend_slots(thread, chosen.slot, victim);
           }
         }
+      }
+      if (MERGE == MERGE_NEXT_VALUES) {
+        head_offset = offset;
+        let taker = pass_on(thread, victim - offset, high, kv_head);
+        merged.count = select(1u, 0u, taker == NO_SLOT);
       }
       if (MERGE == MERGE_RIGHT_NEIGHBOUR) {
         let kept = right_neighbour(thread, victim, offset, high);

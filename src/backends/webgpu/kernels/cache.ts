@@ -56,6 +56,7 @@ export function cacheConstants({ cache, sizes }: CacheArgs): Constants {
 
 /** Parameters that find a layer's slots. */
 export function cacheParams({ cache, sizes }: CacheArgs): {
+  layer: number;
   first_head: number;
   total: number;
   stage_total: number;
@@ -63,6 +64,7 @@ export function cacheParams({ cache, sizes }: CacheArgs): {
   max_capacity: number;
 } {
   return {
+    layer: cache.layer,
     first_head: cache.layer * cache.sequences * sizes.kvHeads,
     total: cache.slots.total,
     stage_total: cache.stage.total,
@@ -101,6 +103,7 @@ const MERGES = {
   rightNeighbour: 3,
   pair: 4,
   cosine: 5,
+  nextValues: 6,
 } as const;
 const KEYS = { zip: 0, minNorm: 1, realVotes: 2, convex: 3 } as const;
 
@@ -133,6 +136,11 @@ export function policyConstants(
     PARTNERS: remembersPartners(policy),
     ...(merge.kind === "votes" && { THRESHOLD: merge.threshold }),
     ...(merge.kind === "cosine" && { THRESHOLD_KEEP: merge.keep }),
+    ...(merge.kind === "nextValues" && {
+      NEXT_COUNT: merge.count,
+      EXPECTED: merge.rule === "expected",
+      DRAW_SEED: merge.seed,
+    }),
     ...(merge.kind === "pair" && {
       KEY_WEIGHT: merge.keyWeight / Math.sqrt(headDim),
       VALUE_WEIGHT: merge.valueWeight,

@@ -81,6 +81,7 @@ export function compress(
       merges,
     ]);
   }
+  if (merge.kind === "nextValues") steps.push(["pass_values", perHead]);
   if (merge.kind === "rightNeighbour") {
     const finders = [Math.ceil(candidates / THREADS), kvHeads] as const;
     steps.push(

@@ -36,7 +36,7 @@ export function mergeAttend(
     Math.ceil(cache.maxCapacity / (SPLIT_SLOTS * MAX_SPLITS));
   const splits = Math.ceil(cache.maxCapacity / splitSlots);
   const remembers = remembersPartners(policy);
-  const { first_head, total, max_capacity } = cacheParams(args);
+  const { layer, first_head, total, max_capacity } = cacheParams(args);
   const common = {
     constants: {
       ...stepConstants(step),
@@ -54,6 +54,7 @@ export function mergeAttend(
       SINK_QUERIES: args.sinkQueries !== undefined,
     },
     params: {
+      layer,
       first_head,
       total,
       max_capacity,

@@ -26,6 +26,7 @@ fn blend_slots(thread: u32, kept: u32, first: u32) -> u32 {
     value = E * unpack_halves(value_word(kept, thread));
   }
   var total = E;
+  var norm = E * side_float(kept, FIELD_VALUE_NORM);
   var tokens = tokens_of(kept);
   var count = 0u;
   for (var slot = first; slot != NO_SLOT; slot = next_member(slot)) {
@@ -35,6 +36,7 @@ fn blend_slots(thread: u32, kept: u32, first: u32) -> u32 {
       value += weight * unpack_halves(value_word(slot, thread));
     }
     total += weight;
+    norm += weight * side_float(slot, FIELD_VALUE_NORM);
     tokens += tokens_of(slot);
     count += 1u;
   }
@@ -45,6 +47,7 @@ fn blend_slots(thread: u32, kept: u32, first: u32) -> u32 {
     set_value_word(kept, thread, pack_halves(value / total));
   }
   if (thread == 0u) {
+    set_side_float(kept, FIELD_VALUE_NORM, norm / total);
     set_side_word(kept, FIELD_TOKENS, tokens);
   }
   return count;

@@ -81,6 +81,12 @@ fn pass_on(thread: u32, candidate: u32, candidates: u32, kv_head: u32) -> u32 {
       }
     }
   }
+  if (thread < NEXT_COUNT && followers[thread] != NO_SLOT) {
+    let other = slot_of(followers[thread]);
+    let norm = side_float(other, FIELD_VALUE_NORM) +
+      mask / f32(NEXT_COUNT) * side_float(slot, FIELD_VALUE_NORM);
+    set_side_float(other, FIELD_VALUE_NORM, norm);
+  }
   if (thread == 0u) {
     let other = slot_of(nearest);
     set_side_word(other, FIELD_TOKENS, tokens_of(other) + tokens_of(slot));

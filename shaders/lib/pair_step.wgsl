@@ -20,18 +20,16 @@ const PAIR_CHOICE = 1u;
 // f32: what proposals are ranked by.
 const PAIR_RANK = 2u;
 
-var<private> pair_base: u32;
 var<private> pair_alone: u32;
 
-// Turns to a head of a row.
-fn begin_pairs(row: u32, kv_head: u32) {
-  pair_base = (row * KV_HEADS + kv_head) *
+// First word of the head that a workgroup has turned to.
+fn pair_base() -> u32 {
+  return (own_row * KV_HEADS + own_kv_head) *
     (PAIR_HEADER + 3u * params.max_capacity);
-  head_offset = table[head_at(sequence_of(row), kv_head) + HEAD_OFFSET];
 }
 
 fn pair_at(section: u32, i: u32) -> u32 {
-  return pair_base + PAIR_HEADER + section * params.max_capacity + i;
+  return pair_base() + PAIR_HEADER + section * params.max_capacity + i;
 }
 
 fn proposer_at(i: u32) -> u32 {
@@ -56,18 +54,16 @@ fn is_open_to(i: u32, t: u32) -> bool {
 }
 
 // Lists the slots that may go, or none if the head is within its budget.
-fn list_pairs(thread: u32, used: u32, recent: u32, newest: u32) {
+fn list_pairs(thread: u32, used: u32) {
   var count = 0u;
   var alone = 0u;
   for (var settled = 0u; settled < select(1u, 2u, PARTNERS); settled++) {
     for (var first = 0u; first < used; first += THREADS) {
       let c = first + thread;
       var listed = 0u;
-      if (c < used && is_held(c)) {
+      if (c < used && may_go(slot_of(c))) {
         let is_known = PARTNERS && partner_of(c) != 0u;
-        let position = position_of(slot_of(c));
-        let may_go = is_evictable(position, recent, newest);
-        listed = select(0u, 1u, may_go && is_known == (settled == 1u));
+        listed = select(0u, 1u, is_known == (settled == 1u));
       }
       let place = prefix_sum(thread, listed);
       if (listed != 0u) {
@@ -84,9 +80,9 @@ fn list_pairs(thread: u32, used: u32, recent: u32, newest: u32) {
     spread = value_spread(thread, used);
   }
   if (thread == 0u) {
-    pairs[pair_base + PAIR_COUNT] = count;
-    pairs[pair_base + PAIR_ALONE] = alone;
-    pairs[pair_base + PAIR_SPREAD] = bitcast<u32>(spread);
+    pairs[pair_base() + PAIR_COUNT] = count;
+    pairs[pair_base() + PAIR_ALONE] = alone;
+    pairs[pair_base() + PAIR_SPREAD] = bitcast<u32>(spread);
   }
 }
 
@@ -99,16 +95,16 @@ fn find_partners(
   if (!is_live(row)) {
     return;
   }
-  begin_pairs(row, group.y);
+  begin(thread, group.y, row);
   let first = group.x * PROPOSERS;
-  let count = uniform_word(thread, pairs[pair_base + PAIR_COUNT]);
+  let count = uniform_word(thread, pairs[pair_base() + PAIR_COUNT]);
   if (first >= count) {
     return;
   }
-  let alone = uniform_word(thread, pairs[pair_base + PAIR_ALONE]);
+  let alone = uniform_word(thread, pairs[pair_base() + PAIR_ALONE]);
   pair_alone = alone;
   let proposers = min(PROPOSERS, count - first);
-  let scale = pair_scale(bitcast<f32>(pairs[pair_base + PAIR_SPREAD]));
+  let scale = pair_scale(bitcast<f32>(pairs[pair_base() + PAIR_SPREAD]));
   if (PARTNERS) {
     measure_partners(thread, first, proposers, scale);
   }
@@ -185,8 +181,8 @@ fn merge_pair(
   if (!is_live(row)) {
     return;
   }
-  begin_pairs(row, kv_head);
-  let count = uniform_word(thread, pairs[pair_base + PAIR_COUNT]);
+  begin(thread, kv_head, row);
+  let count = uniform_word(thread, pairs[pair_base() + PAIR_COUNT]);
   if (count == 0u) {
     return;
   }
@@ -212,8 +208,8 @@ fn merge_pair(
     let a = slot_of(proposer);
     let b = slot_of(partner);
     let is_lower = is_before(
-      Ranked(eviction_score(a), position_of(a), a),
-      Ranked(eviction_score(b), position_of(b), b),
+      Ranked(rank_of(score_of(proposer), a), position_of(a), a),
+      Ranked(rank_of(score_of(partner), b), position_of(b), b),
     );
     victim = select(b, a, is_lower);
     merge_vector = query_vector(row * GROUP, kv_head);

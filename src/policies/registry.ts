@@ -3,14 +3,18 @@
  *
  * @module
  */
+import { adaKV } from "./ada_kv.ts";
+import { criticalKV } from "./critical_kv.ts";
 import { cam } from "./cam.ts";
 import { d2o } from "./d2o.ts";
 import { fullCache } from "./full_cache.ts";
 import { h2o } from "./h2o.ts";
 import { keepKV } from "./keep_kv.ts";
 import type { Budget, Policy } from "./parts.ts";
+import { snapKV } from "./snap_kv.ts";
 import { steady } from "./steady.ts";
 import { streamingLlm } from "./streaming_llm.ts";
+import { tova } from "./tova.ts";
 import { weightedKV } from "./weighted_kv.ts";
 
 /** What makes a policy with its defaults from a budget. */
@@ -22,7 +26,11 @@ export const policies: Readonly<Record<string, PolicyFactory>> = {
   "steady": steady,
   "keepkv": keepKV,
   "weightedkv": weightedKV,
+  "criticalkv": criticalKV,
   "h2o": h2o,
+  "adakv": adaKV,
+  "snapkv": snapKV,
+  "tova": tova,
   "d2o": d2o,
   "cam": cam,
   "streaming-llm": streamingLlm,

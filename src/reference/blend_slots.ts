@@ -11,8 +11,10 @@ import { SlotField } from "../backends/backend.ts";
 import type { Policy } from "../policies/parts.ts";
 import { cosine } from "./arithmetic.ts";
 import {
+  getFloat,
   type HeadView,
   keyOf,
+  setFloat,
   setWord,
   type Slot,
   tokensOf,
@@ -66,7 +68,14 @@ export function blendSlots(
     );
     vectorOf(kept, headDim).set(mean);
   }
+  // At least the norm of the mean value, by the triangle inequality.
+  const norm = members.reduce(
+    (sum, slot, m) =>
+      sum + weights[m]! / total * getFloat(slot, SlotField.valueNorm),
+    0,
+  );
   const tokens = members.reduce((sum, slot) => sum + tokensOf(slot), 0);
+  setFloat(kept, SlotField.valueNorm, norm);
   setWord(kept, SlotField.tokens, tokens);
   head.set("merged", head.get("merged") + members.length - 1);
 }

@@ -5,6 +5,8 @@ import {
   SlotField,
 } from "../backends/backend.ts";
 import { remembersPartners } from "../cache/layout.ts";
+import { allocateHeads } from "./allocate_heads.ts";
+import { blendSlots, moveThreshold } from "./blend_slots.ts";
 import {
   HeadView,
   keyOf,
@@ -14,45 +16,30 @@ import {
   tokensOf,
   valueOf,
 } from "./host.ts";
-import { blendSlots, moveThreshold } from "./blend_slots.ts";
-import {
-  freeSlot,
-  isTarget,
-  type MergeContext,
-  mergeSlots,
-  nearestKey,
-} from "./merge_slots.ts";
+import { freeSlot, isTarget, mergeSlots } from "./merge_slots.ts";
 import { mergeRun } from "./merge_values.ts";
-import { forgetAllPartners } from "./partners.ts";
 import { passOnValue } from "./next_values.ts";
 import {
-  byRank,
-  endsOf,
-  PairCosts,
+  type ChunkHead,
+  mergePairs,
+  nearestProposal,
+  pairCosts,
+  pairingRounds,
   type Proposal,
-  valueSpread,
-} from "./pairs.ts";
-import { byEviction, isEvictable, queryGroup } from "./scores.ts";
-
-/** What compressing one head needs. */
-interface Context extends MergeContext {
-  readonly layer: number;
-  readonly kvHead: number;
-  readonly recent: number;
-  readonly newest: number;
-  readonly budget: number;
-  /** Scatter of the head's values before anything is merged. */
-  readonly spread: number;
-}
+} from "./pairing.ts";
+import { valueSpread } from "./pairs.ts";
+import { forgetAllPartners } from "./partners.ts";
+import { isEvictable, queryGroup } from "./scores.ts";
+import { chooseVictims, rateLayer, type Ratings } from "./selection.ts";
 
 /**
  * Reference of `compress`: takes the live slots and the staged rows of a chunk
  * down to each head's budget, and moves the staged rows that are left into
- * free slots.
+ * free slots. Adaptive heads first get their budgets: see `allocateHeads`.
  *
  * With `mergeFirst`, similar pairs are merged before anything is evicted
  * (KeepKV, table 3); where pairs are merged by cost, for some rounds. Then the
- * slots with the lowest scores go: each is merged into the kept slot with the
+ * slots with the lowest ranks go: each is merged into the kept slot with the
  * most similar key if that is similar enough, or into the cheapest, all that
  * chose the same one together, and is dropped if there is none. Where values go to
  * the right neighbour, a run of slots that go is merged into the slot after it.
@@ -61,118 +48,63 @@ export function compress(args: Compress<HostTensor>): void {
   const { cache, step, sizes, policy } = args;
   const last = liveRows(step).at(-1);
   if (last === undefined) return;
-  for (let kvHead = 0; kvHead < sizes.kvHeads; kvHead++) {
-    const head = new HeadView(cache, {
-      sequence: last.sequence,
-      kvHead,
-      kvHeads: sizes.kvHeads,
-    });
-    const staged = liveRows(step).map(({ row }) => head.staged(row));
-    const all = [...head.liveSlots(), ...staged];
-    const context: Context = {
-      head,
-      layer: cache.layer,
-      kvHead,
-      group: queryGroup(args, last.row, kvHead),
-      lanes: cache.lanes,
+  const heads = Array.from(
+    { length: sizes.kvHeads },
+    (_, kvHead): ChunkHead => {
+      const head = new HeadView(cache, {
+        sequence: last.sequence,
+        kvHead,
+        kvHeads: sizes.kvHeads,
+      });
+      const slots = [
+        ...head.liveSlots(),
+        ...liveRows(step).map(({ row }) => head.staged(row)),
+      ];
+      return {
+        head,
+        slots,
+        layer: cache.layer,
+        kvHead,
+        spread: policy.merge.kind === "pair"
+          ? valueSpread(slots, sizes.headDim)
+          : 0,
+        group: queryGroup(args, last.row, kvHead),
+        lanes: cache.lanes,
+        policy,
+        sizes,
+        recent: head.get("recent"),
+        newest: last.position,
+      };
+    },
+  );
+  const rate = () =>
+    rateLayer(heads, {
       policy,
-      sizes,
-      recent: head.get("recent"),
+      lanes: cache.lanes,
+      headDim: sizes.headDim,
       newest: last.position,
-      budget: head.get("budget"),
-      spread: valueSpread(all, sizes.headDim),
-    };
-    settle(evict(mergePairs(all, context), context), context);
-  }
-}
-
-/**
- * Merges pairs until the head fits its budget or none is left: once those with
- * similar keys, or for some rounds the cheapest ones. Proposals are taken in
- * their order while both ends are still free.
- */
-function mergePairs(slots: readonly Slot[], context: Context): Slot[] {
-  const { policy: { merge }, budget } = context;
-  const rounds = merge.kind === "pair"
-    ? merge.rounds
-    : merge.kind === "votes" && merge.prefill === "mergeFirst"
-    ? 1
-    : 0;
-  let left = [...slots];
-  for (let round = 0; round < rounds && left.length > budget; round++) {
-    const evictable = left.filter((slot) => isEvictable(slot, context));
-    const merged = takePairs(propose(evictable, context), {
-      ...context,
-      excess: left.length - budget,
+      pool: policy.select.pool,
     });
-    if (merged.size === 0) break;
-    left = left.filter((slot) => !merged.has(slot));
+  if (policy.allocate.heads.kind === "adaptive") allocateHeads(heads, rate());
+  for (let round = 0; round < pairingRounds(policy.merge); round++) {
+    const ratings = rate();
+    heads.forEach((head, h) => head.slots = mergePairs(head, ratings[h]!));
   }
-  return left;
+  const ratings = rate();
+  heads.forEach((head, h) => settle(evict(head, ratings[h]!), head));
 }
 
-/** Whom every evictable slot would be paired with, the best proposal first. */
-function propose(evictable: readonly Slot[], context: Context): Proposal[] {
-  const { policy: { merge } } = context;
-  if (merge.kind === "pair") {
-    return pairCosts(evictable, context).proposals(evictable);
-  }
-  return evictable.flatMap((slot) =>
-    nearest(slot, evictable.filter((other) => other !== slot), context) ?? []
-  ).sort(byRank);
-}
-
-/** Merges pairs without a slot in common; returns the slots that went. */
-function takePairs(
-  proposals: readonly Proposal[],
-  context: Context & { readonly excess: number },
-): Set<Slot> {
-  const taken = new Set<Slot>();
-  const merged = new Set<Slot>();
-  for (const proposal of proposals) {
-    if (merged.size === context.excess) break;
-    const { slot, target } = proposal;
-    if (taken.has(slot) || taken.has(target)) continue;
-    taken.add(slot).add(target);
-    const { stays, goes } = endsOf(proposal, context);
-    mergeSlots([stays, goes], context);
-    freeSlot(goes, FREE_BIAS, context.lanes);
-    merged.add(goes);
-  }
-  return merged;
-}
-
-/** The costs of pairs of `slots` in this chunk. */
-function pairCosts(slots: readonly Slot[], context: Context): PairCosts {
-  const { headDim } = context.sizes;
-  return new PairCosts(slots, { ...context, headDim });
-}
-
-/** The target with the most similar key, if that is similar enough. */
-function nearest(
-  slot: Slot,
-  targets: readonly Slot[],
-  { policy: { merge }, sizes }: Context,
-): Proposal | undefined {
-  const found = nearestKey(slot, targets, sizes.headDim);
-  return merge.kind === "votes" && found !== undefined &&
-      found.similarity > merge.threshold
-    ? { slot, target: found.target, rank: -found.similarity }
-    : undefined;
-}
-
-/** Evicts the lowest scores down to the budget; returns the slots kept. */
-function evict(slots: readonly Slot[], context: Context): Slot[] {
-  const { head, policy, sizes, lanes, budget } = context;
-  if (policy.merge.kind === "never") return [...slots];
-  const excess = Math.max(0, slots.length - budget);
+/** Evicts the lowest ranks down to the budget; returns the slots kept. */
+function evict(context: ChunkHead, ratings: Ratings): Slot[] {
+  const { head, slots, policy, sizes, lanes } = context;
+  if (policy.merge.kind === "never") return slots;
+  const count = Math.max(0, slots.length - head.get("budget"));
   const victims = new Set(
-    slots.filter((slot) => isEvictable(slot, context))
-      .sort(byEviction(policy, lanes)).slice(0, excess),
+    chooseVictims(context, { ...context, count, ratings }),
   );
   const kept = slots.filter((slot) => !victims.has(slot));
   if (policy.merge.kind === "nextValues") {
-    passOnValues(slots, victims, context);
+    passOnValues(victims, context);
     return kept;
   }
   const groups = policy.merge.kind === "rightNeighbour"
@@ -186,9 +118,13 @@ function evict(slots: readonly Slot[], context: Context): Slot[] {
     if ("votesPerQueryHead" in policy.merge) {
       mergeSlots([target, ...members], context);
     } else if (policy.merge.kind === "cosine") {
-      blendSlots([target, ...members], { ...context, headDim: sizes.headDim });
+      blendSlots([target, ...members], { head, headDim: sizes.headDim });
     } else {
-      mergeRun([...members, target], { ...context, headDim: sizes.headDim });
+      mergeRun([...members, target], {
+        head,
+        ratings,
+        headDim: sizes.headDim,
+      });
     }
   }
   for (const victim of victims) freeSlot(victim, FREE_BIAS, lanes);
@@ -196,12 +132,8 @@ function evict(slots: readonly Slot[], context: Context): Slot[] {
 }
 
 /** Adds the values of victims, one by one, to those that are still there. */
-function passOnValues(
-  slots: readonly Slot[],
-  victims: ReadonlySet<Slot>,
-  context: Context,
-): void {
-  const { head, policy: { merge }, sizes: { headDim }, lanes } = context;
+function passOnValues(victims: ReadonlySet<Slot>, context: ChunkHead): void {
+  const { head, slots, policy: { merge }, sizes: { headDim }, lanes } = context;
   if (merge.kind !== "nextValues") return;
   const left = new Set(slots);
   for (const victim of victims) {
@@ -223,7 +155,7 @@ function drop(slot: Slot, head: HeadView): void {
 function byTarget(
   kept: readonly Slot[],
   victims: ReadonlySet<Slot>,
-  context: Context,
+  context: ChunkHead,
 ): Map<Slot, Slot[]> {
   const groups = new Map<Slot, Slot[]>();
   for (const { slot, target } of targetsOf(kept, [...victims], context)) {
@@ -236,29 +168,26 @@ function byTarget(
 function targetsOf(
   kept: readonly Slot[],
   victims: readonly Slot[],
-  context: Context,
+  context: ChunkHead,
 ): Proposal[] {
-  const { policy, head, sizes: { headDim } } = context;
+  const { policy, head } = context;
   const targets = kept.filter((slot) => isTarget(slot, policy));
+  const nearest = () =>
+    victims.flatMap((slot) => nearestProposal(slot, targets, context) ?? []);
   switch (policy.merge.kind) {
     case "votes":
-      return victims.flatMap((slot) => nearest(slot, targets, context) ?? []);
+      return nearest();
     case "pair": {
       const others = kept.filter((slot) => isEvictable(slot, context));
       const costs = pairCosts([...others, ...victims], context);
       return victims.flatMap((slot) => costs.cheapest(slot, others) ?? []);
     }
     case "cosine": {
-      const found = victims.flatMap((slot) => {
-        const best = nearestKey(slot, targets, headDim);
-        return best
-          ? [{ slot, target: best.target, rank: -best.similarity }]
-          : [];
-      });
+      const found = nearest();
       if (found.length === 0) return found;
-      const cosines = found.map(({ rank }) => -rank);
+      const cosines = found.map(({ cost }) => -cost);
       const threshold = moveThreshold(head, policy, cosines);
-      return found.filter(({ rank }) => -rank >= threshold);
+      return found.filter(({ cost }) => -cost >= threshold);
     }
     default:
       return [];
@@ -284,7 +213,7 @@ function runs(
 }
 
 /** Moves staged slots into free ones, in order, and updates the head. */
-function settle(slots: readonly Slot[], context: Context): void {
+function settle(slots: readonly Slot[], context: ChunkHead): void {
   const { head, lanes, sizes, policy } = context;
   for (const slot of slots) {
     if (slot.home === head.slot(0).home) continue;

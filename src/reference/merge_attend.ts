@@ -1,35 +1,9 @@
-import {
-  FREE_BIAS,
-  type HostTensor,
-  type MergeAttend,
-} from "../backends/backend.ts";
-import { HeadView, liveRows, type Slot, tokensOf, valueOf } from "./host.ts";
-import { blendSlots, moveThreshold } from "./blend_slots.ts";
-import {
-  freeSlot,
-  isTarget,
-  type MergeContext,
-  mergeSlots,
-  nearestKey,
-} from "./merge_slots.ts";
-import {
-  type CurrentRow,
-  groupRows,
-  mergeExactly,
-  mergeRun,
-  rightNeighbour,
-} from "./merge_values.ts";
-import { passOnValue } from "./next_values.ts";
-import { forgetPartners, partnerProposals } from "./partners.ts";
-import { endsOf, PairCosts, valueSpread } from "./pairs.ts";
-import {
-  byEviction,
-  isEvictable,
-  observeRow,
-  queryGroup,
-  rawLogits,
-  voteBias,
-} from "./scores.ts";
+import type { HostTensor, MergeAttend } from "../backends/backend.ts";
+import { type Eviction, evictOne } from "./evict_one.ts";
+import { HeadView, liveRows } from "./host.ts";
+import { groupRows } from "./merge_values.ts";
+import { observeRow, queryGroup, rawLogits, voteBias } from "./scores.ts";
+import { rateLayer } from "./selection.ts";
 import { addSoftmax, initSoftmax, normalizeSoftmax } from "./softmax_state.ts";
 
 /**
@@ -44,6 +18,7 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
   const { heads, kvHeads, headDim } = sizes;
   const groupSize = heads / kvHeads;
   for (const { row, sequence, position } of liveRows(step)) {
+    const attended: Eviction[] = [];
     for (let kvHead = 0; kvHead < kvHeads; kvHead++) {
       const head = new HeadView(cache, { sequence, kvHead, kvHeads });
       const used = Math.min(head.get("next") + 1, head.get("capacity"));
@@ -55,8 +30,8 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
         const state = initSoftmax(headDim);
         slots.forEach((slot, i) =>
           addSoftmax(state, logits[i]![g]! + voteBias(slot, g, cache.lanes), {
-            values: valueOf(slot, headDim),
-            offset: 0,
+            values: slot.home.values.f32,
+            offset: slot.index * headDim,
           })
         );
         const offset = (row * heads + kvHead * groupSize + g) * headDim;
@@ -71,131 +46,41 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
         })
       );
       head.set("live", slots.length);
-      if (slots.length > head.get("budget")) {
-        evictOne(slots, {
-          head,
-          layer: cache.layer,
-          kvHead,
+      attended.push({
+        head,
+        layer: cache.layer,
+        kvHead,
+        slots,
+        recent: head.get("recent"),
+        group,
+        lanes: cache.lanes,
+        policy,
+        sizes,
+        newest: position,
+        row: {
           group,
-          lanes: cache.lanes,
-          policy,
-          sizes,
-          newest: position,
-          row: {
-            group,
-            logSums,
-            outputs: groupRows(output, {
-              at: row * heads + kvHead * groupSize,
-              group: groupSize,
-              headDim,
-            }),
-          },
-        });
+          logSums,
+          outputs: groupRows(output, {
+            at: row * heads + kvHead * groupSize,
+            group: groupSize,
+            headDim,
+          }),
+        },
+      });
+    }
+    const ratings = rateLayer(attended, {
+      policy,
+      lanes: cache.lanes,
+      headDim,
+      newest: position,
+      pool: { kind: "none" },
+    });
+    attended.forEach((context, kvHead) => {
+      const { head, slots } = context;
+      if (slots.length > head.get("budget")) {
+        evictOne(context, ratings[kvHead]!);
       }
       head.set("next", head.firstFree());
-    }
-  }
-}
-
-/** What evicting a slot needs. */
-interface Eviction extends MergeContext {
-  readonly layer: number;
-  readonly kvHead: number;
-  readonly newest: number;
-  readonly row: CurrentRow;
-}
-
-/** Merges the cheapest pair, or merges or drops the slot with the lowest score. */
-function evictOne(slots: readonly Slot[], context: Eviction): void {
-  const { head, policy, lanes, newest } = context;
-  const evictable = slots.filter((slot) =>
-    isEvictable(slot, { policy, recent: head.get("recent"), newest })
-  );
-  const pair = cheapestPair(evictable, slots, context);
-  const victim = pair?.goes ?? evictable.sort(byEviction(policy, lanes))[0];
-  if (victim === undefined) return;
-  const target = pair?.stays;
-  if (!mergeOne(victim, slots, { ...context, target })) {
-    head.set("dropped", head.get("dropped") + 1);
-    head.set("droppedTokens", head.get("droppedTokens") + tokensOf(victim));
-  }
-  freeSlot(victim, FREE_BIAS, lanes);
-  head.set("live", slots.length - 1);
-}
-
-/** The ends of the pair that costs least, if the policy merges pairs. */
-function cheapestPair(
-  evictable: readonly Slot[],
-  slots: readonly Slot[],
-  context: Eviction,
-): { stays: Slot; goes: Slot } | undefined {
-  const { policy, lanes, sizes: { headDim } } = context;
-  if (policy.merge.kind !== "pair") return undefined;
-  const spread = valueSpread(slots, headDim);
-  const costs = new PairCosts(evictable, { policy, lanes, headDim, spread });
-  const remembers = policy.merge.search === "incremental";
-  const [best] = remembers
-    ? partnerProposals(evictable, { ...context, costs })
-    : costs.proposals(evictable);
-  if (best === undefined) return undefined;
-  const { slot, target } = best;
-  if (remembers) {
-    forgetPartners(evictable, { ...context, changed: [slot, target] });
-  }
-  return endsOf(best, context);
-}
-
-/** Merges a slot into the one that the policy names; false if there is none. */
-function mergeOne(
-  victim: Slot,
-  slots: readonly Slot[],
-  context: Eviction & { readonly target: Slot | undefined },
-): boolean {
-  const { policy, target, sizes: { headDim } } = context;
-  const { merge } = policy;
-  switch (merge.kind) {
-    case "never":
-    case "drop":
-      return false;
-    case "votes": {
-      const nearest = nearestKey(
-        victim,
-        slots.filter((slot) => slot !== victim && isTarget(slot, policy)),
-        headDim,
-      );
-      if (nearest === undefined || !(nearest.similarity > merge.threshold)) {
-        return false;
-      }
-      mergeSlots([nearest.target, victim], context);
-      return true;
-    }
-    case "cosine": {
-      const nearest = nearestKey(
-        victim,
-        slots.filter((slot) => slot !== victim && isTarget(slot, policy)),
-        headDim,
-      );
-      if (nearest === undefined) return false;
-      const { target, similarity } = nearest;
-      const threshold = moveThreshold(context.head, policy, [similarity]);
-      if (similarity < threshold) return false;
-      blendSlots([target, victim], { ...context, headDim });
-      return true;
-    }
-    case "pair":
-      if (target === undefined) return false;
-      mergeSlots([target, victim], context);
-      return true;
-    case "nextValues": {
-      const others = slots.filter((slot) => slot !== victim);
-      return passOnValue(victim, others, { ...context, merge, headDim });
-    }
-    case "rightNeighbour": {
-      const neighbour = rightNeighbour(victim, slots);
-      if (neighbour === undefined) return false;
-      if (merge.rule === "exact") mergeExactly([neighbour, victim], context);
-      else mergeRun([victim, neighbour], { ...context, headDim });
-      return true;
-    }
+    });
   }
 }

@@ -12,6 +12,7 @@ import {
   getFloat,
   type HeadView,
   positionOf,
+  setFloat,
   setWord,
   type Slot,
   tokensOf,
@@ -85,8 +86,15 @@ export function passOnValue(
     : 0;
   if (mask === 0) return false;
   const value = valueOf(slot, headDim);
+  const norm = (of: Slot) => getFloat(of, SlotField.valueNorm);
   for (const other of after) {
     const sum = valueOf(other, headDim);
+    // At least the norm of the sum, by the triangle inequality.
+    setFloat(
+      other,
+      SlotField.valueNorm,
+      norm(other) + mask / merge.count * norm(slot),
+    );
     for (let i = 0; i < headDim; i++) {
       sum[i]! += mask / merge.count * value[i]!;
     }

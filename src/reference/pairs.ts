@@ -16,15 +16,8 @@
 import type { Policy } from "../policies/parts.ts";
 import { logSumExp, squaredDistance } from "./arithmetic.ts";
 import { keyOf, positionOf, type Slot, valueOf } from "./host.ts";
-import { byEviction, logWeight } from "./scores.ts";
-
-/** A slot and the one that it would be merged into. */
-export interface Proposal {
-  readonly slot: Slot;
-  readonly target: Slot;
-  /** What proposals are taken in the order of; the lowest comes first. */
-  readonly rank: number;
-}
+import type { Proposal } from "./pairing.ts";
+import { logWeight } from "./scores.ts";
 
 /**
  * Mean squared distance of the values of `slots` from their mean:
@@ -101,11 +94,11 @@ export class PairCosts {
   cheapest(slot: Slot, targets: readonly Slot[]): Proposal | undefined {
     let best: Proposal | undefined;
     for (const target of targets) {
-      const rank = this.cost(slot, target);
+      const cost = this.cost(slot, target);
       if (
-        best === undefined || rank < best.rank ||
-        rank === best.rank && positionOf(target) < positionOf(best.target)
-      ) best = { slot, target, rank };
+        best === undefined || cost < best.cost ||
+        cost === best.cost && positionOf(target) < positionOf(best.target)
+      ) best = { slot, target, cost };
     }
     return best;
   }
@@ -122,13 +115,13 @@ export class PairCosts {
       ) best = { target, distance };
     }
     return best &&
-      { slot, target: best.target, rank: this.cost(slot, best.target) };
+      { slot, target: best.target, cost: this.cost(slot, best.target) };
   }
 
   /**
-   * The proposals of all slots to their cheapest heavier partner, the cheapest
-   * first. Each pair is looked at from its lighter end, so the cheapest pair
-   * of all comes first; and no light slot is everybody's choice.
+   * The proposals of all slots to their cheapest heavier partner. Each pair is
+   * looked at from its lighter end, so the cheapest pair of all is among them;
+   * and no light slot is everybody's choice.
    */
   proposals(slots: readonly Slot[]): Proposal[] {
     return slots.flatMap((slot) => {
@@ -136,24 +129,9 @@ export class PairCosts {
         other !== slot && this.isHeavier(other, slot)
       );
       return this.cheapest(slot, heavier) ?? [];
-    }).sort(byRank);
+    });
   }
 }
 
 /** Where two slots are the same, their cost still has a logarithm. */
 const LEAST_DISTANCE = 1e-30;
-
-/** Sorts proposals by rank; ties go by position. */
-export function byRank(a: Proposal, b: Proposal): number {
-  return a.rank - b.rank || positionOf(a.slot) - positionOf(b.slot);
-}
-
-/** Of the two ends of a proposal, the one that stays and the one that goes. */
-export function endsOf(
-  { slot, target }: Proposal,
-  { policy, lanes }: { policy: Policy; lanes: number },
-): { stays: Slot; goes: Slot } {
-  return byEviction(policy, lanes)(slot, target) < 0
-    ? { stays: target, goes: slot }
-    : { stays: slot, goes: target };
-}

@@ -20,7 +20,8 @@
  */
 import { partnerField } from "../backends/backend.ts";
 import { getWord, type HeadView, setWord, type Slot } from "./host.ts";
-import { byRank, type PairCosts, type Proposal } from "./pairs.ts";
+import type { Proposal } from "./pairing.ts";
+import type { PairCosts } from "./pairs.ts";
 
 /** Where partners are remembered. */
 interface Memory {
@@ -31,7 +32,7 @@ interface Memory {
 /**
  * Brings the partners of the slots that may go up to date.
  *
- * @returns Each slot with its partner, the cheapest first.
+ * @returns Each slot with its partner.
  */
 export function partnerProposals(
   slots: readonly Slot[],
@@ -49,7 +50,7 @@ export function partnerProposals(
   for (const { slot, target } of proposals) {
     setWord(slot, field, wordOf(target, head));
   }
-  return proposals.sort(byRank);
+  return proposals;
 }
 
 /** What stands for a slot in the memory of another: 0 is for none. */

@@ -16,19 +16,40 @@ import type {
   GeneratedToken,
   GenerateOptions,
 } from "../../src/generate/options.ts";
+import { adaKV } from "../../src/policies/ada_kv.ts";
+import { criticalKV } from "../../src/policies/critical_kv.ts";
 import { fullCache } from "../../src/policies/full_cache.ts";
 import { h2o } from "../../src/policies/h2o.ts";
 import { keepKV } from "../../src/policies/keep_kv.ts";
 import type { Policy } from "../../src/policies/parts.ts";
-import { policies } from "../../src/policies/registry.ts";
+import { cam } from "../../src/policies/cam.ts";
+import { d2o } from "../../src/policies/d2o.ts";
+import type { PolicyFactory } from "../../src/policies/registry.ts";
+import { snapKV } from "../../src/policies/snap_kv.ts";
+import { steady } from "../../src/policies/steady.ts";
+import { streamingLlm } from "../../src/policies/streaming_llm.ts";
+import { tova } from "../../src/policies/tova.ts";
+import { weightedKV } from "../../src/policies/weighted_kv.ts";
 import type { Backend } from "../../src/backends/backend.ts";
 import { candidates } from "../backends/each_backend.ts";
 
 const MODEL = new URL("../../examples/models/docs-7m/", import.meta.url);
 const PROMPT = "The SELECT statement";
 
-/** Every method that compresses. */
-const methods = Object.values(policies).filter((make) => make !== fullCache);
+/** Methods that compress. */
+const methods: readonly PolicyFactory[] = [
+  keepKV,
+  weightedKV,
+  ({ budget }) => criticalKV({ budget, window: 8 }),
+  h2o,
+  ({ budget }) => snapKV({ budget, window: 8 }),
+  ({ budget }) => adaKV({ budget, window: 8 }),
+  tova,
+  streamingLlm,
+  d2o,
+  cam,
+  steady,
+];
 
 async function collect(
   generator: Generator,

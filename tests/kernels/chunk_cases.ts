@@ -25,7 +25,8 @@ import type { Scene } from "./scene.ts";
 import { prefillStep } from "./steps.ts";
 import { assertWithin } from "./tolerance.ts";
 
-interface ChunkOptions {
+/** What a case of a chunk is made from. */
+export interface ChunkOptions {
   readonly name: string;
   /** The kernel under test, after the ones that make its inputs. */
   readonly kernel: "prefillAttend" | "observe" | "compress";
@@ -39,6 +40,8 @@ interface ChunkOptions {
   readonly clusters?: number;
   /** Cosine that heads have come to ask for. */
   readonly threshold?: number;
+  /** Whether `compress` comes after `observe`, so that staged rows have scores. */
+  readonly isObserved?: boolean;
   /** Whether merged slots are compared, or merged, again. */
   readonly mergesTwice?: boolean;
   /** Times that a slot may be merged, 2 at most if left out. */
@@ -60,7 +63,8 @@ const variedHeads: readonly SceneHead[] = [
   { capacity: 70, budget: 45, recent: 8, live: 33, holes: 6 },
 ];
 
-function chunkCase(options: ChunkOptions): KernelCase {
+/** Makes a case of a kernel that reads a chunk. */
+export function chunkCase(options: ChunkOptions): KernelCase {
   const { expect } = options;
   return {
     name: `${kernelNames[options.kernel]} ${options.name}`,
@@ -76,10 +80,13 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   const rows = options.rows ?? 37;
   const live = options.live ?? rows;
   const position = options.position ?? 90;
-  const { merge } = policy;
-  // Weights of values are scores: staged rows need some.
-  const isObserved = kernel === "observe" || kernel === "compress" &&
-      (merge.kind === "rightNeighbour" || merge.kind === "nextValues");
+  const { merge, allocate } = policy;
+  const isAdaptive = allocate.heads.kind === "adaptive";
+  // Weights of values and claims of heads are scores: staged rows need some.
+  const isObserved = kernel === "observe" || options.isObserved ||
+    kernel === "compress" &&
+      (merge.kind === "rightNeighbour" || merge.kind === "nextValues" ||
+        isAdaptive);
   const lanes = voteLanes(policy, sizes);
   // The chunk belongs to the last of two sequences.
   const step = prefillStep({
@@ -102,8 +109,10 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
     ],
     positions: [50, position],
     clusters: options.clusters ?? 0,
+    lockstep: policy.select.scope === "layer",
     hasNewest: false,
     threshold: options.threshold ?? 0,
+    isAdaptive,
     random,
   });
   const length = rows * sizes.heads * sizes.headDim;
@@ -300,7 +309,7 @@ const attention: readonly Omit<ChunkOptions, "kernel">[] = [
 ];
 
 /** Asserts that a case merges and drops, or does not. */
-function does(
+export function does(
   { merges, drops }: { merges: boolean; drops: boolean },
 ): (change: TableChange) => void {
   return ({ merged, dropped }) => {

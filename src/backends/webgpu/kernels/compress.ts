@@ -1,4 +1,5 @@
 import type { Compress, DeviceBuffer } from "../../backend.ts";
+import { floorParts } from "../../../cache/adaptive_heads.ts";
 import type { Merge } from "../../../policies/parts.ts";
 import type { Constants } from "../pipelines.ts";
 import type { Recorder } from "../recorder.ts";
@@ -6,6 +7,7 @@ import {
   cacheConstants,
   cacheParams,
   policyConstants,
+  ratingConstants,
   stagedBindings,
 } from "./cache.ts";
 import { searchConstants } from "./search.ts";
@@ -14,35 +16,40 @@ import { stepBindings, stepConstants } from "./step.ts";
 /** Most workgroups per head that merge sets. */
 const MERGE_GROUPS = 64;
 
-/** Threads of a workgroup, each with a victim whose neighbour it finds. */
+/** Threads of a workgroup, where each has a candidate. */
 const THREADS = 256;
 
 /** Sections of the scratch memory, each with a word per candidate. */
-const WORK_SECTIONS = 7;
+const WORK_SECTIONS = 9;
 
 /** The same where runs are merged. */
-const RUN_SECTIONS = 9;
+const RUN_SECTIONS = 12;
 
 /** Counters of a head. */
 const COUNTERS = 6;
+
+/** Entry points in their order, with their workgroups and own constants. */
+type Steps = (readonly [string, readonly [number, number?], Constants?])[];
 
 /** Records `shaders/compress.wgsl`, which lists the steps. */
 export function compress(
   recorder: Recorder,
   args: Compress<DeviceBuffer>,
 ): void {
-  const { cache, step, sizes, policy: { merge } } = args;
+  const { cache, step, sizes, policy: { merge, select, allocate } } = args;
+  const ratings = ratingConstants(args.policy);
   const { kvHeads } = sizes;
   const candidates = cache.maxCapacity + cache.stageRows;
   const mergeGroups = Math.min(MERGE_GROUPS, candidates);
-  const rounds = pairingRounds(merge);
   const tiles = searchConstants(args.policy, sizes);
   const common = {
     constants: {
       ...stepConstants(step),
       ...cacheConstants(args),
       ...policyConstants(args.policy, sizes),
+      ...ratings,
       ...tiles,
+      FLOOR: floorParts(args.policy),
     },
     params: {
       ...cacheParams(args),
@@ -65,27 +72,38 @@ export function compress(
   const perHead = [kvHeads] as const;
   const searches = [Math.ceil(candidates / tiles.PROPOSERS), kvHeads] as const;
   const merges = [mergeGroups, kvHeads] as const;
-  const steps: Step[] = [["survey", perHead]];
-  for (let round = 0; round < rounds; round++) {
+  const perCandidate = [Math.ceil(candidates / THREADS), kvHeads] as const;
+  const rate: Steps = [];
+  if (ratings.RATED) rate.push(["rate", perCandidate]);
+  if (select.pool.kind !== "none") rate.push(["pool", perCandidate]);
+  if (select.scope === "layer") rate.push(["share", [perCandidate[0]]]);
+  const isAdaptive = allocate.heads.kind === "adaptive";
+  const steps: Steps = [];
+  if (isAdaptive) steps.push(...rate, ["allocate_heads", [1]]);
+  steps.push(["survey", perHead]);
+  for (let round = 0; round < pairingRounds(merge); round++) {
     steps.push(
       ["list_pairs", perHead],
       ["find_targets", searches, { HEAVIER_TARGETS: true }],
+      ...rate,
       ["pair", perHead],
       ["merge", merges],
     );
   }
-  if (merge.kind !== "never") steps.push(["select_victims", perHead]);
+  if (merge.kind !== "never") {
+    steps.push(...rate, ["select_victims", perHead]);
+  }
   if ("votesPerQueryHead" in merge || merge.kind === "cosine") {
-    steps.push(["find_targets", searches], ["link", perHead], [
-      "merge",
-      merges,
-    ]);
+    steps.push(
+      ["find_targets", searches],
+      ["link", perHead],
+      ["merge", merges],
+    );
   }
   if (merge.kind === "nextValues") steps.push(["pass_values", perHead]);
   if (merge.kind === "rightNeighbour") {
-    const finders = [Math.ceil(candidates / THREADS), kvHeads] as const;
     steps.push(
-      ["neighbours", finders],
+      ["neighbours", perCandidate],
       ["weigh", perHead],
       ["merge_runs", merges],
     );
@@ -96,13 +114,6 @@ export function compress(
     recorder.dispatch("compress", { ...common, constants, entry, workgroups });
   }
 }
-
-/** An entry point, its workgroups, and constants of its own. */
-type Step = readonly [
-  entry: string,
-  workgroups: readonly [number, number?],
-  constants?: Constants,
-];
 
 /** How often pairs are merged before anything is evicted. */
 function pairingRounds(merge: Merge): number {

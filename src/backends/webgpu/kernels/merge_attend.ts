@@ -36,6 +36,7 @@ export function mergeAttend(
     Math.ceil(cache.maxCapacity / (SPLIT_SLOTS * MAX_SPLITS));
   const splits = Math.ceil(cache.maxCapacity / splitSlots);
   const remembers = remembersPartners(policy);
+  const isShared = policy.select.scope === "layer";
   const { layer, first_head, total, max_capacity } = cacheParams(args);
   const common = {
     constants: {
@@ -52,6 +53,7 @@ export function mergeAttend(
       HEAVIER_TARGETS: !remembers,
       BY_DISTANCE: remembers,
       SINK_QUERIES: args.sinkQueries !== undefined,
+      RATED: isShared,
     },
     params: {
       layer,
@@ -71,6 +73,9 @@ export function mergeAttend(
       raw_logits: needsScores(policy)
         ? recorder.scratch("raw logits", step.rows * heads * max_capacity)
         : undefined,
+      ratings: isShared
+        ? recorder.scratch("ratings", step.rows * kvHeads * max_capacity)
+        : undefined,
       partials: recorder.scratch(
         "partial softmax states",
         step.rows * heads * splits * (headDim + 2),
@@ -88,11 +93,13 @@ export function mergeAttend(
     entry: "attend",
     workgroups: [splits, kvHeads, step.rows],
   });
-  recorder.dispatch(KERNEL, {
-    ...common,
-    entry: "finish",
-    workgroups: [kvHeads, step.rows],
-  });
+  for (const entry of isShared ? ["score", "choose"] : ["finish"]) {
+    recorder.dispatch(KERNEL, {
+      ...common,
+      entry,
+      workgroups: [kvHeads, step.rows],
+    });
+  }
   if (policy.merge.kind !== "pair") return;
   recorder.dispatch(KERNEL, {
     ...common,

@@ -14,7 +14,7 @@
 // then
 //   select_victims  lists the slots with the lowest ranks
 // with, before `pair` and `select_victims`, where scores are not the slots' own:
-//   rate            each candidate's own score (many workgroups)
+//   rate            each candidate's own score (many workgroups), or rate_keys
 //   pool            the scores of its neighbours (many workgroups)
 //   share           the mean over the heads (many workgroups)
 // then, where they go to the most similar key or the cheapest target:
@@ -70,7 +70,7 @@ struct Params {
 
 const THREADS = 256u;
 
-override MERGE_FIRST: bool = false;
+var<workgroup> part_values: array<vec2<f32>, THREADS>;
 
 // Clears what the other steps add to; the first step, whatever the policy.
 @compute @workgroup_size(THREADS)

@@ -1,7 +1,8 @@
 // What merging two slots costs: see `src/reference/pairs.ts` for the source and
 // the formulas.
 //
-// A kernel defines
+// A kernel declares `part_values`, THREADS of vec2<f32> in workgroup memory,
+// and defines
 //   slot_of(candidate)  the slot with a number
 //   is_held(candidate)  whether it holds a token
 
@@ -15,8 +16,6 @@ override BY_DISTANCE: bool = false;
 
 // Where two slots are the same, their cost still has a logarithm.
 const LEAST_DISTANCE = 1e-30;
-
-var<workgroup> spread_parts: array<vec2<f32>, THREADS>;
 
 // What squared distances of keys and of values count.
 struct PairScale {
@@ -50,11 +49,11 @@ fn value_spread(thread: u32, candidates: u32) -> f32 {
     }
   }
   let held = f32(max(1u, sum_words(thread, count)));
-  spread_parts[thread] = sum;
+  part_values[thread] = sum;
   workgroupBarrier();
   var mean = vec2<f32>();
   for (var p = 0u; p < parts; p++) {
-    mean += spread_parts[p * half + pair];
+    mean += part_values[p * half + pair];
   }
   mean /= held;
   var squares = 0.0;

@@ -4,13 +4,17 @@
  * @module
  */
 import { adaKV } from "./ada_kv.ts";
+import { criticalAdaKV } from "./critical_ada_kv.ts";
+import { corm } from "./corm.ts";
 import { criticalKV } from "./critical_kv.ts";
 import { cam } from "./cam.ts";
 import { d2o } from "./d2o.ts";
 import { fullCache } from "./full_cache.ts";
 import { h2o } from "./h2o.ts";
 import { keepKV } from "./keep_kv.ts";
+import { keyDiff } from "./key_diff.ts";
 import type { Budget, Policy } from "./parts.ts";
+import { pyramidKV } from "./pyramid_kv.ts";
 import { snapKV } from "./snap_kv.ts";
 import { steady } from "./steady.ts";
 import { streamingLlm } from "./streaming_llm.ts";
@@ -29,8 +33,12 @@ export const policies: Readonly<Record<string, PolicyFactory>> = {
   "criticalkv": criticalKV,
   "h2o": h2o,
   "adakv": adaKV,
+  "criticaladakv": criticalAdaKV,
   "snapkv": snapKV,
+  "pyramidkv": pyramidKV,
   "tova": tova,
+  "keydiff": keyDiff,
+  "corm": corm,
   "d2o": d2o,
   "cam": cam,
   "streaming-llm": streamingLlm,

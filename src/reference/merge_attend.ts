@@ -41,6 +41,7 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
         observeRow(slot, {
           logits: logits[i]!,
           logSums,
+          position,
           lanes: cache.lanes,
           policy,
         })

@@ -18,7 +18,7 @@ export const shaders: Readonly<Record<string, string>> = {
 // then
 //   select_victims  lists the slots with the lowest ranks
 // with, before \`pair\` and \`select_victims\`, where scores are not the slots' own:
-//   rate            each candidate's own score (many workgroups)
+//   rate            each candidate's own score (many workgroups), or rate_keys
 //   pool            the scores of its neighbours (many workgroups)
 //   share           the mean over the heads (many workgroups)
 // then, where they go to the most similar key or the cheapest target:
@@ -74,7 +74,7 @@ struct Params {
 
 const THREADS = 256u;
 
-override MERGE_FIRST: bool = false;
+var<workgroup> part_values: array<vec2<f32>, THREADS>;
 
 // Clears what the other steps add to; the first step, whatever the policy.
 @compute @workgroup_size(THREADS)
@@ -1090,6 +1090,76 @@ fn head_at(sequence: u32, kv_head: u32) -> u32 {
   return (params.first_head + sequence * KV_HEADS + kv_head) * HEAD_WORDS;
 }
 `,
+  "lib/key_distance.wgsl": `// How far each key points away from the mean direction of the head's keys: the
+// score of KeyDiff. A workgroup rates a head, and reads its keys three times;
+// keeping a running mean would read them once, but slots come and go.
+//
+// A kernel declares \`part_values\`, THREADS of vec2<f32> in workgroup memory,
+// and defines
+//   ranked_count()        entries to look at
+//   rated_slot(i)         the slot of an entry, or NO_SLOT if it holds no token
+//   rating(i)             a number kept for an entry
+//   set_rating(i, value)
+
+// Sets each entry's rating to -cos(k, Σ k / |k|).
+fn rate_by_key(thread: u32) {
+  let half = HEAD_DIM / 2u;
+  let count = ranked_count();
+  for (var i = thread; i < count; i += THREADS) {
+    let slot = rated_slot(i);
+    if (slot == NO_SLOT) {
+      continue;
+    }
+    var squares = 0.0;
+    for (var p = 0u; p < half; p++) {
+      let key = unpack_halves(key_word(slot, p));
+      squares += dot(key, key);
+    }
+    set_rating(i, select(inverseSqrt(squares), 0.0, squares == 0.0));
+  }
+  storageBarrier();
+  // A thread has two elements and every \`parts\`th key.
+  let parts = THREADS / half;
+  let part = thread / half;
+  let pair = thread % half;
+  var sum = vec2<f32>();
+  if (part < parts) {
+    for (var i = part; i < count; i += parts) {
+      let slot = rated_slot(i);
+      if (slot != NO_SLOT) {
+        sum += rating(i) * unpack_halves(key_word(slot, pair));
+      }
+    }
+  }
+  workgroupBarrier();
+  part_values[thread] = sum;
+  workgroupBarrier();
+  if (thread < half) {
+    for (var p = 1u; p < parts; p++) {
+      sum += part_values[p * half + thread];
+    }
+    part_values[thread] = sum;
+  }
+  workgroupBarrier();
+  var squares = 0.0;
+  for (var p = 0u; p < half; p++) {
+    squares += dot(part_values[p], part_values[p]);
+  }
+  let scale = select(inverseSqrt(squares), 0.0, squares == 0.0);
+  for (var i = thread; i < count; i += THREADS) {
+    let slot = rated_slot(i);
+    if (slot == NO_SLOT) {
+      continue;
+    }
+    var product = 0.0;
+    for (var p = 0u; p < half; p++) {
+      product += dot(part_values[p], unpack_halves(key_word(slot, p)));
+    }
+    set_rating(i, -product * scale * rating(i));
+  }
+  storageBarrier();
+}
+`,
   "lib/matrix.wgsl": `// Products of activations with a weight matrix: \`input · weightᵀ\`, where the
 // input may have an RMS norm in front of it.
 //
@@ -1939,7 +2009,8 @@ fn accept_pairs(thread: u32, listed: u32) -> u32 {
   "lib/pairs.wgsl": `// What merging two slots costs: see \`src/reference/pairs.ts\` for the source and
 // the formulas.
 //
-// A kernel defines
+// A kernel declares \`part_values\`, THREADS of vec2<f32> in workgroup memory,
+// and defines
 //   slot_of(candidate)  the slot with a number
 //   is_held(candidate)  whether it holds a token
 
@@ -1953,8 +2024,6 @@ override BY_DISTANCE: bool = false;
 
 // Where two slots are the same, their cost still has a logarithm.
 const LEAST_DISTANCE = 1e-30;
-
-var<workgroup> spread_parts: array<vec2<f32>, THREADS>;
 
 // What squared distances of keys and of values count.
 struct PairScale {
@@ -1988,11 +2057,11 @@ fn value_spread(thread: u32, candidates: u32) -> f32 {
     }
   }
   let held = f32(max(1u, sum_words(thread, count)));
-  spread_parts[thread] = sum;
+  part_values[thread] = sum;
   workgroupBarrier();
   var mean = vec2<f32>();
   for (var p = 0u; p < parts; p++) {
-    mean += spread_parts[p * half + pair];
+    mean += part_values[p * half + pair];
   }
   mean /= held;
   var squares = 0.0;
@@ -2058,6 +2127,8 @@ const SCORE_ACCUMULATED = 1u;
 const SCORE_EMA = 2u;
 const SCORE_MEAN = 3u;
 const SCORE_LAST = 4u;
+const SCORE_AGE = 5u;
+const SCORE_KEY_DISTANCE = 6u;
 override SCORE: u32 = SCORE_POSITION;
 // ln alpha and ln(1 - alpha) of the moving sum; alpha is 0 where there is none.
 override LOG_ALPHA: f32 = -1e30;
@@ -2075,8 +2146,8 @@ override FIRST_STAGE: f32 = 0.0;
 override VALUE_EPSILON: f32 = 0.0;
 override LOG_VALUE_EPSILON: f32 = -1e30;
 
-// Whether slots are ranked by other scores than their own, and what makes them:
-// the neighbours up to a distance, the heads of the layer.
+// Whether scores take more than a slot's own fields: the other keys, the
+// neighbours up to a distance, the heads of the layer.
 override RATED: bool = false;
 const POOL_NONE = 0u;
 const POOL_MEAN = 1u;
@@ -2152,8 +2223,8 @@ fn first_stage(fitting: u32) -> u32 {
   return u32(floor(FIRST_STAGE * f32(fitting)));
 }
 `,
-  "lib/ratings.wgsl": `// Scores of candidates that are not their slots' own: pooled over neighbours,
-// or shared by the heads of a layer.
+  "lib/ratings.wgsl": `// Scores that take more than a slot's own fields: compared with other keys,
+// pooled over neighbours, or shared by the heads of a layer.
 
 // f32: a candidate's own score.
 const WORK_SCORE = 6u;
@@ -2181,8 +2252,34 @@ fn rate(
 ) {
   let c = group.x * THREADS + thread;
   if (begin(group.y) && c < params.candidates && is_held(c)) {
-    work[work_at(WORK_SCORE, c)] = bitcast<u32>(plain_score(slot_of(c)));
+    set_rating(c, plain_score(slot_of(c)));
   }
+}
+
+// The same where the keys of a head are compared.
+@compute @workgroup_size(THREADS)
+fn rate_keys(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (begin(group.x)) {
+    rate_by_key(thread);
+  }
+}
+
+fn rated_slot(candidate: u32) -> u32 {
+  if (is_held(candidate)) {
+    return slot_of(candidate);
+  }
+  return NO_SLOT;
+}
+
+fn rating(candidate: u32) -> f32 {
+  return bitcast<f32>(work[work_at(WORK_SCORE, candidate)]);
+}
+
+fn set_rating(candidate: u32, value: f32) {
+  work[work_at(WORK_SCORE, candidate)] = bitcast<u32>(value);
 }
 
 // Scores of neighbouring positions, outside the recent window, pooled. A
@@ -2204,7 +2301,7 @@ fn pool(
     let there = pooled_position(tile + thread);
     var score = 0.0;
     if (there != NOT_POOLED) {
-      score = bitcast<f32>(work[work_at(WORK_SCORE, tile + thread)]);
+      score = rating(tile + thread);
     }
     workgroupBarrier();
     reduce_words[thread] = there;
@@ -2223,7 +2320,7 @@ fn pool(
   if (mine >= params.candidates || !is_held(mine)) {
     return;
   }
-  var pooled = bitcast<f32>(work[work_at(WORK_SCORE, mine)]);
+  var pooled = rating(mine);
   if (position != NOT_POOLED) {
     pooled = largest;
     if (POOL == POOL_MEAN) {
@@ -2706,17 +2803,32 @@ fn observe_head(
   );
 }
 
-// Adds a row that all query heads of the group have observed.
-fn add_observation(scores: SlotScores, seen: Observation) -> SlotScores {
+// Share of the mean attention that a slot needs in order to matter.
+const LEAST_SHARE = 0.999;
+
+// Adds the row at \`position\` of the text, which all query heads of the group
+// have observed.
+fn add_observation(
+  scores: SlotScores,
+  seen: Observation,
+  position: u32,
+) -> SlotScores {
   let score = seen.score - log(f32(GROUP));
   var past = scores;
   if (SCORE == SCORE_LAST) {
     past.accumulated = 0.0;
     past.observations = 0u;
   }
+  let weight = seen.weight / f32(GROUP);
+  var accumulated = past.accumulated + weight;
+  if (SCORE == SCORE_AGE) {
+    let tokens = f32(position + 1u);
+    accumulated =
+      select(past.accumulated, tokens, weight * tokens >= LEAST_SHARE);
+  }
   return SlotScores(
     log_add(past.ema + LOG_ALPHA, score + LOG_REST),
-    past.accumulated + seen.weight / f32(GROUP),
+    accumulated,
     past.observations + 1u,
   );
 }
@@ -2757,7 +2869,9 @@ fn plain_score(slot: u32) -> f32 {
   if (SCORE == SCORE_POSITION) {
     return f32(position_of(slot));
   }
-  if (SCORE == SCORE_ACCUMULATED || SCORE == SCORE_LAST) {
+  if (
+    SCORE == SCORE_ACCUMULATED || SCORE == SCORE_LAST || SCORE == SCORE_AGE
+  ) {
     return side_float(slot, FIELD_ACCUMULATED);
   }
   if (SCORE == SCORE_MEAN) {
@@ -3404,7 +3518,7 @@ struct Params {
 @group(0) @binding(9) var<storage, read_write> raw_logits: array<f32>;
 // (rows, kvHeads, splits, group, 1 + headDim / 2): maximum and sum, then value
 @group(0) @binding(10) var<storage, read_write> partials: array<vec2<f32>>;
-// (rows, kvHeads, maxCapacity): scores, where heads share them
+// (rows, kvHeads, maxCapacity): scores that take more than a slot's own fields
 @group(0) @binding(11) var<storage, read_write> ratings: array<f32>;
 // (rows, kvHeads, PAIR_HEADER + 3 * maxCapacity): see \`lib/pair_step.wgsl\`
 @group(0) @binding(12) var<storage, read_write> pairs: array<u32>;
@@ -3585,7 +3699,8 @@ fn observe_slot(row: u32, kv_head: u32, slot: u32, index: u32) {
     let logit = raw_logits[logit_at(row, kv_head, i) + index];
     seen = observe_head(seen, logit, vote_bias(slot, i), log_sums[i]);
   }
-  let scores = add_observation(read_scores(slot), seen);
+  let position = position_of_row(row);
+  let scores = add_observation(read_scores(slot), seen, position);
   set_side_float(slot, FIELD_EMA, scores.ema);
   set_side_float(slot, FIELD_ACCUMULATED, scores.accumulated);
   set_side_word(slot, FIELD_OBSERVATIONS, scores.observations);
@@ -3753,6 +3868,9 @@ fn score_of(index: u32) -> f32 {
   if (!RATED) {
     return plain_score(own_offset + index);
   }
+  if (!LAYER_SCOPE) {
+    return rating(index);
+  }
   // The slots of all heads are the same tokens in the same order.
   var sum = no_scores();
   for (var i = 0u; i < KV_HEADS; i++) {
@@ -3782,6 +3900,20 @@ fn ranked_position(index: u32) -> u32 {
   return position_of(own_offset + index);
 }
 
+// What \`lib/key_distance.wgsl\` works on.
+fn rated_slot(index: u32) -> u32 {
+  let slot = own_offset + index;
+  return select(slot, NO_SLOT, tokens_of(slot) == 0u);
+}
+
+fn rating(index: u32) -> f32 {
+  return ratings[rating_at(own_kv_head) + index];
+}
+
+fn set_rating(index: u32, value: f32) {
+  ratings[rating_at(own_kv_head) + index] = value;
+}
+
 // Joins the attention of the head and adds the row to the scores.
 fn attend_and_score(thread: u32) {
   let splits = (own_high + params.split_slots - 1u) / params.split_slots;
@@ -3791,10 +3923,13 @@ fn attend_and_score(thread: u32) {
     let slot = own_offset + i;
     if (OBSERVE && tokens_of(slot) != 0u) {
       observe_slot(own_row, own_kv_head, slot, i);
-      if (RATED) {
-        ratings[rating_at(own_kv_head) + i] = plain_score(slot);
+      if (RATED && SCORE != SCORE_KEY_DISTANCE) {
+        set_rating(i, plain_score(slot));
       }
     }
+  }
+  if (SCORE == SCORE_KEY_DISTANCE && MERGE != MERGE_NEVER) {
+    rate_by_key(thread);
   }
 }
 
@@ -4063,7 +4198,8 @@ fn observe(
             log_sums[query_vector(query, kv_head)],
           );
         }
-        scores = add_observation(scores, seen);
+        let position = step_words[CHUNK_POSITION] + row + r;
+        scores = add_observation(scores, seen, position);
       }
     }
   }

@@ -36,20 +36,22 @@ export function compress(
   recorder: Recorder,
   args: Compress<DeviceBuffer>,
 ): void {
-  const { cache, step, sizes, policy: { merge, select, allocate } } = args;
-  const ratings = ratingConstants(args.policy);
+  const { cache, step, sizes, policy } = args;
+  const { score, merge, select, allocate } = policy;
+  const ratings = ratingConstants(policy);
   const { kvHeads } = sizes;
+  const rounds = pairingRounds(merge);
   const candidates = cache.maxCapacity + cache.stageRows;
   const mergeGroups = Math.min(MERGE_GROUPS, candidates);
-  const tiles = searchConstants(args.policy, sizes);
+  const tiles = searchConstants(policy, sizes);
   const common = {
     constants: {
       ...stepConstants(step),
       ...cacheConstants(args),
-      ...policyConstants(args.policy, sizes),
+      ...policyConstants(policy, sizes),
       ...ratings,
       ...tiles,
-      FLOOR: floorParts(args.policy),
+      FLOOR: floorParts(policy),
     },
     params: {
       ...cacheParams(args),
@@ -74,14 +76,15 @@ export function compress(
   const merges = [mergeGroups, kvHeads] as const;
   const perCandidate = [Math.ceil(candidates / THREADS), kvHeads] as const;
   const rate: Steps = [];
-  if (ratings.RATED) rate.push(["rate", perCandidate]);
+  if (score.kind === "keyDistance") rate.push(["rate_keys", perHead]);
+  else if (ratings.RATED) rate.push(["rate", perCandidate]);
   if (select.pool.kind !== "none") rate.push(["pool", perCandidate]);
   if (select.scope === "layer") rate.push(["share", [perCandidate[0]]]);
   const isAdaptive = allocate.heads.kind === "adaptive";
   const steps: Steps = [];
   if (isAdaptive) steps.push(...rate, ["allocate_heads", [1]]);
   steps.push(["survey", perHead]);
-  for (let round = 0; round < pairingRounds(merge); round++) {
+  for (let round = 0; round < rounds; round++) {
     steps.push(
       ["list_pairs", perHead],
       ["find_targets", searches, { HEAVIER_TARGETS: true }],
@@ -91,7 +94,9 @@ export function compress(
     );
   }
   if (merge.kind !== "never") {
-    steps.push(...rate, ["select_victims", perHead]);
+    // Nothing has changed since heads were allocated, unless pairs merged.
+    if (!isAdaptive || rounds > 0) steps.push(...rate);
+    steps.push(["select_victims", perHead]);
   }
   if ("votesPerQueryHead" in merge || merge.kind === "cosine") {
     steps.push(

@@ -37,6 +37,7 @@ export function mergeAttend(
   const splits = Math.ceil(cache.maxCapacity / splitSlots);
   const remembers = remembersPartners(policy);
   const isShared = policy.select.scope === "layer";
+  const isRated = isShared || policy.score.kind === "keyDistance";
   const { layer, first_head, total, max_capacity } = cacheParams(args);
   const common = {
     constants: {
@@ -53,7 +54,7 @@ export function mergeAttend(
       HEAVIER_TARGETS: !remembers,
       BY_DISTANCE: remembers,
       SINK_QUERIES: args.sinkQueries !== undefined,
-      RATED: isShared,
+      RATED: isRated,
     },
     params: {
       layer,
@@ -73,7 +74,7 @@ export function mergeAttend(
       raw_logits: needsScores(policy)
         ? recorder.scratch("raw logits", step.rows * heads * max_capacity)
         : undefined,
-      ratings: isShared
+      ratings: isRated
         ? recorder.scratch("ratings", step.rows * kvHeads * max_capacity)
         : undefined,
       partials: recorder.scratch(

@@ -44,6 +44,7 @@ export {
   criticalAdaKV,
   type CriticalAdaKVOptions,
 } from "./src/policies/critical_ada_kv.ts";
+export { ahaKV, type AhaKVOptions } from "./src/policies/aha_kv.ts";
 export { corm, type CormOptions } from "./src/policies/corm.ts";
 export {
   criticalKV,

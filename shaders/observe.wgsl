@@ -91,17 +91,18 @@ fn observe(
       let first_seeing = select(0u, tile * KEY_TILE + j, is_staged);
       let start = max(first_seeing, row) - row;
       for (var r = start; r < min(tile_rows, rows - row); r++) {
+        let position = step_words[CHUNK_POSITION] + row + r;
+        let gain = score_gain(position, table[head + HEAD_BUDGET]);
         var seen = init_observation();
         for (var i = 0u; i < GROUP; i++) {
           let query = (row + r) * GROUP + i;
           seen = observe_head(
             seen,
-            logits[(r * GROUP + i) * logit_pitch() + j],
-            vote_bias(slot, i),
+            gain * logits[(r * GROUP + i) * logit_pitch() + j],
+            gain * vote_bias(slot, i),
             log_sums[query_vector(query, kv_head)],
           );
         }
-        let position = step_words[CHUNK_POSITION] + row + r;
         scores = add_observation(scores, seen, position);
       }
     }

@@ -131,7 +131,7 @@ fn plain_score(slot: u32) -> f32 {
   ) {
     return side_float(slot, FIELD_ACCUMULATED);
   }
-  if (SCORE == SCORE_MEAN) {
+  if (SCORE == SCORE_MEAN || SCORE == SCORE_STEP_GAIN) {
     return mean_attention(slot);
   }
   var score = log_score(slot);

@@ -427,7 +427,10 @@ export interface MergeAttend<T> extends AttentionArgs<T> {
 export interface PrefillAttend<T> extends AttentionArgs<T> {
   /** Output `(rows, heads, headDim)` f32. */
   readonly output: T;
-  /** Output `(rows, heads)` f32: ln of the softmax sum of each row. */
+  /**
+   * Output `(rows, heads)` f32: ln of the softmax sum of each row, at the scale
+   * of the policy's scores.
+   */
   readonly logSums: T;
 }
 

@@ -1,11 +1,10 @@
 /**
- * Flags that say what an evaluation measures, and the plan that they make.
+ * Flags that say what an evaluation measures.
  *
  * @module
  */
-import { EvaluationFormatError } from "../evaluate/format_error.ts";
-import { type EvaluationPlan, parsePlan } from "../evaluate/plan.ts";
 import { retrievalForms } from "../evaluate/retrieval_tasks.ts";
+import { parseBudget } from "../policies/parse_budget.ts";
 import { policies } from "../policies/registry.ts";
 import {
   choice,
@@ -17,7 +16,7 @@ import {
 } from "./flags.ts";
 
 /** Tasks by name. */
-const TASKS = [
+export const TASKS = [
   "perplexity",
   "agreement",
   "perturbation",
@@ -83,15 +82,13 @@ export const evaluationFlags = {
     Object.keys(policies),
   ),
   budget: several<number | string>("AMOUNT", {
-    help: "Slots per head (64), or a share of each prompt (10%) (default: " +
-      "50%, 20%, 10%)",
-    expected: "slots (64) or a share of the prompt (10%)",
-    parse: (text) =>
-      /^\d+$/.test(text)
-        ? Number(text)
-        : /^\d+(\.\d+)?%$/.test(text)
-        ? text
-        : undefined,
+    help: "Slots per head (64), a share of each prompt (10%), or memory of " +
+      "the slots (4MiB) (default: 50%, 20%, 10%)",
+    expected: "slots (64), a share of the prompt (10%) or memory (4MiB)",
+    parse: (text) => {
+      const budget = parseBudget(text);
+      return typeof budget === "object" ? text : budget as number | undefined;
+    },
   }),
   tasks: words("NAME", `${TASKS.join(", ")} (default: perplexity)`, TASKS),
   setting: words("NAME", "whole, streaming (default: both)", [
@@ -108,7 +105,7 @@ export const evaluationFlags = {
     words: ["tune", "report", "all"],
   }),
   seed: numbers("N", "Seeds of windows and retrieval tasks (default: 1)"),
-  plan: text("FILE", "A plan in JSON, instead of all flags but --out"),
+  plan: text("FILE", "A plan in JSON; flags beside it change what it says"),
 } as const;
 
 /** How much is measured. */
@@ -116,7 +113,7 @@ export const sizeFlags = {
   prompt: whole("N", {
     help: "Tokens that are read first (default: 512)",
     from: 1,
-    to: 4096,
+    to: 2 ** 17,
   }),
   continuation: whole("N", {
     help: "Tokens that are scored (default: 128)",
@@ -148,70 +145,5 @@ export const sizeFlags = {
   }),
 } as const;
 
-/**
- * The plan that the flags describe.
- *
- * @throws {UsageError} If a flag is out of range.
- * @throws {EvaluationFormatError} If the file of `--plan` is damaged.
- */
-export async function planOf(
-  values: Values<typeof evaluationFlags & typeof sizeFlags>,
-): Promise<EvaluationPlan> {
-  const { plan: file } = values;
-  if (file !== undefined) return parsePlan(await readPlan(file), file);
-  const names = values.policy ?? Object.keys(policies);
-  const plan = {
-    policies: [...new Set(names)].map((policy) => ({ policy })),
-    budgets: values.budget ?? ["50%", "20%", "10%"],
-    settings: values.setting,
-    chunk: values.chunk,
-    batch: values.batch,
-    seeds: values.seed,
-    half: values.half,
-    tasks: (values.tasks ?? ["perplexity"]).map((task) => taskOf(task, values)),
-  };
-  try {
-    return parsePlan(JSON.stringify(plan), "the command line");
-  } catch (cause) {
-    if (!(cause instanceof EvaluationFormatError)) throw cause;
-    throw new UsageError(cause.message);
-  }
-}
-
-/** A task of the plan in JSON. */
-function taskOf(
-  task: typeof TASKS[number],
-  values: Values<typeof evaluationFlags & typeof sizeFlags>,
-): object {
-  const { prompt = 512, continuation = 128, probes = 8 } = values;
-  const amount = {
-    windowsPerDocument: values.windows,
-    documents: values["max-documents"],
-  };
-  switch (task) {
-    case "perplexity":
-    case "agreement":
-      return { kind: task, prompt, continuation, ...amount };
-    case "perturbation":
-      return { kind: task, prompt, probes, ...amount };
-    case "throughput":
-      return { kind: task, prompt, generate: continuation };
-    default:
-      return {
-        kind: "retrieval",
-        form: task,
-        lengths: values.length ?? [256, 512],
-        depths: values.depth ?? [0, 0.25, 0.5, 0.75, 1],
-        questions: values.question,
-      };
-  }
-}
-
-async function readPlan(file: string): Promise<string> {
-  try {
-    return await Deno.readTextFile(file);
-  } catch (cause) {
-    if (!(cause instanceof Deno.errors.NotFound)) throw cause;
-    throw new EvaluationFormatError(file, "there is no such file", { cause });
-  }
-}
+/** Values of the flags. */
+export type PlanValues = Values<typeof evaluationFlags & typeof sizeFlags>;

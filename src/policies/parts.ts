@@ -42,6 +42,14 @@ export type Score =
   /** The attention weight that it received from the newest row (TOVA). */
   | { readonly kind: "last" }
   /**
+   * Mean of the attention weights that it received at another scale than the
+   * model's: `softmax(g · (q·k/√d + ln votes))`, `g = √(2 ln(t/b))` for `t` tokens of text
+   * and `b` slots of the head, 0 while they all fit. The longer the text, the
+   * sharper the scores, so that as many slots stand out as there is room for
+   * (AhaKV).
+   */
+  | { readonly kind: "stepGain" }
+  /**
    * When it last mattered: the number `t` of tokens that the newest row had
    * seen which gave it at least `1/t` of its attention (CORM). Slots that never
    * mattered have 0.
@@ -79,7 +87,7 @@ export type Values =
    * budget that goes by scores alone (CriticalKV). Of the slots that may be
    * evicted, `b` of which fit, the `⌊first · b⌋` with the highest scores `A`
    * stay whatever their values; of the others those with the lowest
-   * `(A + epsilon) · u` go.
+   * `(A + epsilon) · u^power` go.
    */
   | {
     readonly kind: "norm";
@@ -91,6 +99,8 @@ export type Values =
     readonly of: "projected" | "plain";
     /** Share of the budget that goes by scores alone, in `[0, 1]`. */
     readonly first: number;
+    /** Whether norms count as they are or squared (AhaKV). */
+    readonly power: 1 | 2;
     /** What a slot without any score counts as. */
     readonly epsilon: number;
   };
@@ -316,7 +326,14 @@ export type Precision =
 /** When the cache is compressed while a prompt is read. */
 export type Schedule =
   /** After every `chunk` tokens: constant memory for a prompt of any length. */
-  { readonly kind: "streaming"; readonly chunk: number };
+  | { readonly kind: "streaming"; readonly chunk: number }
+  /**
+   * Once, at the end of the prompt, which is read in full before: the setting
+   * of most papers. A prompt has at most `longest` tokens, and the memory that
+   * it is read in grows with them: the stage of the cache by one slot per KV
+   * head and token, activations by one row.
+   */
+  | { readonly kind: "whole"; readonly longest: number };
 
 /** A cache policy. */
 export interface Policy {

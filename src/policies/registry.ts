@@ -5,6 +5,7 @@
  */
 import { adaKV } from "./ada_kv.ts";
 import { criticalAdaKV } from "./critical_ada_kv.ts";
+import { ahaKV } from "./aha_kv.ts";
 import { corm } from "./corm.ts";
 import { criticalKV } from "./critical_kv.ts";
 import { cam } from "./cam.ts";
@@ -39,6 +40,7 @@ export const policies: Readonly<Record<string, PolicyFactory>> = {
   "tova": tova,
   "keydiff": keyDiff,
   "corm": corm,
+  "ahakv": ahaKV,
   "d2o": d2o,
   "cam": cam,
   "streaming-llm": streamingLlm,

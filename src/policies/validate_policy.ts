@@ -63,11 +63,12 @@ export function validatePolicy(policy: Policy): void {
   if (select.pool.kind !== "none") {
     check("select.pool.width", select.pool.width, { from: 1, odd: true });
   }
-  check("schedule.chunk", schedule.chunk, {
-    from: 1,
-    to: 2 ** 17,
-    whole: true,
-  });
+  const rows = { from: 1, to: 2 ** 17, whole: true };
+  if (schedule.kind === "whole") {
+    check("schedule.longest", schedule.longest, rows);
+  } else {
+    check("schedule.chunk", schedule.chunk, rows);
+  }
   checkPairs(policy);
   if (merge.kind === "rightNeighbour") {
     check("merge.cap", merge.cap, { above: 0 });
@@ -111,7 +112,7 @@ function checkPairs(policy: Policy): void {
       score.kind === "keyDistance"
     ) {
       refuse(
-        `values of kind "norm" scale attention, score is of kind "${score.kind}": expected "accumulated", "mean", "last" or "ema"`,
+        `values of kind "norm" scale attention, score is of kind "${score.kind}": expected "accumulated", "mean", "last", "stepGain" or "ema"`,
       );
     }
     if (merge.kind === "rightNeighbour" && merge.rule === "exact") {

@@ -1,8 +1,15 @@
 import type { HostTensor, MergeAttend } from "../backends/backend.ts";
+import { logSumExp } from "./arithmetic.ts";
 import { type Eviction, evictOne } from "./evict_one.ts";
 import { HeadView, liveRows } from "./host.ts";
 import { groupRows } from "./merge_values.ts";
-import { observeRow, queryGroup, rawLogits, voteBias } from "./scores.ts";
+import {
+  observeRow,
+  queryGroup,
+  rawLogits,
+  scoreGain,
+  voteBias,
+} from "./scores.ts";
 import { rateLayer } from "./selection.ts";
 import { addSoftmax, initSoftmax, normalizeSoftmax } from "./softmax_state.ts";
 
@@ -37,10 +44,19 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
         const offset = (row * heads + kvHead * groupSize + g) * headDim;
         return normalizeSoftmax(state, { output: output.f32, offset });
       });
+      const gain = scoreGain(policy, { position, budget: head.get("budget") });
+      const scoreSums = gain === 1 ? logSums : logSums.map((_, g) =>
+        logSumExp(
+          slots.map((slot, i) =>
+            gain * (logits[i]![g]! + voteBias(slot, g, cache.lanes))
+          ),
+        )
+      );
       slots.forEach((slot, i) =>
         observeRow(slot, {
           logits: logits[i]!,
-          logSums,
+          gain,
+          logSums: scoreSums,
           position,
           lanes: cache.lanes,
           policy,

@@ -1,6 +1,6 @@
 import type { Compress, HostTensor } from "../backends/backend.ts";
 import { HeadView, liveRows } from "./host.ts";
-import { observeRow, queryGroup, rawLogits } from "./scores.ts";
+import { observeRow, queryGroup, rawLogits, scoreGain } from "./scores.ts";
 
 /**
  * Reference of `observe`: adds the attention of the chunk's observed rows to
@@ -24,9 +24,12 @@ export function observe(args: Compress<HostTensor>): void {
       const group = queryGroup(args, row, kvHead);
       const at = row * heads + kvHead * groupSize;
       const sums = Array.from(logSums.f32.subarray(at, at + groupSize));
+      const budget = head.get("budget");
+      const gain = scoreGain(policy, { position, budget });
       for (const slot of [...live, ...staged.slice(0, row + 1)]) {
         observeRow(slot, {
           logits: rawLogits(group, slot, policy),
+          gain,
           logSums: sums,
           position,
           lanes: cache.lanes,

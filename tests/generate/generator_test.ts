@@ -18,6 +18,7 @@ import type {
 } from "../../src/generate/options.ts";
 import { adaKV } from "../../src/policies/ada_kv.ts";
 import { criticalAdaKV } from "../../src/policies/critical_ada_kv.ts";
+import { ahaKV } from "../../src/policies/aha_kv.ts";
 import { corm } from "../../src/policies/corm.ts";
 import { criticalKV } from "../../src/policies/critical_kv.ts";
 import { fullCache } from "../../src/policies/full_cache.ts";
@@ -53,6 +54,7 @@ const methods: readonly PolicyFactory[] = [
   tova,
   keyDiff,
   corm,
+  ({ budget }) => ahaKV({ budget, window: 8 }),
   streamingLlm,
   d2o,
   cam,

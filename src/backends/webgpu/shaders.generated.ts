@@ -1065,6 +1065,129 @@ fn dot_halves(words: vec4<u32>, low: vec4<f32>, high: vec4<f32>) -> f32 {
   return dot(a, low) + dot(b, high);
 }
 `,
+  "lib/head_choice.wgsl": `// Choosing a victim among the slots of one head in a decode step.
+
+// The head that a workgroup has turned to.
+var<private> own_row: u32;
+var<private> own_kv_head: u32;
+var<private> own_offset: u32;
+var<private> own_high: u32;
+
+// Turns to a head: reads its words.
+fn begin(thread: u32, kv_head: u32, row: u32) {
+  let head = head_at(sequence_of(row), kv_head);
+  if (thread < HEAD_WORDS) {
+    head_words[thread] = table[head + thread];
+    if (thread == HEAD_HIGH) {
+      head_words[thread] = used_slots(head);
+    }
+  }
+  own_row = row;
+  own_kv_head = kv_head;
+  own_offset = workgroupUniformLoad(&head_words[HEAD_OFFSET]);
+  own_high = workgroupUniformLoad(&head_words[HEAD_HIGH]);
+}
+
+// Slots of the head are numbered from its first: candidates.
+fn slot_of(candidate: u32) -> u32 {
+  return own_offset + candidate;
+}
+
+fn is_held(candidate: u32) -> bool {
+  return tokens_of(slot_of(candidate)) != 0u;
+}
+
+// The slot that goes lies at no position after its own.
+fn is_there(candidate: u32) -> bool {
+  return is_held(candidate);
+}
+
+fn may_go(slot: u32) -> bool {
+  let newest = position_of_row(own_row);
+  return tokens_of(slot) != 0u &&
+    is_evictable(position_of(slot), head_words[HEAD_RECENT], newest);
+}
+
+// What the policy's score says of slot \`index\` of the head.
+fn score_of(index: u32) -> f32 {
+  if (!RATED) {
+    return plain_score(own_offset + index);
+  }
+  if (!LAYER_SCOPE) {
+    return rating(index);
+  }
+  // The slots of all heads are the same tokens in the same order.
+  var sum = no_scores();
+  for (var i = 0u; i < KV_HEADS; i++) {
+    sum = add_score(sum, ratings[rating_at(i) + index]);
+  }
+  return mean_score(sum, KV_HEADS);
+}
+
+fn rating_at(kv_head: u32) -> u32 {
+  return (own_row * KV_HEADS + kv_head) * params.max_capacity;
+}
+
+// What \`lib/select_rank.wgsl\` looks at.
+fn ranked_count() -> u32 {
+  return own_high;
+}
+
+fn is_ranked(index: u32, flag: u32) -> bool {
+  return may_go(own_offset + index);
+}
+
+fn ranked_key(index: u32) -> u32 {
+  return ordered(score_of(index));
+}
+
+fn ranked_position(index: u32) -> u32 {
+  return position_of(own_offset + index);
+}
+
+// What \`lib/key_distance.wgsl\` works on.
+fn rated_slot(index: u32) -> u32 {
+  let slot = own_offset + index;
+  return select(slot, NO_SLOT, tokens_of(slot) == 0u);
+}
+
+fn rating(index: u32) -> f32 {
+  return ratings[rating_at(own_kv_head) + index];
+}
+
+fn set_rating(index: u32, value: f32) {
+  ratings[rating_at(own_kv_head) + index] = value;
+}
+
+// The slot with the lowest rank of those that may go and do not stay by their
+// scores alone.
+fn choose_victim(thread: u32) -> u32 {
+  var last = vec2(0xffffffffu);
+  if (COUNT_VALUES) {
+    var evictable = 0u;
+    for (var i = thread; i < own_high; i += THREADS) {
+      evictable += select(0u, 1u, may_go(own_offset + i));
+    }
+    evictable = sum_words(thread, evictable);
+    if (evictable == 0u) {
+      return NO_SLOT;
+    }
+    last = select_rank(thread, 0u, evictable - first_stage(evictable - 1u));
+  }
+  var lowest = unranked();
+  for (var i = thread; i < own_high; i += THREADS) {
+    let slot = own_offset + i;
+    if (may_go(slot) && (!COUNT_VALUES || is_within(i, last))) {
+      let rank = rank_of(score_of(i), slot);
+      let mine = Ranked(rank, position_of(slot), slot);
+      if (is_before(mine, lowest)) {
+        lowest = mine;
+      }
+    }
+  }
+  return first_ranked(thread, lowest).slot;
+}
+`,
   "lib/head_table.wgsl": `// Words of a (layer, sequence, KV head) in the head table: see HeadWord.
 
 override KV_HEADS: u32 = 1u;
@@ -2129,6 +2252,7 @@ const SCORE_MEAN = 3u;
 const SCORE_LAST = 4u;
 const SCORE_AGE = 5u;
 const SCORE_KEY_DISTANCE = 6u;
+const SCORE_STEP_GAIN = 7u;
 override SCORE: u32 = SCORE_POSITION;
 // ln alpha and ln(1 - alpha) of the moving sum; alpha is 0 where there is none.
 override LOG_ALPHA: f32 = -1e30;
@@ -2139,10 +2263,11 @@ override COUNT_VOTES: bool = false;
 // Whether anything reads the scores of slots.
 override OBSERVE: bool = true;
 
-// Whether scores count times the norms of values, beside a first stage; what is
-// added to a score then, and its logarithm.
+// Whether scores count times the norms of values, beside a first stage; the
+// power of a norm; what is added to a score then, and its logarithm.
 override COUNT_VALUES: bool = false;
 override FIRST_STAGE: f32 = 0.0;
+override VALUE_POWER: u32 = 1u;
 override VALUE_EPSILON: f32 = 0.0;
 override LOG_VALUE_EPSILON: f32 = -1e30;
 
@@ -2213,9 +2338,10 @@ fn rank_of(score: f32, slot: u32) -> f32 {
   }
   let norm = side_float(slot, FIELD_VALUE_NORM);
   if (SCORE == SCORE_EMA) {
-    return log_add(score, LOG_VALUE_EPSILON) + log(max(norm, LEAST_NORM));
+    return log_add(score, LOG_VALUE_EPSILON) +
+      f32(VALUE_POWER) * log(max(norm, LEAST_NORM));
   }
-  return (score + VALUE_EPSILON) * norm;
+  return (score + VALUE_EPSILON) * select(norm, norm * norm, VALUE_POWER == 2u);
 }
 
 // Of \`fitting\` slots that have room, those that stay by their scores alone.
@@ -2874,7 +3000,7 @@ fn plain_score(slot: u32) -> f32 {
   ) {
     return side_float(slot, FIELD_ACCUMULATED);
   }
-  if (SCORE == SCORE_MEAN) {
+  if (SCORE == SCORE_MEAN || SCORE == SCORE_STEP_GAIN) {
     return mean_attention(slot);
   }
   var score = log_score(slot);
@@ -3372,6 +3498,19 @@ fn position_of_row(row: u32) -> u32 {
   return step_words[row * STATE_WORDS + STATE_POSITION];
 }
 `,
+  "lib/step_gain.wgsl": `// The scale of scores that is not the model's: see \`scoreGain\` of the reference.
+
+override STEP_GAIN: bool = false;
+
+// What the logits of the row at \`position\` are multiplied with for its scores.
+fn score_gain(position: u32, budget: u32) -> f32 {
+  if (!STEP_GAIN) {
+    return 1.0;
+  }
+  let ratio = f32(position + 1u) / f32(budget);
+  return sqrt(2.0 * max(0.0, log(ratio)));
+}
+`,
   "lib/step_words.wgsl": `// Words of a chunk and of the state of a sequence: see ChunkWord and StateWord.
 
 const CHUNK_SEQUENCE = 0u;
@@ -3530,6 +3669,8 @@ var<workgroup> state_keep: array<f32, MAX_GROUP>;
 var<workgroup> part_values: array<vec2<f32>, THREADS>;
 var<workgroup> part_sums: array<f32, THREADS>;
 var<workgroup> log_sums: array<f32, MAX_GROUP>;
+// The same at the scale of scores.
+var<workgroup> gain_sums: array<f32, MAX_GROUP>;
 var<workgroup> head_words: array<u32, HEAD_WORDS>;
 
 // Slots that may be live once the new token is in its slot.
@@ -3694,10 +3835,16 @@ fn join(thread: u32, row: u32, kv_head: u32, splits: u32) {
 
 // Adds this row to the scores of a slot.
 fn observe_slot(row: u32, kv_head: u32, slot: u32, index: u32) {
+  let gain = score_gain(position_of_row(row), head_words[HEAD_BUDGET]);
   var seen = init_observation();
   for (var i = 0u; i < GROUP; i++) {
     let logit = raw_logits[logit_at(row, kv_head, i) + index];
-    seen = observe_head(seen, logit, vote_bias(slot, i), log_sums[i]);
+    var log_sum = log_sums[i];
+    if (STEP_GAIN) {
+      log_sum = gain_sums[i];
+    }
+    seen =
+      observe_head(seen, gain * logit, gain * vote_bias(slot, i), log_sum);
   }
   let position = position_of_row(row);
   let scores = add_observation(read_scores(slot), seen, position);
@@ -3822,96 +3969,27 @@ fn attention_weight(
   return exp(logit + vote_bias(slot, query_head) - log_sums[query_head]);
 }
 
-// The head that a workgroup has turned to.
-var<private> own_row: u32;
-var<private> own_kv_head: u32;
-var<private> own_offset: u32;
-var<private> own_high: u32;
-
-// Turns to a head: reads its words.
-fn begin(thread: u32, kv_head: u32, row: u32) {
-  let head = head_at(sequence_of(row), kv_head);
-  if (thread < HEAD_WORDS) {
-    head_words[thread] = table[head + thread];
-    if (thread == HEAD_HIGH) {
-      head_words[thread] = used_slots(head);
+// Sums up the row's softmax at the scale of scores. The sum
+// of the attention is at least its largest term, so nothing overflows.
+fn sum_gained(thread: u32) {
+  let gain = score_gain(position_of_row(own_row), head_words[HEAD_BUDGET]);
+  for (var query_head = 0u; query_head < GROUP; query_head++) {
+    let first = logit_at(own_row, own_kv_head, query_head);
+    let log_sum = log_sums[query_head];
+    var sum = 0.0;
+    for (var i = thread; i < own_high; i += THREADS) {
+      if (tokens_of(own_offset + i) != 0u) {
+        let logit = raw_logits[first + i] +
+          vote_bias(own_offset + i, query_head);
+        sum += exp(gain * (logit - log_sum));
+      }
+    }
+    sum = sum_floats(thread, sum);
+    if (thread == 0u) {
+      gain_sums[query_head] = gain * log_sum + log(sum);
     }
   }
-  own_row = row;
-  own_kv_head = kv_head;
-  own_offset = workgroupUniformLoad(&head_words[HEAD_OFFSET]);
-  own_high = workgroupUniformLoad(&head_words[HEAD_HIGH]);
-}
-
-// Slots of the head are numbered from its first: candidates.
-fn slot_of(candidate: u32) -> u32 {
-  return own_offset + candidate;
-}
-
-fn is_held(candidate: u32) -> bool {
-  return tokens_of(slot_of(candidate)) != 0u;
-}
-
-// The slot that goes lies at no position after its own.
-fn is_there(candidate: u32) -> bool {
-  return is_held(candidate);
-}
-
-fn may_go(slot: u32) -> bool {
-  let newest = position_of_row(own_row);
-  return tokens_of(slot) != 0u &&
-    is_evictable(position_of(slot), head_words[HEAD_RECENT], newest);
-}
-
-// What the policy's score says of slot \`index\` of the head.
-fn score_of(index: u32) -> f32 {
-  if (!RATED) {
-    return plain_score(own_offset + index);
-  }
-  if (!LAYER_SCOPE) {
-    return rating(index);
-  }
-  // The slots of all heads are the same tokens in the same order.
-  var sum = no_scores();
-  for (var i = 0u; i < KV_HEADS; i++) {
-    sum = add_score(sum, ratings[rating_at(i) + index]);
-  }
-  return mean_score(sum, KV_HEADS);
-}
-
-fn rating_at(kv_head: u32) -> u32 {
-  return (own_row * KV_HEADS + kv_head) * params.max_capacity;
-}
-
-// What \`lib/select_rank.wgsl\` looks at.
-fn ranked_count() -> u32 {
-  return own_high;
-}
-
-fn is_ranked(index: u32, flag: u32) -> bool {
-  return may_go(own_offset + index);
-}
-
-fn ranked_key(index: u32) -> u32 {
-  return ordered(score_of(index));
-}
-
-fn ranked_position(index: u32) -> u32 {
-  return position_of(own_offset + index);
-}
-
-// What \`lib/key_distance.wgsl\` works on.
-fn rated_slot(index: u32) -> u32 {
-  let slot = own_offset + index;
-  return select(slot, NO_SLOT, tokens_of(slot) == 0u);
-}
-
-fn rating(index: u32) -> f32 {
-  return ratings[rating_at(own_kv_head) + index];
-}
-
-fn set_rating(index: u32, value: f32) {
-  ratings[rating_at(own_kv_head) + index] = value;
+  workgroupBarrier();
 }
 
 // Joins the attention of the head and adds the row to the scores.
@@ -3919,6 +3997,9 @@ fn attend_and_score(thread: u32) {
   let splits = (own_high + params.split_slots - 1u) / params.split_slots;
   join(thread, own_row, own_kv_head, splits);
   workgroupBarrier();
+  if (STEP_GAIN && OBSERVE) {
+    sum_gained(thread);
+  }
   for (var i = thread; i < own_high; i += THREADS) {
     let slot = own_offset + i;
     if (OBSERVE && tokens_of(slot) != 0u) {
@@ -3931,35 +4012,6 @@ fn attend_and_score(thread: u32) {
   if (SCORE == SCORE_KEY_DISTANCE && MERGE != MERGE_NEVER) {
     rate_by_key(thread);
   }
-}
-
-// The slot with the lowest rank of those that may go and do not stay by their
-// scores alone.
-fn choose_victim(thread: u32) -> u32 {
-  var last = vec2(0xffffffffu);
-  if (COUNT_VALUES) {
-    var evictable = 0u;
-    for (var i = thread; i < own_high; i += THREADS) {
-      evictable += select(0u, 1u, may_go(own_offset + i));
-    }
-    evictable = sum_words(thread, evictable);
-    if (evictable == 0u) {
-      return NO_SLOT;
-    }
-    last = select_rank(thread, 0u, evictable - first_stage(evictable - 1u));
-  }
-  var lowest = unranked();
-  for (var i = thread; i < own_high; i += THREADS) {
-    let slot = own_offset + i;
-    if (may_go(slot) && (!COUNT_VALUES || is_within(i, last))) {
-      let rank = rank_of(score_of(i), slot);
-      let mine = Ranked(rank, position_of(slot), slot);
-      if (is_before(mine, lowest)) {
-        lowest = mine;
-      }
-    }
-  }
-  return first_ranked(thread, lowest).slot;
 }
 
 // Takes the head down to its budget and updates its words.
@@ -4188,17 +4240,18 @@ fn observe(
       let first_seeing = select(0u, tile * KEY_TILE + j, is_staged);
       let start = max(first_seeing, row) - row;
       for (var r = start; r < min(tile_rows, rows - row); r++) {
+        let position = step_words[CHUNK_POSITION] + row + r;
+        let gain = score_gain(position, table[head + HEAD_BUDGET]);
         var seen = init_observation();
         for (var i = 0u; i < GROUP; i++) {
           let query = (row + r) * GROUP + i;
           seen = observe_head(
             seen,
-            logits[(r * GROUP + i) * logit_pitch() + j],
-            vote_bias(slot, i),
+            gain * logits[(r * GROUP + i) * logit_pitch() + j],
+            gain * vote_bias(slot, i),
             log_sums[query_vector(query, kv_head)],
           );
         }
-        let position = step_words[CHUNK_POSITION] + row + r;
         scores = add_observation(scores, seen, position);
       }
     }
@@ -4259,6 +4312,25 @@ override MAX_TILE: u32 = 32u;
 var<workgroup> row_max: array<f32, MAX_TILE>;
 var<workgroup> row_sum: array<f32, MAX_TILE>;
 var<workgroup> row_keep: array<f32, MAX_TILE>;
+// The same sum at the scale of scores.
+var<workgroup> gain_sum: array<f32, MAX_TILE>;
+
+// Adds a tile of logits to a query's sum at the scale of scores. Its
+// largest logit is that of the attention.
+fn add_gained(i: u32, gain: f32) {
+  var top = row_max[i];
+  for (var k = 0u; k < KEY_TILE; k++) {
+    top = max(top, logits[i * logit_pitch() + k]);
+  }
+  var sum = gain_sum[i] * exp(gain * (row_max[i] - top));
+  for (var k = 0u; k < KEY_TILE; k++) {
+    let logit = logits[i * logit_pitch() + k];
+    if (logit > LEAST_LOGIT) {
+      sum += exp(gain * (logit - top));
+    }
+  }
+  gain_sum[i] = sum;
+}
 
 @compute @workgroup_size(THREADS)
 fn attend(
@@ -4283,7 +4355,11 @@ fn attend(
   if (thread < QUERY_TILE) {
     row_max[thread] = LEAST_LOGIT;
     row_sum[thread] = 0.0;
+    gain_sum[thread] = 0.0;
   }
+  // Of the query that the first threads sum up.
+  let position = step_words[CHUNK_POSITION] + (first + thread) / GROUP;
+  let gain = score_gain(position, table[head + HEAD_BUDGET]);
 
   // Logits: a thread has key \`j\` and every \`strands\`th query.
   let j = thread % KEY_TILE;
@@ -4334,6 +4410,9 @@ fn attend(
         weights[n] = exp(logit - top);
       }
     }
+    if (STEP_GAIN && thread < QUERY_TILE) {
+      add_gained(thread, gain);
+    }
     workgroupBarrier();
     for (var n = 0u; strand + n * strands < QUERY_TILE; n++) {
       let i = strand + n * strands;
@@ -4372,6 +4451,11 @@ fn attend(
       output[vector * half + pair] = sums[n] / row_sum[i];
       if (pair == 0u) {
         log_sums[vector] = row_max[i] + log(row_sum[i]);
+        if (STEP_GAIN) {
+          let at = step_words[CHUNK_POSITION] + (first + i) / GROUP;
+          let own_gain = score_gain(at, table[head + HEAD_BUDGET]);
+          log_sums[vector] = own_gain * row_max[i] + log(gain_sum[i]);
+        }
       }
     }
   }

@@ -103,6 +103,7 @@ const SCORES = {
   last: 4,
   age: 5,
   keyDistance: 6,
+  stepGain: 7,
 } as const;
 const POOLS = { none: 0, mean: 1, max: 2 } as const;
 const MERGES = {
@@ -140,10 +141,12 @@ export function policyConstants(
     LOG_REST: Math.log1p(-alpha),
     RAW_SCALE: score.kind === "ema" && score.scale === "raw",
     COUNT_VOTES: score.kind === "ema" && score.countVotes,
+    STEP_GAIN: score.kind === "stepGain",
     OBSERVE: needsScores(policy),
     COUNT_VALUES: values.kind === "norm",
     ...(values.kind === "norm" && {
       FIRST_STAGE: values.first,
+      VALUE_POWER: values.power,
       VALUE_EPSILON: values.epsilon,
       LOG_VALUE_EPSILON: safeLog(values.epsilon),
     }),

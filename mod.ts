@@ -51,6 +51,8 @@ export {
   type CriticalKVOptions,
   type CriticalValues,
 } from "./src/policies/critical_kv.ts";
+export { cam, type CamOptions } from "./src/policies/cam.ts";
+export { d2o, type D2OOptions } from "./src/policies/d2o.ts";
 export { fullCache, type FullCacheOptions } from "./src/policies/full_cache.ts";
 export type { AttentionProfile } from "./src/policies/allocations/attention_profile.ts";
 export {
@@ -67,6 +69,7 @@ export { prefixKV, type PrefixKVOptions } from "./src/policies/prefix_kv.ts";
 export { keyDiff, type KeyDiffOptions } from "./src/policies/key_diff.ts";
 export { pyramidKV, type PyramidKVOptions } from "./src/policies/pyramid_kv.ts";
 export { snapKV, type SnapKVOptions } from "./src/policies/snap_kv.ts";
+export { steady, type SteadyOptions } from "./src/policies/steady.ts";
 export {
   streamingLlm,
   type StreamingLlmOptions,

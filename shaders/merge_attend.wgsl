@@ -10,11 +10,12 @@
 // softmax state and, where scores are kept, raw logits. `finish`, a workgroup
 // per head, joins the states and does the rest, because a victim can only be
 // chosen once all slots are scored. Where the heads of a layer choose together
-// it is split: `score` first, then `choose`. It reads the keys again for the nearest
-// one; riding with the attention as another query would save that, but needs
+// it is split: `score` first, then `choose`. It reads the keys again for the
+// nearest one; riding with the attention as another query would save that, but needs
 // the victim before the scores of this step.
 
 struct Params {
+  layer: u32,
   first_head: u32,
   total: u32,
   max_capacity: u32,
@@ -42,6 +43,8 @@ struct Params {
 @group(0) @binding(10) var<storage, read_write> partials: array<vec2<f32>>;
 // (rows, kvHeads, maxCapacity): scores that take more than a slot's own fields
 @group(0) @binding(11) var<storage, read_write> ratings: array<f32>;
+// (rows, kvHeads, PAIR_HEADER + 3 * maxCapacity): see `lib/pair_step.wgsl`
+@group(0) @binding(12) var<storage, read_write> pairs: array<u32>;
 
 const THREADS = 256u;
 
@@ -411,19 +414,45 @@ fn evict(thread: u32) {
   }
   live = sum_words(thread, live);
   free = min_words(thread, free);
-  var merged = Merged(0u, 0u, 0.0);
-  var dropped = 0u;
+  let head = head_at(sequence_of(own_row), kv_head);
+  if (thread == 0u) {
+    table[head + HEAD_LIVE] = live;
+    table[head + HEAD_NEXT] = free;
+    table[head + HEAD_HIGH] = high;
+  }
+  storageBarrier();
   let budget = workgroupUniformLoad(&head_words[HEAD_BUDGET]);
+  if (MERGE == MERGE_PAIR) {
+    list_pairs(thread, select(0u, high, live > budget));
+    return;
+  }
   if (MERGE != MERGE_NEVER && live > budget) {
-    storageBarrier();
     let victim = choose_victim(thread);
     if (victim != NO_SLOT) {
+      var merged = Merged(0u, 0u, 0.0);
       if (MERGE == MERGE_VOTES) {
         let chosen = nearest(thread, victim, offset, high);
         if (chosen.slot != NO_SLOT && -chosen.key > THRESHOLD) {
           merge_vector = query_vector(own_row * GROUP, kv_head);
           merged = merge_slots(thread, chosen.slot, victim);
         }
+      }
+      if (MERGE == MERGE_COSINE) {
+        let chosen = nearest(thread, victim, offset, high);
+        let past = bitcast<f32>(head_words[HEAD_THRESHOLD]);
+        let threshold = next_threshold(past, -chosen.key);
+        if (chosen.slot != NO_SLOT) {
+          if (thread == 0u) {
+            table[head + HEAD_THRESHOLD] = bitcast<u32>(threshold);
+          }
+          if (-chosen.key >= threshold) {
+            merged.count = blend_slots(thread, chosen.slot, victim);
+          }
+        }
+      }
+      if (MERGE == MERGE_NEXT_VALUES) {
+        let taker = pass_on(thread, victim - offset, high, kv_head);
+        merged.count = select(1u, 0u, taker == NO_SLOT);
       }
       if (MERGE == MERGE_RIGHT_NEIGHBOUR) {
         let kept = right_neighbour(thread, victim, offset, high);
@@ -433,33 +462,29 @@ fn evict(thread: u32) {
         }
       }
       workgroupBarrier();
-      if (thread == 0u) {
-        if (merged.count == 0u) {
-          dropped = tokens_of(victim);
-        }
-        free_slot(victim);
-      }
-      live -= 1u;
-      free = min(free, victim - offset);
+      remove(thread, head, victim, merged);
     }
   }
-  if (thread == 0u) {
-    let head = head_at(sequence_of(own_row), kv_head);
-    table[head + HEAD_LIVE] = live;
-    table[head + HEAD_NEXT] = free;
-    table[head + HEAD_HIGH] = high;
-    if (MERGE != MERGE_NEVER) {
-      table[head + HEAD_MERGED] += merged.count;
-      table[head + HEAD_GUARDED] += merged.guarded;
-      table[head + HEAD_DIVERGENCE] = bitcast<u32>(
-        bitcast<f32>(head_words[HEAD_DIVERGENCE]) + merged.divergence,
-      );
-      if (dropped > 0u) {
-        table[head + HEAD_DROPPED] += 1u;
-        table[head + HEAD_DROPPED_TOKENS] += dropped;
-      }
-    }
+}
+
+// Frees the slot that goes, and counts what became of it.
+fn remove(thread: u32, head: u32, victim: u32, merged: Merged) {
+  if (thread != 0u) {
+    return;
   }
+  if (merged.count == 0u) {
+    table[head + HEAD_DROPPED] += 1u;
+    table[head + HEAD_DROPPED_TOKENS] += tokens_of(victim);
+  }
+  free_slot(victim);
+  let index = victim - table[head + HEAD_OFFSET];
+  table[head + HEAD_LIVE] -= 1u;
+  table[head + HEAD_NEXT] = min(table[head + HEAD_NEXT], index);
+  table[head + HEAD_MERGED] += merged.count;
+  table[head + HEAD_GUARDED] += merged.guarded;
+  table[head + HEAD_DIVERGENCE] = bitcast<u32>(
+    bitcast<f32>(table[head + HEAD_DIVERGENCE]) + merged.divergence,
+  );
 }
 
 @compute @workgroup_size(THREADS)

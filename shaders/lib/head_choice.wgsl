@@ -21,6 +21,20 @@ fn begin(thread: u32, kv_head: u32, row: u32) {
   own_high = workgroupUniformLoad(&head_words[HEAD_HIGH]);
 }
 
+// Slots of the head are numbered from its first: candidates.
+fn slot_of(candidate: u32) -> u32 {
+  return own_offset + candidate;
+}
+
+fn is_held(candidate: u32) -> bool {
+  return tokens_of(slot_of(candidate)) != 0u;
+}
+
+// The slot that goes lies at no position after its own.
+fn is_there(candidate: u32) -> bool {
+  return is_held(candidate);
+}
+
 fn may_go(slot: u32) -> bool {
   let newest = position_of_row(own_row);
   return tokens_of(slot) != 0u &&

@@ -40,7 +40,13 @@ const MERGE_NEVER = 0u;
 const MERGE_DROP = 1u;
 const MERGE_VOTES = 2u;
 const MERGE_RIGHT_NEIGHBOUR = 3u;
+const MERGE_PAIR = 4u;
+const MERGE_COSINE = 5u;
+const MERGE_NEXT_VALUES = 6u;
 override MERGE: u32 = MERGE_NEVER;
+
+// Whether slots remember the partner that they would be merged with.
+override PARTNERS: bool = false;
 
 const KEY_ZIP = 0u;
 const KEY_MIN_NORM = 1u;

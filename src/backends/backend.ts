@@ -254,6 +254,17 @@ export const SlotField = {
   bias: 6,
 } as const;
 
+/**
+ * Field after the vote biases, where the policy's slots remember partners: u32,
+ * one more than the index in its head of the slot that this one would be merged
+ * into, or 0 if it knows none. A free slot knows none.
+ *
+ * @param lanes Vote biases of a slot.
+ */
+export function partnerField(lanes: number): number {
+  return SlotField.bias + lanes;
+}
+
 /** Vote bias of a free slot: finite, and zero weight in any softmax. */
 export const FREE_BIAS: number = -1e30;
 
@@ -269,7 +280,10 @@ export interface Slots<T> {
   readonly keys: T;
   /** `(total, headDim)` half: values. */
   readonly values: T;
-  /** `(SlotField.bias + lanes, total)`: see {@link SlotField}. */
+  /**
+   * `(SlotField.bias + lanes, total)`: see {@link SlotField}; one field more
+   * where slots remember partners: see {@link partnerField}.
+   */
   readonly side: T;
   /** Slots in all, over sequences and KV heads. */
   readonly total: number;
@@ -306,6 +320,8 @@ export const HeadWord = {
   guarded: 10,
   /** f32: sum over merges of KL(merge weights, vote shares). */
   divergence: 11,
+  /** f32: cosine that a slot needs to be merged (D2O); 0 before the first. */
+  threshold: 12,
   /** Words in all. */
   count: 16,
 } as const;

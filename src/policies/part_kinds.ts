@@ -49,7 +49,10 @@ const merge: KindsOf<Merge> = {
   drop: true,
   never: true,
   votes: true,
+  pair: true,
+  cosine: true,
   rightNeighbour: true,
+  nextValues: true,
 };
 const precision: KindsOf<Precision> = { half: true };
 const schedule: KindsOf<Schedule> = { streaming: true, whole: true };

@@ -201,6 +201,23 @@ export interface Select {
   readonly scope: "head" | "layer";
 }
 
+/** How slots are merged so that the one that stays has the mass of both. */
+export interface VoteMerge {
+  /**
+   * How the merged key keeps the current output unchanged.
+   *
+   * - `zip`: the paper's scaled mean key (KeepKV, eq. 7), guarded;
+   * - `minNorm`: the key nearest to the mean that has the exact logit;
+   * - `realVotes`: the mean key, and votes shrunk to the exact mass;
+   * - `convex`: the mean key and summed votes: not exact, as released.
+   */
+  readonly key: "zip" | "minNorm" | "realVotes" | "convex";
+  /** One vote bias per query head of the group instead of one per slot. */
+  readonly votesPerQueryHead: boolean;
+  /** Smallest and largest scale that `zip` may apply to a key. */
+  readonly guard: readonly [number, number];
+}
+
 /** What happens to a slot that has to go. */
 export type Merge =
   /** It is dropped. */
@@ -208,25 +225,60 @@ export type Merge =
   /** Nothing ever goes: the cache holds all tokens up to its capacity. */
   | { readonly kind: "never" }
   /** It is merged into the slot with the most similar key (KeepKV). */
+  | (
+    & {
+      readonly kind: "votes";
+      /** Cosine that the two keys must exceed; otherwise the slot is dropped. */
+      readonly threshold: number;
+      /** Order in a prefill: merge similar pairs first, or evict first. */
+      readonly prefill: "mergeFirst" | "evictFirst";
+    }
+    & VoteMerge
+  )
+  /**
+   * No slot is singled out: of all pairs of slots that may go, the one whose
+   * merge costs least is merged (Ward, 1963, "Hierarchical Grouping to
+   * Optimize an Objective Function"). With the weights `w = votes · ŝ` of the
+   * merge itself, the cost is what the merge adds to the weighted squared
+   * distance of all members from their slots:
+   *
+   * `wₐ w_b / (wₐ + w_b) · (keyWeight · ‖kₐ − k_b‖² / √d + valueWeight · ‖vₐ − v_b‖² / var)`
+   *
+   * where `var` is the mean squared distance of the head's values from their
+   * mean. Of the two, the one with the lower score goes.
+   */
+  | (
+    & {
+      readonly kind: "pair";
+      /** Weight of squared distances of keys over `√d`; 1/4 is a good start. */
+      readonly keyWeight: number;
+      /** Weight of squared distances of values over their variance. */
+      readonly valueWeight: number;
+      /**
+       * Rounds of pairing that a chunk of a prompt gets: in each, every slot
+       * proposes to its cheapest heavier partner, and the cheapest proposals
+       * without a slot in common are merged. What is over the budget after
+       * that goes to its cheapest partner among the slots that stay.
+       */
+      readonly rounds: number;
+      /**
+       * How a decode step finds the pair. `exhaustive`: all pairs are compared.
+       * `incremental`: each slot remembers its nearest partner, and only what
+       * changed is compared again; the pair that is found costs at most twice
+       * what the cheapest does (see `src/reference/partners.ts`).
+       */
+      readonly search: "exhaustive" | "incremental";
+    }
+    & VoteMerge
+  )
+  /**
+   * It is merged into the slot with the most similar key if their cosine
+   * reaches a moving average of such cosines, and is dropped if not (D2O).
+   */
   | {
-    readonly kind: "votes";
-    /**
-     * How the merged key keeps the current output unchanged.
-     *
-     * - `zip`: the paper's scaled mean key (eq. 7), guarded;
-     * - `minNorm`: the key nearest to the mean that has the exact logit;
-     * - `realVotes`: the mean key, and votes shrunk to the exact mass;
-     * - `convex`: the mean key and summed votes: not exact, as released.
-     */
-    readonly key: "zip" | "minNorm" | "realVotes" | "convex";
-    /** Cosine that the two keys must exceed; otherwise the slot is dropped. */
-    readonly threshold: number;
-    /** Order in a prefill: merge similar pairs first, or evict first. */
-    readonly prefill: "mergeFirst" | "evictFirst";
-    /** One vote bias per query head of the group instead of one per slot. */
-    readonly votesPerQueryHead: boolean;
-    /** Smallest and largest scale that `zip` may apply to a key. */
-    readonly guard: readonly [number, number];
+    readonly kind: "cosine";
+    /** Weight of the past in the moving average, in `[0, 1)`. */
+    readonly keep: number;
   }
   /**
    * Its value goes to the slot with the next higher position, which keeps its
@@ -247,6 +299,23 @@ export type Merge =
     readonly rule: "convex" | "exact";
     /** Largest `A₁/A₂` that `exact` applies; what is above is cut to it. */
     readonly cap: number;
+  }
+  /**
+   * Its value is added to those of the slots in the next positions, and its key
+   * is dropped (CaM). A chunk of a prompt ends as if its slots had gone one by
+   * one.
+   */
+  | {
+    readonly kind: "nextValues";
+    /** Positions after the slot whose values take its value in, up to 256. */
+    readonly count: number;
+    /**
+     * Whether it is passed on: drawn with the probability that the paper
+     * gives, or `expected`, that probability of it always.
+     */
+    readonly rule: "sampled" | "expected";
+    /** Seed of the draws, below 2^32. */
+    readonly seed: number;
   };
 
 /** How keys and values are stored. */

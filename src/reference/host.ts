@@ -68,6 +68,10 @@ export interface Slot {
   readonly index: number;
 }
 
+/** Words of the head table that are floats, and all others. */
+type FloatWord = "divergence" | "threshold";
+type CountWord = Exclude<keyof typeof HeadWord, "count" | FloatWord>;
+
 /** The part of one layer's cache that belongs to one sequence and KV head. */
 export class HeadView {
   readonly #table: Uint32Array;
@@ -92,21 +96,28 @@ export class HeadView {
   }
 
   /** Reads a word of the head table. */
-  get(word: Exclude<keyof typeof HeadWord, "count" | "divergence">): number {
+  get(word: CountWord): number {
     return this.#table[this.#row + HeadWord[word]]!;
   }
 
   /** Writes a word of the head table. */
-  set(
-    word: Exclude<keyof typeof HeadWord, "count" | "divergence">,
-    value: number,
-  ): void {
+  set(word: CountWord, value: number): void {
     this.#table[this.#row + HeadWord[word]] = value;
+  }
+
+  /** Reads a float of the head table. */
+  getFloat(word: FloatWord): number {
+    return this.#cache.table.f32[this.#row + HeadWord[word]]!;
+  }
+
+  /** Writes a float of the head table. */
+  setFloat(word: FloatWord, value: number): void {
+    this.#cache.table.f32[this.#row + HeadWord[word]] = value;
   }
 
   /** Adds to the head's sum of merge divergences. */
   addDivergence(value: number): void {
-    this.#cache.table.f32[this.#row + HeadWord.divergence]! += value;
+    this.setFloat("divergence", this.getFloat("divergence") + value);
   }
 
   /** Slot `index` of the head, counted from its offset. */

@@ -179,6 +179,14 @@ export function logScore(slot: Slot, policy: Policy): number {
   return n === 0 ? 0 : getFloat(slot, SlotField.ema) - emaCorrection(n, policy);
 }
 
+/** ln of the weight that a slot has in a merge: `votes · ŝ`. */
+export function logWeight(
+  slot: Slot,
+  { policy, lanes }: { policy: Policy; lanes: number },
+): number {
+  return pooledBias(slot, lanes) + logScore(slot, policy);
+}
+
 /** Mean attention weight of the rows that observed a slot. */
 export function meanAttention(slot: Slot): number {
   return getFloat(slot, SlotField.accumulated) /

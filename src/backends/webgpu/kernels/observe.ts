@@ -38,7 +38,7 @@ export function observe(
     constants: {
       ...stepConstants(step),
       ...cacheConstants(args),
-      ...policyConstants(policy),
+      ...policyConstants(policy, sizes),
       ...tiles,
       SINK_QUERIES: args.sinkQueries !== undefined,
     },

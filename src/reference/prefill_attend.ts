@@ -1,17 +1,17 @@
 import type { HostTensor, PrefillAttend } from "../backends/backend.ts";
-import { HeadView, liveRows } from "./host.ts";
+import { forwardRows, HeadView } from "./host.ts";
 import { queryGroup, rawLogits, voteBias } from "./scores.ts";
 import { addSoftmax, initSoftmax, normalizeSoftmax } from "./softmax_state.ts";
 
 /**
  * Reference of `prefill_attend`: each row of the chunk attends to the voted
- * slots and to the rows up to itself.
+ * slots and to the rows up to itself. Guests do the same, after the chunk.
  */
 export function prefillAttend(args: PrefillAttend<HostTensor>): void {
   const { output, logSums, cache, step, sizes, policy } = args;
   const { heads, kvHeads, headDim } = sizes;
   const groupSize = heads / kvHeads;
-  const rows = liveRows(step);
+  const rows = forwardRows(step);
   for (let kvHead = 0; kvHead < kvHeads && rows.length > 0; kvHead++) {
     const { sequence } = rows[0]!;
     const head = new HeadView(cache, { sequence, kvHead, kvHeads });

@@ -34,6 +34,7 @@ export type { LoadProgress } from "./src/model/weights.ts";
 export type { ChatMessage } from "./src/tokens/chat_template.ts";
 export type { CacheStats } from "./src/cache/slot_cache.ts";
 export type * from "./src/policies/parts.ts";
+export { citrus, type CitrusOptions } from "./src/policies/citrus.ts";
 export {
   definePolicy,
   type MethodOptions,

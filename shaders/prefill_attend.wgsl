@@ -74,7 +74,7 @@ fn attend(
 ) {
   let kv_head = group.y;
   let first = group.x * QUERY_TILE;
-  let rows = step_words[CHUNK_ROWS];
+  let rows = step_words[CHUNK_ROWS] + step_words[CHUNK_GUESTS];
   if (first >= rows * GROUP) {
     return;
   }

@@ -178,10 +178,17 @@ export interface Step<T> {
 export const ChunkWord = {
   /** Sequence that the rows belong to. */
   sequence: 0,
-  /** Live rows, at most `step.rows`. */
+  /** Live rows; with the guests at most `step.rows`. */
   rows: 1,
   /** Position of row 0 in the text. */
   position: 2,
+  /**
+   * Rows after the live ones that are guests: they go through the layers and
+   * attend like rows of the text, at the positions after it, but are not part
+   * of it. They are never stored, sampled from or counted as seen; the policy's
+   * probe may observe them.
+   */
+  guests: 3,
   /** Words in all. */
   count: 4,
 } as const;

@@ -5,6 +5,7 @@
  */
 import { retrievalForms } from "../evaluate/retrieval_tasks.ts";
 import { parseBudget } from "../policies/parse_budget.ts";
+import { questionSettings } from "../evaluate/settings.ts";
 import { policies } from "../policies/registry.ts";
 import {
   choice,
@@ -97,8 +98,9 @@ export const evaluationFlags = {
   ]),
   question: words(
     "NAME",
-    "Whether compression sees the question: seen, unseen (default: both)",
-    ["seen", "unseen"],
+    "What compression knows of the question: seen, probe, unseen (default: " +
+      "seen and unseen)",
+    questionSettings,
   ),
   half: choice("NAME", {
     help: "Documents to use: tune, report or all (default: report)",

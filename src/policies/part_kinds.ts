@@ -21,7 +21,12 @@ type KindsOf<Part extends { readonly kind: string }> = Readonly<
   Record<Part["kind"], true>
 >;
 
-const probe: KindsOf<Probe> = { none: true, all: true, last: true };
+const probe: KindsOf<Probe> = {
+  none: true,
+  all: true,
+  last: true,
+  instruction: true,
+};
 const score: KindsOf<Score> = {
   position: true,
   accumulated: true,

@@ -29,7 +29,13 @@ export type Probe =
   /** Every row. */
   | { readonly kind: "all" }
   /** The last `rows` rows of each chunk. */
-  | { readonly kind: "last"; readonly rows: number };
+  | { readonly kind: "last"; readonly rows: number }
+  /**
+   * The rows of an instruction that is known beforehand (CItruS): its `tokens`
+   * are read after each chunk, at the positions that follow, and see slots,
+   * chunk and each other. They are observed, and then forgotten.
+   */
+  | { readonly kind: "instruction"; readonly tokens: readonly number[] };
 
 /** What makes a slot important; the slot with the lowest score goes first. */
 export type Score =

@@ -25,6 +25,16 @@ export function validatePolicy(policy: Policy): void {
   if (probe.kind === "last") {
     check("probe.rows", probe.rows, { from: 1, whole: true });
   }
+  if (probe.kind === "instruction") {
+    check("probe.tokens.length", probe.tokens.length, {
+      from: 1,
+      to: 2 ** 12,
+      whole: true,
+    });
+    for (const [i, id] of probe.tokens.entries()) {
+      check(`probe.tokens[${i}]`, id, { from: 0, whole: true });
+    }
+  }
   if (score.kind === "ema") {
     check("score.alpha", score.alpha, { from: 0, below: 1 });
   }

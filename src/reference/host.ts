@@ -40,7 +40,7 @@ export interface LiveRow {
   readonly position: number;
 }
 
-/** The live rows of a step, in order. */
+/** The live rows of a step, in order; guests are not among them. */
 export function liveRows(step: Step<HostTensor>): LiveRow[] {
   const rows: LiveRow[] = [];
   if (step.kind === "prefill") {
@@ -56,6 +56,19 @@ export function liveRows(step: Step<HostTensor>): LiveRow[] {
     if (step.state.u32[state + StateWord.finished] !== 0) continue;
     const position = step.state.u32[state + StateWord.position]!;
     rows.push({ row, sequence: row, position });
+  }
+  return rows;
+}
+
+/** The live rows of a step and, in a prefill step, the guests after them. */
+export function forwardRows(step: Step<HostTensor>): LiveRow[] {
+  const rows = liveRows(step);
+  const last = rows.at(-1);
+  if (step.kind === "decode" || last === undefined) return rows;
+  const { row, sequence, position } = last;
+  const guests = step.chunk.u32[ChunkWord.guests]!;
+  for (let i = 1; i <= guests; i++) {
+    rows.push({ row: row + i, sequence, position: position + i });
   }
   return rows;
 }

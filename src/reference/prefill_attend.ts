@@ -1,19 +1,19 @@
 import type { HostTensor, PrefillAttend } from "../backends/backend.ts";
-import { HeadView, liveRows } from "./host.ts";
+import { forwardRows, HeadView } from "./host.ts";
 import { logSumExp } from "./arithmetic.ts";
 import { queryGroup, rawLogits, scoreGain, voteBias } from "./scores.ts";
 import { addSoftmax, initSoftmax, normalizeSoftmax } from "./softmax_state.ts";
 
 /**
  * Reference of `prefill_attend`: each row of the chunk attends to the voted
- * slots and to the rows up to itself. The sums are those that scores need: at
- * the scale that they have.
+ * slots and to the rows up to itself. Guests do the same, after the chunk. The
+ * sums are those that scores need: at the scale that they have.
  */
 export function prefillAttend(args: PrefillAttend<HostTensor>): void {
   const { output, logSums, cache, step, sizes, policy } = args;
   const { heads, kvHeads, headDim } = sizes;
   const groupSize = heads / kvHeads;
-  const rows = liveRows(step);
+  const rows = forwardRows(step);
   for (let kvHead = 0; kvHead < kvHeads && rows.length > 0; kvHead++) {
     const { sequence } = rows[0]!;
     const head = new HeadView(cache, { sequence, kvHead, kvHeads });

@@ -78,7 +78,10 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   const sizes = options.sizes ?? gqa;
   const heads = options.heads ?? variedHeads;
   const rows = options.rows ?? 37;
-  const live = options.live ?? rows;
+  const guests = options.policy.probe.kind === "instruction"
+    ? options.policy.probe.tokens.length
+    : 0;
+  const live = options.live ?? rows - guests;
   const position = options.position ?? 90;
   const { merge, allocate } = policy;
   const isAdaptive = allocate.heads.kind === "adaptive";
@@ -92,6 +95,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   const step = prefillStep({
     rows,
     live,
+    guests,
     position,
     sequence: 1,
     sequences: 2,
@@ -155,11 +159,13 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
     query: norm("queries", ...(hasSinkQueries ? ["sinkQueries"] : [])),
     key: norm("keys", "stageKeys"),
     value: 5,
-    slots: Math.max(...heads.map((head) => head.live)) + live,
+    slots: Math.max(...heads.map((head) => head.live)) + live + guests,
     rows: !isObserved
       ? 0
       : probe.kind === "last"
       ? Math.min(probe.rows, live)
+      : probe.kind === "instruction"
+      ? guests
       : live,
     merges: isMerging ? 1 : 0,
     run: kernel === "compress" && merge.kind === "rightNeighbour"
@@ -251,6 +257,13 @@ const weighted = testPolicy({
   merge: { kind: "rightNeighbour", rule: "convex", cap: 1 },
 });
 
+/** Scores that come from guests. */
+const guided = testPolicy({
+  probe: { kind: "instruction", tokens: [1, 2, 3, 4, 5] },
+  score: { kind: "mean" },
+  merge: { kind: "drop" },
+});
+
 const zip = testPolicy({
   score: { kind: "ema", alpha: 0.9, scale: "raw", countVotes: false },
   merge: votes({ key: "zip", guard: [-100, 100] }),
@@ -283,6 +296,12 @@ const attention: readonly Omit<ChunkOptions, "kernel">[] = [
   { name: "of a full chunk", policy: testPolicy({}) },
   { name: "of 5 of 37 rows", policy: testPolicy({}), live: 5 },
   { name: "of an empty chunk", policy: testPolicy({}), live: 0 },
+  { name: "of a chunk with guests", policy: guided },
+  { name: "of 3 rows with guests", policy: guided, live: 3 },
+  {
+    name: "of guests of a moving average",
+    policy: { ...testPolicy({}), probe: guided.probe },
+  },
   {
     name: "of the first chunk",
     policy: testPolicy({}),
@@ -354,6 +373,12 @@ export const chunkCases: readonly KernelCase[] = [
       })
     )
   ),
+  chunkCase({
+    name: "of a chunk with guests",
+    kernel: "compress",
+    policy: guided,
+    expect: does({ merges: false, drops: true }),
+  }),
   ...(["mergeFirst", "evictFirst"] as const).flatMap((prefill) => [
     chunkCase({
       name: `merges and drops with ${prefill}`,

@@ -565,7 +565,7 @@ fn embed(
   @builtin(local_invocation_index) thread: u32,
 ) {
   let row = group.x;
-  if (!is_live(row)) {
+  if (!is_forwarded(row)) {
     return;
   }
   let id = tokens[row];
@@ -577,7 +577,7 @@ fn embed(
     hidden[row * HIDDEN + 2u * i] = pair.x;
     hidden[row * HIDDEN + 2u * i + 1u] = pair.y;
   }
-  if (thread == 0u) {
+  if (thread == 0u && is_live(row)) {
     let word = sequence_of(row) * params.seen_words + id / 32u;
     atomicOr(&seen[word], 1u << (id % 32u));
   }
@@ -624,13 +624,13 @@ fn input_row(row: u32) -> u32 {
 }
 
 fn is_needed(row: u32) -> bool {
-  return is_live(row);
+  return is_forwarded(row);
 }
 
 // \`slot\` is that of the gate; the one after it is that of \`up\`.
 fn activate(row: u32, slot: u32, pair: vec2<f32>) {
   let i = first_slot + slot;
-  if (row >= ROWS || !is_live(row) || i >= params.block_rows) {
+  if (row >= ROWS || !is_forwarded(row) || i >= params.block_rows) {
     return;
   }
   let at = params.first_output + i / 2u;
@@ -672,7 +672,7 @@ fn tile(
   @builtin(local_invocation_index) thread: u32,
 ) {
   let first_row = group.y * TILE_ROWS;
-  if (PREFILL && !is_live(first_row)) {
+  if (PREFILL && !is_forwarded(first_row)) {
     return;
   }
   first_slot = group.x * TILE_OUTPUTS;
@@ -3482,6 +3482,14 @@ fn is_live(row: u32) -> bool {
   return step_words[row * STATE_WORDS + STATE_FINISHED] == 0u;
 }
 
+// The same, or a guest, which goes through the layers but is no part of the text.
+fn is_forwarded(row: u32) -> bool {
+  if (PREFILL) {
+    return row < step_words[CHUNK_ROWS] + step_words[CHUNK_GUESTS];
+  }
+  return is_live(row);
+}
+
 // Sequence that a row belongs to.
 fn sequence_of(row: u32) -> u32 {
   if (PREFILL) {
@@ -3516,6 +3524,7 @@ fn score_gain(position: u32, budget: u32) -> f32 {
 const CHUNK_SEQUENCE = 0u;
 const CHUNK_ROWS = 1u;
 const CHUNK_POSITION = 2u;
+const CHUNK_GUESTS = 3u;
 
 const STATE_POSITION = 0u;
 const STATE_FINISHED = 1u;
@@ -4162,7 +4171,7 @@ struct Params {
   stage_rows: u32,
   // Tiles of cache slots; the tiles after them are of staged rows.
   cache_tiles: u32,
-  // Rows observed at the end of the chunk.
+  // Rows observed at the end of the chunk, guests included.
   probe_rows: u32,
 }
 
@@ -4222,9 +4231,10 @@ fn observe(
   }
   // A tile holds whole rows: QUERY_TILE is a multiple of GROUP.
   let tile_rows = QUERY_TILE / GROUP;
-  let first_row = rows - min(rows, params.probe_rows);
-  for (var row = first_row; row < rows; row += tile_rows) {
-    let queries_left = (rows - row) * GROUP;
+  let end_row = rows + step_words[CHUNK_GUESTS];
+  let first_row = end_row - min(end_row, params.probe_rows);
+  for (var row = first_row; row < end_row; row += tile_rows) {
+    let queries_left = (end_row - row) * GROUP;
     workgroupBarrier();
     load_queries(thread, row * GROUP, min(QUERY_TILE, queries_left), kv_head);
     workgroupBarrier();
@@ -4239,7 +4249,7 @@ fn observe(
       // A row does not see the rows after it.
       let first_seeing = select(0u, tile * KEY_TILE + j, is_staged);
       let start = max(first_seeing, row) - row;
-      for (var r = start; r < min(tile_rows, rows - row); r++) {
+      for (var r = start; r < min(tile_rows, end_row - row); r++) {
         let position = step_words[CHUNK_POSITION] + row + r;
         let gain = score_gain(position, table[head + HEAD_BUDGET]);
         var seen = init_observation();
@@ -4339,7 +4349,7 @@ fn attend(
 ) {
   let kv_head = group.y;
   let first = group.x * QUERY_TILE;
-  let rows = step_words[CHUNK_ROWS];
+  let rows = step_words[CHUNK_ROWS] + step_words[CHUNK_GUESTS];
   if (first >= rows * GROUP) {
     return;
   }
@@ -4503,12 +4513,12 @@ fn input_row(row: u32) -> u32 {
 }
 
 fn is_needed(row: u32) -> bool {
-  return is_live(row);
+  return is_forwarded(row);
 }
 
 fn add(row: u32, slot: u32, product: f32) {
   let i = first_slot + slot;
-  if (row >= ROWS || !is_live(row) || i >= params.outputs) {
+  if (row >= ROWS || !is_forwarded(row) || i >= params.outputs) {
     return;
   }
   let output = params.first_output + i;
@@ -4540,7 +4550,7 @@ fn tile(
   @builtin(local_invocation_index) thread: u32,
 ) {
   let first_row = group.y * TILE_ROWS;
-  if (PREFILL && !is_live(first_row)) {
+  if (PREFILL && !is_forwarded(first_row)) {
     return;
   }
   first_slot = group.x * TILE_OUTPUTS;
@@ -4648,7 +4658,7 @@ fn input_row(row: u32) -> u32 {
 }
 
 fn is_needed(row: u32) -> bool {
-  return is_live(row);
+  return is_forwarded(row);
 }
 
 // Turns a pair by the angle of \`position\`: the product of the rotations of its
@@ -4789,7 +4799,7 @@ fn vector(
   for (var i = thread; i < ROWS * couples; i += VECTOR_THREADS) {
     let row = i / couples;
     let index = i % couples * 2u;
-    if (is_live(row) && pair_offset + index < HEAD_DIM / 2u) {
+    if (is_forwarded(row) && pair_offset + index < HEAD_DIM / 2u) {
       write_pairs(row, head, index, row * SLOTS);
     }
   }
@@ -4801,7 +4811,7 @@ fn tile(
   @builtin(local_invocation_index) thread: u32,
 ) {
   let first_row = group.y * TILE_ROWS;
-  if (PREFILL && !is_live(first_row)) {
+  if (PREFILL && !is_forwarded(first_row)) {
     return;
   }
   first_weight_row = group.x * TILE_OUTPUTS;
@@ -4826,7 +4836,7 @@ fn append(
 ) {
   let head = group.x;
   let row = group.y;
-  if (!is_live(row)) {
+  if (!is_forwarded(row)) {
     return;
   }
   let base = (row * (HEADS + 2u * KV_HEADS) + head) * HEAD_DIM;

@@ -45,7 +45,11 @@ export function observe(
     params: {
       ...cacheParams(args),
       cache_tiles: cacheTiles,
-      probe_rows: probe.kind === "all" ? step.rows : probe.rows,
+      probe_rows: probe.kind === "all"
+        ? step.rows
+        : probe.kind === "last"
+        ? probe.rows
+        : probe.tokens.length,
     },
     bindings: {
       ...stepBindings(step),

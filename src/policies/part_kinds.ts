@@ -29,6 +29,7 @@ const score: KindsOf<Score> = {
   last: true,
   age: true,
   keyDistance: true,
+  expected: true,
   stepGain: true,
   ema: true,
 };

@@ -64,6 +64,10 @@ export {
   varianceAllocation,
   type VarianceAllocationOptions,
 } from "./src/policies/allocations/variance_allocation.ts";
+export {
+  expectedAttention,
+  type ExpectedAttentionOptions,
+} from "./src/policies/expected_attention.ts";
 export { h2o, type H2OOptions } from "./src/policies/h2o.ts";
 export { keepKV, type KeepKVOptions } from "./src/policies/keep_kv.ts";
 export { prefixKV, type PrefixKVOptions } from "./src/policies/prefix_kv.ts";

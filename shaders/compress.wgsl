@@ -67,6 +67,8 @@ struct Params {
 @group(0) @binding(11) var<storage, read_write> marks: array<atomic<u32>>;
 // (kvHeads, COUNTERS)
 @group(0) @binding(12) var<storage, read_write> counters: array<atomic<u32>>;
+// (sequences, heads, 3 headDim + 1)
+@group(0) @binding(13) var<storage, read> statistics: array<f32>;
 
 const THREADS = 256u;
 

@@ -34,6 +34,7 @@ const score: KindsOf<Score> = {
   last: true,
   age: true,
   keyDistance: true,
+  expected: true,
   stepGain: true,
   ema: true,
 };

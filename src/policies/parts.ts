@@ -67,6 +67,28 @@ export type Score =
    */
   | { readonly kind: "keyDistance" }
   /**
+   * The attention that queries of the next `horizon` positions are expected to
+   * give it, if queries are as they were so far (ExpectedAttention). No row is
+   * needed: for each query head, the mean `μ` and the scatter of its unrotated
+   * queries are kept beside the slots. Rotated by the mean `R̄` of the
+   * rotations by the next positions they give
+   *
+   * `softmax(μ̄·k/√d + kᵀ Σ̄ k / (2d) + ln votes)`, `μ̄ = R̄ μ`, `Σ̄ = R̄ Σ R̄ᵀ`,
+   *
+   * over the slots that are no sinks; the score is the logarithm of its mean
+   * over the query heads of the group.
+   *
+   * `Σ` is not the covariance itself, which would take `d²` numbers per query
+   * head, but the nearest matrix that is a multiple of the identity on each
+   * RoPE pair: `σ² = E‖q − μ‖² / 2` of the pair. A rotation of the pair leaves
+   * such a block as it is, so `kᵀ Σ̄ k = Σ |R̄|² σ² ‖k‖²` over the pairs.
+   */
+  | {
+    readonly kind: "expected";
+    /** Positions after the newest one that queries are expected at. */
+    readonly horizon: number;
+  }
+  /**
    * Bias-corrected exponential moving average of its score (KeepKV, eq. 8):
    * `S ← alpha · S + (1 − alpha) · s`, `ŝ = S / (1 − alphaⁿ)`.
    */

@@ -10,6 +10,7 @@ import { corm } from "./corm.ts";
 import { criticalKV } from "./critical_kv.ts";
 import { cam } from "./cam.ts";
 import { d2o } from "./d2o.ts";
+import { expectedAttention } from "./expected_attention.ts";
 import { fullCache } from "./full_cache.ts";
 import { h2o } from "./h2o.ts";
 import { keepKV } from "./keep_kv.ts";
@@ -39,6 +40,7 @@ export const policies: Readonly<Record<string, PolicyFactory>> = {
   "pyramidkv": pyramidKV,
   "tova": tova,
   "keydiff": keyDiff,
+  "expected-attention": expectedAttention,
   "corm": corm,
   "ahakv": ahaKV,
   "d2o": d2o,

@@ -38,6 +38,13 @@ export function validatePolicy(policy: Policy): void {
   if (score.kind === "ema") {
     check("score.alpha", score.alpha, { from: 0, below: 1 });
   }
+  if (score.kind === "expected") {
+    check("score.horizon", score.horizon, {
+      from: 1,
+      to: 2 ** 24,
+      whole: true,
+    });
+  }
   if (values.kind === "norm") {
     check("values.first", values.first, { from: 0, to: 1 });
     check("values.epsilon", values.epsilon, { from: 0, below: Infinity });
@@ -122,7 +129,7 @@ function checkPairs(policy: Policy): void {
       score.kind === "keyDistance"
     ) {
       refuse(
-        `values of kind "norm" scale attention, score is of kind "${score.kind}": expected "accumulated", "mean", "last", "stepGain" or "ema"`,
+        `values of kind "norm" scale attention, score is of kind "${score.kind}": expected "accumulated", "mean", "last", "stepGain", "expected" or "ema"`,
       );
     }
     if (merge.kind === "rightNeighbour" && merge.rule === "exact") {

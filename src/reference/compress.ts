@@ -7,6 +7,7 @@ import {
 import { remembersPartners } from "../cache/layout.ts";
 import { allocateHeads } from "./allocate_heads.ts";
 import { blendSlots, moveThreshold } from "./blend_slots.ts";
+import { futureQueries } from "./expected_attention.ts";
 import {
   HeadView,
   keyOf,
@@ -69,6 +70,7 @@ export function compress(args: Compress<HostTensor>): void {
           ? valueSpread(slots, sizes.headDim)
           : 0,
         group: queryGroup(args, last.row, kvHead),
+        futures: futureQueries(cache, { ...last, kvHead, sizes }),
         lanes: cache.lanes,
         policy,
         sizes,

@@ -23,14 +23,12 @@ import { byCost, endsOf, nearestProposal } from "./pairing.ts";
 import { PairCosts, valueSpread } from "./pairs.ts";
 import { forgetPartners, partnerProposals } from "./partners.ts";
 import { isEvictable } from "./scores.ts";
-import { chooseVictims, type Ratings } from "./selection.ts";
+import { chooseVictims, type RatedHead, type Ratings } from "./selection.ts";
 
 /** What evicting a slot of a head needs. */
-export interface Eviction extends MergeContext {
+export interface Eviction extends MergeContext, RatedHead {
   readonly layer: number;
   readonly kvHead: number;
-  readonly slots: readonly Slot[];
-  readonly recent: number;
   readonly newest: number;
   readonly row: CurrentRow;
 }

@@ -21,6 +21,7 @@ import { criticalAdaKV } from "../../src/policies/critical_ada_kv.ts";
 import { ahaKV } from "../../src/policies/aha_kv.ts";
 import { corm } from "../../src/policies/corm.ts";
 import { criticalKV } from "../../src/policies/critical_kv.ts";
+import { expectedAttention } from "../../src/policies/expected_attention.ts";
 import { fullCache } from "../../src/policies/full_cache.ts";
 import { h2o } from "../../src/policies/h2o.ts";
 import { keepKV } from "../../src/policies/keep_kv.ts";
@@ -53,6 +54,7 @@ const methods: readonly PolicyFactory[] = [
   ({ budget }) => pyramidKV({ budget, window: 8, beta: 1.1 }),
   tova,
   keyDiff,
+  expectedAttention,
   corm,
   ({ budget }) => ahaKV({ budget, window: 8 }),
   streamingLlm,

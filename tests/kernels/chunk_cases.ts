@@ -104,6 +104,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
     sizes,
     lanes,
     ...(remembersPartners(policy) && { partners: policy.select }),
+    hasStatistics: policy.score.kind === "expected",
     stageRows: rows + 2,
     heads: [
       variedHeads.slice(0, 1).flatMap((head) =>

@@ -65,7 +65,8 @@ export function tableChange(scene: Scene, outcome: Outcome): TableChange {
 export function keepsScores({ merge, score }: Policy): boolean {
   return merge.kind !== "never" &&
     (merge.kind !== "drop" ||
-      score.kind !== "position" && score.kind !== "keyDistance");
+      score.kind !== "position" && score.kind !== "keyDistance" &&
+        score.kind !== "expected");
 }
 
 /** Makes a case of `merge_attend`. */
@@ -87,6 +88,7 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
     sizes,
     lanes,
     ...(remembersPartners(policy) && { partners: policy.select }),
+    hasStatistics: policy.score.kind === "expected",
     stageRows: 1,
     heads,
     positions,

@@ -71,6 +71,8 @@ struct Params {
 @group(0) @binding(11) var<storage, read_write> marks: array<atomic<u32>>;
 // (kvHeads, COUNTERS)
 @group(0) @binding(12) var<storage, read_write> counters: array<atomic<u32>>;
+// (sequences, heads, 3 headDim + 1)
+@group(0) @binding(13) var<storage, read> statistics: array<f32>;
 
 const THREADS = 256u;
 
@@ -1042,6 +1044,86 @@ fn ranked_key(candidate: u32) -> u32 {
 
 fn ranked_position(candidate: u32) -> u32 {
   return position_of(slot_of(candidate));
+}
+`,
+  "lib/expected_attention.wgsl": `// How much attention slots are expected to receive: see
+// \`src/reference/expected_attention.ts\`. A workgroup rates a head, and goes
+// through its keys twice; keeping the logits would take a float per query head
+// and slot.
+//
+// A kernel declares \`statistics\`, (sequences, heads, 3 headDim + 1), and
+// defines what \`lib/key_distance.wgsl\` takes.
+
+var<workgroup> expected_sums: array<f32, MAX_GROUP>;
+
+// ln of the weight that a slot has for the queries expected of a query head,
+// whose statistics begin at \`own\`, before the softmax.
+fn expected_logit(slot: u32, query_head: u32, own: u32) -> f32 {
+  let half = HEAD_DIM / 2u;
+  let future = own + future_at();
+  let variance = own + variance_at();
+  var product = 0.0;
+  var spread = 0.0;
+  // Words hold neighbours, pairs are half a head apart.
+  for (var i = 0u; i < half; i += 2u) {
+    let a = unpack_halves(key_word(slot, i / 2u));
+    let b = unpack_halves(key_word(slot, (half + i) / 2u));
+    product += dot(a, vec2(statistics[future + i], statistics[future + i + 1u]));
+    product += dot(
+      b,
+      vec2(statistics[future + half + i], statistics[future + half + i + 1u]),
+    );
+    spread += dot(
+      a * a + b * b,
+      vec2(statistics[variance + i], statistics[variance + i + 1u]),
+    );
+  }
+  return ROOT * (product + 0.5 * ROOT * spread) + vote_bias(slot, query_head);
+}
+
+// Sets each entry's rating to ln of the mean over the group of its share.
+fn rate_by_expectation(thread: u32, sequence: u32, kv_head: u32) {
+  let first = statistics_at(sequence, kv_head * GROUP);
+  let pitch = statistics_at(0u, 1u);
+  let count = ranked_count();
+  var tops: array<f32, MAX_GROUP>;
+  var sums: array<f32, MAX_GROUP>;
+  for (var i = 0u; i < GROUP; i++) {
+    tops[i] = -1e30;
+  }
+  for (var entry = thread; entry < count; entry += THREADS) {
+    let slot = rated_slot(entry);
+    if (slot == NO_SLOT || position_of(slot) < SINKS) {
+      continue;
+    }
+    for (var i = 0u; i < GROUP; i++) {
+      let logit = expected_logit(slot, i, first + i * pitch);
+      let top = max(tops[i], logit);
+      sums[i] = sums[i] * exp(tops[i] - top) + exp(logit - top);
+      tops[i] = top;
+    }
+  }
+  for (var i = 0u; i < GROUP; i++) {
+    let top = max_floats(thread, tops[i]);
+    let sum = sum_floats(thread, sums[i] * exp(tops[i] - top));
+    if (thread == 0u) {
+      expected_sums[i] = top + log(max(sum, 1e-30));
+    }
+  }
+  workgroupBarrier();
+  for (var entry = thread; entry < count; entry += THREADS) {
+    let slot = rated_slot(entry);
+    if (slot == NO_SLOT) {
+      continue;
+    }
+    var share = -1e30;
+    for (var i = 0u; i < GROUP; i++) {
+      let logit = expected_logit(slot, i, first + i * pitch);
+      share = log_add(share, logit - expected_sums[i]);
+    }
+    set_rating(entry, share - log(f32(GROUP)));
+  }
+  storageBarrier();
 }
 `,
   "lib/half.wgsl": `// Halves: 16-bit floats, two to a 32-bit word. Packing and unpacking are core
@@ -2253,6 +2335,7 @@ const SCORE_LAST = 4u;
 const SCORE_AGE = 5u;
 const SCORE_KEY_DISTANCE = 6u;
 const SCORE_STEP_GAIN = 7u;
+const SCORE_EXPECTED = 8u;
 override SCORE: u32 = SCORE_POSITION;
 // ln alpha and ln(1 - alpha) of the moving sum; alpha is 0 where there is none.
 override LOG_ALPHA: f32 = -1e30;
@@ -2271,7 +2354,7 @@ override VALUE_POWER: u32 = 1u;
 override VALUE_EPSILON: f32 = 0.0;
 override LOG_VALUE_EPSILON: f32 = -1e30;
 
-// Whether scores take more than a slot's own fields: the other keys, the
+// Whether scores take more than a slot's own fields: the keys of the head, the
 // neighbours up to a distance, the heads of the layer.
 override RATED: bool = false;
 const POOL_NONE = 0u;
@@ -2307,25 +2390,54 @@ override GUARD_HIGH: f32 = 0.0;
 override EXACT_VALUES: bool = false;
 override RATIO_CAP: f32 = 1.0;
 `,
+  "lib/query_statistics.wgsl": `// Where the statistics of query heads are: see \`queryStatisticsLayout\` of the
+// backends.
+
+// First float of a query head.
+fn statistics_at(sequence: u32, query_head: u32) -> u32 {
+  return (sequence * HEADS + query_head) * (3u * HEAD_DIM + 1u);
+}
+
+fn scatter_at() -> u32 {
+  return HEAD_DIM;
+}
+
+fn future_at() -> u32 {
+  return HEAD_DIM / 2u * 3u;
+}
+
+fn variance_at() -> u32 {
+  return HEAD_DIM / 2u * 5u;
+}
+
+fn count_at() -> u32 {
+  return HEAD_DIM * 3u;
+}
+`,
   "lib/ranks.wgsl": `// What slots are ranked by: see \`src/reference/selection.ts\`.
 
 // Smallest norm that counts; the logarithm of less is of no use.
 const LEAST_NORM = 1e-30;
 
+// Whether the numbers that a score says are logarithms.
+fn is_logarithm() -> bool {
+  return SCORE == SCORE_EMA || SCORE == SCORE_EXPECTED;
+}
+
 // The sum of no scores; where they are logarithms, of what they stand for.
 fn no_scores() -> f32 {
-  return select(0.0, -1e30, SCORE == SCORE_EMA);
+  return select(0.0, -1e30, is_logarithm());
 }
 
 fn add_score(sum: f32, score: f32) -> f32 {
-  if (SCORE == SCORE_EMA) {
+  if (is_logarithm()) {
     return log_add(sum, score);
   }
   return sum + score;
 }
 
 fn mean_score(sum: f32, count: u32) -> f32 {
-  if (SCORE == SCORE_EMA) {
+  if (is_logarithm()) {
     return sum - log(f32(count));
   }
   return sum / f32(count);
@@ -2337,7 +2449,7 @@ fn rank_of(score: f32, slot: u32) -> f32 {
     return score;
   }
   let norm = side_float(slot, FIELD_VALUE_NORM);
-  if (SCORE == SCORE_EMA) {
+  if (is_logarithm()) {
     return log_add(score, LOG_VALUE_EPSILON) +
       f32(VALUE_POWER) * log(max(norm, LEAST_NORM));
   }
@@ -2349,7 +2461,7 @@ fn first_stage(fitting: u32) -> u32 {
   return u32(floor(FIRST_STAGE * f32(fitting)));
 }
 `,
-  "lib/ratings.wgsl": `// Scores that take more than a slot's own fields: compared with other keys,
+  "lib/ratings.wgsl": `// Scores that take more than a slot's own fields: of all keys of the head,
 // pooled over neighbours, or shared by the heads of a layer.
 
 // f32: a candidate's own score.
@@ -2382,14 +2494,18 @@ fn rate(
   }
 }
 
-// The same where the keys of a head are compared.
+// The same where it takes all keys of the head.
 @compute @workgroup_size(THREADS)
 fn rate_keys(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
 ) {
   if (begin(group.x)) {
-    rate_by_key(thread);
+    if (SCORE == SCORE_EXPECTED) {
+      rate_by_expectation(thread, step_words[CHUNK_SEQUENCE], kv_head);
+    } else {
+      rate_by_key(thread);
+    }
   }
 }
 
@@ -2542,6 +2658,18 @@ fn sum_floats(thread: u32, value: f32) -> f32 {
   return workgroupUniformLoad(&reduce_floats[0]);
 }
 
+fn max_floats(thread: u32, value: f32) -> f32 {
+  reduce_floats[thread] = value;
+  for (var width = THREADS / 2u; width > 0u; width /= 2u) {
+    workgroupBarrier();
+    if (thread < width) {
+      reduce_floats[thread] =
+        max(reduce_floats[thread], reduce_floats[thread + width]);
+    }
+  }
+  return workgroupUniformLoad(&reduce_floats[0]);
+}
+
 // The sum of \`value\` over this thread and those before it.
 fn prefix_sum(thread: u32, value: u32) -> u32 {
   reduce_words[thread] = value;
@@ -2589,6 +2717,29 @@ fn first_ranked(thread: u32, mine: Ranked) -> Ranked {
     }
   }
   return workgroupUniformLoad(&reduce_ranked[0]);
+}
+`,
+  "lib/rope.wgsl": `// Angles of rotary position embeddings: see \`src/model/rope.ts\`. A kernel
+// declares \`rope\`, (3, 256, headDim / 2) of cosine and sine.
+
+// The angle of a pair at a position: the product of the rotations of its three
+// base-256 digits.
+fn angle_at(index: u32, position: u32) -> vec2<f32> {
+  let half = HEAD_DIM / 2u;
+  var angle = rope[(position & 255u) * half + index];
+  for (var level = 1u; level < 3u; level++) {
+    let digit = (position >> (8u * level)) & 255u;
+    angle = turn(angle, rope[(level * 256u + digit) * half + index]);
+  }
+  return angle;
+}
+
+// The product of two complex numbers: a pair, turned by an angle.
+fn turn(pair: vec2<f32>, angle: vec2<f32>) -> vec2<f32> {
+  return vec2(
+    pair.x * angle.x - pair.y * angle.y,
+    pair.y * angle.x + pair.x * angle.y,
+  );
 }
 `,
   "lib/runs.wgsl": `// Runs: candidates that all go, in the order of their positions, up to the kept
@@ -3670,6 +3821,8 @@ struct Params {
 @group(0) @binding(11) var<storage, read_write> ratings: array<f32>;
 // (rows, kvHeads, PAIR_HEADER + 3 * maxCapacity): see \`lib/pair_step.wgsl\`
 @group(0) @binding(12) var<storage, read_write> pairs: array<u32>;
+// (sequences, heads, 3 headDim + 1)
+@group(0) @binding(13) var<storage, read> statistics: array<f32>;
 
 const THREADS = 256u;
 
@@ -4011,15 +4164,22 @@ fn attend_and_score(thread: u32) {
   }
   for (var i = thread; i < own_high; i += THREADS) {
     let slot = own_offset + i;
-    if (OBSERVE && tokens_of(slot) != 0u) {
+    if (tokens_of(slot) == 0u) {
+      continue;
+    }
+    if (OBSERVE) {
       observe_slot(own_row, own_kv_head, slot, i);
-      if (RATED && SCORE != SCORE_KEY_DISTANCE) {
-        set_rating(i, plain_score(slot));
-      }
+    }
+    if (RATED) {
+      set_rating(i, plain_score(slot));
     }
   }
-  if (SCORE == SCORE_KEY_DISTANCE && MERGE != MERGE_NEVER) {
-    rate_by_key(thread);
+  if (MERGE != MERGE_NEVER) {
+    if (SCORE == SCORE_KEY_DISTANCE) {
+      rate_by_key(thread);
+    } else if (SCORE == SCORE_EXPECTED) {
+      rate_by_expectation(thread, sequence_of(own_row), own_kv_head);
+    }
   }
 }
 
@@ -4661,23 +4821,9 @@ fn is_needed(row: u32) -> bool {
   return is_forwarded(row);
 }
 
-// Turns a pair by the angle of \`position\`: the product of the rotations of its
-// three base-256 digits.
+// Turns a pair by the angle of \`position\`.
 fn rotate(pair: vec2<f32>, index: u32, position: u32) -> vec2<f32> {
-  let half = HEAD_DIM / 2u;
-  var angle = rope[(position & 255u) * half + index];
-  for (var level = 1u; level < 3u; level++) {
-    let digit = (position >> (8u * level)) & 255u;
-    let next = rope[(level * 256u + digit) * half + index];
-    angle = vec2(
-      angle.x * next.x - angle.y * next.y,
-      angle.y * next.x + angle.x * next.y,
-    );
-  }
-  return vec2(
-    pair.x * angle.x - pair.y * angle.y,
-    pair.y * angle.x + pair.x * angle.y,
-  );
+  return turn(pair, angle_at(index, position));
 }
 
 // Index in the cache that a row's token takes, staged rows included.
@@ -4851,6 +4997,124 @@ fn append(
   for (var index = 2u * thread; index < PAIRS; index += 128u) {
     write_pairs(row, head, index, 0u);
   }
+}
+`,
+  "query_statistics.wgsl": `// For each query head, the mean of its unrotated queries and, per RoPE pair,
+// the mean of their squared distances from it, over the text so far; then the
+// mean and the variance of the queries that are expected after the last row,
+// rotated like keys.
+//
+// Reads the queries of the step once, 4 bytes per element, and 28 bytes per
+// pair and query head of statistics. A workgroup has a query head: its threads
+// share the pairs, and the rows of a chunk, whose statistics they join in the
+// end. Letting \`qkv_rope_append\` count its queries before it turns them would
+// save undoing the rotation, but its workgroups own rows, not heads.
+
+@group(0) @binding(0) var<storage, read_write> statistics: array<f32>;
+// (rows, heads, headDim)
+@group(0) @binding(1) var<storage, read> queries: array<f32>;
+// (3, 256, headDim / 2): cosine and sine
+@group(0) @binding(2) var<storage, read> rope: array<vec2<f32>>;
+// (headDim / 2): mean of the rotations by the next positions
+@group(0) @binding(3) var<storage, read> ahead: array<vec2<f32>>;
+@group(0) @binding(4) var<storage, read> step_words: array<u32>;
+
+override HEADS: u32 = 1u;
+override HEAD_DIM: u32 = 4u;
+// First tokens of the text, whose queries do not count.
+override SINKS: u32 = 0u;
+
+const THREADS = 256u;
+
+// How many queries there were, their mean, and how far they scatter.
+struct Moments {
+  count: f32,
+  scatter: f32,
+  mean: vec2<f32>,
+}
+
+var<workgroup> part_moments: array<Moments, THREADS>;
+
+// The moments of both together. Differences from the mean are summed up, not
+// squares, since queries may scatter little about a mean far from 0.
+fn join_moments(a: Moments, b: Moments) -> Moments {
+  if (b.count == 0.0) {
+    return a;
+  }
+  let count = a.count + b.count;
+  let share = b.count / count;
+  let change = b.mean - a.mean;
+  let between = (1.0 - share) * dot(change, change);
+  return Moments(
+    count,
+    a.scatter + share * (b.scatter - a.scatter + between),
+    a.mean + share * change,
+  );
+}
+
+@compute @workgroup_size(THREADS)
+fn count_queries(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let head = group.x;
+  let first = group.y;
+  if (!is_live(first)) {
+    return;
+  }
+  let half = HEAD_DIM / 2u;
+  var rows = 1u;
+  if (PREFILL) {
+    rows = step_words[CHUNK_ROWS];
+  }
+  let own = statistics_at(sequence_of(first), head);
+  let counted = statistics[own + count_at()];
+  // A thread has a pair and every \`parts\`th row.
+  let parts = THREADS / half;
+  let pair = thread % half;
+  var moments = Moments(0.0, 0.0, vec2<f32>());
+  if (thread / half < parts) {
+    for (var row = first + thread / half; row < first + rows; row += parts) {
+      let position = position_of_row(row);
+      if (position < SINKS) {
+        continue;
+      }
+      let at = (row * HEADS + head) * HEAD_DIM + pair;
+      let query = vec2(queries[at], queries[at + half]);
+      let angle = angle_at(pair, position);
+      // The table may scale what it turns.
+      let back = vec2(angle.x, -angle.y) / dot(angle, angle);
+      moments = join_moments(moments, Moments(1.0, 0.0, turn(query, back)));
+    }
+  }
+  part_moments[thread] = moments;
+  // Everybody has read the count before one writes it.
+  storageBarrier();
+  workgroupBarrier();
+  if (thread >= half) {
+    return;
+  }
+  moments = Moments(
+    counted,
+    statistics[own + scatter_at() + pair],
+    vec2(statistics[own + pair], statistics[own + half + pair]),
+  );
+  for (var part = 0u; part < parts; part++) {
+    moments = join_moments(moments, part_moments[part * half + pair]);
+  }
+  statistics[own + pair] = moments.mean.x;
+  statistics[own + half + pair] = moments.mean.y;
+  statistics[own + scatter_at() + pair] = moments.scatter;
+  if (pair == 0u) {
+    statistics[own + count_at()] = moments.count;
+  }
+  let angle =
+    turn(angle_at(pair, position_of_row(first + rows - 1u)), ahead[pair]);
+  let future = turn(moments.mean, angle);
+  statistics[own + future_at() + pair] = future.x;
+  statistics[own + future_at() + half + pair] = future.y;
+  statistics[own + variance_at() + pair] =
+    dot(angle, angle) * moments.scatter / 2.0;
 }
 `,
   "sample.wgsl": `// Repetition penalty, temperature, top-k, top-p, min-p and one draw, or the

@@ -10,7 +10,7 @@ import type {
   Slots,
 } from "../../backend.ts";
 import { remembersPartners } from "../../../cache/layout.ts";
-import type { Policy } from "../../../policies/parts.ts";
+import type { Policy, Score } from "../../../policies/parts.ts";
 import type { Constants } from "../pipelines.ts";
 import type { Bindable } from "../recorder.ts";
 
@@ -104,6 +104,7 @@ const SCORES = {
   age: 5,
   keyDistance: 6,
   stepGain: 7,
+  expected: 8,
 } as const;
 const POOLS = { none: 0, mean: 1, max: 2 } as const;
 const MERGES = {
@@ -182,10 +183,15 @@ export function ratingConstants(
 ): Constants {
   return {
     RATED: pool.kind !== "none" || scope === "layer" ||
-      score.kind === "keyDistance",
+      takesAllKeys(score),
     POOL: POOLS[pool.kind],
     POOL_REACH: pool.kind === "none" ? 0 : (pool.width - 1) / 2,
   };
+}
+
+/** Whether a score is worked out from all keys of a head, without any row. */
+export function takesAllKeys({ kind }: Score): boolean {
+  return kind === "keyDistance" || kind === "expected";
 }
 
 /**
@@ -195,5 +201,5 @@ export function ratingConstants(
 export function needsScores({ score, merge }: Policy): boolean {
   return merge.kind !== "never" &&
     (merge.kind !== "drop" ||
-      score.kind !== "position" && score.kind !== "keyDistance");
+      score.kind !== "position" && !takesAllKeys(score));
 }

@@ -67,6 +67,8 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "ranks",
     "merge_slots",
     "blend_slots",
+    "neighbours",
+    "segments",
     "next_values",
     "merge_values",
     "ordered_bits",
@@ -76,6 +78,7 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "pairs",
     "search",
     "pair_step",
+    "segment_step",
   ],
   prefill_attend: [
     "half",
@@ -111,6 +114,8 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "ranks",
     "merge_slots",
     "blend_slots",
+    "neighbours",
+    "segments",
     "next_values",
     "merge_values",
     "pairs",
@@ -124,6 +129,7 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "pairing",
     "pass_values",
     "runs",
+    "segment_rounds",
   ],
   sample: ["step_words", "reduce", "ordered_bits"],
 };

@@ -72,6 +72,7 @@ export { h2o, type H2OOptions } from "./src/policies/h2o.ts";
 export { keepKV, type KeepKVOptions } from "./src/policies/keep_kv.ts";
 export { prefixKV, type PrefixKVOptions } from "./src/policies/prefix_kv.ts";
 export { keyDiff, type KeyDiffOptions } from "./src/policies/key_diff.ts";
+export { kvMerger, type KVMergerOptions } from "./src/policies/kv_merger.ts";
 export { pyramidKV, type PyramidKVOptions } from "./src/policies/pyramid_kv.ts";
 export { snapKV, type SnapKVOptions } from "./src/policies/snap_kv.ts";
 export { steady, type SteadyOptions } from "./src/policies/steady.ts";

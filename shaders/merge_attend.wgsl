@@ -436,9 +436,19 @@ fn evict(thread: u32) {
     return;
   }
   if (MERGE != MERGE_NEVER && live > budget) {
-    let victim = choose_victim(thread);
+    var pair = vec2(NO_SLOT);
+    if (MERGE == MERGE_SEGMENTS) {
+      pair = closest_link(thread);
+    }
+    var victim = pair.y;
+    if (victim == NO_SLOT) {
+      victim = choose_victim(thread);
+    }
     if (victim != NO_SLOT) {
       var merged = Merged(0u, 0u, 0.0);
+      if (MERGE == MERGE_SEGMENTS && pair.y != NO_SLOT) {
+        merged.count = merge_segment(thread, pair.x, victim);
+      }
       if (MERGE == MERGE_VOTES) {
         let chosen = nearest(thread, victim, offset, high);
         if (chosen.slot != NO_SLOT && -chosen.key > THRESHOLD) {

@@ -44,6 +44,7 @@ const MERGE_RIGHT_NEIGHBOUR = 3u;
 const MERGE_PAIR = 4u;
 const MERGE_COSINE = 5u;
 const MERGE_NEXT_VALUES = 6u;
+const MERGE_SEGMENTS = 7u;
 override MERGE: u32 = MERGE_NEVER;
 
 // Whether slots remember the partner that they would be merged with.

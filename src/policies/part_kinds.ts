@@ -59,6 +59,7 @@ const merge: KindsOf<Merge> = {
   cosine: true,
   rightNeighbour: true,
   nextValues: true,
+  segments: true,
 };
 const precision: KindsOf<Precision> = { half: true };
 const schedule: KindsOf<Schedule> = { streaming: true, whole: true };

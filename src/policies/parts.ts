@@ -344,6 +344,23 @@ export type Merge =
     readonly rule: "sampled" | "expected";
     /** Seed of the draws, below 2^32. */
     readonly seed: number;
+  }
+  /**
+   * Slots that follow each other in the text and have similar keys become one
+   * (KVMerger). A link joins a slot with the next one if both may be evicted
+   * and neither is a heavy hitter. As many links as slots are too many, those
+   * with the highest cosines of keys, are closed, and slots that closed links
+   * connect become one: see `src/reference/segments.ts` for its key and value.
+   * Where there are too few links, the slots with the lowest scores are dropped
+   * after that.
+   */
+  | {
+    readonly kind: "segments";
+    /**
+     * Share of the budget beside sinks and recent tokens that is for the slots
+     * with the highest scores, which are not merged, in `[0, 1]`.
+     */
+    readonly heavy: number;
   };
 
 /** How keys and values are stored. */

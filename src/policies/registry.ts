@@ -15,6 +15,7 @@ import { fullCache } from "./full_cache.ts";
 import { h2o } from "./h2o.ts";
 import { keepKV } from "./keep_kv.ts";
 import { keyDiff } from "./key_diff.ts";
+import { kvMerger } from "./kv_merger.ts";
 import type { Budget, Policy } from "./parts.ts";
 import { pyramidKV } from "./pyramid_kv.ts";
 import { snapKV } from "./snap_kv.ts";
@@ -45,6 +46,7 @@ export const policies: Readonly<Record<string, PolicyFactory>> = {
   "ahakv": ahaKV,
   "d2o": d2o,
   "cam": cam,
+  "kvmerger": kvMerger,
   "streaming-llm": streamingLlm,
 };
 

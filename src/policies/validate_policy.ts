@@ -100,6 +100,9 @@ export function validatePolicy(policy: Policy): void {
     check("merge.count", merge.count, { from: 1, to: 256, whole: true });
     check("merge.seed", merge.seed, { from: 0, below: 2 ** 32, whole: true });
   }
+  if (merge.kind === "segments") {
+    check("merge.heavy", merge.heavy, { from: 0, to: 1 });
+  }
   if (merge.kind === "pair") {
     check("merge.keyWeight", merge.keyWeight, { from: 0, to: 1e6 });
     check("merge.valueWeight", merge.valueWeight, { from: 0, to: 1e6 });
@@ -154,9 +157,9 @@ function checkPairs(policy: Policy): void {
         `select.scope "layer" evicts the same tokens in all heads, allocate.heads is of kind "${allocate.heads.kind}": expected kind "uniform"`,
       );
     }
-    if (merge.kind === "pair") {
+    if (merge.kind === "pair" || merge.kind === "segments") {
       refuse(
-        'select.scope "layer" evicts the same tokens in all heads, merge of kind "pair" chooses them head by head: expected another kind of merge',
+        `select.scope "layer" evicts the same tokens in all heads, merge of kind "${merge.kind}" chooses them head by head: expected another kind of merge`,
       );
     }
     if (merge.kind === "votes" && merge.prefill === "mergeFirst") {

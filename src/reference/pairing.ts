@@ -35,9 +35,11 @@ export interface ChunkHead extends MergeContext, RatedHead {
   readonly spread: number;
 }
 
-/** How often pairs are merged before anything is evicted. */
-export function pairingRounds(merge: Merge): number {
+/** How often slots are merged before anything is evicted. */
+export function mergingRounds(merge: Merge): number {
   switch (merge.kind) {
+    case "segments":
+      return 1;
     case "pair":
       return merge.rounds;
     case "votes":

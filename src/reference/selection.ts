@@ -149,11 +149,25 @@ export function chooseVictims(
   );
   const { values } = policy;
   if (values.kind === "norm") {
-    const fitting = Math.max(0, evictable.length - count);
-    // The product as 32-bit floats have it, so that all backends agree.
-    const first = Math.floor(Math.fround(Math.fround(values.first) * fitting));
-    evictable = evictable.sort(byScore(ratings))
-      .slice(0, evictable.length - first);
+    evictable = belowFirst(evictable, { share: values.first, count, ratings });
   }
   return evictable.sort(byRank(ratings)).slice(0, count);
+}
+
+/**
+ * Slots but for those with the highest scores, which are a share of as many as
+ * stay when `count` go.
+ */
+export function belowFirst(
+  slots: readonly Slot[],
+  { share, count, ratings }: {
+    share: number;
+    count: number;
+    ratings: Ratings;
+  },
+): Slot[] {
+  const fitting = Math.max(0, slots.length - count);
+  // The product as 32-bit floats have it, so that all backends agree.
+  const first = Math.floor(Math.fround(Math.fround(share) * fitting));
+  return slots.toSorted(byScore(ratings)).slice(0, slots.length - first);
 }

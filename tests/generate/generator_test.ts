@@ -25,6 +25,7 @@ import { expectedAttention } from "../../src/policies/expected_attention.ts";
 import { fullCache } from "../../src/policies/full_cache.ts";
 import { h2o } from "../../src/policies/h2o.ts";
 import { keepKV } from "../../src/policies/keep_kv.ts";
+import { kvMerger } from "../../src/policies/kv_merger.ts";
 import { keyDiff } from "../../src/policies/key_diff.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 import { cam } from "../../src/policies/cam.ts";
@@ -60,6 +61,7 @@ const methods: readonly PolicyFactory[] = [
   streamingLlm,
   d2o,
   cam,
+  kvMerger,
   steady,
 ];
 

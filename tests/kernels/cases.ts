@@ -6,6 +6,7 @@ import { matrixCases, wideCase } from "./matrix_cases.ts";
 import { qkvCases } from "./qkv_cases.ts";
 import { queryStatisticsCases } from "./query_statistics_cases.ts";
 import { sampleCases } from "./sample_cases.ts";
+import { segmentCases } from "./segment_cases.ts";
 import { selectionCases } from "./selection_cases.ts";
 import { valueNormsCases } from "./value_norms_cases.ts";
 
@@ -18,6 +19,7 @@ export const cases: readonly KernelCase[] = [
   ...chunkCases,
   ...adaptiveCases,
   ...selectionCases,
+  ...segmentCases,
   ...valueNormsCases,
   ...queryStatisticsCases,
   ...sampleCases,

@@ -130,7 +130,11 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
     value: 5,
     slots: Math.max(...heads.flat().map(({ live }) => live + 1)),
     rows: 1,
-    merges: "votesPerQueryHead" in merge || merge.kind === "cosine" ? 1 : 0,
+    merges: "votesPerQueryHead" in merge || merge.kind === "cosine" ||
+        merge.kind === "segments"
+      ? 1
+      : 0,
+    members: merge.kind === "segments" ? 2 : 0,
     // One merge of two, or a change of at most `cap` times two values with
     // five rounded factors.
     run: merge.kind !== "rightNeighbour"

@@ -69,6 +69,8 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "ranks",
     "merge_slots",
     "blend_slots",
+    "neighbours",
+    "segments",
     "next_values",
     "merge_values",
     "ordered_bits",
@@ -80,6 +82,7 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "pairs",
     "search",
     "pair_step",
+    "segment_step",
   ],
   prefill_attend: [
     "half",
@@ -115,6 +118,8 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "ranks",
     "merge_slots",
     "blend_slots",
+    "neighbours",
+    "segments",
     "next_values",
     "merge_values",
     "pairs",
@@ -130,6 +135,7 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "pairing",
     "pass_values",
     "runs",
+    "segment_rounds",
   ],
   sample: ["step_words", "reduce", "ordered_bits"],
 };

@@ -15,9 +15,15 @@ export const shaders: Readonly<Record<string, string>> = {
 //   find_targets    the best partner for each that is listed (many workgroups)
 //   pair            takes pairs, best first, until the head fits
 //   merge           merges the sets (many workgroups)
+// or, where neighbours in the text are merged:
+//   list_light      lists those that may be, if the head is over its budget
+//   neighbours      the next slot to the right of each (many workgroups)
+//   measure_links   how similar the two are (many workgroups)
+//   close_links     takes the most similar ones, until the head fits
+//   merge           merges what they connect (many workgroups)
 // then
 //   select_victims  lists the slots with the lowest ranks
-// with, before \`pair\` and \`select_victims\`, where scores are not the slots' own:
+// with, before \`pair\`, \`list_light\` and \`select_victims\`, where scores are not the slots' own:
 //   rate            each candidate's own score (many workgroups), or rate_keys
 //   pool            the scores of its neighbours (many workgroups)
 //   share           the mean over the heads (many workgroups)
@@ -259,6 +265,8 @@ fn merge(
     var merged = Merged(0u, 0u, 0.0);
     if (MERGE == MERGE_COSINE) {
       merged.count = blend_slots(thread, slot_of(stays), first);
+    } else if (MERGE == MERGE_SEGMENTS) {
+      merged.count = merge_segment(thread, slot_of(stays), first);
     } else {
       merged = merge_slots(thread, slot_of(stays), first);
     }
@@ -282,13 +290,9 @@ fn merge(
 // Leaves of the listed candidates those that do not stay by their scores alone,
 // with their ranks as keys.
 fn contest(thread: u32, evictable: u32, victims: u32) {
-  let contested = evictable - first_stage(evictable - victims);
-  let last = select_rank(thread, FLAG_LISTED, contested);
+  keep_lowest(thread, evictable - first_stage(evictable - victims));
   for (var c = thread; c < params.candidates; c += THREADS) {
-    let is_contested =
-      work[work_at(WORK_FLAGS, c)] == FLAG_LISTED && is_within(c, last);
-    work[work_at(WORK_FLAGS, c)] = select(0u, FLAG_LISTED, is_contested);
-    if (is_contested) {
+    if (work[work_at(WORK_FLAGS, c)] == FLAG_LISTED) {
       let slot = slot_of(c);
       work[work_at(WORK_KEY, c)] = ordered(rank_of(score_of(c), slot));
     }
@@ -307,18 +311,7 @@ fn select_victims(
     return;
   }
   let excess = count_excess(thread);
-  var evictable = 0u;
-  for (var c = thread; c < params.candidates; c += THREADS) {
-    var flags = 0u;
-    if (is_held(c) && may_go(c)) {
-      flags = FLAG_LISTED;
-      evictable += 1u;
-      work[work_at(WORK_KEY, c)] = ordered(score_of(c));
-    }
-    work[work_at(WORK_FLAGS, c)] = flags;
-  }
-  evictable = sum_words(thread, evictable);
-  storageBarrier();
+  let evictable = list_evictable(thread);
   let victims = min(excess, evictable);
   if (COUNT_VALUES && victims > 0u) {
     contest(thread, evictable, victims);
@@ -926,7 +919,7 @@ const WORK_TARGETS = 8u;
 
 const FLAG_LISTED = 1u;
 const FLAG_TARGET = 2u;
-// An end of a pair.
+// An end of a pair, or the first of a segment.
 const FLAG_TAKEN = 4u;
 // The proposer of a pair.
 const FLAG_ACCEPTED = 8u;
@@ -1027,6 +1020,34 @@ fn make_list(thread: u32) {
 // Lists what that may be merged into.
 fn list_targets(thread: u32) {
   list_flagged(thread, FLAG_TARGET, WORK_TARGETS, COUNT_TARGETS);
+}
+
+// Lists the candidates that may go, with their scores as keys; returns how many.
+fn list_evictable(thread: u32) -> u32 {
+  var evictable = 0u;
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    var flags = 0u;
+    if (is_held(c) && may_go(c)) {
+      flags = FLAG_LISTED;
+      evictable += 1u;
+      work[work_at(WORK_KEY, c)] = ordered(score_of(c));
+    }
+    work[work_at(WORK_FLAGS, c)] = flags;
+  }
+  evictable = sum_words(thread, evictable);
+  storageBarrier();
+  return evictable;
+}
+
+// Leaves of the listed candidates the \`count\` with the lowest keys.
+fn keep_lowest(thread: u32, count: u32) {
+  let last = select_rank(thread, FLAG_LISTED, count);
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    let is_kept =
+      work[work_at(WORK_FLAGS, c)] == FLAG_LISTED && is_within(c, last);
+    work[work_at(WORK_FLAGS, c)] = select(0u, FLAG_LISTED, is_kept);
+  }
+  storageBarrier();
 }
 
 // What \`lib/select_rank.wgsl\` looks at.
@@ -1794,6 +1815,39 @@ fn share_of(a: f32, b: f32) -> f32 {
   return select(a / sum, 0.5, sum == 0.0);
 }
 `,
+  "lib/neighbours.wgsl": `// Neighbours in the order of the text, among the slots of one head.
+//
+// A kernel defines
+//   slot_of(candidate)  the slot with a number
+//   is_held(candidate)  whether it holds a token
+
+// The first of \`count\` candidates to the right of \`position\`, or NO_SLOT. A
+// thread asks for its own position and goes through all by tiles; all threads
+// call this together.
+fn right_of(thread: u32, position: u32, count: u32) -> u32 {
+  var nearest = NO_SLOT;
+  var nearest_position = 0xffffffffu;
+  for (var tile = 0u; tile < count; tile += THREADS) {
+    let c = tile + thread;
+    // Nothing lies to the left of position 0: it stands for no candidate.
+    var there = 0u;
+    if (c < count && is_held(c)) {
+      there = position_of(slot_of(c));
+    }
+    workgroupBarrier();
+    reduce_words[thread] = there;
+    workgroupBarrier();
+    for (var k = 0u; k < THREADS; k++) {
+      let other = reduce_words[k];
+      if (other > position && other < nearest_position) {
+        nearest_position = other;
+        nearest = tile + k;
+      }
+    }
+  }
+  return nearest;
+}
+`,
   "lib/next_values.wgsl": `// Adding the value of a slot that goes to those of the slots after it: see
 // \`src/reference/next_values.ts\` for the source and the formulas.
 //
@@ -2371,6 +2425,7 @@ const MERGE_RIGHT_NEIGHBOUR = 3u;
 const MERGE_PAIR = 4u;
 const MERGE_COSINE = 5u;
 const MERGE_NEXT_VALUES = 6u;
+const MERGE_SEGMENTS = 7u;
 override MERGE: u32 = MERGE_NEVER;
 
 // Whether slots remember the partner that they would be merged with.
@@ -2759,8 +2814,8 @@ const WORK_PASS = 10u;
 // Candidate that takes it in, or NO_SLOT.
 const WORK_PARENT = 11u;
 
-// Finds the right neighbour of each victim: WORK_CHOICE, and the way back:
-// WORK_NEXT. A thread has a victim and goes through all candidates by tiles.
+// Finds the right neighbour of each listed candidate: WORK_CHOICE, and the way
+// back: WORK_NEXT.
 @compute @workgroup_size(THREADS)
 fn neighbours(
   @builtin(workgroup_id) group: vec3<u32>,
@@ -2780,26 +2835,7 @@ fn neighbours(
     mine = work[work_at(WORK_LIST, first + thread)];
     position = position_of(slot_of(mine));
   }
-  var nearest = NO_SLOT;
-  var nearest_position = 0xffffffffu;
-  for (var tile = 0u; tile < params.candidates; tile += THREADS) {
-    let c = tile + thread;
-    // Nothing lies to the left of position 0: it stands for no candidate.
-    var there = 0u;
-    if (c < params.candidates && is_held(c)) {
-      there = position_of(slot_of(c));
-    }
-    workgroupBarrier();
-    reduce_words[thread] = there;
-    workgroupBarrier();
-    for (var k = 0u; k < THREADS; k++) {
-      let other = reduce_words[k];
-      if (other > position && other < nearest_position) {
-        nearest_position = other;
-        nearest = tile + k;
-      }
-    }
-  }
+  let nearest = right_of(thread, position, params.candidates);
   if (mine != NO_SLOT) {
     work[work_at(WORK_CHOICE, mine)] = nearest;
     if (nearest != NO_SLOT) {
@@ -3317,6 +3353,288 @@ fn tile_distance(i: u32, j: u32) -> f32 {
     sum += dot(a - b, a - b);
   }
   return sum;
+}
+`,
+  "lib/segment_rounds.wgsl": `// Closing links between neighbours in the text until a chunk fits its budget.
+
+// Lists the candidates that may be merged with their neighbours, if the head is
+// over its budget.
+@compute @workgroup_size(THREADS)
+fn list_light(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let excess = count_excess(thread);
+  if (excess == 0u) {
+    return;
+  }
+  let evictable = list_evictable(thread);
+  if (evictable > 0u) {
+    keep_lowest(thread, light_slots(evictable, excess));
+  }
+  make_list(thread);
+  if (thread == 0u) {
+    atomicStore(&counters[kv_head * COUNTERS + COUNT_EXCESS], excess);
+  }
+}
+
+// Measures the link of each listed candidate to its right neighbour:
+// WORK_KEY. There is none to a neighbour that is not listed: WORK_CHOICE.
+@compute @workgroup_size(THREADS)
+fn measure_links(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.y)) {
+    return;
+  }
+  let i = group.x * THREADS + thread;
+  if (i >= atomicLoad(&counters[kv_head * COUNTERS + COUNT_LISTED])) {
+    return;
+  }
+  let c = work[work_at(WORK_LIST, i)];
+  let right = work[work_at(WORK_CHOICE, c)];
+  if (right == NO_SLOT) {
+    return;
+  }
+  if ((work[work_at(WORK_FLAGS, right)] & FLAG_LISTED) == 0u) {
+    work[work_at(WORK_CHOICE, c)] = NO_SLOT;
+    return;
+  }
+  work[work_at(WORK_KEY, c)] = ordered(-key_cosine(slot_of(c), slot_of(right)));
+}
+
+fn is_closed(candidate: u32) -> bool {
+  return (work[work_at(WORK_FLAGS, candidate)] & FLAG_ACCEPTED) != 0u;
+}
+
+// Closes the closest links, as many as the head is over its budget, and lists
+// the candidates that go: chains with the pivot of their segment as target.
+@compute @workgroup_size(THREADS)
+fn close_links(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let listed = read_counter(thread, COUNT_LISTED);
+  let excess = read_counter(thread, COUNT_EXCESS);
+  var links = 0u;
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    let is_link = work[work_at(WORK_CHOICE, c)] != NO_SLOT;
+    work[work_at(WORK_FLAGS, c)] = select(0u, FLAG_ACCEPTED, is_link);
+    work[work_at(WORK_NEXT, c)] = NO_SLOT;
+    links += select(0u, 1u, is_link);
+  }
+  links = sum_words(thread, links);
+  storageBarrier();
+  var last = vec2(0xffffffffu);
+  if (links > excess) {
+    last = select_rank(thread, FLAG_ACCEPTED, excess);
+  }
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    if (is_closed(c)) {
+      if (is_within(c, last)) {
+        work[work_at(WORK_NEXT, work[work_at(WORK_CHOICE, c)])] = c;
+      } else {
+        work[work_at(WORK_FLAGS, c)] = 0u;
+      }
+    }
+  }
+  storageBarrier();
+  // A segment begins where nothing is linked from the left.
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    if (is_closed(c) && work[work_at(WORK_NEXT, c)] == NO_SLOT) {
+      work[work_at(WORK_FLAGS, c)] |= FLAG_TAKEN;
+    }
+  }
+  storageBarrier();
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    if ((work[work_at(WORK_FLAGS, c)] & FLAG_TAKEN) != 0u) {
+      chain_segment(c);
+    }
+  }
+  storageBarrier();
+  make_list(thread);
+}
+
+// Chains the members of the segment that begins at a candidate to its pivot. A
+// thread has a segment; segments are short unless the budget is far exceeded.
+fn chain_segment(first: u32) {
+  var pivot = first;
+  var most = side_float(slot_of(first), FIELD_ACCUMULATED);
+  var c = first;
+  while (is_closed(c)) {
+    c = work[work_at(WORK_CHOICE, c)];
+    let attention = side_float(slot_of(c), FIELD_ACCUMULATED);
+    if (attention > most) {
+      most = attention;
+      pivot = c;
+    }
+  }
+  var last = NO_SLOT;
+  c = first;
+  while (c != NO_SLOT) {
+    let next = select(NO_SLOT, work[work_at(WORK_CHOICE, c)], is_closed(c));
+    work[work_at(WORK_FLAGS, c)] = 0u;
+    if (c != pivot) {
+      work[work_at(WORK_CHOICE, c)] = pivot;
+      work[work_at(WORK_NEXT, c)] = NO_SLOT;
+      work[work_at(WORK_FLAGS, c)] = FLAG_LISTED;
+      if (last == NO_SLOT) {
+        work[work_at(WORK_FLAGS, c)] |= FLAG_LEADER;
+      } else {
+        work[work_at(WORK_NEXT, last)] = c;
+      }
+      last = c;
+    }
+    c = next;
+  }
+}
+`,
+  "lib/segment_step.wgsl": `// The link between neighbours in the text that a decode step closes. A
+// workgroup has a head: a step closes one link, and finding the neighbours reads
+// positions alone.
+
+// The two neighbours with the most similar keys of those that may be merged:
+// the one that stays, and the one that goes; NO_SLOT if there are none.
+fn closest_link(thread: u32) -> vec2<u32> {
+  var evictable = 0u;
+  for (var i = thread; i < own_high; i += THREADS) {
+    evictable += select(0u, 1u, may_go(own_offset + i));
+  }
+  evictable = sum_words(thread, evictable);
+  if (evictable == 0u) {
+    return vec2(NO_SLOT);
+  }
+  let last = select_rank(thread, 0u, light_slots(evictable, 1u));
+  var best = unranked();
+  var best_right = NO_SLOT;
+  for (var first = 0u; first < own_high; first += THREADS) {
+    let i = first + thread;
+    let slot = own_offset + i;
+    // Nothing lies to the right of the last position.
+    var position = 0xffffffffu;
+    if (i < own_high && may_go(slot) && is_within(i, last)) {
+      position = position_of(slot);
+    }
+    let next = right_of(thread, position, own_high);
+    let right = own_offset + next;
+    if (next != NO_SLOT && may_go(right) && is_within(next, last)) {
+      let mine = Ranked(-key_cosine(slot, right), position, slot);
+      if (is_before(mine, best)) {
+        best = mine;
+        best_right = right;
+      }
+    }
+  }
+  let left = first_ranked(thread, best).slot;
+  if (left == NO_SLOT) {
+    return vec2(NO_SLOT);
+  }
+  if (best.slot == left) {
+    let is_right = side_float(best_right, FIELD_ACCUMULATED) >
+      side_float(left, FIELD_ACCUMULATED);
+    shared_words[1] = select(left, best_right, is_right);
+    shared_words[2] = select(best_right, left, is_right);
+  }
+  return vec2(
+    workgroupUniformLoad(&shared_words[1]),
+    workgroupUniformLoad(&shared_words[2]),
+  );
+}
+`,
+  "lib/segments.wgsl": `// Merging neighbours in the text whose keys are similar: see
+// \`src/reference/segments.ts\` for the source and the formulas.
+//
+// A kernel defines
+//   next_member(slot)  the member after \`slot\`, or NO_SLOT
+
+// Share of the slots that stay which is for those with the highest scores.
+override HEAVY: f32 = 0.0;
+
+// Of \`evictable\` slots, \`count\` of which go, those that may be merged.
+fn light_slots(evictable: u32, count: u32) -> u32 {
+  let fitting = evictable - min(evictable, count);
+  return evictable - u32(floor(HEAVY * f32(fitting)));
+}
+
+// Merges \`first\` and the members after it into their pivot \`kept\`; returns how
+// many. The caller waits for storage and then frees them.
+fn merge_segment(thread: u32, kept: u32, first: u32) -> u32 {
+  let half = HEAD_DIM / 2u;
+  var distances = 0.0;
+  var members = 1u;
+  for (var slot = first; slot != NO_SLOT; slot = next_member(slot)) {
+    distances += key_distance(kept, slot);
+    members += 1u;
+  }
+  let mean = distances / f32(members);
+
+  // The pivot's own weight is 1.
+  var key = vec2<f32>();
+  var value = vec2<f32>();
+  if (thread < half) {
+    key = unpack_halves(key_word(kept, thread));
+    value = unpack_halves(value_word(kept, thread));
+  }
+  var total = 1.0;
+  var norm = side_float(kept, FIELD_VALUE_NORM);
+  var score = log_score(kept);
+  var accumulated = side_float(kept, FIELD_ACCUMULATED);
+  var observations = side_word(kept, FIELD_OBSERVATIONS);
+  var tokens = tokens_of(kept);
+  for (var slot = first; slot != NO_SLOT; slot = next_member(slot)) {
+    var weight = 1.0;
+    if (mean > 0.0) {
+      let ratio = key_distance(kept, slot) / mean;
+      weight = exp(-ratio * ratio);
+    }
+    if (thread < half) {
+      key += weight * unpack_halves(key_word(slot, thread));
+      value += weight * unpack_halves(value_word(slot, thread));
+    }
+    total += weight;
+    norm += weight * side_float(slot, FIELD_VALUE_NORM);
+    score = log_add(score, log_score(slot));
+    accumulated += side_float(slot, FIELD_ACCUMULATED);
+    observations = max(observations, side_word(slot, FIELD_OBSERVATIONS));
+    tokens += tokens_of(slot);
+  }
+  // Every thread has read the pivot.
+  storageBarrier();
+  if (thread < half) {
+    set_key_word(kept, thread, pack_halves(key / total));
+    set_value_word(kept, thread, pack_halves(value / total));
+  }
+  if (thread == 0u) {
+    if (observations > 0u) {
+      set_side_float(kept, FIELD_EMA, score + ema_correction(observations));
+    }
+    set_side_float(kept, FIELD_ACCUMULATED, accumulated);
+    set_side_word(kept, FIELD_OBSERVATIONS, observations);
+    set_side_float(kept, FIELD_VALUE_NORM, norm / total);
+    set_side_word(kept, FIELD_TOKENS, tokens);
+  }
+  return members - 1u;
+}
+
+// Distance of the keys of two slots.
+fn key_distance(a: u32, b: u32) -> f32 {
+  var sum = 0.0;
+  for (var i = 0u; i < HEAD_DIM / 2u; i++) {
+    let rest = unpack_halves(key_word(a, i)) - unpack_halves(key_word(b, i));
+    sum += dot(rest, rest);
+  }
+  return sqrt(sum);
 }
 `,
   "lib/select_rank.wgsl": `// Selection by rank: which key stands at a place in the order of keys, ties
@@ -4212,9 +4530,19 @@ fn evict(thread: u32) {
     return;
   }
   if (MERGE != MERGE_NEVER && live > budget) {
-    let victim = choose_victim(thread);
+    var pair = vec2(NO_SLOT);
+    if (MERGE == MERGE_SEGMENTS) {
+      pair = closest_link(thread);
+    }
+    var victim = pair.y;
+    if (victim == NO_SLOT) {
+      victim = choose_victim(thread);
+    }
     if (victim != NO_SLOT) {
       var merged = Merged(0u, 0u, 0.0);
+      if (MERGE == MERGE_SEGMENTS && pair.y != NO_SLOT) {
+        merged.count = merge_segment(thread, pair.x, victim);
+      }
       if (MERGE == MERGE_VOTES) {
         let chosen = nearest(thread, victim, offset, high);
         if (chosen.slot != NO_SLOT && -chosen.key > THRESHOLD) {

@@ -115,6 +115,7 @@ const MERGES = {
   pair: 4,
   cosine: 5,
   nextValues: 6,
+  segments: 7,
 } as const;
 const KEYS = { zip: 0, minNorm: 1, realVotes: 2, convex: 3 } as const;
 
@@ -156,6 +157,7 @@ export function policyConstants(
     PARTNERS: remembersPartners(policy),
     ...(merge.kind === "votes" && { THRESHOLD: merge.threshold }),
     ...(merge.kind === "cosine" && { THRESHOLD_KEEP: merge.keep }),
+    ...(merge.kind === "segments" && { HEAVY: merge.heavy }),
     ...(merge.kind === "nextValues" && {
       NEXT_COUNT: merge.count,
       EXPECTED: merge.rule === "expected",

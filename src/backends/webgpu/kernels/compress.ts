@@ -95,9 +95,20 @@ export function compress(
       ["merge", merges],
     );
   }
+  const isSegmented = merge.kind === "segments";
+  if (isSegmented) {
+    if (!isAdaptive) steps.push(...rate);
+    steps.push(
+      ["list_light", perHead],
+      ["neighbours", perCandidate],
+      ["measure_links", perCandidate],
+      ["close_links", perHead],
+      ["merge", merges],
+    );
+  }
   if (merge.kind !== "never") {
-    // Nothing has changed since heads were allocated, unless pairs merged.
-    if (!isAdaptive || rounds > 0) steps.push(...rate);
+    // Nothing has changed since heads were allocated, unless slots merged.
+    if (!isAdaptive || rounds > 0 || isSegmented) steps.push(...rate);
     steps.push(["select_victims", perHead]);
   }
   if ("votesPerQueryHead" in merge || merge.kind === "cosine") {

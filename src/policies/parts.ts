@@ -267,17 +267,27 @@ export type Merge =
    * No slot is singled out: of all pairs of slots that may go, the one whose
    * merge costs least is merged (Ward, 1963, "Hierarchical Grouping to
    * Optimize an Objective Function"). With the weights `w = votes · ŝ` of the
-   * merge itself, the cost is what the merge adds to the weighted squared
-   * distance of all members from their slots:
-   *
-   * `wₐ w_b / (wₐ + w_b) · (keyWeight · ‖kₐ − k_b‖² / √d + valueWeight · ‖vₐ − v_b‖² / var)`
-   *
-   * where `var` is the mean squared distance of the head's values from their
-   * mean. Of the two, the one with the lower score goes.
+   * merge itself it costs `wₐ w_b / (wₐ + w_b) · D`, where `D` is how far the
+   * two are apart: see `distance`. Of the two, the one with the lower score
+   * goes.
    */
   | (
     & {
       readonly kind: "pair";
+      /**
+       * How far two slots are apart. With `K = ‖kₐ − k_b‖² / √d` and
+       * `V = ‖vₐ − v_b‖² / var`, `var` being the mean squared distance of the
+       * values of the head's slots from their mean:
+       *
+       * - `sum`: `keyWeight · K + valueWeight · V`. The cost is what the merge
+       *   adds to the weighted squared distance of all members from their
+       *   slots;
+       * - `product`: `keyWeight · K · (1 + valueWeight · V)`. A query that
+       *   tells the keys apart moves weight between the two, which changes the
+       *   output by the difference of the values; the 1 stands for the weight
+       *   itself, which moves to or from all other slots.
+       */
+      readonly distance: "sum" | "product";
       /** Weight of squared distances of keys over `√d`; 1/4 is a good start. */
       readonly keyWeight: number;
       /** Weight of squared distances of values over their variance. */

@@ -5,6 +5,8 @@ import type { Merge, Policy, VoteMerge } from "./parts.ts";
 export interface SteadyOptions extends MethodOptions {
   /** Form of the merged key (default `"convex"`). */
   readonly key?: VoteMerge["key"];
+  /** How far two slots are apart (default `"product"`). */
+  readonly distance?: Extract<Merge, { kind: "pair" }>["distance"];
   /** Weight of squared distances of keys, over `√d` (default 1/4). */
   readonly keyWeight?: number;
   /** Weight of squared distances of values, over their variance (default 1). */
@@ -26,9 +28,10 @@ export interface SteadyOptions extends MethodOptions {
  * is merged whose merge costs least.
  *
  * Other methods first choose the slot that goes and then where to. Here the
- * two are chosen together, by what the merge adds to the weighted squared
- * distance of all tokens from the slots that stand for them (Ward's criterion;
- * see the merge part `pair`). Votes are whole numbers by default: the merged
+ * two are chosen together, by the weight that both have and by how far they are
+ * apart (Ward's criterion; see the merge part `pair`). The distance is that of
+ * the keys times that of the values, because a query only sees a merge where
+ * both differ. Votes are whole numbers by default: the merged
  * slot counts as many tokens as it stands for.
  *
  * Source of votes and scores: "KeepKV: Eliminating Output Perturbation in KV
@@ -52,6 +55,7 @@ export function steady(options: SteadyOptions): Policy {
     },
     merge: {
       kind: "pair",
+      distance: options.distance ?? "product",
       keyWeight: options.keyWeight ?? 0.25,
       valueWeight: options.valueWeight ?? 1,
       rounds: options.rounds ?? 8,

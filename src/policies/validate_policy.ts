@@ -104,7 +104,11 @@ export function validatePolicy(policy: Policy): void {
     check("merge.heavy", merge.heavy, { from: 0, to: 1 });
   }
   if (merge.kind === "pair") {
-    check("merge.keyWeight", merge.keyWeight, { from: 0, to: 1e6 });
+    check("merge.keyWeight", merge.keyWeight, {
+      // Without it all products are 0.
+      ...(merge.distance === "product" ? { above: 0 } : { from: 0 }),
+      to: 1e6,
+    });
     check("merge.valueWeight", merge.valueWeight, { from: 0, to: 1e6 });
     check("merge.rounds", merge.rounds, { from: 0, to: 64, whole: true });
   }

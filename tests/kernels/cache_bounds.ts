@@ -152,7 +152,9 @@ export function sceneNorm(
 
 /**
  * Changes larger than what rounding does to choices: several times the bound
- * on scores, and for cosines, which rounded sums move by `headDim 2^-24`.
+ * on scores, and for cosines and distances, which rounded sums move by
+ * `headDim 2^-24`. A product of distances is moved by both of its factors, by
+ * rounding as by these changes.
  *
  * @param comparesMerged Whether merged keys are compared again. Rounding them
  * to halves changes their elements by `2^-11 / √12` on average, at most.

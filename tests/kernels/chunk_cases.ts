@@ -479,6 +479,14 @@ export const chunkCases: readonly KernelCase[] = [
     })
   ),
   chunkCase({
+    name: "merges the pairs of the least products",
+    kernel: "compress",
+    policy: testPolicy({ merge: pairs({ distance: "product" }) }),
+    heads: pairedHeads,
+    rows: 9,
+    expect: does({ merges: true, drops: false }),
+  }),
+  chunkCase({
     name: "forgets partners",
     kernel: "compress",
     policy: testPolicy({ merge: pairs({ search: "incremental" }) }),

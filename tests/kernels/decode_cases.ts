@@ -434,6 +434,16 @@ export const decodeCases: readonly KernelCase[] = [
       expect: merged(2),
     })
   ),
+  ...(["exhaustive", "incremental"] as const).map((search) =>
+    decodeCase({
+      name: `merges the pair of the least product, ${search}`,
+      policy: testPolicy({ merge: pairs({ distance: "product", search }) }),
+      sizes: gqa,
+      heads: [variedHeads],
+      positions: [90],
+      expect: merged(2),
+    })
+  ),
   decodeCase({
     name: "drops a slot that has no partner",
     policy: testPolicy({ sinks: 0, merge: pairs({}) }),

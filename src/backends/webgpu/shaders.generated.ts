@@ -2069,11 +2069,12 @@ fn find_partners(
   search(thread, first, proposers, select(alone, count, first < alone), scale);
 }
 
-// Leaves the parts of the distances to remembered partners in \`reduce_floats\`.
+// Leaves the parts of the distances of keys and of values to remembered
+// partners in \`part_values\`.
 fn measure_partners(thread: u32, first: u32, count: u32, scale: PairScale) {
   let threads = THREADS / PROPOSERS;
   let i = thread / threads;
-  var sum = 0.0;
+  var sum = vec2<f32>();
   if (i < count && is_settled(first + i)) {
     let a = slot_of(proposer_at(first + i));
     let b = slot_of(partner_of(proposer_at(first + i)) - 1u);
@@ -2081,10 +2082,10 @@ fn measure_partners(thread: u32, first: u32, count: u32, scale: PairScale) {
       let key = unpack_halves(key_word(a, p)) - unpack_halves(key_word(b, p));
       let value =
         unpack_halves(value_word(a, p)) - unpack_halves(value_word(b, p));
-      sum += scale.keys * dot(key, key) + scale.values * dot(value, value);
+      sum += vec2(scale.keys * dot(key, key), scale.values * dot(value, value));
     }
   }
-  reduce_floats[thread] = sum;
+  part_values[thread] = sum;
 }
 
 fn propose(i: u32, found: Ranked) {
@@ -2094,11 +2095,15 @@ fn propose(i: u32, found: Ranked) {
     if (is_settled(i)) {
       let threads = THREADS / PROPOSERS;
       let partner = partner_of(c) - 1u;
-      var distance = 0.0;
+      var sum = vec2<f32>();
       for (var t = 0u; t < threads; t++) {
-        distance += reduce_floats[i % PROPOSERS * threads + t];
+        sum += part_values[i % PROPOSERS * threads + t];
       }
-      let known = Ranked(distance, position_of(slot_of(partner)), partner);
+      let known = Ranked(
+        pair_distance(sum.x, sum.y),
+        position_of(slot_of(partner)),
+        partner,
+      );
       if (is_before(known, best)) {
         best = known;
       }
@@ -2273,6 +2278,8 @@ fn accept_pairs(thread: u32, listed: u32) -> u32 {
 //   slot_of(candidate)  the slot with a number
 //   is_held(candidate)  whether it holds a token
 
+// Whether squared distances of keys and values are multiplied or added.
+override PRODUCT_DISTANCE: bool = false;
 // keyWeight / √HEAD_DIM
 override KEY_WEIGHT: f32 = 0.0;
 override VALUE_WEIGHT: f32 = 0.0;
@@ -2293,6 +2300,11 @@ struct PairScale {
 fn pair_scale(spread: f32) -> PairScale {
   let values = select(0.0, VALUE_WEIGHT / max(spread, 1e-30), spread > 0.0);
   return PairScale(KEY_WEIGHT, values);
+}
+
+// How far slots are apart whose keys and values have these scaled distances.
+fn pair_distance(keys: f32, values: f32) -> f32 {
+  return select(keys + values, keys * (1.0 + values), PRODUCT_DISTANCE);
 }
 
 // ln of the cost of merging slots whose weights have these logarithms.
@@ -3299,7 +3311,8 @@ fn search(thread: u32, first: u32, count: u32, targets: u32, scale: PairScale) {
           if (HEAVIER_TARGETS && !is_heavier) {
             continue;
           }
-          measure += scale.values * tile_distance(PROPOSERS + i, j);
+          let values = scale.values * tile_distance(PROPOSERS + i, j);
+          measure = pair_distance(measure, values);
           if (!BY_DISTANCE) {
             measure = pair_cost(mine, weight, measure);
           }

@@ -164,6 +164,7 @@ export function policyConstants(
       DRAW_SEED: merge.seed,
     }),
     ...(merge.kind === "pair" && {
+      PRODUCT_DISTANCE: merge.distance === "product",
       KEY_WEIGHT: merge.keyWeight / Math.sqrt(headDim),
       VALUE_WEIGHT: merge.valueWeight,
     }),

@@ -120,6 +120,24 @@ export const segmentCases: readonly KernelCase[] = [
     expect: does({ merges: true, drops: false }),
   }),
   chunkCase({
+    name: "of KVMerger in adaptive heads, by the directions of keys",
+    kernel: "compress",
+    policy: {
+      ...segments(0.3),
+      score: { kind: "keyDistance" },
+      allocate: {
+        layers: { kind: "uniform" },
+        heads: { kind: "adaptive", floor: 0.2 },
+      },
+    },
+    heads: Array.from(
+      { length: 2 },
+      () => ({ capacity: 21, budget: 20, recent: 6, live: 0, holes: 0 }),
+    ),
+    position: 0,
+    expect: does({ merges: true, drops: false }),
+  }),
+  chunkCase({
     name: "of KVMerger with more candidates than a workgroup has threads",
     kernel: "compress",
     policy: segments(0.25),

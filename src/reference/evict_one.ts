@@ -35,7 +35,7 @@ export interface Eviction extends MergeContext, RatedHead {
 
 /** Merges the cheapest pair, or merges or drops the slot with the lowest rank. */
 export function evictOne(context: Eviction, ratings: Ratings): void {
-  const { head, slots, policy, lanes } = context;
+  const { head, slots, lanes } = context;
   const pair = cheapestPair(context, ratings);
   const victim = pair?.goes ??
     chooseVictims(context, { ...context, count: 1, ratings })[0];

@@ -1,6 +1,7 @@
 import { assertThrows } from "@std/assert";
 import { corm } from "../../src/policies/corm.ts";
 import { criticalKV } from "../../src/policies/critical_kv.ts";
+import { expectedAttention } from "../../src/policies/expected_attention.ts";
 import { h2o } from "../../src/policies/h2o.ts";
 import { keepKV } from "../../src/policies/keep_kv.ts";
 import { kvMerger } from "../../src/policies/kv_merger.ts";
@@ -31,6 +32,7 @@ Deno.test("validatePolicy() refuses numbers out of range", () => {
       `select.pool.width is ${width}: expected an odd number at least 1`,
     );
   }
+  fails(expectedAttention({ budget, horizon: 0 }), "score.horizon is 0");
   fails(pyramidKV({ budget, beta: 0.5 }), "allocate.layers.beta is 0.5");
   fails(snapKV({ budget, window: 0 }), "probe.rows is 0");
   fails(steady({ budget, keyWeight: -1 }), "merge.keyWeight is -1");
@@ -72,6 +74,7 @@ Deno.test("validatePolicy() refuses parts that do not go together", () => {
       criticalKV({ base: shared(h2o({ budget })) }),
       shared(keepKV({ budget, prefill: "evictFirst" })),
       shared(snapKV({ budget })),
+      criticalKV({ base: expectedAttention({ budget }) }),
     ]
   ) validatePolicy(policy);
 });

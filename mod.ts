@@ -57,6 +57,14 @@ export { d2o, type D2OOptions } from "./src/policies/d2o.ts";
 export { fullCache, type FullCacheOptions } from "./src/policies/full_cache.ts";
 export type { AttentionProfile } from "./src/policies/allocations/attention_profile.ts";
 export {
+  checkHeadLosses,
+  type HeadLosses,
+} from "./src/policies/allocations/head_losses.ts";
+export {
+  lossSlots,
+  type LossSlotsOptions,
+} from "./src/policies/allocations/loss_slots.ts";
+export {
   prefixAllocation,
   type PrefixAllocationOptions,
 } from "./src/policies/allocations/prefix_allocation.ts";

@@ -50,6 +50,7 @@ const heads: KindsOf<HeadAllocation> = {
   uniform: true,
   adaptive: true,
   shares: true,
+  losses: true,
 };
 const merge: KindsOf<Merge> = {
   drop: true,

@@ -9,6 +9,8 @@
  * @module
  */
 
+import type { HeadLosses } from "./allocations/head_losses.ts";
+
 /**
  * How much the cache may hold.
  *
@@ -176,6 +178,13 @@ export type HeadAllocation =
     readonly shares: readonly (readonly number[])[];
   }
   /**
+   * So that the sum of the measured losses of all heads of all layers is small:
+   * see `lossSlots`. The budget is that of all layers together, so
+   * `layers` has nothing to say; every head gets its sinks, its recent tokens
+   * and one slot more at least.
+   */
+  | { readonly kind: "losses"; readonly losses: HeadLosses }
+  /**
    * By the scores of the first chunk of a text (Ada-KV, arXiv 2407.11550,
    * algorithm 1 with its safeguard). Of all evictable rows of the layer's
    * heads, `cₕ` of head `h` are among the `Σ F` with the highest scores, `F`
@@ -215,10 +224,15 @@ export interface Select {
   readonly sinkPositions: "text" | "cache";
   /**
    * Newest tokens that are never evicted: a share of the budget, or slots.
-   * Where the share `countsSinks`, the sinks are taken from it.
+   * Where the share `countsSinks`, the sinks are taken from it; it is `atMost`
+   * so many slots.
    */
   readonly recent:
-    | { readonly ratio: number; readonly countsSinks?: boolean }
+    | {
+      readonly ratio: number;
+      readonly countsSinks?: boolean;
+      readonly atMost?: number;
+    }
     | { readonly slots: number };
   /** How scores are spread over neighbours when a chunk is compressed. */
   readonly pool: Pool;

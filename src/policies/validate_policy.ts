@@ -1,10 +1,12 @@
+import { checkHeadLosses } from "./allocations/head_losses.ts";
 import type { Policy } from "./parts.ts";
 
 /**
  * Checks the numbers of a policy, before anything is allocated for it.
  *
  * @throws {RangeError} If a number is out of range, naming the part and field.
- * @throws {TypeError} If two parts do not go together.
+ * @throws {TypeError} If two parts do not go together, or measured losses are
+ * damaged.
  */
 export function validatePolicy(policy: Policy): void {
   const { probe, score, values, allocate, select, merge, schedule } = policy;
@@ -68,12 +70,17 @@ export function validatePolicy(policy: Policy): void {
       checkShares(`allocate.heads.shares[${layer}]`, shares)
     );
   }
+  if (heads.kind === "losses") {
+    checkHeadLosses(heads.losses, `policy "${policy.name}"`);
+  }
   if (heads.kind === "adaptive") {
     check("allocate.heads.floor", heads.floor, { from: 0, to: 1 });
   }
   check("select.sinks", select.sinks, { from: 0, whole: true });
   if ("ratio" in select.recent) {
     check("select.recent.ratio", select.recent.ratio, { from: 0, below: 1 });
+    const { atMost = 1 } = select.recent;
+    check("select.recent.atMost", atMost, { from: 1, whole: true });
   } else {
     check("select.recent.slots", select.recent.slots, { from: 0, whole: true });
   }
@@ -144,6 +151,13 @@ function checkPairs(policy: Policy): void {
         'values of kind "norm" do not know the norm that merge.rule "exact" leaves: expected merge.rule "convex"',
       );
     }
+  }
+  if (
+    allocate.heads.kind === "losses" && allocate.layers.kind !== "uniform"
+  ) {
+    refuse(
+      `allocate.heads "losses" spreads the budget over all layers, allocate.layers is of kind "${allocate.layers.kind}": expected kind "uniform"`,
+    );
   }
   if (allocate.heads.kind === "adaptive" && merge.kind === "never") {
     refuse(

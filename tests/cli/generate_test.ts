@@ -126,7 +126,7 @@ Deno.test("generate rejects a wrong command line with status 2", async () => {
     [["--prompt-file", "a", "b"], "Cannot use several prompts"],
     [["--buget=5", "a"], "Cannot use flag --buget"],
     [["--budget=5x", "a"], "--budget 5x: expected slots (256), a share"],
-    [["--policy=best", "a"], "expected one of full, keepkv"],
+    [["--policy=best", "a"], "expected one of full, steady"],
     [["--backend=tpu", "a"], "expected one of auto, cuda, webgpu, cpu"],
     [["--max-tokens=0", "a"], "expected a whole number of at least 1"],
     [["--temperature=-1", "a"], "expected a number from 0 to 100"],

@@ -3,26 +3,31 @@
  *
  * @module
  */
-import { dirname, resolve } from "@std/path";
+import { dirname, join, resolve } from "@std/path";
 import {
   EvaluationFormatError,
   parseJsonAt,
 } from "../evaluate/format_error.ts";
 import { type EvaluationPlan, parsePlan } from "../evaluate/plan.ts";
+import { HEAD_LOSSES_FILE, readHeadLosses } from "../model/head_losses_file.ts";
 import { policies as registry } from "../policies/registry.ts";
 import type { PlanValues, TASKS } from "./evaluation_flags.ts";
 import { UsageError } from "./flags.ts";
-import { readLosses } from "./losses_file.ts";
 
 /**
  * The plan that the flags describe: that of `--plan`, where it is given, with
  * what other flags change, or one of their own.
  *
+ * @param model Folder of the model, whose losses the plan may ask for.
  * @throws {UsageError} If a flag is out of range, or cannot change a plan.
  * @throws {EvaluationFormatError} If the file of `--plan` is damaged.
- * @throws {Error} If a file of losses that it names is missing or damaged.
+ * @throws {ModelFormatError} If a file of losses that it names is missing or
+ * damaged.
  */
-export async function planOf(values: PlanValues): Promise<EvaluationPlan> {
+export async function planOf(
+  values: PlanValues,
+  model: string,
+): Promise<EvaluationPlan> {
   const { plan: file } = values;
   if (file !== undefined) {
     if (values.tasks !== undefined) {
@@ -32,7 +37,7 @@ export async function planOf(values: PlanValues): Promise<EvaluationPlan> {
     }
     const at = { file, place: "the plan" };
     const plan = parseJsonAt(await readPlan(file), at);
-    const own = await withLosses(plan, dirname(file));
+    const own = await withLosses(plan, { folder: dirname(file), model });
     return parsePlan(JSON.stringify(changePlan(own, values)), file);
   }
   const plan = {
@@ -51,17 +56,25 @@ export async function planOf(values: PlanValues): Promise<EvaluationPlan> {
   }
 }
 
-/** Puts in place of `options.losses`, a path from the plan, what the file says. */
-async function withLosses(plan: unknown, folder: string): Promise<unknown> {
+/**
+ * Puts in place of `options.losses` what the file says: a path from the plan,
+ * or, where it is `true`, the file of the model.
+ */
+async function withLosses(
+  plan: unknown,
+  { folder, model }: { folder: string; model: string },
+): Promise<unknown> {
   const { policies } = (plan ?? {}) as { policies?: unknown };
   if (!Array.isArray(policies)) return plan;
   const entries = policies.map(async (entry) => {
     const losses: unknown = entry?.options?.losses;
-    if (typeof losses !== "string") return entry;
-    const options = {
-      ...entry.options,
-      losses: await readLosses(resolve(folder, losses)),
-    };
+    const file = losses === true
+      ? join(model, HEAD_LOSSES_FILE)
+      : typeof losses === "string"
+      ? resolve(folder, losses)
+      : undefined;
+    if (file === undefined) return entry;
+    const options = { ...entry.options, losses: await readHeadLosses(file) };
     return { ...entry, options };
   });
   return { ...plan as object, policies: await Promise.all(entries) };

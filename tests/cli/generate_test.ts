@@ -148,11 +148,11 @@ Deno.test("generate fails with one line and status 1", async () => {
     [["--policy=full", "--budget=3", item.prompt], "does not compress"],
     [
       ["--policy=steady", "--losses=no/such", "a"],
-      "Cannot read losses from no/such: there is no such file",
+      "Cannot load no/such: the file is missing",
     ],
     [
       ["--policy=steady", "--losses=examples/models/docs-7m/config.json", "a"],
-      "losses of examples/models/docs-7m/config.json: budgets is missing",
+      "Cannot load examples/models/docs-7m/config.json: budgets is missing",
     ],
     [["-"], "Cannot generate from an empty prompt"],
   ];

@@ -57,33 +57,57 @@ export async function planOf(
 }
 
 /**
- * Puts in place of `options.losses` what the file says: a path from the plan,
- * or, where it is `true`, the file of the model.
+ * Puts in place of every field `losses` of a policy, its own or that of an
+ * allocation, what the file says: a path from the plan, or, where it is `true`,
+ * the file of the model.
  */
 async function withLosses(
   plan: unknown,
-  { folder, model }: { folder: string; model: string },
+  folders: { readonly folder: string; readonly model: string },
 ): Promise<unknown> {
-  const { policies } = (plan ?? {}) as { policies?: unknown };
-  if (!Array.isArray(policies)) return plan;
-  const entries = policies.map(async (entry) => {
-    const losses: unknown = entry?.options?.losses;
-    const file = losses === true
-      ? join(model, HEAD_LOSSES_FILE)
-      : typeof losses === "string"
-      ? resolve(folder, losses)
+  if (!isObject(plan)) return plan;
+  const { policies, ...rest } = plan;
+  return {
+    ...rest,
+    ...("policies" in plan &&
+      { policies: await readInside(policies, folders) }),
+  };
+}
+
+async function readInside(
+  value: unknown,
+  folders: { readonly folder: string; readonly model: string },
+): Promise<unknown> {
+  if (Array.isArray(value)) {
+    return await Promise.all(value.map((item) => readInside(item, folders)));
+  }
+  if (!isObject(value)) return value;
+  const fields = Object.entries(value).map(async ([name, field]) => {
+    const file = name !== "losses"
+      ? undefined
+      : field === true
+      ? join(folders.model, HEAD_LOSSES_FILE)
+      : typeof field === "string"
+      ? resolve(folders.folder, field)
       : undefined;
-    if (file === undefined) return entry;
-    const options = { ...entry.options, losses: await readHeadLosses(file) };
-    return { ...entry, options };
+    return [
+      name,
+      file === undefined
+        ? await readInside(field, folders)
+        : await readHeadLosses(file),
+    ];
   });
-  return { ...plan as object, policies: await Promise.all(entries) };
+  return Object.fromEntries(await Promise.all(fields));
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 /** The fields that flags give, over those of a plan in JSON. */
 function changePlan(plan: unknown, values: PlanValues): unknown {
-  if (typeof plan !== "object" || plan === null) return plan;
-  const { policies, tasks } = plan as { policies?: unknown; tasks?: unknown };
+  if (!isObject(plan)) return plan;
+  const { policies, tasks } = plan;
   return {
     ...plan,
     ...given({
@@ -115,8 +139,8 @@ function choosePolicies(names: readonly string[], entries: unknown): object[] {
 
 /** What flags change in a task; those about other tasks change nothing. */
 function changeTask(task: unknown, values: PlanValues): unknown {
-  if (typeof task !== "object" || task === null) return task;
-  const { kind } = task as { kind?: unknown };
+  if (!isObject(task)) return task;
+  const { kind } = task;
   const { prompt, continuation, probes } = values;
   const amount = {
     windowsPerDocument: values.windows,

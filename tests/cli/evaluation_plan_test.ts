@@ -1,5 +1,5 @@
-import { assertEquals, assertRejects } from "@std/assert";
-import { join } from "@std/path";
+import { assertEquals, assertGreater, assertRejects } from "@std/assert";
+import { fromFileUrl, join } from "@std/path";
 import { evaluationFlags, sizeFlags } from "../../src/cli/evaluation_flags.ts";
 import { planOf } from "../../src/cli/evaluation_plan.ts";
 import { ModelFormatError } from "../../src/errors.ts";
@@ -68,8 +68,12 @@ Deno.test("a plan names files of losses, its own or the model's", async () => {
     await write("wrong.json", losses);
     const file = join(folder, "plan.json");
     const planWith = async (path: unknown) => {
+      const heads = { kind: "losses", losses: path };
       await write("plan.json", {
-        policies: [{ policy: "steady", options: { losses: path, sinks: 2 } }],
+        policies: [
+          { policy: "steady", options: { losses: path, sinks: 2 } },
+          { policy: "h2o", options: { allocate: { heads } } },
+        ],
         budgets: [64],
         tasks: [{ kind: "perplexity", prompt: 64, continuation: 16 }],
       });
@@ -85,6 +89,7 @@ Deno.test("a plan names files of losses, its own or the model's", async () => {
         losses: { ...losses, loss: [[[0.5], [loss]]] },
       });
       assertEquals(select.sinks, 2);
+      assertEquals(policies[1]!.create(32).allocate.heads, allocate.heads);
     }
     await assertRejects(
       () => planWith("wrong.json"),
@@ -109,4 +114,19 @@ Deno.test("without a plan, flags make one", async () => {
   );
   assertEquals(policies.map(({ label }) => label), ["h2o"]);
   assertEquals(tasks, [{ kind: "perturbation", prompt: 512, probes: 8 }]);
+});
+
+Deno.test("the plans of the report are plans", async () => {
+  const folder = new URL("../../docs/plans/", import.meta.url);
+  const files = (await Array.fromAsync(Deno.readDir(folder)))
+    .map(({ name }) => name).filter((name) => name.endsWith(".json"));
+  assertGreater(files.length, 0);
+  for (const name of files) {
+    const { half } = await planFor(
+      "examples/models/docs-7m",
+      "--plan",
+      fromFileUrl(new URL(name, folder)),
+    );
+    assertEquals(half, "report", name);
+  }
 });

@@ -4,8 +4,8 @@
  * @module
  */
 import type { Backend, BackendName } from "../backends/backend.ts";
-import type { ModelFolder } from "../model/model_folder.ts";
 import type { LoadProgress } from "../model/weights.ts";
+import type { HeadLosses } from "../policies/allocations/head_losses.ts";
 import type { Policy } from "../policies/parts.ts";
 import type { SamplingOptions } from "./sampling.ts";
 
@@ -13,9 +13,10 @@ import type { SamplingOptions } from "./sampling.ts";
  * Makes a policy for a model: `({ headLosses: losses }) => steady({ budget:
  * 256, losses })` spreads its budget as the model's folder says.
  */
-export type PolicyForModel = (
-  model: Pick<ModelFolder, "config" | "headLosses">,
-) => Policy;
+export type PolicyForModel = (model: {
+  /** `head_losses.json` of the model's folder, where it has one. */
+  readonly headLosses: HeadLosses | undefined;
+}) => Policy;
 
 /** Options of `Generator.load`. */
 export interface LoadOptions {

@@ -1,0 +1,265 @@
+// Attention of one new token per sequence over the voted slots of each KV head,
+// softmax(q·k/√d + ln votes), then the policy's work on the head: scores, and
+// one slot merged or dropped where the head is over its budget. The output is
+// that of the uncompressed slots.
+//
+// Attention reads keys and values once, 4 head_dim bytes per slot, and the vote
+// biases. The slots of a head are split over blocks, 16 to a warp at a time:
+// see lib/attend_slots.cuh. The last block of a head to finish adds the parts
+// up: see lib/attend_parts.cuh.
+//
+// The policy's work needs the softmax sums of the whole head, and nothing needs
+// its result before the next step. So it is a kernel of its own on a stream
+// beside the main one, while the next layers are at work: see
+// lib/evict_one.cuh. It reads logits and side fields, about 40 bytes per slot,
+// and once more the keys where a slot is merged.
+//
+// The alternative that lost: the policy's work by the last block of attention,
+// which the rest of the layer then waits for: 17 µs per layer with 512 slots on
+// an H200, a tenth of a step of an 8B model.
+#include "lib/attend_parts.cuh"
+#include "lib/evict_one.cuh"
+#include "lib/overlap.cuh"
+#include "runtime/launch.cuh"
+
+namespace {
+
+// Asks for the first slots of a block while the kernel before still runs: they
+// are as the step before left them, but for the newest, and the L2 cache is
+// where all kernels meet.
+template <int DIM>
+__device__ inline void prefetch_slots(const skv_merge_attend_args &args,
+                                      const AttendParts &parts) {
+  const Row row = row_of(args.step, blockIdx.z);
+  if (!row.live) return;
+  const HeadJob job = job_of(args, row);
+  const uint32_t splits = splits_of(parts, job.high);
+  const uint32_t tiles = (job.high + kWarpSlots - 1) / kWarpSlots;
+  const uint32_t per_split = (tiles + splits - 1) / splits * kWarpSlots;
+  const uint32_t slot = blockIdx.x * per_split;
+  if (slot >= job.high) return;
+  const uint32_t end = min(job.high, slot + per_split);
+  const size_t first =
+      static_cast<size_t>(job.offset + slot) * args.sizes.head_dim;
+  const size_t halves = static_cast<size_t>(end - slot) * args.sizes.head_dim;
+  const size_t mine = threadIdx.x * 64;
+  if (mine >= halves) return;
+  asm volatile(
+      "prefetch.global.L2 [%0];" ::"l"(args.cache.slots.keys + first + mine));
+  asm volatile(
+      "prefetch.global.L2 [%0];" ::"l"(args.cache.slots.values + first + mine));
+}
+
+template <int DIM, bool ALIGNED>
+__global__ void __launch_bounds__(kAttendThreads)
+    attend_kernel(skv_merge_attend_args args, AttendParts parts,
+                  Evidence evidence) {
+  extern __shared__ uint4 shared_memory[];
+  AttendShared<DIM> &shared =
+      *reinterpret_cast<AttendShared<DIM> *>(shared_memory);
+  let_next_start();
+  prefetch_slots<DIM>(args, parts);
+  wait_for_previous();
+  const Row row = row_of(args.step, blockIdx.z);
+  if (!row.live) {
+    if (evidence.rows != nullptr && blockIdx.x == 0 && threadIdx.x == 0) {
+      evidence.rows[blockIdx.z * args.sizes.kv_heads + blockIdx.y] = {0, 0};
+    }
+    return;
+  }
+  const HeadJob job = job_of(args, row);
+  const uint32_t splits = splits_of(parts, job.high);
+  if (blockIdx.x >= splits) return;
+  load_queries(args, job, shared);
+  __syncthreads();
+
+  float *logits = evidence.logits + static_cast<size_t>(job.index) * job.group *
+                                        args.cache.max_capacity;
+  const uint32_t tiles = (job.high + kWarpSlots - 1) / kWarpSlots;
+  const uint32_t per_split = (tiles + splits - 1) / splits * kWarpSlots;
+  const uint32_t begin = blockIdx.x * per_split;
+  const uint32_t end = min(job.high, begin + per_split);
+  WarpAttention<DIM, ALIGNED> warp;
+  for (uint32_t first = begin + warp_id() * kWarpSlots; first < end;
+       first += kBlockSlots) {
+    warp.add(args, job, shared, logits, first, end);
+  }
+  merge_warps(job, warp, shared);
+  uint2 counts;
+  if (splits == 1) {
+    counts = finish_alone(args, job, shared);
+  } else {
+    if (!publish(job, parts, splits, shared)) return;
+    counts = combine(args, job, parts, splits, shared);
+  }
+  if (evidence.rows != nullptr) leave_evidence(args, job, evidence, shared);
+  if (threadIdx.x == 0) {
+    job.words[kHeadLive] = counts.x;
+    job.words[kHeadNext] = min(counts.y, job.high);
+    job.words[kHeadHigh] = job.high;
+  }
+}
+
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kEvictThreads)
+    evict_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ EvictShared shared;
+  const uint32_t index = blockIdx.y * args.sizes.kv_heads + blockIdx.x;
+  const uint2 row = evidence.rows[index];
+  if (row.x == 0) return;
+  const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
+  uint32_t *words = head_words(args.cache, args.sizes, blockIdx.y, blockIdx.x);
+  EvictJob job;
+  job.group = group;
+  job.position = row.y;
+  job.high = words[kHeadHigh];
+  job.offset = words[kHeadOffset];
+  job.words = words;
+  job.logits = evidence.logits +
+               static_cast<size_t>(index) * group * args.cache.max_capacity;
+  job.queries = evidence.queries +
+                static_cast<size_t>(index) * group * args.sizes.head_dim;
+  const bool over = words[kHeadLive] > words[kHeadBudget];
+  if (!over && !args.policy.observe) return;
+  if (threadIdx.x < group) {
+    shared.log_sums[threadIdx.x] =
+        evidence.log_sums[index * kMaxGroup + threadIdx.x];
+  }
+  __syncthreads();
+  const uint32_t victim = update_scores(args, job, shared);
+  if (!over || victim == ~0u) return;
+  Neighbour nearest = kNoNeighbour;
+  if (args.policy.merge == SKV_MERGE_VOTES) {
+    nearest = find_nearest<ALIGNED>(args, job, victim, shared);
+  }
+  if (warp_id() == 0) evict(args, job, victim, nearest);
+}
+
+// How the slots of a head are split, and the sizes that follow.
+struct Plan {
+  uint32_t heads;
+  uint32_t group;
+  uint32_t dim;
+  uint32_t wanted_splits;
+  uint32_t most_splits;
+  // Parts of all heads; none where a head is always in one.
+  size_t parts;
+  bool evicts;
+  bool keeps_queries;
+};
+
+Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
+  const skv_policy &policy = args.policy;
+  Plan plan;
+  plan.heads = args.step.rows * args.sizes.kv_heads;
+  plan.group = args.sizes.heads / args.sizes.kv_heads;
+  plan.dim = 32;
+  while (plan.dim < args.sizes.head_dim) plan.dim *= 2;
+  // Two blocks for each multiprocessor, but no block without slots.
+  plan.wanted_splits =
+      min((2 * multiprocessors + plan.heads - 1) / plan.heads, kMaxSplits);
+  plan.most_splits =
+      max(1u, min(plan.wanted_splits,
+                  (args.cache.max_capacity + kBlockSlots - 1) / kBlockSlots));
+  plan.parts = plan.most_splits == 1
+                   ? 0
+                   : static_cast<size_t>(plan.heads) * plan.most_splits;
+  plan.evicts = policy.merge != SKV_MERGE_NEVER;
+  plan.keeps_queries = policy.merge == SKV_MERGE_VOTES &&
+                       (policy.key == SKV_KEY_MIN_NORM || args.cache.lanes > 1);
+  return plan;
+}
+
+// Takes what attention leaves for the eviction from the memory of the call, and
+// how much that is.
+size_t take_evidence(const skv_merge_attend_args &args, const Plan &plan,
+                     char *memory, Evidence *evidence) {
+  *evidence = {};
+  if (!plan.evicts) return 0;
+  Scratch scratch(memory);
+  if (args.policy.observe) {
+    evidence->logits = scratch.take<float>(
+        static_cast<size_t>(plan.heads) * plan.group * args.cache.max_capacity);
+  }
+  evidence->log_sums = scratch.take<float>(plan.heads * kMaxGroup);
+  if (plan.keeps_queries) {
+    evidence->queries = scratch.take<float>(static_cast<size_t>(plan.heads) *
+                                            plan.group * args.sizes.head_dim);
+  }
+  evidence->rows = scratch.take<uint2>(plan.heads);
+  return static_cast<size_t>(scratch.take<char>(0) - memory);
+}
+
+template <int DIM, bool ALIGNED>
+cudaError_t launch_attend(const skv_merge_attend_args &args,
+                          const AttendParts &parts, const Evidence &evidence,
+                          const Launch &launch) {
+  const auto kernel = attend_kernel<DIM, ALIGNED>;
+  const size_t bytes = sizeof(AttendShared<DIM>);
+  const cudaError_t status = allow_shared_memory(kernel, bytes);
+  if (status != cudaSuccess) return status;
+  const dim3 grid(parts.most_splits, args.sizes.kv_heads, args.step.rows);
+  return launch_kernel(launch, kernel, grid, kAttendThreads, bytes, args, parts,
+                       evidence);
+}
+
+template <bool ALIGNED>
+cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
+                           const AttendParts &parts, const Evidence &evidence,
+                           const Launch &launch) {
+  cudaError_t status;
+  switch (plan.dim) {
+    case 32:
+      status = launch_attend<32, ALIGNED>(args, parts, evidence, launch);
+      break;
+    case 64:
+      status = launch_attend<64, ALIGNED>(args, parts, evidence, launch);
+      break;
+    case 128:
+      status = launch_attend<128, ALIGNED>(args, parts, evidence, launch);
+      break;
+    default:
+      status = launch_attend<256, ALIGNED>(args, parts, evidence, launch);
+  }
+  if (status != cudaSuccess || !plan.evicts) return status;
+  Launch side;
+  status = fork(launch, &side);
+  if (status != cudaSuccess) return status;
+  const dim3 grid(args.sizes.kv_heads, args.step.rows);
+  return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
+                       args, evidence);
+}
+
+}  // namespace
+
+Needs merge_attend_needs(const skv_merge_attend_args &args,
+                         uint32_t multiprocessors) {
+  const Plan plan = plan_of(args, multiprocessors);
+  Evidence evidence;
+  Needs needs;
+  needs.scratch =
+      aligned_bytes(plan.parts * plan.group * plan.dim * sizeof(float)) +
+      aligned_bytes(plan.parts * kMaxGroup * sizeof(float2)) +
+      aligned_bytes(plan.parts * sizeof(uint2));
+  needs.tickets = plan.parts == 0 ? 0 : plan.heads;
+  needs.own = take_evidence(args, plan, nullptr, &evidence);
+  return needs;
+}
+
+cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
+                                const Launch &launch) {
+  const Plan plan = plan_of(args, launch.multiprocessors);
+  Evidence evidence;
+  take_evidence(args, plan, launch.own, &evidence);
+  Scratch scratch(launch.scratch);
+  AttendParts parts;
+  parts.values = scratch.take<float>(plan.parts * plan.group * plan.dim);
+  parts.states = scratch.take<float2>(plan.parts * kMaxGroup);
+  parts.counts = scratch.take<uint2>(plan.parts);
+  parts.tickets = launch.tickets;
+  parts.most_splits = plan.most_splits;
+  parts.wanted_splits = plan.wanted_splits;
+  return args.sizes.head_dim % 8 == 0
+             ? launch_aligned<true>(args, plan, parts, evidence, launch)
+             : launch_aligned<false>(args, plan, parts, evidence, launch);
+}

@@ -1,0 +1,6392 @@
+// Generated from cuda by `deno task embed-sources`: edit there
+
+/** Files of `cuda` by their path below it. */
+export const cudaSources: Readonly<Record<string, string>> = {
+  "compress.cu": `// Takes the live slots and the staged rows of a chunk down to each head's
+// budget, and moves the staged rows that are left into free slots.
+//
+// With merge_first, similar pairs are merged before anything is evicted: every
+// evictable item proposes to the most similar one, and proposals are taken in
+// order of similarity while both ends are free. Then the items with the lowest
+// scores go: each is merged into the most similar one that is kept, all that
+// chose the same one together, or is dropped.
+//
+// Searching reads every key once per 64 of the others; the rest is one block
+// per head that reads side fields and writes what it changes. In order:
+// list_items, norms, nearest_keys, choose, nearest_keys, settle; policies that
+// only drop skip the searches.
+//
+// Taking proposals in order looks sequential, but a proposal that is the best
+// of both its ends is taken whatever the others do; so rounds take all of those
+// at once, and give exactly the same pairs. The alternative that lost: sorting
+// proposals and one thread that goes through them.
+#include "lib/merge_slots.cuh"
+#include "lib/nearest_keys.cuh"
+#include "lib/select_smallest.cuh"
+
+namespace {
+
+constexpr uint32_t kThreads = 512;
+constexpr uint32_t kWarps = kThreads / 32;
+
+__device__ inline bool merges_pairs(const skv_policy &policy) {
+  return policy.merge == SKV_MERGE_VOTES && policy.merge_first != 0;
+}
+
+__device__ inline MergeContext merge_context(const skv_chunk_args &args,
+                                             const ChunkHead &head) {
+  const skv_sizes &sizes = args.sizes;
+  const uint32_t group = sizes.heads / sizes.kv_heads;
+  const size_t query =
+      static_cast<size_t>(head.rows - 1) * sizes.heads + head.kv_head * group;
+  return {args.queries + query * sizes.head_dim, group, sizes.head_dim,
+          args.cache.lanes};
+}
+
+__device__ inline bool item_is_evictable(const skv_chunk_args &args,
+                                         const ChunkHead &head, uint32_t item) {
+  return is_evictable(item_slot(args, head, item).word(kSlotPosition),
+                      args.policy, head.words[kHeadRecent], head.newest);
+}
+
+// Lists live slots and staged rows, and what may be merged in pairs.
+__global__ void __launch_bounds__(kThreads)
+    list_items_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t slots =
+      list_if(head.words[kHeadHigh], work.items, scratch, [&](uint32_t i) {
+        return item_slot(args, head, i).word(kSlotTokens) != 0;
+      });
+  const uint32_t items = slots + head.rows;
+  for (uint32_t r = threadIdx.x; r < head.rows; r += kThreads) {
+    work.items[slots + r] = kStaged | r;
+  }
+  for (uint32_t i = threadIdx.x; i < items; i += kThreads) work.marks[i] = 0;
+  __syncthreads();
+  uint32_t queries = 0;
+  if (merges_pairs(args.policy) && items > head.words[kHeadBudget]) {
+    queries = list_if(items, work.queries, scratch, [&](uint32_t i) {
+      return item_is_evictable(args, head, work.items[i]);
+    });
+    for (uint32_t i = threadIdx.x; i < queries; i += kThreads) {
+      work.candidates[i] = work.queries[i];
+    }
+  }
+  if (threadIdx.x == 0) {
+    work.counters[kItems] = items;
+    work.counters[kQueries] = queries;
+    work.counters[kCandidates] = queries;
+    work.counters[kMembers] = 0;
+  }
+}
+
+// Sets 1 / |key| of an item; called by a whole warp.
+__device__ inline void set_norm(const skv_chunk_args &args,
+                                const ChunkHead &head, const HeadWork &work,
+                                uint32_t ordinal) {
+  const Slot slot = item_slot(args, head, work.items[ordinal]);
+  float square = 0.0f;
+  for (uint32_t d = lane_id(); d < args.sizes.head_dim; d += 32) {
+    const float x = to_float(slot.key[d]);
+    square += x * x;
+  }
+  square = warp_sum(square);
+  if (lane_id() == 0) {
+    work.inverse_norms[ordinal] = square == 0.0f ? 0.0f : rsqrtf(square);
+  }
+}
+
+constexpr uint32_t kNormThreads = 256;
+
+// One warp per item.
+__global__ void __launch_bounds__(kNormThreads)
+    norms_kernel(skv_chunk_args args, CompressWork all_work) {
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t i = blockIdx.x * (kNormThreads / 32) + warp_id();
+  if (i < work.counters[kItems]) set_norm(args, head, work, i);
+}
+
+// Takes proposals in order of similarity while both ends are free, up to
+// \`excess\` of them, and lists who made them in \`queries\`. Returns their number.
+__device__ inline uint32_t match_pairs(const skv_chunk_args &args,
+                                       const ChunkHead &head,
+                                       const CompressWork &all_work,
+                                       const HeadWork &work, uint32_t excess,
+                                       SelectScratch &scratch) {
+  const uint32_t items = work.counters[kItems];
+  const uint32_t queries = work.counters[kQueries];
+  for (uint32_t i = threadIdx.x; i < items; i += kThreads) {
+    work.keys[i] = kNoKey;
+  }
+  __syncthreads();
+  for (uint32_t q = threadIdx.x; q < queries; q += kThreads) {
+    const Neighbour nearest = nearest_of_query(args, head, all_work, work, q);
+    if (!nearest.exists() || !(nearest.similarity > args.policy.threshold)) {
+      continue;
+    }
+    const uint32_t i = work.queries[q];
+    const uint32_t position =
+        item_slot(args, head, work.items[i]).word(kSlotPosition);
+    work.keys[i] = order_key(-nearest.similarity, position);
+    work.mates[i] = nearest.item;
+  }
+  auto *best = reinterpret_cast<unsigned long long *>(work.best);
+  const auto is_open = [&](uint32_t i) {
+    return work.keys[i] != kNoKey && (work.marks[i] & kTaken) == 0 &&
+           (work.marks[work.mates[i]] & kTaken) == 0;
+  };
+  bool changed = true;
+  while (changed) {
+    for (uint32_t i = threadIdx.x; i < items; i += kThreads) {
+      best[i] = kNoKey;
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < items; i += kThreads) {
+      if (!is_open(i)) continue;
+      atomicMin(best + i, static_cast<unsigned long long>(work.keys[i]));
+      atomicMin(best + work.mates[i],
+                static_cast<unsigned long long>(work.keys[i]));
+    }
+    __syncthreads();
+    bool accepted = false;
+    for (uint32_t i = threadIdx.x; i < items; i += kThreads) {
+      if (work.keys[i] == kNoKey || (work.marks[i] & kAccepted) != 0) continue;
+      const uint32_t mate = work.mates[i];
+      // Marks change below, but only of items whose best proposal is this one.
+      if (__ldcg(best + i) != work.keys[i] ||
+          __ldcg(best + mate) != work.keys[i]) {
+        continue;
+      }
+      atomicOr(work.marks + i, kTaken | kAccepted);
+      atomicOr(work.marks + mate, kTaken);
+      accepted = true;
+    }
+    changed = __syncthreads_or(accepted);
+  }
+  for (uint32_t i = threadIdx.x; i < items; i += kThreads) {
+    if ((work.marks[i] & kAccepted) == 0) work.keys[i] = kNoKey;
+  }
+  __syncthreads();
+  const auto is_accepted = [&](uint32_t i) { return work.keys[i] != kNoKey; };
+  const uint32_t pairs = list_if(items, work.queries, scratch, is_accepted);
+  if (pairs <= excess) return pairs;
+  const uint64_t last = kth_smallest(work.keys, items, excess, scratch);
+  return list_if(items, work.queries, scratch, [&](uint32_t i) {
+    return is_accepted(i) && work.keys[i] <= last;
+  });
+}
+
+// Merges the pairs that \`queries\` lists: the end that eviction ranks lower
+// goes.
+__device__ inline void merge_pairs(const skv_chunk_args &args,
+                                   const ChunkHead &head, const HeadWork &work,
+                                   uint32_t pairs, SelectScratch &scratch) {
+  const MergeContext context = merge_context(args, head);
+  const uint32_t lanes = args.cache.lanes;
+  for (uint32_t p = warp_id(); p < pairs; p += kWarps) {
+    uint32_t goes = work.queries[p];
+    uint32_t stays = work.mates[goes];
+    Slot gone = item_slot(args, head, work.items[goes]);
+    Slot kept = item_slot(args, head, work.items[stays]);
+    if (eviction_key(kept, args.policy, lanes) <
+        eviction_key(gone, args.policy, lanes)) {
+      const uint32_t other = goes;
+      goes = stays;
+      stays = other;
+      const Slot slot = gone;
+      gone = kept;
+      kept = slot;
+    }
+    const Merged merged = merge_slots(
+        2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
+        args.policy);
+    if (lane_id() == 0) {
+      free_slot(gone, lanes);
+      work.marks[goes] |= kGone;
+      work.divergences[p] = merged.divergence;
+      if (merged.guarded) atomicAdd(head.words + kHeadGuarded, 1);
+    }
+    set_norm(args, head, work, stays);
+  }
+  __syncthreads();
+  float divergence = 0.0f;
+  for (uint32_t p = threadIdx.x; p < pairs; p += kThreads) {
+    divergence += work.divergences[p];
+  }
+  divergence = block_sum(divergence, scratch);
+  if (threadIdx.x == 0) {
+    head.words[kHeadMerged] += pairs;
+    head.words[kHeadDivergence] = __float_as_uint(
+        __uint_as_float(head.words[kHeadDivergence]) + divergence);
+  }
+}
+
+// Merges pairs, and lists who goes and who may take them.
+__global__ void __launch_bounds__(kThreads)
+    choose_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t budget = head.words[kHeadBudget];
+  uint32_t left = items;
+  if (work.counters[kQueries] > 0) {
+    const uint32_t pairs =
+        match_pairs(args, head, all_work, work, items - budget, scratch);
+    merge_pairs(args, head, work, pairs, scratch);
+    left -= pairs;
+  }
+  uint32_t victims = 0, targets = 0;
+  if (left > budget && args.policy.merge != SKV_MERGE_NEVER) {
+    uint32_t evictable = 0;
+    for (uint32_t i = threadIdx.x; i < items; i += kThreads) {
+      const bool goes = (work.marks[i] & kGone) == 0 &&
+                        item_is_evictable(args, head, work.items[i]);
+      work.keys[i] = goes ? eviction_key(item_slot(args, head, work.items[i]),
+                                         args.policy, args.cache.lanes)
+                          : kNoKey;
+      evictable += goes ? 1 : 0;
+    }
+    uint32_t total;
+    block_prefix(evictable, total, scratch.block);
+    const uint32_t excess = min(left - budget, total);
+    if (excess > 0) {
+      const uint64_t last = kth_smallest(work.keys, items, excess, scratch);
+      victims = list_if(items, work.queries, scratch, [&](uint32_t i) {
+        return work.keys[i] != kNoKey && work.keys[i] <= last;
+      });
+      for (uint32_t v = threadIdx.x; v < victims; v += kThreads) {
+        work.marks[work.queries[v]] |= kVictim;
+      }
+      __syncthreads();
+      if (args.policy.merge == SKV_MERGE_VOTES) {
+        targets = list_if(items, work.candidates, scratch, [&](uint32_t i) {
+          return (work.marks[i] & (kGone | kVictim)) == 0 &&
+                 item_slot(args, head, work.items[i]).word(kSlotPosition) >=
+                     args.policy.sinks;
+        });
+      }
+    }
+  }
+  if (threadIdx.x == 0) {
+    work.counters[kQueries] = victims;
+    work.counters[kCandidates] = targets;
+  }
+}
+
+// Merges each victim into its nearest target, all of a target together, or
+// drops it.
+__device__ inline void merge_victims(const skv_chunk_args &args,
+                                     const ChunkHead &head,
+                                     const CompressWork &all_work,
+                                     const HeadWork &work, uint32_t victims,
+                                     SelectScratch &scratch) {
+  const bool merges = args.policy.merge == SKV_MERGE_VOTES;
+  for (uint32_t v = threadIdx.x; v < victims; v += kThreads) {
+    const Neighbour nearest =
+        merges ? nearest_of_query(args, head, all_work, work, v) : kNoNeighbour;
+    const bool fits =
+        nearest.exists() && nearest.similarity > args.policy.threshold;
+    work.mates[v] = fits ? nearest.item : ~0u;
+    work.divergences[v] = 0.0f;
+    if (fits) continue;
+    const uint32_t item = work.items[work.queries[v]];
+    atomicAdd(head.words + kHeadDropped, 1);
+    atomicAdd(head.words + kHeadDroppedTokens,
+              item_slot(args, head, item).word(kSlotTokens));
+  }
+  __syncthreads();
+  if (!merges) return;
+  const MergeContext context = merge_context(args, head);
+  uint32_t merged_slots = 0;
+  for (uint32_t v = warp_id(); v < victims; v += kWarps) {
+    const uint32_t target = work.mates[v];
+    if (target == ~0u) continue;
+    // The first victim of a target merges all of them.
+    bool is_first = true;
+    for (uint32_t u = lane_id(); u < v; u += 32) {
+      if (work.mates[u] == target) is_first = false;
+    }
+    if (!__all_sync(kAllLanes, is_first)) continue;
+    uint32_t count = 0;
+    for (uint32_t u = v + lane_id(); u < victims; u += 32) {
+      count += work.mates[u] == target ? 1 : 0;
+    }
+    count = __reduce_add_sync(kAllLanes, count);
+    // Candidates are not needed any more: their list takes the members.
+    uint32_t first = 0;
+    if (lane_id() == 0) first = atomicAdd(work.counters + kMembers, count);
+    first = __shfl_sync(kAllLanes, first, 0);
+    uint32_t *members = work.candidates + first;
+    for (uint32_t u = v; u < victims; u += 32) {
+      const bool is_member =
+          u + lane_id() < victims && work.mates[u + lane_id()] == target;
+      const uint32_t ballot = __ballot_sync(kAllLanes, is_member);
+      if (is_member) {
+        members[__popc(ballot & ((1u << lane_id()) - 1))] =
+            work.queries[u + lane_id()];
+      }
+      members += __popc(ballot);
+    }
+    members = work.candidates + first;
+    __syncwarp();
+    const Merged merged = merge_slots(
+        count + 1,
+        [&](uint32_t i) {
+          const uint32_t ordinal = i == 0 ? target : members[i - 1];
+          return item_slot(args, head, work.items[ordinal]);
+        },
+        context, args.policy);
+    if (lane_id() == 0) {
+      work.divergences[v] = merged.divergence;
+      merged_slots += count;
+      if (merged.guarded) atomicAdd(head.words + kHeadGuarded, 1);
+    }
+  }
+  if (merged_slots > 0) atomicAdd(head.words + kHeadMerged, merged_slots);
+  __syncthreads();
+  float divergence = 0.0f;
+  for (uint32_t v = threadIdx.x; v < victims; v += kThreads) {
+    divergence += work.divergences[v];
+  }
+  divergence = block_sum(divergence, scratch);
+  if (threadIdx.x == 0) {
+    head.words[kHeadDivergence] = __float_as_uint(
+        __uint_as_float(head.words[kHeadDivergence]) + divergence);
+  }
+}
+
+// Copies key, value and all fields of a slot; called by a whole warp.
+__device__ inline void copy_slot(const Slot &from, const Slot &to,
+                                 uint32_t head_dim, uint32_t lanes) {
+  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
+    to.key[d] = from.key[d];
+    to.value[d] = from.value[d];
+  }
+  if (lane_id() < kSlotBias + lanes) {
+    to.set(lane_id(), from.get(lane_id()));
+  }
+}
+
+// Merges or drops victims, and moves the staged rows that are left.
+__global__ void __launch_bounds__(kThreads)
+    settle_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t victims = work.counters[kQueries];
+  const uint32_t lanes = args.cache.lanes;
+  if (victims > 0) {
+    merge_victims(args, head, all_work, work, victims, scratch);
+    __syncthreads();
+    for (uint32_t v = threadIdx.x; v < victims; v += kThreads) {
+      free_slot(item_slot(args, head, work.items[work.queries[v]]), lanes);
+    }
+    __syncthreads();
+  }
+  const uint32_t kept = list_if(items, work.queries, scratch, [&](uint32_t i) {
+    return (work.items[i] & kStaged) != 0 &&
+           (work.marks[i] & (kGone | kVictim)) == 0;
+  });
+  const uint32_t capacity = head.words[kHeadCapacity];
+  const uint32_t free =
+      list_if(capacity, work.candidates, scratch, [&](uint32_t i) {
+        return item_slot(args, head, i).word(kSlotTokens) == 0;
+      });
+  const uint32_t moved = min(kept, free);
+  for (uint32_t i = warp_id(); i < moved; i += kWarps) {
+    copy_slot(item_slot(args, head, work.items[work.queries[i]]),
+              item_slot(args, head, work.candidates[i]), args.sizes.head_dim,
+              lanes);
+  }
+  if (threadIdx.x == 0) {
+    uint32_t *words = head.words;
+    if (moved > 0) {
+      words[kHeadHigh] = max(words[kHeadHigh], work.candidates[moved - 1] + 1);
+    }
+    words[kHeadLive] = capacity - free + moved;
+    words[kHeadNext] = moved < free ? work.candidates[moved] : capacity;
+  }
+}
+
+CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
+                     char *memory) {
+  CompressWork work;
+  work.memory = memory;
+  work.most = args.cache.max_capacity + args.cache.stage_rows;
+  const uint32_t blocks = (args.cache.stage_rows + kSearchTile - 1) /
+                          kSearchTile * args.sizes.kv_heads;
+  work.parts = args.policy.merge != SKV_MERGE_VOTES
+                   ? 1
+                   : max(1u, min(16u, 2 * multiprocessors / blocks));
+  work.head_bytes = CompressWork::bytes(work.most, work.parts);
+  return work;
+}
+
+}  // namespace
+
+Needs compress_needs(const skv_chunk_args &args, uint32_t multiprocessors) {
+  const CompressWork work = work_of(args, multiprocessors, nullptr);
+  return {work.head_bytes * args.sizes.kv_heads};
+}
+
+cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
+  const CompressWork work =
+      work_of(args, launch.multiprocessors, launch.scratch);
+  const uint32_t heads = args.sizes.kv_heads;
+  const bool votes = args.policy.merge == SKV_MERGE_VOTES;
+  const auto per_head = [&](auto kernel) {
+    return launch_kernel(launch, kernel, heads, kThreads, 0, args, work);
+  };
+  cudaError_t status = per_head(list_items_kernel);
+  if (status == cudaSuccess && votes) {
+    const dim3 grid((work.most + kNormThreads / 32 - 1) / (kNormThreads / 32),
+                    heads);
+    status =
+        launch_kernel(launch, norms_kernel, grid, kNormThreads, 0, args, work);
+  }
+  if (status == cudaSuccess && votes && args.policy.merge_first) {
+    status = launch_nearest_keys(args, work, launch);
+  }
+  if (status == cudaSuccess) status = per_head(choose_kernel);
+  if (status == cudaSuccess && votes) {
+    status = launch_nearest_keys(args, work, launch);
+  }
+  if (status == cudaSuccess) status = per_head(settle_kernel);
+  return status;
+}
+`,
+  "embed.cu": `// Looks up the embedding row of each live token and sets its bit among the ids
+// that the sequence has seen.
+//
+// Reads 2 and writes 4 bytes per element of a row; one block per row. The
+// alternative that lost: doing it at the start of the first qkv_rope_append,
+// whose blocks would each repeat it.
+#include "lib/half.cuh"
+#include "lib/overlap.cuh"
+#include "lib/step.cuh"
+#include "runtime/launch.cuh"
+
+namespace {
+
+constexpr uint32_t kThreads = 256;
+
+__global__ void __launch_bounds__(kThreads) embed_kernel(skv_embed_args args) {
+  begin_kernel();
+  const Row row = row_of(args.step, blockIdx.x);
+  if (!row.live) return;
+  const uint32_t id = args.step.tokens[blockIdx.x];
+  if (id >= args.embedding.rows) return;
+  const uint32_t width = args.sizes.hidden;
+  const skv_half *from =
+      args.embedding.data + static_cast<size_t>(id) * args.embedding.pitch;
+  float *to = args.hidden + static_cast<size_t>(blockIdx.x) * width;
+  for (uint32_t i = threadIdx.x; i < width; i += kThreads) {
+    to[i] = to_float(from[i]);
+  }
+  if (threadIdx.x == 0) {
+    const uint32_t words = (args.sizes.vocabulary + 31) / 32;
+    atomicOr(args.seen + static_cast<size_t>(row.sequence) * words + id / 32,
+             1u << id % 32);
+  }
+}
+
+}  // namespace
+
+Needs embed_needs(const skv_embed_args &, uint32_t) { return {}; }
+
+cudaError_t launch_embed(const skv_embed_args &args, const Launch &launch) {
+  return launch_kernel(launch, embed_kernel, args.step.rows, kThreads, 0, args);
+}
+`,
+  "gate_up.cu": `// RMS norm, then silu(gate) * up. Gate and up rows of the weight alternate, so
+// that both products of an output are in the same place.
+//
+// Streams the weight once, 2 bytes per element, where there are few rows: see
+// lib/vector_product.cuh; tiles on tensor cores where there are many: see
+// lib/tile_product.cuh. The alternative that lost: two products and a kernel
+// that joins them, which writes and reads both again.
+#include "lib/tile_product.cuh"
+#include "lib/vector_product.cuh"
+
+namespace {
+
+__device__ inline float gated(float gate, float up) {
+  return gate / (1.0f + expf(-gate)) * up;
+}
+
+template <int ROWS>
+__global__ void __launch_bounds__(kVectorThreads)
+    gate_up_vectors(skv_gate_up_args args, VectorProduct product) {
+  const uint32_t ffn = args.sizes.ffn;
+  const auto output = [](uint32_t group, uint32_t o) {
+    return group * kOutputs + o;
+  };
+  const auto finish = [&](uint32_t group, const float(&sums)[kOutputs][ROWS]) {
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+      for (uint32_t o = 0; o < kOutputs; o += 2) {
+        const uint32_t row = output(group, o);
+        if (lane_id() != o * ROWS + r || row / 2 >= ffn) continue;
+        if (!row_of(args.step, r).live) continue;
+        const bool biased = args.bias != nullptr;
+        const float gate = sums[o][r] + (biased ? args.bias[row] : 0.0f);
+        const float up = sums[o + 1][r] + (biased ? args.bias[row + 1] : 0.0f);
+        args.output[static_cast<size_t>(r) * ffn + row / 2] = gated(gate, up);
+      }
+    }
+  };
+  multiply_vectors<ROWS, true>(
+      product, output, [&] { return product.input; }, finish);
+}
+
+struct GateTile {
+  float *output;
+  const float *bias;
+  uint32_t ffn;
+
+  __device__ void operator()(uint32_t row, uint32_t first, float gate,
+                             float up) const {
+    if (bias != nullptr) gate += bias[first], up += bias[first + 1];
+    output[static_cast<size_t>(row) * ffn + first / 2] = gated(gate, up);
+  }
+};
+
+template <int ROWS>
+cudaError_t launch_vectors(const skv_gate_up_args &args, const Launch &launch) {
+  const uint32_t groups = (args.weight.rows + kOutputs - 1) / kOutputs;
+  const uint32_t parts =
+      vector_parts(groups, args.weight.pitch, launch.multiprocessors);
+  const VectorProduct product = {
+      args.weight,    args.hidden, args.norm, args.sizes.norm_epsilon,
+      args.step.rows, groups,      parts};
+  return launch_kernel(launch, gate_up_vectors<ROWS>,
+                       vector_blocks(groups, parts), kVectorThreads, 0, args,
+                       product);
+}
+
+}  // namespace
+
+Needs gate_up_needs(const skv_gate_up_args &args, uint32_t) {
+  if (args.step.rows <= kMaxVectors) return {};
+  return {tile_product_bytes(args.weight, args.step.rows)};
+}
+
+cudaError_t launch_gate_up(const skv_gate_up_args &args, const Launch &launch) {
+  if (args.step.rows == 1) return launch_vectors<1>(args, launch);
+  if (args.step.rows == 2) return launch_vectors<2>(args, launch);
+  if (args.step.rows <= kMaxVectors) {
+    return launch_vectors<kMaxVectors>(args, launch);
+  }
+  TileProduct product = {};
+  product.weight = args.weight;
+  product.input = args.hidden;
+  product.norm = args.norm;
+  product.epsilon = args.sizes.norm_epsilon;
+  product.step = args.step;
+  return multiply_tiles(product,
+                        GateTile{args.output, args.bias, args.sizes.ffn},
+                        Scratch(launch.scratch), launch);
+}
+`,
+  "lib/attend_parts.cuh": `// How the parts of an attention become one: those of the warps of a block, then
+// those of the blocks of a head.
+#pragma once
+
+#include "attend_slots.cuh"
+
+// What attention leaves for the eviction, which goes on when the next layers
+// are at work already.
+struct Evidence {
+  // (heads, group, max_capacity): raw logits
+  float *logits;
+  // (heads, kMaxGroup): ln of the softmax sums
+  float *log_sums;
+  // (heads, group, head_dim), where merges need them
+  float *queries;
+  // (heads): whether the row is live, and its position
+  uint2 *rows;
+};
+
+// Memory between the blocks of a head.
+struct AttendParts {
+  // (heads, most_splits, group, DIM)
+  float *values;
+  // (heads, most_splits, kMaxGroup)
+  float2 *states;
+  // (heads, most_splits): live slots, and the first free one
+  uint2 *counts;
+  // (heads)
+  uint32_t *tickets;
+  uint32_t most_splits;
+  // Splits that would fill the device.
+  uint32_t wanted_splits;
+};
+
+// Splits of a head with slots up to \`high\`. They do not depend on the capacity:
+// caches that hold the same give the same result.
+__device__ inline uint32_t splits_of(const AttendParts &parts, uint32_t high) {
+  const uint32_t most = (high + kBlockSlots - 1) / kBlockSlots;
+  return max(1u, min(min(parts.wanted_splits, most), parts.most_splits));
+}
+
+// Adds the states of the block's warps up; values stay in the order of
+// \`value_index\`.
+template <int DIM, bool ALIGNED>
+__device__ inline void merge_warps(const HeadJob &job,
+                                   WarpAttention<DIM, ALIGNED> &warp,
+                                   AttendShared<DIM> &shared) {
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float &sum = warp.state[h].sum;
+    sum += __shfl_xor_sync(kAllLanes, sum, 1);
+    sum += __shfl_xor_sync(kAllLanes, sum, 2);
+    if (t == 0) shared.warp_states[warp_id()][g + 8 * h] = warp.state[h];
+  }
+  warp.live = __reduce_add_sync(kAllLanes, warp.live);
+  warp.first_free = __reduce_min_sync(kAllLanes, warp.first_free);
+  if (lane_id() == 0) {
+    shared.live[warp_id()] = warp.live;
+    shared.first_free[warp_id()] = warp.first_free;
+  }
+  __syncthreads();
+  if (threadIdx.x < kMaxGroup) {
+    SoftmaxState state = init_softmax();
+    for (uint32_t w = 0; w < kAttendWarps; w++) {
+      state = merge_softmax(state, shared.warp_states[w][threadIdx.x]);
+    }
+    shared.states[threadIdx.x] = state;
+  }
+  for (uint32_t i = threadIdx.x; i < kMaxGroup * DIM; i += kAttendThreads) {
+    shared.values[i] = 0.0f;
+  }
+  for (uint32_t w = 0; w < kAttendWarps; w++) {
+    __syncthreads();
+    // A warp without slots has nothing to add.
+    if (warp_id() != w || warp.state[0].max == -INFINITY) continue;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const uint32_t head = g + 8 * h;
+      if (head >= job.group) continue;
+      const float scale =
+          softmax_scale(warp.state[h].max, shared.states[head].max);
+#pragma unroll
+      for (int c = 0; c < WarpAttention<DIM, ALIGNED>::kChunks; c++) {
+#pragma unroll
+        for (int d = 0; d < WarpAttention<DIM, ALIGNED>::kDims; d++) {
+          const uint32_t tile = c * WarpAttention<DIM, ALIGNED>::kDims + d;
+          float2 *to = reinterpret_cast<float2 *>(
+              shared.values + (tile * kMaxGroup + head) * 8 + 2 * t);
+          float2 sum = *to;
+          sum.x += warp.values[c][d][2 * h] * scale;
+          sum.y += warp.values[c][d][2 * h + 1] * scale;
+          *to = sum;
+        }
+      }
+    }
+  }
+  __syncthreads();
+}
+
+// Live slots and the first free one, over the block's warps.
+template <int DIM>
+__device__ inline uint2 block_counts(const AttendShared<DIM> &shared) {
+  uint2 counts = {0, ~0u};
+  for (uint32_t w = 0; w < kAttendWarps; w++) {
+    counts.x += shared.live[w];
+    counts.y = min(counts.y, shared.first_free[w]);
+  }
+  return counts;
+}
+
+// Leaves the block's part for the last one; true in that.
+template <int DIM>
+__device__ inline bool publish(const HeadJob &job, const AttendParts &parts,
+                               uint32_t splits, AttendShared<DIM> &shared) {
+  const uint32_t part = job.index * parts.most_splits + blockIdx.x;
+  float *values = parts.values + static_cast<size_t>(part) * job.group * DIM;
+  for (uint32_t i = threadIdx.x; i < job.group * DIM; i += kAttendThreads) {
+    values[i] = shared.values[value_index<DIM>(i / DIM, i % DIM)];
+  }
+  if (threadIdx.x < kMaxGroup) {
+    const SoftmaxState state = shared.states[threadIdx.x];
+    parts.states[part * kMaxGroup + threadIdx.x] = {state.max, state.sum};
+  }
+  if (threadIdx.x == 0) parts.counts[part] = block_counts(shared);
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    const uint32_t ticket = atomicAdd(parts.tickets + job.index, 1);
+    shared.is_last = ticket == splits - 1;
+    if (shared.is_last) parts.tickets[job.index] = 0;
+  }
+  __syncthreads();
+  if (shared.is_last) __threadfence();
+  return shared.is_last;
+}
+
+// Adds the parts of all blocks up and writes the output. Returns the counts of
+// live slots and of the first free one.
+template <int DIM>
+__device__ inline uint2 combine(const skv_merge_attend_args &args,
+                                const HeadJob &job, const AttendParts &parts,
+                                uint32_t splits, AttendShared<DIM> &shared) {
+  const uint32_t first = job.index * parts.most_splits;
+  const volatile float2 *states = parts.states;
+  if (threadIdx.x < job.group) {
+    const uint32_t g = threadIdx.x;
+    SoftmaxState all = init_softmax();
+    for (uint32_t s = 0; s < splits; s++) {
+      const uint32_t at = (first + s) * kMaxGroup + g;
+      all = merge_softmax(all, {states[at].x, states[at].y});
+    }
+    for (uint32_t s = 0; s < splits; s++) {
+      const float max = states[(first + s) * kMaxGroup + g].x;
+      shared.factors[s][g] = softmax_scale(max, all.max) / all.sum;
+    }
+    shared.log_sums[g] = log_sum(all);
+  }
+  __syncthreads();
+  const uint32_t head_dim = args.sizes.head_dim;
+  float *output =
+      args.output + (static_cast<size_t>(job.row) * args.sizes.heads +
+                     job.kv_head * job.group) *
+                        head_dim;
+  for (uint32_t i = threadIdx.x; i < job.group * DIM; i += kAttendThreads) {
+    const uint32_t g = i / DIM, d = i % DIM;
+    if (d >= head_dim) continue;
+    float sum = 0.0f;
+    for (uint32_t s = 0; s < splits; s++) {
+      const float *values =
+          parts.values + static_cast<size_t>(first + s) * job.group * DIM;
+      sum += __ldcg(values + i) * shared.factors[s][g];
+    }
+    output[g * head_dim + d] = sum;
+  }
+  uint2 counts = {0, ~0u};
+  const volatile uint2 *others = parts.counts + first;
+  for (uint32_t s = 0; s < splits; s++) {
+    counts.x += others[s].x;
+    counts.y = min(counts.y, others[s].y);
+  }
+  return counts;
+}
+
+// The same where the block had all slots.
+template <int DIM>
+__device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
+                                     const HeadJob &job,
+                                     AttendShared<DIM> &shared) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  float *output =
+      args.output + (static_cast<size_t>(job.row) * args.sizes.heads +
+                     job.kv_head * job.group) *
+                        head_dim;
+  for (uint32_t i = threadIdx.x; i < job.group * DIM; i += kAttendThreads) {
+    const uint32_t g = i / DIM, d = i % DIM;
+    if (d >= head_dim) continue;
+    output[g * head_dim + d] =
+        shared.values[value_index<DIM>(g, d)] / shared.states[g].sum;
+  }
+  if (threadIdx.x < kMaxGroup) {
+    shared.log_sums[threadIdx.x] = log_sum(shared.states[threadIdx.x]);
+  }
+  const uint2 counts = block_counts(shared);
+  __syncthreads();
+  return counts;
+}
+
+// Notes what the eviction needs to know; \`log_sums\` are in shared memory.
+template <int DIM>
+__device__ inline void leave_evidence(const skv_merge_attend_args &args,
+                                      const HeadJob &job,
+                                      const Evidence &evidence,
+                                      const AttendShared<DIM> &shared) {
+  if (threadIdx.x == 0) evidence.rows[job.index] = {1, job.position};
+  if (threadIdx.x < job.group) {
+    evidence.log_sums[job.index * kMaxGroup + threadIdx.x] =
+        shared.log_sums[threadIdx.x];
+  }
+  if (evidence.queries == nullptr) return;
+  const uint32_t count = job.group * args.sizes.head_dim;
+  const float *queries =
+      args.queries + (static_cast<size_t>(job.row) * args.sizes.heads +
+                      job.kv_head * job.group) *
+                         args.sizes.head_dim;
+  for (uint32_t i = threadIdx.x; i < count; i += kAttendThreads) {
+    evidence.queries[static_cast<size_t>(job.index) * count + i] = queries[i];
+  }
+}
+`,
+  "lib/attend_slots.cuh": `// Decode attention of one warp over its share of the slots of a KV head.
+//
+// All query heads of the group ride in one tensor core tile, so that a key is
+// read once for the group. Keys and values go from memory to registers in 16
+// byte loads, and become operands there: the columns of keys are dealt to the
+// lanes as they come (fragment_index in lib/mma.cuh), and pairs of values are
+// put side by side by byte permutations.
+#pragma once
+
+#include "mma.cuh"
+#include "slots.cuh"
+#include "softmax_state.cuh"
+#include "step.cuh"
+
+constexpr uint32_t kAttendWarps = 8;
+constexpr uint32_t kAttendThreads = 32 * kAttendWarps;
+
+// Slots that a warp takes at a time, and that a block takes.
+constexpr uint32_t kWarpSlots = 16;
+constexpr uint32_t kBlockSlots = kAttendWarps * kWarpSlots;
+
+constexpr uint32_t kMaxSplits = 64;
+
+// One (sequence, KV head) of a step.
+struct HeadJob {
+  uint32_t row;
+  uint32_t kv_head;
+  uint32_t position;
+  uint32_t group;
+  // Index among the heads of the step, for \`AttendParts\`.
+  uint32_t index;
+  uint32_t *words;
+  uint32_t offset;
+  uint32_t capacity;
+  uint32_t high;
+};
+
+__device__ inline HeadJob job_of(const skv_merge_attend_args &args,
+                                 const Row &row) {
+  HeadJob job;
+  job.row = blockIdx.z;
+  job.kv_head = blockIdx.y;
+  job.position = row.position;
+  job.group = args.sizes.heads / args.sizes.kv_heads;
+  job.index = job.row * args.sizes.kv_heads + job.kv_head;
+  job.words = head_words(args.cache, args.sizes, row.sequence, job.kv_head);
+  job.offset = job.words[kHeadOffset];
+  job.capacity = job.words[kHeadCapacity];
+  const uint32_t used = min(job.words[kHeadNext] + 1, job.capacity);
+  job.high = max(job.words[kHeadHigh], used);
+  return job;
+}
+
+// Dimensions of a value that one lane loads at a time.
+template <int DIM>
+constexpr int kValueDims = DIM >= 64 ? 8 : 4;
+
+// Where dimension \`d\` of query head \`g\` is among the sums of a block: in the
+// order of the accumulators, so that a warp adds its own without conflicts.
+template <int DIM>
+__device__ inline uint32_t value_index(uint32_t g, uint32_t d) {
+  constexpr uint32_t kDims = kValueDims<DIM>;
+  const uint32_t chunk = d / (8 * kDims), inner = d % (8 * kDims);
+  const uint32_t tile = chunk * kDims + inner % kDims;
+  return (tile * kMaxGroup + g) * 8 + inner / kDims;
+}
+
+template <int DIM>
+struct AttendShared {
+  // Queries, and queries of sinks, as tensor core operands.
+  uint4 high[2][DIM / 16 * 32];
+  uint4 low[2][DIM / 16 * 32];
+  float inverse[2][kMaxGroup];
+  float values[kMaxGroup * DIM];
+  SoftmaxState warp_states[kAttendWarps][kMaxGroup];
+  SoftmaxState states[kMaxGroup];
+  float log_sums[kMaxGroup];
+  float factors[kMaxSplits][kMaxGroup];
+  uint32_t live[kAttendWarps];
+  uint32_t first_free[kAttendWarps];
+  bool is_last;
+};
+
+// Attention of one warp over its share of the slots.
+template <int DIM, bool ALIGNED>
+struct WarpAttention {
+  static constexpr int kDims = kValueDims<DIM>;
+  static constexpr int kChunks = DIM / (8 * kDims);
+  SoftmaxState state[2] = {init_softmax(), init_softmax()};
+  float values[kChunks][kDims][4] = {};
+  uint32_t live = 0;
+  uint32_t first_free = ~0u;
+
+  // Adds the slots \`first .. first + 16\` of the head, those before \`end\`.
+  __device__ void add(const skv_merge_attend_args &args, const HeadJob &job,
+                      const AttendShared<DIM> &shared, float *logits,
+                      uint32_t first, uint32_t end) {
+    const skv_slots &slots = args.cache.slots;
+    const uint32_t head_dim = args.sizes.head_dim;
+    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+    uint32_t k[2][DIM / 32][4];
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+      const uint32_t slot = job.offset + min(first + 8 * n + g, end - 1);
+      const skv_half *key = slots.keys + static_cast<size_t>(slot) * head_dim;
+#pragma unroll
+      for (int c = 0; c < DIM / 32; c++) {
+        load_halves<8, ALIGNED>(k[n][c], key, 32 * c + 8 * t, head_dim);
+      }
+    }
+    // Rows 2t, 2t + 1, 2t + 8 and 2t + 9 of the values.
+    uint32_t v[4][kChunks][kDims / 2];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const uint32_t inner = 2 * t + i % 2 + i / 2 * 8;
+      const uint32_t slot = job.offset + min(first + inner, end - 1);
+      const skv_half *value =
+          slots.values + static_cast<size_t>(slot) * head_dim;
+#pragma unroll
+      for (int c = 0; c < kChunks; c++) {
+        load_halves<kDims, ALIGNED>(v[i][c], value, (8 * c + g) * kDims,
+                                    head_dim);
+      }
+    }
+    float bias[2][4];
+    load_biases(args, job, first, end, bias);
+    float raw[2][4] = {};
+    multiply_keys(shared, 0, k, raw);
+    if (args.sink_queries != nullptr) {
+      replace_sinks(args, job, shared, k, first, end, raw);
+    }
+    if (args.policy.observe) store_logits(args, job, logits, raw, first, end);
+
+    // Weights, as the left operand of the product with the values.
+    float x[2][4];
+    float top[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const bool counts = bias[n][i] > kLiveBias;
+        x[n][i] = counts ? raw[n][i] + bias[n][i] : -INFINITY;
+        top[i / 2] = fmaxf(top[i / 2], x[n][i]);
+      }
+    }
+    float keep[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      top[h] = fmaxf(top[h], __shfl_xor_sync(kAllLanes, top[h], 1));
+      top[h] = fmaxf(top[h], __shfl_xor_sync(kAllLanes, top[h], 2));
+      const float max = fmaxf(state[h].max, top[h] - kHeadroom);
+      keep[h] = softmax_scale(state[h].max, max);
+      state[h].max = max;
+      state[h].sum *= keep[h];
+    }
+    SplitPair weights[2][2];
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const float max = state[h].max;
+        const float a = softmax_scale(x[n][2 * h], max);
+        const float b = softmax_scale(x[n][2 * h + 1], max);
+        state[h].sum += a + b;
+        weights[n][h] = split_pair(a, b);
+      }
+    }
+    const uint4 high = {weights[0][0].high, weights[0][1].high,
+                        weights[1][0].high, weights[1][1].high};
+    const uint4 low = {weights[0][0].low, weights[0][1].low, weights[1][0].low,
+                       weights[1][1].low};
+#pragma unroll
+    for (int c = 0; c < kChunks; c++) {
+#pragma unroll
+      for (int d = 0; d < kDims; d++) {
+        float(&sum)[4] = values[c][d];
+        sum[0] *= keep[0], sum[1] *= keep[0];
+        sum[2] *= keep[1], sum[3] *= keep[1];
+        // Dimension d of two neighbouring rows, side by side.
+        const uint32_t pick = d % 2 == 0 ? 0x5410 : 0x7632;
+        const uint32_t b0 = __byte_perm(v[0][c][d / 2], v[1][c][d / 2], pick);
+        const uint32_t b1 = __byte_perm(v[2][c][d / 2], v[3][c][d / 2], pick);
+        mma(sum, low, b0, b1);
+        mma(sum, high, b0, b1);
+      }
+    }
+  }
+
+  // Vote biases of slots 2t, 2t + 1 of both tiles for heads g and g + 8; those
+  // beyond the end look free.
+  __device__ void load_biases(const skv_merge_attend_args &args,
+                              const HeadJob &job, uint32_t first, uint32_t end,
+                              float (&bias)[2][4]) {
+    const skv_slots &slots = args.cache.slots;
+    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+    const bool shared_votes = args.cache.lanes == 1;
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t slot = first + 8 * n + 2 * t + i % 2;
+        const uint32_t head = g + i / 2 * 8;
+        bias[n][i] = kFreeBias;
+        if (slot >= end || head >= job.group) continue;
+        const size_t field = kSlotBias + (shared_votes ? 0 : head);
+        bias[n][i] = slots.side[field * slots.total + job.offset + slot];
+        if (head != 0) continue;
+        if (bias[n][i] > kLiveBias) {
+          live++;
+        } else {
+          first_free = min(first_free, slot);
+        }
+      }
+    }
+  }
+
+  __device__ void multiply_keys(const AttendShared<DIM> &shared, int which,
+                                const uint32_t (&k)[2][DIM / 32][4],
+                                float (&raw)[2][4]) {
+#pragma unroll
+    for (int step = 0; step < DIM / 16; step++) {
+      const uint4 high = shared.high[which][step * 32 + lane_id()];
+      const uint4 low = shared.low[which][step * 32 + lane_id()];
+#pragma unroll
+      for (int n = 0; n < 2; n++) {
+        const uint32_t b0 = k[n][step / 2][step % 2 * 2];
+        const uint32_t b1 = k[n][step / 2][step % 2 * 2 + 1];
+        mma(raw[n], low, b0, b1);
+        mma(raw[n], high, b0, b1);
+      }
+    }
+    const uint32_t g = lane_id() / 4;
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        raw[n][i] *= shared.inverse[which][g + i / 2 * 8];
+      }
+    }
+  }
+
+  // Logits of sinks are those of the queries at their cache positions.
+  __device__ void replace_sinks(const skv_merge_attend_args &args,
+                                const HeadJob &job,
+                                const AttendShared<DIM> &shared,
+                                const uint32_t (&k)[2][DIM / 32][4],
+                                uint32_t first, uint32_t end,
+                                float (&raw)[2][4]) {
+    const skv_slots &slots = args.cache.slots;
+    const float *positions = slots.side +
+                             static_cast<size_t>(kSlotPosition) * slots.total +
+                             job.offset;
+    bool is_sink[2][2];
+    bool any = false;
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const uint32_t slot = first + 8 * n + 2 * (lane_id() % 4) + i;
+        is_sink[n][i] =
+            slot < end && __float_as_uint(positions[slot]) < args.policy.sinks;
+        any = any || is_sink[n][i];
+      }
+    }
+    if (!__any_sync(kAllLanes, any)) return;
+    float other[2][4] = {};
+    multiply_keys(shared, 1, k, other);
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        if (is_sink[n][i % 2]) raw[n][i] = other[n][i];
+      }
+    }
+  }
+
+  __device__ void store_logits(const skv_merge_attend_args &args,
+                               const HeadJob &job, float *logits,
+                               const float (&raw)[2][4], uint32_t first,
+                               uint32_t end) {
+    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t slot = first + 8 * n + 2 * t + i % 2;
+        const uint32_t head = g + i / 2 * 8;
+        if (slot >= end || head >= job.group) continue;
+        logits[static_cast<size_t>(head) * args.cache.max_capacity + slot] =
+            raw[n][i];
+      }
+    }
+  }
+};
+
+// Splits the queries of the group into tensor core operands.
+template <int DIM>
+__device__ inline void load_queries(const skv_merge_attend_args &args,
+                                    const HeadJob &job,
+                                    AttendShared<DIM> &shared) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const float root = rsqrtf(static_cast<float>(head_dim));
+  const uint32_t kinds = args.sink_queries == nullptr ? 1 : 2;
+  for (uint32_t i = warp_id(); i < kinds * kMaxGroup; i += kAttendWarps) {
+    const uint32_t kind = i / kMaxGroup, g = i % kMaxGroup;
+    const float *all = kind == 0 ? args.queries : args.sink_queries;
+    const size_t head = static_cast<size_t>(job.row) * args.sizes.heads +
+                        job.kv_head * job.group + g;
+    const float inverse =
+        split_row<DIM, false>(g < job.group ? all + head * head_dim : nullptr,
+                              head_dim, g, shared.high[kind], shared.low[kind]);
+    if (lane_id() == 0) shared.inverse[kind][g] = inverse * root;
+  }
+}
+`,
+  "lib/compress_work.cuh": `// What the kernels of compress hand to each other: lists of the slots and
+// staged rows of each KV head, here called items.
+#pragma once
+
+#include "../runtime/launch.cuh"
+#include "slots.cuh"
+#include "step.cuh"
+
+// Set in an item that is a row of the stage; the rest is its row.
+constexpr uint32_t kStaged = 0x80000000u;
+
+// Marks of items.
+constexpr uint32_t kTaken = 1;     // is an end of a pair already
+constexpr uint32_t kAccepted = 2;  // proposed a pair that is merged
+constexpr uint32_t kGone = 4;      // was merged into another
+constexpr uint32_t kVictim = 8;    // has to go
+
+enum Counter {
+  kItems = 0,
+  kQueries = 1,
+  kCandidates = 2,
+  kMembers = 3,
+  kCounters = 8
+};
+
+// Lists of one KV head, \`most\` long each.
+struct HeadWork {
+  // Index of a slot in its head, or kStaged and a row.
+  uint32_t *items;
+  uint32_t *marks;
+  // 1 / |key|, or 0 for a zero key.
+  float *inverse_norms;
+  // What items are sorted by, and the best key that touches an item.
+  uint64_t *keys;
+  uint64_t *best;
+  // The item that an item is to be merged into.
+  uint32_t *mates;
+  // Items whose nearest candidate is looked for, and the candidates.
+  uint32_t *queries;
+  uint32_t *candidates;
+  float *divergences;
+  // (parts, most): by query
+  float *similarities;
+  uint32_t *nearest;
+  // (kCounters)
+  uint32_t *counters;
+};
+
+struct CompressWork {
+  char *memory;
+  size_t head_bytes;
+  uint32_t most;
+  // Parts that candidates are searched in.
+  uint32_t parts;
+
+  // Bytes of one head's lists.
+  static size_t bytes(uint32_t most, uint32_t parts) {
+    return aligned(static_cast<size_t>(most) * 4) * (6 + 2 * parts) +
+           aligned(static_cast<size_t>(most) * 8) * 2 + aligned(kCounters * 4);
+  }
+
+  __host__ __device__ static size_t aligned(size_t bytes) {
+    return (bytes + 255) / 256 * 256;
+  }
+
+  __device__ HeadWork head(uint32_t kv_head) const {
+    char *at = memory + kv_head * head_bytes;
+    const auto take = [&](size_t bytes) {
+      char *const taken = at;
+      at += aligned(bytes);
+      return taken;
+    };
+    const size_t words = static_cast<size_t>(most) * 4;
+    HeadWork work;
+    work.items = reinterpret_cast<uint32_t *>(take(words));
+    work.marks = reinterpret_cast<uint32_t *>(take(words));
+    work.inverse_norms = reinterpret_cast<float *>(take(words));
+    work.mates = reinterpret_cast<uint32_t *>(take(words));
+    work.queries = reinterpret_cast<uint32_t *>(take(words));
+    work.candidates = reinterpret_cast<uint32_t *>(take(words));
+    work.keys = reinterpret_cast<uint64_t *>(take(2 * words));
+    work.best = reinterpret_cast<uint64_t *>(take(2 * words));
+    work.counters = reinterpret_cast<uint32_t *>(take(kCounters * 4));
+    // A head's divergences share the memory of \`best\`, which is free by then.
+    work.divergences = reinterpret_cast<float *>(work.best);
+    work.similarities = reinterpret_cast<float *>(at);
+    work.nearest = reinterpret_cast<uint32_t *>(at + parts * aligned(words));
+    return work;
+  }
+
+  // Words from one part of \`similarities\` and \`nearest\` to the next.
+  __device__ uint32_t part_pitch() const {
+    return static_cast<uint32_t>(aligned(static_cast<size_t>(most) * 4) / 4);
+  }
+};
+
+// One KV head of the chunk's sequence.
+struct ChunkHead {
+  uint32_t kv_head;
+  uint32_t rows;
+  // Position of the newest token.
+  uint32_t newest;
+  uint32_t *words;
+};
+
+__device__ inline ChunkHead chunk_head(const skv_chunk_args &args,
+                                       uint32_t kv_head) {
+  const uint32_t rows = row_end(args.step);
+  const uint32_t sequence = args.step.chunk[kChunkSequence];
+  return {kv_head, rows, args.step.chunk[kChunkPosition] + rows - 1,
+          head_words(args.cache, args.sizes, sequence, kv_head)};
+}
+
+__device__ inline Slot item_slot(const skv_chunk_args &args,
+                                 const ChunkHead &head, uint32_t item) {
+  const skv_cache &cache = args.cache;
+  const bool staged = (item & kStaged) != 0;
+  const uint32_t index =
+      staged ? head.kv_head * cache.stage_rows + (item & ~kStaged)
+             : head.words[kHeadOffset] + item;
+  return slot_at(staged ? cache.stage : cache.slots, index,
+                 args.sizes.head_dim);
+}
+`,
+  "lib/evict_one.cuh": `// The policy's work on a head after a decode step: scores, the victim, the key
+// most similar to its own, and the merge. One block per head.
+#pragma once
+
+#include "attend_parts.cuh"
+#include "merge_slots.cuh"
+#include "neighbour.cuh"
+
+constexpr uint32_t kEvictWarps = 16;
+constexpr uint32_t kEvictThreads = 32 * kEvictWarps;
+
+// Widest head that kernels take.
+constexpr uint32_t kMaxHeadDim = 256;
+
+struct EvictShared {
+  // The victim's key, zeros beyond its end.
+  __align__(16) skv_half key[kMaxHeadDim];
+  float log_sums[kMaxGroup];
+  uint64_t victim_keys[kEvictWarps];
+  uint32_t victims[kEvictWarps];
+  Neighbour neighbours[kEvictWarps];
+};
+
+// One head and what was seen of it.
+struct EvictJob {
+  uint32_t group;
+  uint32_t position;
+  uint32_t high;
+  uint32_t offset;
+  uint32_t *words;
+  // (group, max_capacity)
+  const float *logits;
+  // (group, head_dim)
+  const float *queries;
+};
+
+// Adds this step to the scores of all slots, and finds the one that goes first:
+// its index, or none. Called by the whole block.
+__device__ inline uint32_t update_scores(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         EvictShared &shared) {
+  const skv_policy &policy = args.policy;
+  const uint32_t lanes = args.cache.lanes;
+  const uint32_t capacity = args.cache.max_capacity;
+  const uint32_t recent = job.words[kHeadRecent];
+  uint64_t best = kNoKey;
+  uint32_t victim = ~0u;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot =
+        slot_at(args.cache.slots, job.offset + i, args.sizes.head_dim);
+    if (slot.word(kSlotTokens) == 0) continue;
+    if (policy.observe) {
+      Scores scores = load_scores(slot);
+      observe_row(
+          scores, policy, job.group,
+          [&](uint32_t g) {
+            return job.logits[static_cast<size_t>(g) * capacity + i];
+          },
+          [&](uint32_t g) { return shared.log_sums[g]; },
+          [&](uint32_t g) { return vote_bias(slot, g, lanes); });
+      store_scores(slot, scores);
+    }
+    if (!is_evictable(slot.word(kSlotPosition), policy, recent, job.position)) {
+      continue;
+    }
+    const uint64_t key = eviction_key(slot, policy, lanes);
+    if (key < best) best = key, victim = i;
+  }
+  const uint64_t lowest = warp_min(best);
+  const uint32_t owner =
+      __reduce_min_sync(kAllLanes, best == lowest ? victim : ~0u);
+  if (lane_id() == 0) {
+    shared.victim_keys[warp_id()] = lowest;
+    shared.victims[warp_id()] = owner;
+  }
+  __syncthreads();
+  best = kNoKey;
+  for (uint32_t w = 0; w < kEvictWarps; w++) {
+    if (shared.victim_keys[w] >= best) continue;
+    best = shared.victim_keys[w];
+    victim = shared.victims[w];
+  }
+  return best == kNoKey ? ~0u : victim;
+}
+
+// The slot with the key most similar to that of the victim, sinks left out.
+// Four lanes share a key. Called by the whole block.
+template <bool ALIGNED>
+__device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
+                                         const EvictJob &job, uint32_t victim,
+                                         EvictShared &shared) {
+  const skv_slots &slots = args.cache.slots;
+  const uint32_t head_dim = args.sizes.head_dim;
+  const uint32_t t = lane_id() % 4;
+  const Slot gone = slot_at(slots, job.offset + victim, head_dim);
+  if (threadIdx.x < kMaxHeadDim) {
+    shared.key[threadIdx.x] =
+        threadIdx.x < head_dim ? gone.key[threadIdx.x] : 0;
+  }
+  __syncthreads();
+  // The length of the victim's key counts for all alike, but for the threshold.
+  float own_square = 0.0f;
+  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
+    const float x = to_float(shared.key[d]);
+    own_square += x * x;
+  }
+  own_square = warp_sum(own_square);
+  Neighbour best = kNoNeighbour;
+#pragma unroll 2
+  for (uint32_t first = 8 * warp_id(); first < job.high;
+       first += 8 * kEvictWarps) {
+    const uint32_t i = first + lane_id() / 4;
+    const Slot slot =
+        slot_at(slots, job.offset + min(i, job.high - 1), head_dim);
+    float dot = 0.0f, square = 0.0f;
+#pragma unroll 4
+    for (uint32_t d = 8 * t; d < head_dim; d += 32) {
+      uint32_t other[4];
+      load_halves<8, ALIGNED>(other, slot.key, d, head_dim);
+      const uint4 own = *reinterpret_cast<const uint4 *>(shared.key + d);
+      const uint32_t mine[4] = {own.x, own.y, own.z, own.w};
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const float2 x = to_floats(mine[j]), y = to_floats(other[j]);
+        dot += x.x * y.x + x.y * y.y;
+        square += y.x * y.x + y.y * y.y;
+      }
+    }
+    dot += __shfl_xor_sync(kAllLanes, dot, 1);
+    dot += __shfl_xor_sync(kAllLanes, dot, 2);
+    square += __shfl_xor_sync(kAllLanes, square, 1);
+    square += __shfl_xor_sync(kAllLanes, square, 2);
+    if (i >= job.high || i == victim || slot.word(kSlotTokens) == 0) continue;
+    const float norms = sqrtf(own_square) * sqrtf(square);
+    const Neighbour candidate = {norms == 0.0f ? 0.0f : dot / norms,
+                                 slot.word(kSlotPosition), i};
+    if (candidate.position < args.policy.sinks) continue;
+    if (candidate.beats(best)) best = candidate;
+  }
+  best = nearest_of_lanes<16>(best);
+  if (lane_id() == 0) shared.neighbours[warp_id()] = best;
+  __syncthreads();
+  best = kNoNeighbour;
+  for (uint32_t w = 0; w < kEvictWarps; w++) {
+    if (shared.neighbours[w].beats(best)) best = shared.neighbours[w];
+  }
+  return best;
+}
+
+// Merges the victim into its neighbour, or drops it. Called by one warp.
+__device__ inline void evict(const skv_merge_attend_args &args,
+                             const EvictJob &job, uint32_t victim,
+                             const Neighbour &nearest) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const Slot gone = slot_at(args.cache.slots, job.offset + victim, head_dim);
+  uint32_t *words = job.words;
+  const bool merges =
+      nearest.exists() && nearest.similarity > args.policy.threshold;
+  if (merges) {
+    const Slot kept =
+        slot_at(args.cache.slots, job.offset + nearest.item, head_dim);
+    const MergeContext context = {job.queries, job.group, head_dim,
+                                  args.cache.lanes};
+    const Merged merged = merge_slots(
+        2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
+        args.policy);
+    if (lane_id() == 0) {
+      words[kHeadMerged]++;
+      words[kHeadGuarded] += merged.guarded ? 1 : 0;
+      words[kHeadDivergence] = __float_as_uint(
+          __uint_as_float(words[kHeadDivergence]) + merged.divergence);
+    }
+  } else if (lane_id() == 0) {
+    words[kHeadDropped]++;
+    words[kHeadDroppedTokens] += gone.word(kSlotTokens);
+  }
+  if (lane_id() == 0) {
+    free_slot(gone, args.cache.lanes);
+    words[kHeadLive]--;
+    words[kHeadNext] = min(words[kHeadNext], victim);
+  }
+}
+`,
+  "lib/half.cuh": `// Halves: 16-byte loads of eight of them, and conversions.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+#include "../steadykv.h"
+
+// Sixteen bytes that no kernel writes while this one runs and that are read
+// once: past the L1 cache.
+__device__ inline uint4 load_weights(const skv_half *address) {
+  uint4 v;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(address));
+  return v;
+}
+
+__device__ inline float2 to_floats(uint32_t halves) {
+  return __half22float2(*reinterpret_cast<const __half2 *>(&halves));
+}
+
+__device__ inline float to_float(skv_half bits) {
+  return __half2float(__ushort_as_half(bits));
+}
+
+__device__ inline skv_half to_half(float x) {
+  return __half_as_ushort(__float2half_rn(x));
+}
+
+__device__ inline uint32_t to_halves(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t *>(&pair);
+}
+
+// COUNT halves of a row of \`width\` from \`first\`; zeros beyond its end. Rows
+// whose width is a multiple of 8 are read 8 or 16 bytes at a time.
+template <int COUNT, bool ALIGNED>
+__device__ inline void load_halves(uint32_t (&out)[COUNT / 2],
+                                   const skv_half *row, uint32_t first,
+                                   uint32_t width) {
+  static_assert(COUNT == 4 || COUNT == 8, "one load per lane");
+  if constexpr (ALIGNED) {
+    if (first >= width) {
+#pragma unroll
+      for (int i = 0; i < COUNT / 2; i++) out[i] = 0;
+    } else if constexpr (COUNT == 8) {
+      const uint4 v = *reinterpret_cast<const uint4 *>(row + first);
+      out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
+    } else {
+      const uint2 v = *reinterpret_cast<const uint2 *>(row + first);
+      out[0] = v.x, out[1] = v.y;
+    }
+  } else {
+    // The width is even, so pairs are whole and aligned.
+#pragma unroll
+    for (int i = 0; i < COUNT / 2; i++) {
+      const uint32_t at = first + 2 * i;
+      out[i] = at < width ? *reinterpret_cast<const uint32_t *>(row + at) : 0;
+    }
+  }
+}
+`,
+  "lib/merge_slots.cuh": `// Merging slots: the twin of src/reference/merge_slots.ts, by one warp.
+//
+// Lanes share the members while votes and masses are summed, and the dimensions
+// while keys and values are.
+#pragma once
+
+#include "scores.cuh"
+
+// Dimensions of a head that one lane holds.
+constexpr int kLaneDims = 8;
+
+// What a merge needs beside its members.
+struct MergeContext {
+  // (group, head_dim): queries of the current row.
+  const float *queries;
+  uint32_t group;
+  uint32_t head_dim;
+  uint32_t lanes;
+};
+
+struct Merged {
+  // KL divergence between merge weights and vote shares.
+  float divergence;
+  // Whether a ZIP scale was unsafe.
+  bool guarded;
+};
+
+// Share of the mean squared query added to the Gram matrix's diagonal.
+constexpr double kRidge = 1e-6;
+
+// Dot product of a query with lane-shared dimensions, in every lane.
+__device__ inline float query_dot(const float *query,
+                                  const float (&x)[kLaneDims],
+                                  uint32_t head_dim) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kLaneDims; i++) {
+    const uint32_t d = lane_id() + 32 * i;
+    if (d < head_dim) sum += query[d] * x[i];
+  }
+  return warp_sum(sum);
+}
+
+// Moves a key by the smallest vector that changes the logit of every query head
+// by \`shift\`, one in each lane. It lies in the span of the queries; its
+// coordinates solve their Gram system, of which lane g holds row g.
+//
+// The elimination is in 64-bit floats: nearly parallel queries leave a system
+// that 32 bits cannot solve.
+__device__ inline void shift_key(float (&key)[kLaneDims],
+                                 const MergeContext &context, float shift) {
+  const uint32_t lane = lane_id();
+  const uint32_t group = context.group;
+  const uint32_t head_dim = context.head_dim;
+  const bool mine = lane < group;
+  const float *own = context.queries + (mine ? lane : 0) * head_dim;
+  const double root = sqrt(static_cast<double>(head_dim));
+  double row[kMaxGroup];
+  double diagonal = 0.0;
+#pragma unroll
+  for (uint32_t j = 0; j < kMaxGroup; j++) {
+    row[j] = 0.0;
+    if (j >= group) continue;
+    const float *other = context.queries + j * head_dim;
+    double sum = 0.0;
+    for (uint32_t d = 0; d < head_dim; d++) {
+      sum += static_cast<double>(own[d]) * static_cast<double>(other[d]);
+    }
+    // Lanes beyond the group hold zeros, which take no part.
+    row[j] = mine ? sum / root : 0.0;
+    if (j == lane) diagonal = row[j];
+  }
+  double mean = diagonal;
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    mean += __shfl_xor_sync(kAllLanes, mean, offset);
+  }
+  mean /= group;
+  if (mean == 0.0) return;
+  double solution = mine ? static_cast<double>(shift) : 0.0;
+#pragma unroll
+  for (uint32_t j = 0; j < kMaxGroup; j++) {
+    if (j == lane && mine) row[j] += kRidge * mean;
+  }
+  // Gram matrices are positive definite: elimination needs no pivoting.
+#pragma unroll
+  for (uint32_t column = 0; column < kMaxGroup; column++) {
+    if (column >= group) continue;
+    const double pivot = __shfl_sync(kAllLanes, row[column], column);
+    const double factor = lane == column ? 0.0 : row[column] / pivot;
+#pragma unroll
+    for (uint32_t j = column; j < kMaxGroup; j++) {
+      row[j] -= factor * __shfl_sync(kAllLanes, row[j], column);
+    }
+    solution -= factor * __shfl_sync(kAllLanes, solution, column);
+    if (lane == column) {
+      solution /= pivot;
+#pragma unroll
+      for (uint32_t j = column; j < kMaxGroup; j++) row[j] /= pivot;
+    }
+  }
+  for (uint32_t g = 0; g < group; g++) {
+    const float weight =
+        static_cast<float>(__shfl_sync(kAllLanes, solution, g));
+    const float *query = context.queries + g * head_dim;
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) {
+      const uint32_t d = lane + 32 * i;
+      if (d < head_dim) key[i] += weight * query[d];
+    }
+  }
+}
+
+// Merges \`count\` members into the first of them, which keeps its position. The
+// caller frees the others. \`member(i)\` returns a Slot. Called by a whole warp.
+template <class Member>
+__device__ inline Merged merge_slots(uint32_t count, Member member,
+                                     const MergeContext &context,
+                                     const skv_policy &policy) {
+  const uint32_t lane = lane_id();
+  const uint32_t lanes = context.lanes;
+  const uint32_t group = context.group;
+  const uint32_t head_dim = context.head_dim;
+
+  // Merge weights a ∝ votes · ŝ, and how far they are from the vote shares.
+  SoftmaxState masses = init_softmax(), ballots = init_softmax();
+  for (uint32_t i = lane; i < count; i += 32) {
+    const Slot slot = member(i);
+    const float bias = pooled_bias(slot, lanes);
+    add_softmax(masses, bias + log_score(slot, policy));
+    add_softmax(ballots, bias);
+  }
+  const float mass = log_sum(warp_softmax(masses));
+  const float votes = log_sum(warp_softmax(ballots));
+  const auto weight_of = [&](const Slot &slot) {
+    return expf(pooled_bias(slot, lanes) + log_score(slot, policy) - mass);
+  };
+  float score_sum = 0.0f, accumulated = 0.0f;
+  uint32_t tokens = 0, observations = 0;
+  for (uint32_t i = lane; i < count; i += 32) {
+    const Slot slot = member(i);
+    score_sum += weight_of(slot) * log_score(slot, policy);
+    accumulated += slot.get(kSlotAccumulated);
+    tokens += slot.word(kSlotTokens);
+    observations = max(observations, slot.word(kSlotObservations));
+  }
+  const float mean_score = warp_sum(score_sum);
+  accumulated = warp_sum(accumulated);
+  tokens = __reduce_add_sync(kAllLanes, tokens);
+  observations = __reduce_max_sync(kAllLanes, observations);
+  const float divergence = mean_score - (mass - votes);
+
+  float key[kLaneDims] = {}, value[kLaneDims] = {};
+  for (uint32_t m = 0; m < count; m++) {
+    const Slot slot = member(m);
+    const float weight = weight_of(slot);
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) {
+      const uint32_t d = lane + 32 * i;
+      if (d >= head_dim) continue;
+      key[i] += weight * to_float(slot.key[d]);
+      value[i] += weight * to_float(slot.value[d]);
+    }
+  }
+
+  // Per query head, one in each lane: ln of the members' votes, and by how much
+  // the mean key overstates their mass for the current query.
+  float lane_votes = votes, excess = 0.0f;
+  if (lanes > 1 || policy.key == SKV_KEY_MIN_NORM) {
+    const float root = rsqrtf(static_cast<float>(head_dim));
+    for (uint32_t g = 0; g < group; g++) {
+      const float *query = context.queries + g * head_dim;
+      SoftmaxState exact = init_softmax(), shares = init_softmax();
+      for (uint32_t m = 0; m < count; m++) {
+        const Slot slot = member(m);
+        float parts[kLaneDims];
+#pragma unroll
+        for (int i = 0; i < kLaneDims; i++) {
+          const uint32_t d = lane + 32 * i;
+          parts[i] = d < head_dim ? to_float(slot.key[d]) : 0.0f;
+        }
+        const float logit = query_dot(query, parts, head_dim) * root;
+        const float bias = vote_bias(slot, g, lanes);
+        add_softmax(exact, bias + logit);
+        add_softmax(shares, bias);
+      }
+      const float current = query_dot(query, key, head_dim) * root;
+      const float head_votes = log_sum(shares);
+      if (lane == g) {
+        lane_votes = head_votes;
+        excess = current - (log_sum(exact) - head_votes);
+      }
+    }
+  }
+
+  float bias = lanes == 1 ? votes : lane_votes;
+  const float real_votes =
+      lanes == 1 ? votes - divergence : lane_votes - excess;
+  bool guarded = false;
+  if (policy.key == SKV_KEY_REAL_VOTES) {
+    bias = real_votes;
+  } else if (policy.key == SKV_KEY_ZIP) {
+    const float scale = (mass - votes) / mean_score;
+    guarded = !(scale >= policy.guard_low && scale <= policy.guard_high);
+    if (guarded) {
+      bias = real_votes;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kLaneDims; i++) key[i] *= scale;
+    }
+  } else if (policy.key == SKV_KEY_MIN_NORM) {
+    shift_key(key, context, -excess);
+  }
+
+  // The merged slot's score is the one that gives its votes the members' mass.
+  const float pooled =
+      warp_sum(lane < lanes ? bias : 0.0f) / static_cast<float>(lanes);
+  const Slot kept = member(0);
+  // All lanes have read the members before any of them changes.
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < kLaneDims; i++) {
+    const uint32_t d = lane + 32 * i;
+    if (d >= head_dim) continue;
+    kept.key[d] = to_half(key[i]);
+    kept.value[d] = to_half(value[i]);
+  }
+  if (lane == 0) {
+    if (observations > 0) {
+      kept.set(kSlotEma, mass - pooled + ema_correction(policy, observations));
+    }
+    kept.set(kSlotAccumulated, accumulated);
+    kept.set_word(kSlotObservations, observations);
+    kept.set_word(kSlotTokens, tokens);
+  }
+  if (lane < lanes) kept.set(kSlotBias + lane, bias);
+  __syncwarp();
+  return {divergence, guarded};
+}
+`,
+  "lib/mma.cuh": `// Tensor core products of halves with f32 sums, and how 32-bit floats take part
+// in them without losing precision.
+//
+// A float is split into two halves, x ≈ high + low, after its row was scaled by
+// a power of two that takes the largest of the row to [2^14, 2^15). Elements
+// down to 2^-17 of that are kept to 2^-22 of themselves, smaller ones to 2^-39
+// of the largest: what 32-bit sums would lose anyway. Two products of halves
+// are still four times as fast as one of tf32 pairs, and as exact.
+#pragma once
+
+#include "half.cuh"
+#include "reduce.cuh"
+
+// c += a · b for tiles of 16 x 16 and 16 x 8 halves. Lane 4 g + t holds
+//   a: (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8) and the next columns
+//   b: (2t, g), (2t + 8, g) and the next rows
+//   c: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+__device__ inline void mma(float (&c)[4], const uint4 &a, uint32_t b0,
+                           uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
+__device__ inline uint32_t shared_address(const void *pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Four 8 x 8 tiles of halves; lane i gives the address of row i % 8 of tile
+// i / 8.
+__device__ inline uint4 load_matrices(const skv_half *row) {
+  uint4 v;
+  asm volatile(
+      "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "r"(shared_address(row))
+      : "memory");
+  return v;
+}
+
+// The same, each tile transposed.
+__device__ inline uint4 load_transposed(const skv_half *row) {
+  uint4 v;
+  asm volatile(
+      "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "r"(shared_address(row))
+      : "memory");
+  return v;
+}
+
+// Starts to copy 16 bytes to shared memory, or zeros.
+__device__ inline void copy_async(skv_half *to, const skv_half *from,
+                                  bool wanted) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :
+               : "r"(shared_address(to)), "l"(from), "r"(wanted ? 16 : 0)
+               : "memory");
+}
+
+__device__ inline void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits until at most LEFT groups of copies are under way.
+template <int LEFT>
+__device__ inline void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+// A power of two and its inverse.
+struct Scale {
+  float scale;
+  float inverse;
+};
+
+// The scale that takes \`largest\` to [2^14, 2^15).
+__device__ inline Scale scale_for(float largest) {
+  const uint32_t exponent = (__float_as_uint(largest) >> 23) & 255;
+  const uint32_t e = min(max(exponent, 15u), 254u);
+  return {__uint_as_float((268 - e) << 23), __uint_as_float((e - 14) << 23)};
+}
+
+// Two halves that make up x.
+struct Split {
+  skv_half high;
+  skv_half low;
+};
+
+__device__ inline Split split(float x) {
+  const skv_half high = to_half(x);
+  return {high, to_half(x - to_float(high))};
+}
+
+// The same for two numbers, packed.
+struct SplitPair {
+  uint32_t high;
+  uint32_t low;
+};
+
+__device__ inline SplitPair split_pair(float x, float y) {
+  const uint32_t high = to_halves(x, y);
+  const float2 rounded = to_floats(high);
+  return {high, to_halves(x - rounded.x, y - rounded.y)};
+}
+
+// Where element (row, column) of a tile of 16 rows is among the halves of the
+// \`a\` operands, 32 lanes of a uint4 for each 16 columns.
+//
+// NATURAL: columns as they are, for \`b\` from load_matrices. Otherwise columns
+// are dealt so that the \`b\` operands of 32 columns are 16 consecutive bytes of
+// each lane: a dot product does not care about the order of its terms.
+template <bool NATURAL>
+__device__ inline uint32_t fragment_index(uint32_t row, uint32_t column) {
+  uint32_t step, pair, half, right;
+  if constexpr (NATURAL) {
+    step = column >> 4;
+    right = (column >> 3) & 1;
+    pair = (column & 7) >> 1;
+  } else {
+    const uint32_t inner = column & 31;
+    step = 2 * (column >> 5) + ((inner & 7) >> 2);
+    right = (inner & 3) >> 1;
+    pair = inner >> 3;
+  }
+  half = column & 1;
+  const uint32_t lane = (row & 7) * 4 + pair;
+  const uint32_t word = (row >> 3) + 2 * right;
+  return ((step * 32 + lane) * 4 + word) * 2 + half;
+}
+
+// Splits one row of \`width\` floats into \`a\` operands; called by a whole warp.
+// A null pointer stands for zeros. Returns what products must be multiplied by.
+template <int WIDTH, bool NATURAL>
+__device__ inline float split_row(const float *values, uint32_t width,
+                                  uint32_t row, uint4 *high, uint4 *low) {
+  float x[WIDTH / 32];
+  float largest = 0.0f;
+#pragma unroll
+  for (int i = 0; i < WIDTH / 32; i++) {
+    const uint32_t column = lane_id() + 32 * i;
+    x[i] = values != nullptr && column < width ? values[column] : 0.0f;
+    largest = fmaxf(largest, fabsf(x[i]));
+  }
+  const Scale scale = scale_for(warp_max(largest));
+#pragma unroll
+  for (int i = 0; i < WIDTH / 32; i++) {
+    const uint32_t at = fragment_index<NATURAL>(row, lane_id() + 32 * i);
+    const Split parts = split(x[i] * scale.scale);
+    reinterpret_cast<skv_half *>(high)[at] = parts.high;
+    reinterpret_cast<skv_half *>(low)[at] = parts.low;
+  }
+  return scale.inverse;
+}
+`,
+  "lib/nearest_keys.cuh": `// For each item of one list, the item of another whose key is most similar.
+//
+// A block has 64 queries and goes through the tiles of one part of the
+// candidates: all products of the two lists on tensor cores, exact because keys
+// are halves, with the best one kept per query. Keys are read once per 64
+// queries. The alternative that lost: one warp per query, which reads all
+// candidates for each of them.
+#pragma once
+
+#include "compress_work.cuh"
+#include "neighbour.cuh"
+#include "overlap.cuh"
+#include "row_tiles.cuh"
+
+constexpr uint32_t kSearchTile = 64;
+constexpr uint32_t kSearchWarps = 4;
+
+template <int DIM>
+struct SearchShared {
+  skv_half queries[kSearchTile * kLinePitch<DIM>];
+  skv_half candidates[kSearchTile * kLinePitch<DIM>];
+  float inverse_norms[kSearchTile];
+  uint32_t positions[kSearchTile];
+  uint32_t ordinals[kSearchTile];
+};
+
+template <int DIM>
+__global__ void __launch_bounds__(32 * kSearchWarps)
+    nearest_keys_kernel(skv_chunk_args args, CompressWork all_work) {
+  extern __shared__ uint4 shared_memory[];
+  begin_kernel();
+  SearchShared<DIM> &shared =
+      *reinterpret_cast<SearchShared<DIM> *>(shared_memory);
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t queries = work.counters[kQueries];
+  const uint32_t candidates = work.counters[kCandidates];
+  const uint32_t first_query = blockIdx.x * kSearchTile;
+  if (first_query >= queries) return;
+  const uint32_t tiles = (candidates + kSearchTile - 1) / kSearchTile;
+  const uint32_t per_part = (tiles + gridDim.z - 1) / gridDim.z;
+  const uint32_t begin = blockIdx.z * per_part;
+  const uint32_t end = min(tiles, begin + per_part);
+  const uint32_t head_dim = args.sizes.head_dim;
+
+  load_lines<DIM>(shared.queries, kSearchTile, head_dim, [&](uint32_t i) {
+    const uint32_t q = first_query + i;
+    return q < queries ? item_slot(args, head, work.items[work.queries[q]]).key
+                       : nullptr;
+  });
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  uint32_t ordinals[2];
+  float inverse[2];
+  Neighbour best[2] = {kNoNeighbour, kNoNeighbour};
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const uint32_t q = first_query + 16 * warp_id() + g + 8 * h;
+    ordinals[h] = q < queries ? work.queries[q] : ~0u;
+    inverse[h] = q < queries ? work.inverse_norms[ordinals[h]] : 0.0f;
+  }
+  for (uint32_t tile = begin; tile < end; tile++) {
+    const uint32_t first = tile * kSearchTile;
+    __syncthreads();
+    load_lines<DIM>(shared.candidates, kSearchTile, head_dim, [&](uint32_t i) {
+      const uint32_t c = first + i;
+      return c < candidates
+                 ? item_slot(args, head, work.items[work.candidates[c]]).key
+                 : nullptr;
+    });
+    if (threadIdx.x < kSearchTile) {
+      const uint32_t c = first + threadIdx.x;
+      const bool exists = c < candidates;
+      const uint32_t ordinal = exists ? work.candidates[c] : ~0u;
+      shared.ordinals[threadIdx.x] = ordinal;
+      if (exists) {
+        shared.inverse_norms[threadIdx.x] = work.inverse_norms[ordinal];
+        shared.positions[threadIdx.x] =
+            item_slot(args, head, work.items[ordinal]).word(kSlotPosition);
+      }
+    }
+    __syncthreads();
+    float x[kSearchTile / 8][4] = {};
+#pragma unroll
+    for (int column = 0; column < DIM; column += 16) {
+      const uint4 a =
+          line_operands<DIM>(shared.queries, 16 * warp_id(), column);
+#pragma unroll
+      for (int n = 0; n < static_cast<int>(kSearchTile) / 8; n += 2) {
+        const uint4 b = key_operands<DIM>(shared.candidates, 8 * n, column);
+        mma(x[n], a, b.x, b.y);
+        mma(x[n + 1], a, b.z, b.w);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < static_cast<int>(kSearchTile) / 8; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t c = 8 * n + 2 * t + i % 2;
+        const uint32_t ordinal = shared.ordinals[c];
+        if (ordinal == ~0u || ordinal == ordinals[i / 2]) continue;
+        // The product of the norms comes first: the similarity of two keys is
+        // the same whichever of them is the query.
+        const Neighbour candidate = {
+            x[n][i] * (inverse[i / 2] * shared.inverse_norms[c]),
+            shared.positions[c], ordinal};
+        if (candidate.beats(best[i / 2])) best[i / 2] = candidate;
+      }
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    best[h] = nearest_of_lanes<2>(best[h]);
+    const uint32_t q = first_query + 16 * warp_id() + g + 8 * h;
+    if (t != 0 || q >= queries) continue;
+    const size_t at =
+        static_cast<size_t>(blockIdx.z) * all_work.part_pitch() + q;
+    work.similarities[at] = best[h].similarity;
+    work.nearest[at] = best[h].item;
+  }
+}
+
+// The nearest candidate of query \`q\`, over the parts.
+__device__ inline Neighbour nearest_of_query(const skv_chunk_args &args,
+                                             const ChunkHead &head,
+                                             const CompressWork &all_work,
+                                             const HeadWork &work, uint32_t q) {
+  Neighbour best = kNoNeighbour;
+  for (uint32_t part = 0; part < all_work.parts; part++) {
+    const size_t at = static_cast<size_t>(part) * all_work.part_pitch() + q;
+    Neighbour other = {work.similarities[at], 0, work.nearest[at]};
+    if (!other.exists()) continue;
+    other.position =
+        item_slot(args, head, work.items[other.item]).word(kSlotPosition);
+    if (other.beats(best)) best = other;
+  }
+  return best;
+}
+
+template <int DIM>
+inline cudaError_t launch_nearest_width(const skv_chunk_args &args,
+                                        const CompressWork &work,
+                                        const Launch &launch) {
+  const auto kernel = nearest_keys_kernel<DIM>;
+  const size_t bytes = sizeof(SearchShared<DIM>);
+  const cudaError_t status = allow_shared_memory(kernel, bytes);
+  if (status != cudaSuccess) return status;
+  const dim3 grid((work.most + kSearchTile - 1) / kSearchTile,
+                  args.sizes.kv_heads, work.parts);
+  return launch_kernel(launch, kernel, grid, 32 * kSearchWarps, bytes, args,
+                       work);
+}
+
+inline cudaError_t launch_nearest_keys(const skv_chunk_args &args,
+                                       const CompressWork &work,
+                                       const Launch &launch) {
+  switch (padded_width(args.sizes.head_dim)) {
+    case 32:
+      return launch_nearest_width<32>(args, work, launch);
+    case 64:
+      return launch_nearest_width<64>(args, work, launch);
+    case 128:
+      return launch_nearest_width<128>(args, work, launch);
+    default:
+      return launch_nearest_width<256>(args, work, launch);
+  }
+}
+`,
+  "lib/neighbour.cuh": `// The slot with the most similar key: how candidates are compared.
+#pragma once
+
+#include "reduce.cuh"
+
+// An item and the cosine of its key with the one that is looked for.
+struct Neighbour {
+  float similarity;
+  uint32_t position;
+  uint32_t item;
+
+  __device__ bool exists() const { return item != ~0u; }
+
+  // Ties go to the lower position, whatever order candidates come in.
+  __device__ bool beats(const Neighbour &other) const {
+    if (!exists() || !other.exists()) return exists();
+    return similarity > other.similarity ||
+           (similarity == other.similarity && position < other.position);
+  }
+};
+
+constexpr Neighbour kNoNeighbour = {0.0f, 0, ~0u};
+
+// The best of 2 LANES lanes that differ in the bits of 2 LANES - 1.
+template <int LANES>
+__device__ inline Neighbour nearest_of_lanes(Neighbour best) {
+#pragma unroll
+  for (int offset = LANES; offset > 0; offset /= 2) {
+    const Neighbour other = {
+        __shfl_xor_sync(kAllLanes, best.similarity, offset),
+        __shfl_xor_sync(kAllLanes, best.position, offset),
+        __shfl_xor_sync(kAllLanes, best.item, offset)};
+    if (other.beats(best)) best = other;
+  }
+  return best;
+}
+`,
+  "lib/overlap.cuh": `// How kernels overlap with the ones before and after them.
+//
+// A kernel may be started when all blocks of the one in front of it run. Until
+// wait_for_previous returns it may read what no kernel writes, such as weights,
+// and nothing else; every thread calls it, so that whoever waits for this
+// kernel has waited for all before it.
+#pragma once
+
+// Lets the next kernel start as soon as there is room for it.
+__device__ inline void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Returns when the kernels before this one have ended.
+__device__ inline void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Both, for kernels that have nothing to do meanwhile.
+__device__ inline void begin_kernel() {
+  let_next_start();
+  wait_for_previous();
+}
+`,
+  "lib/reduce.cuh": `// Sums, maxima and minima over the lanes of a warp, and order-preserving keys.
+#pragma once
+
+#include <stdint.h>
+
+constexpr uint32_t kAllLanes = 0xffffffffu;
+
+__device__ inline uint32_t lane_id() { return threadIdx.x & 31; }
+
+__device__ inline uint32_t warp_id() { return threadIdx.x >> 5; }
+
+// The sum over all lanes, in every lane; the order of additions is fixed.
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    x += __shfl_xor_sync(kAllLanes, x, offset);
+  }
+  return x;
+}
+
+__device__ inline float warp_max(float x) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, offset));
+  }
+  return x;
+}
+
+__device__ inline uint64_t warp_min(uint64_t x) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    x = min(x, static_cast<uint64_t>(__shfl_xor_sync(
+                   kAllLanes, static_cast<unsigned long long>(x), offset)));
+  }
+  return x;
+}
+
+// Words in the order of the floats.
+__device__ inline uint32_t ordered(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  return bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
+}
+
+// Sorts by a float, then by a position.
+__device__ inline uint64_t order_key(float x, uint32_t position) {
+  return static_cast<uint64_t>(ordered(x)) << 32 | position;
+}
+
+constexpr uint64_t kNoKey = ~0ull;
+
+// Shared memory of block_prefix and of block sums.
+struct BlockScratch {
+  uint32_t words[33];
+};
+
+// Sum of \`x\` over the threads before this one; \`total\` gets the sum over all.
+// Every thread of the block calls it.
+__device__ inline uint32_t block_prefix(uint32_t x, uint32_t &total,
+                                        BlockScratch &scratch) {
+  const uint32_t lane = lane_id(), warp = warp_id();
+  const uint32_t warps = blockDim.x >> 5;
+  uint32_t sum = x;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const uint32_t before = __shfl_up_sync(kAllLanes, sum, offset);
+    if (lane >= static_cast<uint32_t>(offset)) sum += before;
+  }
+  __syncthreads();
+  if (lane == 31) scratch.words[warp] = sum;
+  __syncthreads();
+  if (warp == 0) {
+    uint32_t mine = lane < warps ? scratch.words[lane] : 0;
+    uint32_t running = mine;
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const uint32_t before = __shfl_up_sync(kAllLanes, running, offset);
+      if (lane >= static_cast<uint32_t>(offset)) running += before;
+    }
+    scratch.words[lane] = running - mine;
+    if (lane == 31) scratch.words[32] = running;
+  }
+  __syncthreads();
+  total = scratch.words[32];
+  return scratch.words[warp] + sum - x;
+}
+`,
+  "lib/row_tiles.cuh": `// Tiles of keys or values in shared memory, one slot per line, as operands of
+// tensor core products. Lines are padded by 16 bytes, so that the eight lines
+// of an 8 x 8 matrix are in different banks.
+#pragma once
+
+#include "mma.cuh"
+
+template <int DIM>
+constexpr int kLinePitch = DIM + 8;
+
+// Width that kernels for heads of \`head_dim\` are made for.
+inline uint32_t padded_width(uint32_t head_dim) {
+  uint32_t width = 32;
+  while (width < head_dim) width *= 2;
+  return width;
+}
+
+template <int DIM, bool ALIGNED, class Line>
+__device__ inline void fill_lines(skv_half *tile, uint32_t lines,
+                                  uint32_t head_dim, Line line) {
+  constexpr uint32_t kChunks = DIM / 8;
+#pragma unroll 4
+  for (uint32_t i = threadIdx.x; i < lines * kChunks; i += blockDim.x) {
+    const uint32_t at = i / kChunks, first = i % kChunks * 8;
+    const skv_half *from = line(at);
+    uint32_t halves[4] = {};
+    if (from != nullptr) {
+      load_halves<8, ALIGNED>(halves, from, first, head_dim);
+    }
+    *reinterpret_cast<uint4 *>(tile + at * kLinePitch<DIM> + first) = {
+        halves[0], halves[1], halves[2], halves[3]};
+  }
+}
+
+// Fills \`lines\` lines of a tile; \`line(i)\` is where line i is in memory, or
+// null for zeros. Called by the whole block, which synchronizes afterwards.
+template <int DIM, class Line>
+__device__ inline void load_lines(skv_half *tile, uint32_t lines,
+                                  uint32_t head_dim, Line line) {
+  if (head_dim % 8 == 0) {
+    fill_lines<DIM, true>(tile, lines, head_dim, line);
+  } else {
+    fill_lines<DIM, false>(tile, lines, head_dim, line);
+  }
+}
+
+// Right operands for the product with lines \`line .. line + 16\` of a tile, dims
+// \`column .. column + 16\`: two for each eight lines.
+template <int DIM>
+__device__ inline uint4 key_operands(const skv_half *tile, uint32_t line,
+                                     uint32_t column) {
+  const uint32_t lane = lane_id();
+  return load_matrices(tile +
+                       (line + lane % 8 + lane / 16 * 8) * kLinePitch<DIM> +
+                       column + lane / 8 % 2 * 8);
+}
+
+// Right operands for weights of lines \`line .. line + 16\` times dims
+// \`column .. column + 16\`: two for each eight dims.
+template <int DIM>
+__device__ inline uint4 value_operands(const skv_half *tile, uint32_t line,
+                                       uint32_t column) {
+  const uint32_t lane = lane_id();
+  return load_transposed(tile + (line + lane % 16) * kLinePitch<DIM> + column +
+                         lane / 16 * 8);
+}
+
+// Left operands of lines \`line .. line + 16\`, dims \`column .. column + 16\`.
+template <int DIM>
+__device__ inline uint4 line_operands(const skv_half *tile, uint32_t line,
+                                      uint32_t column) {
+  const uint32_t lane = lane_id();
+  return load_matrices(tile + (line + lane % 16) * kLinePitch<DIM> + column +
+                       lane / 16 * 8);
+}
+`,
+  "lib/scores.cuh": `// The scores that rows of attention leave on slots, and the order in which
+// slots are evicted: the twin of src/reference/scores.ts.
+#pragma once
+
+#include "reduce.cuh"
+#include "slots.cuh"
+#include "softmax_state.cuh"
+
+// A slot's scores while rows are added to them.
+struct Scores {
+  float ema;
+  float accumulated;
+  uint32_t observations;
+};
+
+__device__ inline Scores load_scores(const Slot &slot) {
+  return {slot.get(kSlotEma), slot.get(kSlotAccumulated),
+          slot.word(kSlotObservations)};
+}
+
+__device__ inline void store_scores(const Slot &slot, const Scores &scores) {
+  slot.set(kSlotEma, scores.ema);
+  slot.set(kSlotAccumulated, scores.accumulated);
+  slot.set_word(kSlotObservations, scores.observations);
+}
+
+// ln(exp(a) + exp(b)).
+__device__ inline float log_add(float a, float b) {
+  const float max = fmaxf(a, b);
+  return max + log1pf(expf(fminf(a, b) - max));
+}
+
+// Adds one row of attention. \`logit(g)\` are the raw logits of the slot,
+// \`log_sum(g)\` the ln of the row's softmax sums and \`bias(g)\` the vote biases.
+//
+// The moving sum is kept as its logarithm, because exp of a raw logit
+// overflows: E ← ln(alpha exp(E) + (1 − alpha) s).
+template <class Logit, class LogSum, class Bias>
+__device__ inline void observe_row(Scores &scores, const skv_policy &policy,
+                                   uint32_t group, Logit logit, LogSum log_sum,
+                                   Bias bias) {
+  const bool raw = policy.raw_scale != 0;
+  float max = -INFINITY;
+  for (uint32_t g = 0; g < group; g++) {
+    max = fmaxf(max, raw ? logit(g) : logit(g) - log_sum(g));
+  }
+  float sum = 0.0f;
+  float weight = 0.0f;
+  for (uint32_t g = 0; g < group; g++) {
+    const float share = logit(g) - log_sum(g);
+    sum += expf((raw ? logit(g) : share) - max);
+    weight += expf(share + bias(g));
+  }
+  const float count = static_cast<float>(group);
+  const float score = max + logf(sum) - logf(count);
+  // A moving sum without a past is its last term: ln 0 is far below any score.
+  scores.ema = log_add(scores.ema + policy.log_alpha, score + policy.log_rest);
+  scores.accumulated += weight / count;
+  scores.observations++;
+}
+
+// ln(1 − alphaⁿ): the bias correction of a moving sum of \`n\` terms.
+__device__ inline float ema_correction(const skv_policy &policy, uint32_t n) {
+  return logf(-expm1f(static_cast<float>(n) * policy.log_alpha));
+}
+
+// ln of the corrected score; 0 if no row observed the slot yet.
+__device__ inline float log_score(const Slot &slot, const skv_policy &policy) {
+  const uint32_t n = slot.word(kSlotObservations);
+  return n == 0 ? 0.0f : slot.get(kSlotEma) - ema_correction(policy, n);
+}
+
+// ln votes for the group: the mean over the lanes.
+__device__ inline float pooled_bias(const Slot &slot, uint32_t lanes) {
+  float sum = 0.0f;
+  for (uint32_t lane = 0; lane < lanes; lane++) {
+    sum += slot.get(kSlotBias + lane);
+  }
+  return sum / static_cast<float>(lanes);
+}
+
+// Vote bias for query head \`g\` of the group.
+__device__ inline float vote_bias(const Slot &slot, uint32_t g,
+                                  uint32_t lanes) {
+  return slot.get(kSlotBias + (lanes == 1 ? 0 : g));
+}
+
+// What eviction sorts by: the score, ties by position. The lowest goes first.
+__device__ inline uint64_t eviction_key(const Slot &slot,
+                                        const skv_policy &policy,
+                                        uint32_t lanes) {
+  const uint32_t position = slot.word(kSlotPosition);
+  if (policy.score == SKV_SCORE_POSITION) return position;
+  float score;
+  if (policy.score == SKV_SCORE_ACCUMULATED) {
+    score = slot.get(kSlotAccumulated);
+  } else {
+    score = log_score(slot, policy);
+    if (policy.count_votes) score += pooled_bias(slot, lanes);
+  }
+  return order_key(score, position);
+}
+
+// Whether a slot may be evicted: neither a sink nor a recent token.
+__device__ inline bool is_evictable(uint32_t position, const skv_policy &policy,
+                                    uint32_t recent, uint32_t newest) {
+  return position >= policy.sinks && position + recent <= newest;
+}
+`,
+  "lib/select_smallest.cuh": `// Things that one block does with a list in global memory: choosing the
+// smallest keys, listing what has a property, adding up.
+#pragma once
+
+#include "reduce.cuh"
+
+struct SelectScratch {
+  BlockScratch block;
+  uint32_t histogram[256];
+  uint32_t digit;
+  uint32_t before;
+  float sums[32];
+};
+
+// The \`count\`th smallest of \`length\` different keys, \`kNoKey\` left out; there
+// must be as many. Called by the whole block.
+//
+// One pass per byte from the top narrows the keys down to those that share a
+// prefix. The alternative that lost: sorting, which does more than is asked.
+__device__ inline uint64_t kth_smallest(const uint64_t *keys, uint32_t length,
+                                        uint32_t count,
+                                        SelectScratch &scratch) {
+  uint64_t prefix = 0, mask = 0;
+  for (int shift = 56; shift >= 0; shift -= 8) {
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < 256; i += blockDim.x) {
+      scratch.histogram[i] = 0;
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < length; i += blockDim.x) {
+      const uint64_t key = keys[i];
+      if (key == kNoKey || (key & mask) != prefix) continue;
+      atomicAdd(scratch.histogram + (key >> shift & 255), 1);
+    }
+    __syncthreads();
+    if (warp_id() == 0) {
+      // Eight buckets per lane.
+      uint32_t mine = 0;
+      for (uint32_t i = 0; i < 8; i++) {
+        mine += scratch.histogram[8 * lane_id() + i];
+      }
+      uint32_t running = mine;
+#pragma unroll
+      for (int offset = 1; offset < 32; offset *= 2) {
+        const uint32_t other = __shfl_up_sync(kAllLanes, running, offset);
+        if (lane_id() >= static_cast<uint32_t>(offset)) running += other;
+      }
+      uint32_t before = running - mine;
+      if (before < count && count <= running) {
+        uint32_t digit = 8 * lane_id();
+        while (before + scratch.histogram[digit] < count) {
+          before += scratch.histogram[digit++];
+        }
+        scratch.digit = digit;
+        scratch.before = before;
+      }
+    }
+    __syncthreads();
+    prefix |= static_cast<uint64_t>(scratch.digit) << shift;
+    mask |= 255ull << shift;
+    count -= scratch.before;
+  }
+  return prefix;
+}
+
+// Writes the numbers below \`length\` that \`wanted\` accepts to \`list\`, in order;
+// returns how many there are. Called by the whole block.
+template <class Wanted>
+__device__ inline uint32_t list_if(uint32_t length, uint32_t *list,
+                                   SelectScratch &scratch, Wanted wanted) {
+  uint32_t listed = 0;
+  for (uint32_t first = 0; first < length; first += blockDim.x) {
+    const uint32_t i = first + threadIdx.x;
+    const bool is_wanted = i < length && wanted(i);
+    uint32_t total;
+    const uint32_t before =
+        block_prefix(is_wanted ? 1 : 0, total, scratch.block);
+    if (is_wanted) list[listed + before] = i;
+    listed += total;
+  }
+  __syncthreads();
+  return listed;
+}
+
+// Sum of \`x\` over the threads of the block, always in the same order.
+__device__ inline float block_sum(float x, SelectScratch &scratch) {
+  x = warp_sum(x);
+  __syncthreads();
+  if (lane_id() == 0) scratch.sums[warp_id()] = x;
+  __syncthreads();
+  float sum = 0.0f;
+  for (uint32_t w = 0; w < blockDim.x / 32; w++) sum += scratch.sums[w];
+  return sum;
+}
+`,
+  "lib/slots.cuh": `// Slots, their side fields and the head table: see SlotField and HeadWord in
+// src/backends/backend.ts.
+//
+// All reads are ordinary loads: kernels that merge change slots while other
+// warps of the block read them later on.
+#pragma once
+
+#include <stdint.h>
+
+#include "half.cuh"
+#include "reduce.cuh"
+
+enum HeadWord {
+  kHeadOffset = 0,
+  kHeadCapacity = 1,
+  kHeadBudget = 2,
+  kHeadRecent = 3,
+  kHeadLive = 4,
+  kHeadNext = 5,
+  kHeadHigh = 6,
+  kHeadMerged = 7,
+  kHeadDropped = 8,
+  kHeadDroppedTokens = 9,
+  kHeadGuarded = 10,
+  kHeadDivergence = 11,
+  kHeadWords = 16
+};
+
+enum SlotField {
+  kSlotEma = 0,
+  kSlotAccumulated = 1,
+  kSlotObservations = 2,
+  kSlotPosition = 3,
+  kSlotTokens = 4,
+  kSlotBias = 5
+};
+
+constexpr float kFreeBias = -1e30f;
+constexpr float kLogZero = -1e30f;
+
+// Biases below this are those of free slots: ln votes are nowhere near.
+constexpr float kLiveBias = -1e29f;
+
+// Most query heads that share a KV head, and thus vote lanes.
+constexpr uint32_t kMaxGroup = 16;
+
+// Words of a (sequence, KV head) of the layer.
+__device__ inline uint32_t *head_words(const skv_cache &cache,
+                                       const skv_sizes &sizes,
+                                       uint32_t sequence, uint32_t kv_head) {
+  const uint32_t head =
+      (cache.layer * cache.sequences + sequence) * sizes.kv_heads + kv_head;
+  return cache.table + static_cast<size_t>(head) * kHeadWords;
+}
+
+// One slot of the cache or of the stage.
+struct Slot {
+  skv_half *key;
+  skv_half *value;
+  float *side;
+  uint32_t total;
+
+  __device__ float get(uint32_t field) const {
+    return side[static_cast<size_t>(field) * total];
+  }
+  __device__ void set(uint32_t field, float x) const {
+    side[static_cast<size_t>(field) * total] = x;
+  }
+  __device__ uint32_t word(uint32_t field) const {
+    return __float_as_uint(get(field));
+  }
+  __device__ void set_word(uint32_t field, uint32_t x) const {
+    set(field, __uint_as_float(x));
+  }
+};
+
+// Slot \`index\`, counted from the first of all heads.
+__device__ inline Slot slot_at(const skv_slots &slots, uint32_t index,
+                               uint32_t head_dim) {
+  const size_t at = static_cast<size_t>(index) * head_dim;
+  return {slots.keys + at, slots.values + at, slots.side + index, slots.total};
+}
+
+// Makes a slot hold one token that nobody observed; called by whole warps.
+__device__ inline void initialise_slot(const Slot &slot, uint32_t position,
+                                       uint32_t lanes) {
+  const uint32_t lane = lane_id();
+  if (lane == 0) {
+    slot.set(kSlotEma, kLogZero);
+    slot.set(kSlotAccumulated, 0.0f);
+    slot.set_word(kSlotObservations, 0);
+    slot.set_word(kSlotPosition, position);
+    slot.set_word(kSlotTokens, 1);
+  }
+  if (lane < lanes) slot.set(kSlotBias + lane, 0.0f);
+}
+
+// Frees a slot.
+__device__ inline void free_slot(const Slot &slot, uint32_t lanes) {
+  slot.set_word(kSlotTokens, 0);
+  for (uint32_t lane = 0; lane < lanes; lane++) {
+    slot.set(kSlotBias + lane, kFreeBias);
+  }
+}
+`,
+  "lib/softmax_state.cuh": `// Softmax over a stream of logits: running maximum and sum; the weighted value
+// is kept by the kernel in whatever layout suits it and scaled alongside. Two
+// states over disjoint parts merge into the state over both.
+#pragma once
+
+// A state may use any reference instead of the true maximum: what counts is
+// max + ln(sum). Attention uses one that is lower by kHeadroom, so that weights
+// reach 2^14 and those of 2^-24 of the largest still are normal halves.
+constexpr float kHeadroom = 9.704060528f;
+
+struct SoftmaxState {
+  float max;
+  float sum;
+};
+
+__device__ inline SoftmaxState init_softmax() { return {-INFINITY, 0.0f}; }
+
+// What a sum with reference \`from\` has to be scaled by to have \`to\`.
+__device__ inline float softmax_scale(float from, float to) {
+  return from == -INFINITY ? 0.0f : __expf(from - to);
+}
+
+// What is not a number makes the sum that, too.
+__device__ inline void add_softmax(SoftmaxState &state, float logit) {
+  if (logit == -INFINITY) return;
+  const float max = fmaxf(state.max, logit);
+  state.sum = state.sum * softmax_scale(state.max, max) + __expf(logit - max);
+  state.max = max;
+}
+
+__device__ inline SoftmaxState merge_softmax(SoftmaxState a, SoftmaxState b) {
+  const float max = fmaxf(a.max, b.max);
+  return {max, a.sum * softmax_scale(a.max, max) +
+                   b.sum * softmax_scale(b.max, max)};
+}
+
+// ln of the softmax sum.
+__device__ inline float log_sum(SoftmaxState state) {
+  return state.max + logf(state.sum);
+}
+
+// The state over all lanes of a warp, in every lane.
+__device__ inline SoftmaxState warp_softmax(SoftmaxState state) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    const SoftmaxState other = {__shfl_xor_sync(~0u, state.max, offset),
+                                __shfl_xor_sync(~0u, state.sum, offset)};
+    state = merge_softmax(state, other);
+  }
+  return state;
+}
+`,
+  "lib/step.cuh": `// The rows that a program works on: see Step, ChunkWord and StateWord in
+// src/backends/backend.ts.
+#pragma once
+
+#include <stdint.h>
+
+#include "../steadykv.h"
+
+enum ChunkWord { kChunkSequence = 0, kChunkRows = 1, kChunkPosition = 2 };
+
+enum StateWord {
+  kStatePosition = 0,
+  kStateFinished = 1,
+  kStateProduced = 2,
+  kStateLimit = 3,
+  kStateSeedLow = 4,
+  kStateSeedHigh = 5,
+  kStateWords = 8
+};
+
+struct Row {
+  bool live;
+  uint32_t sequence;
+  uint32_t position;
+};
+
+// A row of the step. Rows beyond those recorded are not live.
+__device__ inline Row row_of(const skv_step &step, uint32_t row) {
+  if (row >= step.rows) return {false, 0, 0};
+  if (step.kind == SKV_PREFILL) {
+    return {row < step.chunk[kChunkRows], step.chunk[kChunkSequence],
+            step.chunk[kChunkPosition] + row};
+  }
+  const uint32_t *state = step.state + row * kStateWords;
+  return {state[kStateFinished] == 0, row, state[kStatePosition]};
+}
+
+// Rows from 0 that may be live: all of a decode step, those of the chunk in a
+// prefill step.
+__device__ inline uint32_t row_end(const skv_step &step) {
+  return step.kind == SKV_PREFILL ? min(step.rows, step.chunk[kChunkRows])
+                                  : step.rows;
+}
+`,
+  "lib/tile_product.cuh": `// Products of many rows of activations with a weight matrix, for prefill chunks
+// and large batches: tensor cores, tiles of weights and activations in shared
+// memory, three of them under way.
+//
+// Activations are normed, scaled and split into two halves once, by a kernel of
+// their own (see mma.cuh), because every tile of outputs reads them again. The
+// alternative that lost: products of tf32 numbers, half as fast for the same
+// precision.
+#pragma once
+
+#include "../runtime/launch.cuh"
+#include "mma.cuh"
+#include "overlap.cuh"
+#include "step.cuh"
+
+// Activations and where their halves are.
+struct TileProduct {
+  skv_matrix weight;
+  // (rows, weight.columns)
+  const float *input;
+  // Weights of the RMS norm, or null.
+  const float *norm;
+  float epsilon;
+  skv_step step;
+  // (rows, weight.pitch) halves each
+  skv_half *high;
+  skv_half *low;
+  // (rows): what the products of a row must be multiplied by
+  float *inverse;
+};
+
+constexpr uint32_t kSplitThreads = 256;
+
+// Norms, scales and splits one row per block.
+static __global__ void __launch_bounds__(kSplitThreads)
+    split_rows_kernel(TileProduct product) {
+  __shared__ float shared[2][kSplitThreads / 32];
+  begin_kernel();
+  const uint32_t row = blockIdx.x;
+  if (!row_of(product.step, row).live) return;
+  const uint32_t width = product.weight.columns;
+  const float *input = product.input + static_cast<size_t>(row) * width;
+  const auto value = [&](uint32_t i) {
+    return product.norm == nullptr ? input[i] : input[i] * product.norm[i];
+  };
+  float squares = 0.0f, largest = 0.0f;
+  for (uint32_t i = threadIdx.x; i < width; i += kSplitThreads) {
+    squares += input[i] * input[i];
+    largest = fmaxf(largest, fabsf(value(i)));
+  }
+  squares = warp_sum(squares);
+  largest = warp_max(largest);
+  if (lane_id() == 0) {
+    shared[0][warp_id()] = squares;
+    shared[1][warp_id()] = largest;
+  }
+  __syncthreads();
+  squares = 0.0f;
+  for (uint32_t w = 0; w < kSplitThreads / 32; w++) {
+    squares += shared[0][w];
+    largest = fmaxf(largest, shared[1][w]);
+  }
+  const float rms =
+      product.norm == nullptr
+          ? 1.0f
+          : rsqrtf(squares / static_cast<float>(width) + product.epsilon);
+  const Scale scale = scale_for(largest);
+  const size_t base = static_cast<size_t>(row) * product.weight.pitch;
+  for (uint32_t i = threadIdx.x; i < product.weight.pitch; i += kSplitThreads) {
+    const Split parts = split(i < width ? value(i) * scale.scale : 0.0f);
+    product.high[base + i] = parts.high;
+    product.low[base + i] = parts.low;
+  }
+  if (threadIdx.x == 0) product.inverse[row] = scale.inverse * rms;
+}
+
+constexpr int kTileColumns = 32;
+constexpr int kTilePitch = kTileColumns + 8;
+constexpr int kTileStages = 3;
+
+// A tile of OUTPUTS x ROWS by WARPS_O x WARPS_R warps.
+template <int OUTPUTS, int ROWS, int WARPS_O, int WARPS_R>
+struct TileShape {
+  static constexpr int kOutputs = OUTPUTS;
+  static constexpr int kRows = ROWS;
+  static constexpr int kThreads = 32 * WARPS_O * WARPS_R;
+  static constexpr int kWarpsOutputs = WARPS_O;
+  static constexpr int kOutputTiles = OUTPUTS / WARPS_O / 16;
+  static constexpr int kRowTiles = ROWS / WARPS_R / 8;
+  static constexpr int kStageHalves = (OUTPUTS + 2 * ROWS) * kTilePitch;
+  static constexpr int kResultPitch = OUTPUTS + 2;
+  static constexpr int kStagesBytes = kTileStages * kStageHalves * 2;
+  static constexpr int kResultBytes = ROWS * kResultPitch * 4;
+  static constexpr int kBytes =
+      kStagesBytes > kResultBytes ? kStagesBytes : kResultBytes;
+  static_assert(kOutputTiles > 0 && kRowTiles % 2 == 0, "whole fragments");
+};
+
+// Makes one tile. \`finish(row, output, a, b)\` takes the products of two
+// neighbouring outputs, the first of which is even; the second may be beyond
+// the last one.
+template <class Shape, class Finish>
+__global__ void __launch_bounds__(Shape::kThreads)
+    tile_product_kernel(TileProduct product, Finish finish) {
+  extern __shared__ uint4 tile_memory[];
+  begin_kernel();
+  skv_half *stages = reinterpret_cast<skv_half *>(tile_memory);
+  const uint32_t first_output = blockIdx.x * Shape::kOutputs;
+  const uint32_t first_row = blockIdx.y * Shape::kRows;
+  const uint32_t end_row = row_end(product.step);
+  if (first_row >= end_row) return;
+  const skv_matrix &weight = product.weight;
+  const uint32_t steps = (weight.pitch + kTileColumns - 1) / kTileColumns;
+
+  const auto fetch = [&](uint32_t step) {
+    if (step < steps) {
+      skv_half *stage = stages + step % kTileStages * Shape::kStageHalves;
+      constexpr int kChunks = kTileColumns / 8;
+      constexpr int kTotal = (Shape::kOutputs + 2 * Shape::kRows) * kChunks;
+#pragma unroll
+      for (int i = 0; i < kTotal; i += Shape::kThreads) {
+        const uint32_t chunk = i + threadIdx.x;
+        if (kTotal % Shape::kThreads != 0 && chunk >= kTotal) break;
+        const uint32_t line = chunk / kChunks;
+        const uint32_t column = step * kTileColumns + chunk % kChunks * 8;
+        const skv_half *from;
+        bool wanted = column < weight.pitch;
+        if (line < Shape::kOutputs) {
+          const uint32_t row = first_output + line;
+          wanted = wanted && row < weight.rows;
+          from = weight.data + static_cast<size_t>(row) * weight.pitch;
+        } else {
+          const bool is_low = line >= Shape::kOutputs + Shape::kRows;
+          const uint32_t row =
+              first_row + line - Shape::kOutputs - (is_low ? Shape::kRows : 0);
+          wanted = wanted && row < end_row;
+          from = (is_low ? product.low : product.high) +
+                 static_cast<size_t>(row) * weight.pitch;
+        }
+        copy_async(stage + line * kTilePitch + chunk % kChunks * 8,
+                   wanted ? from + column : weight.data, wanted);
+      }
+    }
+    commit_copies();
+  };
+
+  const uint32_t lane = lane_id();
+  const uint32_t warp_output =
+      warp_id() % Shape::kWarpsOutputs * Shape::kOutputTiles * 16;
+  const uint32_t warp_row =
+      warp_id() / Shape::kWarpsOutputs * Shape::kRowTiles * 8;
+  float sums[Shape::kOutputTiles][Shape::kRowTiles][4] = {};
+  for (int step = 0; step < kTileStages - 1; step++) fetch(step);
+  for (uint32_t step = 0; step < steps; step++) {
+    wait_copies<kTileStages - 2>();
+    __syncthreads();
+    fetch(step + kTileStages - 1);
+    const skv_half *stage = stages + step % kTileStages * Shape::kStageHalves;
+    const skv_half *high = stage + Shape::kOutputs * kTilePitch;
+    const skv_half *low = high + Shape::kRows * kTilePitch;
+#pragma unroll
+    for (int column = 0; column < kTileColumns; column += 16) {
+      uint4 a[Shape::kOutputTiles];
+#pragma unroll
+      for (int o = 0; o < Shape::kOutputTiles; o++) {
+        a[o] = load_matrices(stage +
+                             (warp_output + 16 * o + lane % 16) * kTilePitch +
+                             column + lane / 16 * 8);
+      }
+#pragma unroll
+      for (int r = 0; r < Shape::kRowTiles; r += 2) {
+        const uint32_t at =
+            (warp_row + 8 * r + lane % 8 + lane / 16 * 8) * kTilePitch +
+            column + lane / 8 % 2 * 8;
+        const uint4 h = load_matrices(high + at);
+        const uint4 l = load_matrices(low + at);
+#pragma unroll
+        for (int o = 0; o < Shape::kOutputTiles; o++) {
+          mma(sums[o][r], a[o], l.x, l.y);
+          mma(sums[o][r + 1], a[o], l.z, l.w);
+          mma(sums[o][r], a[o], h.x, h.y);
+          mma(sums[o][r + 1], a[o], h.z, h.w);
+        }
+      }
+    }
+  }
+  wait_copies<0>();
+  __syncthreads();
+
+  // Through shared memory, so that neighbours in memory are written together.
+  float *result = reinterpret_cast<float *>(tile_memory);
+#pragma unroll
+  for (int o = 0; o < Shape::kOutputTiles; o++) {
+#pragma unroll
+    for (int r = 0; r < Shape::kRowTiles; r++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t output = warp_output + 16 * o + lane / 4 + i / 2 * 8;
+        const uint32_t row = warp_row + 8 * r + lane % 4 * 2 + i % 2;
+        result[row * Shape::kResultPitch + output] = sums[o][r][i];
+      }
+    }
+  }
+  __syncthreads();
+  constexpr uint32_t kPairs = Shape::kOutputs / 2;
+  for (uint32_t i = threadIdx.x; i < Shape::kRows * kPairs;
+       i += Shape::kThreads) {
+    const uint32_t row = i / kPairs, pair = i % kPairs * 2;
+    if (first_output + pair >= weight.rows) continue;
+    if (!row_of(product.step, first_row + row).live) continue;
+    const float inverse = product.inverse[first_row + row];
+    const float *values = result + row * Shape::kResultPitch + pair;
+    finish(first_row + row, first_output + pair, values[0] * inverse,
+           values[1] * inverse);
+  }
+}
+
+// Scratch memory of a product of \`rows\` rows.
+inline size_t tile_product_bytes(const skv_matrix &weight, uint32_t rows) {
+  return aligned_bytes(static_cast<size_t>(rows) * weight.pitch * 2) * 2 +
+         aligned_bytes(rows * sizeof(float));
+}
+
+template <class Shape, class Finish>
+inline cudaError_t launch_tile_shape(const TileProduct &product,
+                                     const Finish &finish,
+                                     const Launch &launch) {
+  const dim3 grid((product.weight.rows + Shape::kOutputs - 1) / Shape::kOutputs,
+                  (product.step.rows + Shape::kRows - 1) / Shape::kRows);
+  const auto kernel = tile_product_kernel<Shape, Finish>;
+  const cudaError_t status = allow_shared_memory(kernel, Shape::kBytes);
+  if (status != cudaSuccess) return status;
+  return launch_kernel(launch, kernel, grid, Shape::kThreads, Shape::kBytes,
+                       product, finish);
+}
+
+// Multiplies the rows of \`step\`. \`scratch\` has tile_product_bytes.
+template <class Finish>
+inline cudaError_t multiply_tiles(TileProduct product, const Finish &finish,
+                                  Scratch scratch, const Launch &launch) {
+  const uint32_t rows = product.step.rows;
+  const size_t halves = static_cast<size_t>(rows) * product.weight.pitch;
+  product.high = scratch.take<skv_half>(halves);
+  product.low = scratch.take<skv_half>(halves);
+  product.inverse = scratch.take<float>(rows);
+  const cudaError_t status =
+      launch_kernel(launch, split_rows_kernel, rows, kSplitThreads, 0, product);
+  if (status != cudaSuccess) return status;
+  const uint32_t large =
+      (product.weight.rows + 127) / 128 * ((rows + 127) / 128);
+  if (rows <= 16) {
+    return launch_tile_shape<TileShape<64, 16, 4, 1>>(product, finish, launch);
+  }
+  if (rows <= 64 || large < launch.multiprocessors) {
+    return launch_tile_shape<TileShape<64, 64, 2, 2>>(product, finish, launch);
+  }
+  return launch_tile_shape<TileShape<128, 128, 2, 4>>(product, finish, launch);
+}
+`,
+  "lib/vector_product.cuh": `// Products of a few rows of activations with a weight matrix, for decode steps:
+// each weight is read once, 16 bytes per lane and load, with eight loads of
+// each lane in flight.
+//
+// A warp makes kOutputs outputs of all rows. Where there are too few outputs to
+// fill the device, \`parts\` warps of a block share the columns of an output and
+// add up through shared memory.
+//
+// An RMS norm scales the whole row by one number, which is a factor of every
+// product. So the squares are summed while the row streams by, and no pass or
+// barrier of their own is needed: Σ w·(x·n) first, then times 1 / rms(x).
+//
+// The alternative that lost: activations in shared memory. They come from the
+// L1 cache as fast, and the weights need not wait until they are there.
+#pragma once
+
+#include "half.cuh"
+#include "overlap.cuh"
+#include "reduce.cuh"
+
+constexpr uint32_t kVectorWarps = 8;
+constexpr uint32_t kVectorThreads = 32 * kVectorWarps;
+
+// Outputs of one warp: neighbours, or the two ends of two RoPE pairs.
+constexpr uint32_t kOutputs = 4;
+
+// Most rows that go this way; more are faster on tensor cores.
+constexpr uint32_t kMaxVectors = 4;
+
+// Loads of 16 bytes of each weight row that a lane has in flight.
+constexpr int kUnroll = 2;
+
+struct VectorProduct {
+  skv_matrix weight;
+  // (rows, weight.columns)
+  const float *input;
+  // Weights of the RMS norm, or null.
+  const float *norm;
+  float epsilon;
+  // Rows of activations that exist.
+  uint32_t rows;
+  // Groups of kOutputs outputs.
+  uint32_t groups;
+  // Warps that share the columns, a power of two up to kVectorWarps.
+  uint32_t parts;
+};
+
+// Eight floats from \`first\`, zeros beyond the width.
+template <bool ALIGNED>
+__device__ inline void load_floats(float (&out)[8], const float *row,
+                                   uint32_t first, uint32_t width) {
+  if constexpr (ALIGNED) {
+    const float4 a = *reinterpret_cast<const float4 *>(row + first);
+    const float4 b = *reinterpret_cast<const float4 *>(row + first + 4);
+    out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w;
+    out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      out[i] = first + i < width ? row[first + i] : 0.0f;
+    }
+  }
+}
+
+// Starts to load this lane's words of the weight rows; those beyond the end
+// stay as they are.
+__device__ inline void load_words(uint4 (&words)[kUnroll][kOutputs],
+                                  const skv_half *const (&weights)[kOutputs],
+                                  uint32_t first, uint32_t stride,
+                                  uint32_t chunks) {
+#pragma unroll
+  for (int u = 0; u < kUnroll; u++) {
+    const uint32_t chunk = first + u * stride;
+    if (chunk >= chunks) continue;
+#pragma unroll
+    for (uint32_t o = 0; o < kOutputs; o++) {
+      words[u][o] = load_weights(weights[o] + 8 * chunk);
+    }
+  }
+}
+
+// Sums of this warp's share of the columns, in every lane. The first weights
+// are on their way before the kernel in front has ended, and from then on those
+// of the next round while one is multiplied.
+template <int ROWS, bool NORMED, bool ALIGNED, class Input>
+__device__ inline void sum_columns(const VectorProduct &product,
+                                   const skv_half *const (&weights)[kOutputs],
+                                   uint32_t part, Input input,
+                                   float (&sums)[kOutputs][ROWS],
+                                   float (&squares)[ROWS]) {
+  const uint32_t width = product.weight.columns;
+  const uint32_t chunks = product.weight.pitch / 8;
+  const uint32_t stride = 32 * product.parts;
+  uint32_t first = 32 * part + lane_id();
+  uint4 words[kUnroll][kOutputs];
+  load_words(words, weights, first, stride, chunks);
+  wait_for_previous();
+  const float *rows = input();
+  while (first < chunks) {
+    const uint32_t following = first + kUnroll * stride;
+    uint4 next[kUnroll][kOutputs];
+    load_words(next, weights, following, stride, chunks);
+#pragma unroll
+    for (int u = 0; u < kUnroll; u++) {
+      const uint32_t chunk = first + u * stride;
+      if (chunk >= chunks) continue;
+      float n[8];
+      if constexpr (NORMED) {
+        load_floats<ALIGNED>(n, product.norm, 8 * chunk, width);
+      }
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        const uint32_t row = min(static_cast<uint32_t>(r), product.rows - 1);
+        float x[8];
+        load_floats<ALIGNED>(x, rows + static_cast<size_t>(row) * width,
+                             8 * chunk, width);
+        if constexpr (NORMED) {
+#pragma unroll
+          for (int i = 0; i < 8; i++) {
+            squares[r] += x[i] * x[i];
+            x[i] *= n[i];
+          }
+        }
+#pragma unroll
+        for (uint32_t o = 0; o < kOutputs; o++) {
+          const uint4 w = words[u][o];
+          const uint32_t pairs[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            const float2 pair = to_floats(pairs[i]);
+            sums[o][r] += pair.x * x[2 * i];
+            sums[o][r] += pair.y * x[2 * i + 1];
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; u++) {
+#pragma unroll
+      for (uint32_t o = 0; o < kOutputs; o++) words[u][o] = next[u][o];
+    }
+    first = following;
+  }
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+    for (uint32_t o = 0; o < kOutputs; o++) {
+      sums[o][r] = warp_sum(sums[o][r]);
+    }
+    if constexpr (NORMED) squares[r] = warp_sum(squares[r]);
+  }
+}
+
+// Makes the outputs of this block. \`output(group, o)\` is the weight row of an
+// output; \`input()\` is row 0 of the activations, asked for when they are there;
+// \`finish(group, sums)\` takes the products of a group, in all lanes of one
+// warp.
+template <int ROWS, bool NORMED, class Output, class Input, class Finish>
+__device__ inline void multiply_vectors(const VectorProduct &product,
+                                        Output output, Input input,
+                                        Finish finish) {
+  let_next_start();
+  __shared__ float shared[kVectorWarps][(kOutputs + 1) * ROWS];
+  const uint32_t part = warp_id() % product.parts;
+  const uint32_t group =
+      blockIdx.x * (kVectorWarps / product.parts) + warp_id() / product.parts;
+  const uint32_t width = product.weight.columns;
+  float sums[kOutputs][ROWS] = {};
+  float squares[ROWS] = {};
+  if (group < product.groups) {
+    const skv_half *weights[kOutputs];
+#pragma unroll
+    for (uint32_t o = 0; o < kOutputs; o++) {
+      const uint32_t row = min(output(group, o), product.weight.rows - 1);
+      weights[o] =
+          product.weight.data + static_cast<size_t>(row) * product.weight.pitch;
+    }
+    if (width % 8 == 0) {
+      sum_columns<ROWS, NORMED, true>(product, weights, part, input, sums,
+                                      squares);
+    } else {
+      sum_columns<ROWS, NORMED, false>(product, weights, part, input, sums,
+                                       squares);
+    }
+  } else {
+    wait_for_previous();
+  }
+  if (product.parts > 1) {
+    if (lane_id() == 0) {
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+        for (uint32_t o = 0; o < kOutputs; o++) {
+          shared[warp_id()][o * ROWS + r] = sums[o][r];
+        }
+        shared[warp_id()][kOutputs * ROWS + r] = squares[r];
+      }
+    }
+    __syncthreads();
+    if (part != 0) return;
+    for (uint32_t p = 1; p < product.parts; p++) {
+      const float *other = shared[warp_id() + p];
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+        for (uint32_t o = 0; o < kOutputs; o++) {
+          sums[o][r] += other[o * ROWS + r];
+        }
+        squares[r] += other[kOutputs * ROWS + r];
+      }
+    }
+  }
+  if (group >= product.groups) return;
+  if constexpr (NORMED) {
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      const float scale =
+          rsqrtf(squares[r] / static_cast<float>(width) + product.epsilon);
+#pragma unroll
+      for (uint32_t o = 0; o < kOutputs; o++) sums[o][r] *= scale;
+    }
+  }
+  finish(group, sums);
+}
+
+// Warps that should share the columns of an output, so that every
+// multiprocessor has 16 warps and each warp at least one full load.
+inline uint32_t vector_parts(uint32_t groups, uint32_t pitch,
+                             uint32_t multiprocessors) {
+  uint32_t parts = 1;
+  while (parts < kVectorWarps && groups * parts < 16 * multiprocessors &&
+         pitch / 8 > 32 * kUnroll * parts) {
+    parts *= 2;
+  }
+  return parts;
+}
+
+inline uint32_t vector_blocks(uint32_t groups, uint32_t parts) {
+  const uint32_t per_block = kVectorWarps / parts;
+  return (groups + per_block - 1) / per_block;
+}
+`,
+  "lm_head.cu": `// Final RMS norm and the logits of every id.
+//
+// Streams the output embedding once, 2 bytes per element, where there are few
+// rows: see lib/vector_product.cuh; tiles on tensor cores where there are many:
+// see lib/tile_product.cuh. A prompt needs the logits after its last row alone,
+// which is one vector. The alternative that lost: all rows of a chunk for it.
+#include "lib/tile_product.cuh"
+#include "lib/vector_product.cuh"
+
+namespace {
+
+template <int ROWS>
+__global__ void __launch_bounds__(kVectorThreads)
+    lm_head_vectors(skv_lm_head_args args, VectorProduct product) {
+  // With \`last_row\` the only row is that of the chunk's last token.
+  const auto first = [&] {
+    const uint32_t end = row_end(args.step);
+    return args.last_row != 0 && end > 0 ? end - 1 : 0;
+  };
+  const auto output = [](uint32_t group, uint32_t o) {
+    return group * kOutputs + o;
+  };
+  const auto finish = [&](uint32_t group, const float(&sums)[kOutputs][ROWS]) {
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+      for (uint32_t o = 0; o < kOutputs; o++) {
+        const uint32_t id = output(group, o);
+        if (lane_id() != o * ROWS + r || id >= args.weight.rows) continue;
+        if (!row_of(args.step, first() + r).live) continue;
+        args.logits[static_cast<size_t>(r) * args.weight.rows + id] =
+            sums[o][r];
+      }
+    }
+  };
+  multiply_vectors<ROWS, true>(
+      product, output,
+      [&] {
+        return product.input +
+               static_cast<size_t>(first()) * args.weight.columns;
+      },
+      finish);
+}
+
+struct LogitsTile {
+  float *logits;
+  uint32_t vocabulary;
+
+  __device__ void operator()(uint32_t row, uint32_t id, float a,
+                             float b) const {
+    float *to = logits + static_cast<size_t>(row) * vocabulary + id;
+    to[0] = a;
+    if (id + 1 < vocabulary) to[1] = b;
+  }
+};
+
+template <int ROWS>
+cudaError_t launch_vectors(const skv_lm_head_args &args, const Launch &launch) {
+  const uint32_t groups = (args.weight.rows + kOutputs - 1) / kOutputs;
+  const uint32_t parts =
+      vector_parts(groups, args.weight.pitch, launch.multiprocessors);
+  const VectorProduct product = {args.weight,
+                                 args.hidden,
+                                 args.norm,
+                                 args.sizes.norm_epsilon,
+                                 args.last_row != 0 ? 1 : args.step.rows,
+                                 groups,
+                                 parts};
+  return launch_kernel(launch, lm_head_vectors<ROWS>,
+                       vector_blocks(groups, parts), kVectorThreads, 0, args,
+                       product);
+}
+
+}  // namespace
+
+Needs lm_head_needs(const skv_lm_head_args &args, uint32_t) {
+  if (args.last_row != 0 || args.step.rows <= kMaxVectors) return {};
+  return {tile_product_bytes(args.weight, args.step.rows)};
+}
+
+cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
+  if (args.last_row != 0 || args.step.rows == 1) {
+    return launch_vectors<1>(args, launch);
+  }
+  if (args.step.rows == 2) return launch_vectors<2>(args, launch);
+  if (args.step.rows <= kMaxVectors) {
+    return launch_vectors<kMaxVectors>(args, launch);
+  }
+  TileProduct product = {};
+  product.weight = args.weight;
+  product.input = args.hidden;
+  product.norm = args.norm;
+  product.epsilon = args.sizes.norm_epsilon;
+  product.step = args.step;
+  return multiply_tiles(product, LogitsTile{args.logits, args.weight.rows},
+                        Scratch(launch.scratch), launch);
+}
+`,
+  "merge_attend.cu": `// Attention of one new token per sequence over the voted slots of each KV head,
+// softmax(q·k/√d + ln votes), then the policy's work on the head: scores, and
+// one slot merged or dropped where the head is over its budget. The output is
+// that of the uncompressed slots.
+//
+// Attention reads keys and values once, 4 head_dim bytes per slot, and the vote
+// biases. The slots of a head are split over blocks, 16 to a warp at a time:
+// see lib/attend_slots.cuh. The last block of a head to finish adds the parts
+// up: see lib/attend_parts.cuh.
+//
+// The policy's work needs the softmax sums of the whole head, and nothing needs
+// its result before the next step. So it is a kernel of its own on a stream
+// beside the main one, while the next layers are at work: see
+// lib/evict_one.cuh. It reads logits and side fields, about 40 bytes per slot,
+// and once more the keys where a slot is merged.
+//
+// The alternative that lost: the policy's work by the last block of attention,
+// which the rest of the layer then waits for: 17 µs per layer with 512 slots on
+// an H200, a tenth of a step of an 8B model.
+#include "lib/attend_parts.cuh"
+#include "lib/evict_one.cuh"
+#include "lib/overlap.cuh"
+#include "runtime/launch.cuh"
+
+namespace {
+
+// Asks for the first slots of a block while the kernel before still runs: they
+// are as the step before left them, but for the newest, and the L2 cache is
+// where all kernels meet.
+template <int DIM>
+__device__ inline void prefetch_slots(const skv_merge_attend_args &args,
+                                      const AttendParts &parts) {
+  const Row row = row_of(args.step, blockIdx.z);
+  if (!row.live) return;
+  const HeadJob job = job_of(args, row);
+  const uint32_t splits = splits_of(parts, job.high);
+  const uint32_t tiles = (job.high + kWarpSlots - 1) / kWarpSlots;
+  const uint32_t per_split = (tiles + splits - 1) / splits * kWarpSlots;
+  const uint32_t slot = blockIdx.x * per_split;
+  if (slot >= job.high) return;
+  const uint32_t end = min(job.high, slot + per_split);
+  const size_t first =
+      static_cast<size_t>(job.offset + slot) * args.sizes.head_dim;
+  const size_t halves = static_cast<size_t>(end - slot) * args.sizes.head_dim;
+  const size_t mine = threadIdx.x * 64;
+  if (mine >= halves) return;
+  asm volatile(
+      "prefetch.global.L2 [%0];" ::"l"(args.cache.slots.keys + first + mine));
+  asm volatile(
+      "prefetch.global.L2 [%0];" ::"l"(args.cache.slots.values + first + mine));
+}
+
+template <int DIM, bool ALIGNED>
+__global__ void __launch_bounds__(kAttendThreads)
+    attend_kernel(skv_merge_attend_args args, AttendParts parts,
+                  Evidence evidence) {
+  extern __shared__ uint4 shared_memory[];
+  AttendShared<DIM> &shared =
+      *reinterpret_cast<AttendShared<DIM> *>(shared_memory);
+  let_next_start();
+  prefetch_slots<DIM>(args, parts);
+  wait_for_previous();
+  const Row row = row_of(args.step, blockIdx.z);
+  if (!row.live) {
+    if (evidence.rows != nullptr && blockIdx.x == 0 && threadIdx.x == 0) {
+      evidence.rows[blockIdx.z * args.sizes.kv_heads + blockIdx.y] = {0, 0};
+    }
+    return;
+  }
+  const HeadJob job = job_of(args, row);
+  const uint32_t splits = splits_of(parts, job.high);
+  if (blockIdx.x >= splits) return;
+  load_queries(args, job, shared);
+  __syncthreads();
+
+  float *logits = evidence.logits + static_cast<size_t>(job.index) * job.group *
+                                        args.cache.max_capacity;
+  const uint32_t tiles = (job.high + kWarpSlots - 1) / kWarpSlots;
+  const uint32_t per_split = (tiles + splits - 1) / splits * kWarpSlots;
+  const uint32_t begin = blockIdx.x * per_split;
+  const uint32_t end = min(job.high, begin + per_split);
+  WarpAttention<DIM, ALIGNED> warp;
+  for (uint32_t first = begin + warp_id() * kWarpSlots; first < end;
+       first += kBlockSlots) {
+    warp.add(args, job, shared, logits, first, end);
+  }
+  merge_warps(job, warp, shared);
+  uint2 counts;
+  if (splits == 1) {
+    counts = finish_alone(args, job, shared);
+  } else {
+    if (!publish(job, parts, splits, shared)) return;
+    counts = combine(args, job, parts, splits, shared);
+  }
+  if (evidence.rows != nullptr) leave_evidence(args, job, evidence, shared);
+  if (threadIdx.x == 0) {
+    job.words[kHeadLive] = counts.x;
+    job.words[kHeadNext] = min(counts.y, job.high);
+    job.words[kHeadHigh] = job.high;
+  }
+}
+
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kEvictThreads)
+    evict_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ EvictShared shared;
+  const uint32_t index = blockIdx.y * args.sizes.kv_heads + blockIdx.x;
+  const uint2 row = evidence.rows[index];
+  if (row.x == 0) return;
+  const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
+  uint32_t *words = head_words(args.cache, args.sizes, blockIdx.y, blockIdx.x);
+  EvictJob job;
+  job.group = group;
+  job.position = row.y;
+  job.high = words[kHeadHigh];
+  job.offset = words[kHeadOffset];
+  job.words = words;
+  job.logits = evidence.logits +
+               static_cast<size_t>(index) * group * args.cache.max_capacity;
+  job.queries = evidence.queries +
+                static_cast<size_t>(index) * group * args.sizes.head_dim;
+  const bool over = words[kHeadLive] > words[kHeadBudget];
+  if (!over && !args.policy.observe) return;
+  if (threadIdx.x < group) {
+    shared.log_sums[threadIdx.x] =
+        evidence.log_sums[index * kMaxGroup + threadIdx.x];
+  }
+  __syncthreads();
+  const uint32_t victim = update_scores(args, job, shared);
+  if (!over || victim == ~0u) return;
+  Neighbour nearest = kNoNeighbour;
+  if (args.policy.merge == SKV_MERGE_VOTES) {
+    nearest = find_nearest<ALIGNED>(args, job, victim, shared);
+  }
+  if (warp_id() == 0) evict(args, job, victim, nearest);
+}
+
+// How the slots of a head are split, and the sizes that follow.
+struct Plan {
+  uint32_t heads;
+  uint32_t group;
+  uint32_t dim;
+  uint32_t wanted_splits;
+  uint32_t most_splits;
+  // Parts of all heads; none where a head is always in one.
+  size_t parts;
+  bool evicts;
+  bool keeps_queries;
+};
+
+Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
+  const skv_policy &policy = args.policy;
+  Plan plan;
+  plan.heads = args.step.rows * args.sizes.kv_heads;
+  plan.group = args.sizes.heads / args.sizes.kv_heads;
+  plan.dim = 32;
+  while (plan.dim < args.sizes.head_dim) plan.dim *= 2;
+  // Two blocks for each multiprocessor, but no block without slots.
+  plan.wanted_splits =
+      min((2 * multiprocessors + plan.heads - 1) / plan.heads, kMaxSplits);
+  plan.most_splits =
+      max(1u, min(plan.wanted_splits,
+                  (args.cache.max_capacity + kBlockSlots - 1) / kBlockSlots));
+  plan.parts = plan.most_splits == 1
+                   ? 0
+                   : static_cast<size_t>(plan.heads) * plan.most_splits;
+  plan.evicts = policy.merge != SKV_MERGE_NEVER;
+  plan.keeps_queries = policy.merge == SKV_MERGE_VOTES &&
+                       (policy.key == SKV_KEY_MIN_NORM || args.cache.lanes > 1);
+  return plan;
+}
+
+// Takes what attention leaves for the eviction from the memory of the call, and
+// how much that is.
+size_t take_evidence(const skv_merge_attend_args &args, const Plan &plan,
+                     char *memory, Evidence *evidence) {
+  *evidence = {};
+  if (!plan.evicts) return 0;
+  Scratch scratch(memory);
+  if (args.policy.observe) {
+    evidence->logits = scratch.take<float>(
+        static_cast<size_t>(plan.heads) * plan.group * args.cache.max_capacity);
+  }
+  evidence->log_sums = scratch.take<float>(plan.heads * kMaxGroup);
+  if (plan.keeps_queries) {
+    evidence->queries = scratch.take<float>(static_cast<size_t>(plan.heads) *
+                                            plan.group * args.sizes.head_dim);
+  }
+  evidence->rows = scratch.take<uint2>(plan.heads);
+  return static_cast<size_t>(scratch.take<char>(0) - memory);
+}
+
+template <int DIM, bool ALIGNED>
+cudaError_t launch_attend(const skv_merge_attend_args &args,
+                          const AttendParts &parts, const Evidence &evidence,
+                          const Launch &launch) {
+  const auto kernel = attend_kernel<DIM, ALIGNED>;
+  const size_t bytes = sizeof(AttendShared<DIM>);
+  const cudaError_t status = allow_shared_memory(kernel, bytes);
+  if (status != cudaSuccess) return status;
+  const dim3 grid(parts.most_splits, args.sizes.kv_heads, args.step.rows);
+  return launch_kernel(launch, kernel, grid, kAttendThreads, bytes, args, parts,
+                       evidence);
+}
+
+template <bool ALIGNED>
+cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
+                           const AttendParts &parts, const Evidence &evidence,
+                           const Launch &launch) {
+  cudaError_t status;
+  switch (plan.dim) {
+    case 32:
+      status = launch_attend<32, ALIGNED>(args, parts, evidence, launch);
+      break;
+    case 64:
+      status = launch_attend<64, ALIGNED>(args, parts, evidence, launch);
+      break;
+    case 128:
+      status = launch_attend<128, ALIGNED>(args, parts, evidence, launch);
+      break;
+    default:
+      status = launch_attend<256, ALIGNED>(args, parts, evidence, launch);
+  }
+  if (status != cudaSuccess || !plan.evicts) return status;
+  Launch side;
+  status = fork(launch, &side);
+  if (status != cudaSuccess) return status;
+  const dim3 grid(args.sizes.kv_heads, args.step.rows);
+  return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
+                       args, evidence);
+}
+
+}  // namespace
+
+Needs merge_attend_needs(const skv_merge_attend_args &args,
+                         uint32_t multiprocessors) {
+  const Plan plan = plan_of(args, multiprocessors);
+  Evidence evidence;
+  Needs needs;
+  needs.scratch =
+      aligned_bytes(plan.parts * plan.group * plan.dim * sizeof(float)) +
+      aligned_bytes(plan.parts * kMaxGroup * sizeof(float2)) +
+      aligned_bytes(plan.parts * sizeof(uint2));
+  needs.tickets = plan.parts == 0 ? 0 : plan.heads;
+  needs.own = take_evidence(args, plan, nullptr, &evidence);
+  return needs;
+}
+
+cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
+                                const Launch &launch) {
+  const Plan plan = plan_of(args, launch.multiprocessors);
+  Evidence evidence;
+  take_evidence(args, plan, launch.own, &evidence);
+  Scratch scratch(launch.scratch);
+  AttendParts parts;
+  parts.values = scratch.take<float>(plan.parts * plan.group * plan.dim);
+  parts.states = scratch.take<float2>(plan.parts * kMaxGroup);
+  parts.counts = scratch.take<uint2>(plan.parts);
+  parts.tickets = launch.tickets;
+  parts.most_splits = plan.most_splits;
+  parts.wanted_splits = plan.wanted_splits;
+  return args.sizes.head_dim % 8 == 0
+             ? launch_aligned<true>(args, plan, parts, evidence, launch)
+             : launch_aligned<false>(args, plan, parts, evidence, launch);
+}
+`,
+  "observe.cu": `// Adds the attention of the chunk's observed rows to the scores of the slots
+// and of the staged rows, row by row. Logits are computed again from queries
+// and keys: attention never stores them.
+//
+// Reads each key once, and the observed queries once per tile of 64 slots. A
+// block owns the slots of a tile: it makes their logits for as many (row, query
+// head) pairs as fit, on tensor cores, and then each slot's thread adds the
+// rows in order, because the moving sum depends on it. The alternative that
+// lost: keeping the logits of prefill_attend, (rows, heads, slots) floats.
+#include "lib/overlap.cuh"
+#include "lib/row_tiles.cuh"
+#include "lib/scores.cuh"
+#include "lib/step.cuh"
+#include "runtime/launch.cuh"
+
+namespace {
+
+template <int DIM>
+constexpr int kWarps = DIM == 256 ? 2 : 4;
+
+template <int DIM>
+constexpr int kPairs = 16 * kWarps<DIM>;
+
+constexpr uint32_t kTile = 64;
+
+// Odd, so that the threads of a warp read a column without conflicts.
+constexpr uint32_t kLogitPitch = kTile + 1;
+
+template <int DIM>
+struct Shared {
+  uint4 high[kWarps<DIM>][DIM / 16 * 32];
+  uint4 low[kWarps<DIM>][DIM / 16 * 32];
+  skv_half keys[kTile * kLinePitch<DIM>];
+  float logits[kPairs<DIM> * kLogitPitch];
+  float biases[kMaxGroup][kTile];
+  bool is_sink[kTile];
+};
+
+// The slots of a block: a tile of the cache or of the stage.
+struct Tile {
+  bool staged;
+  uint32_t first;
+  uint32_t count;
+  // Index of slot 0 among those of the layer.
+  uint32_t base;
+};
+
+__device__ inline Tile tile_of(const skv_chunk_args &args, uint32_t kv_head,
+                               uint32_t end_row) {
+  const skv_cache &cache = args.cache;
+  const uint32_t slot_tiles = (cache.max_capacity + kTile - 1) / kTile;
+  Tile tile;
+  tile.staged = blockIdx.x >= slot_tiles;
+  tile.first = (blockIdx.x - (tile.staged ? slot_tiles : 0)) * kTile;
+  const uint32_t *words =
+      head_words(cache, args.sizes, args.step.chunk[kChunkSequence], kv_head);
+  const uint32_t end = tile.staged ? end_row : words[kHeadHigh];
+  tile.count = tile.first < end ? min(kTile, end - tile.first) : 0;
+  tile.base = tile.staged ? kv_head * cache.stage_rows : words[kHeadOffset];
+  return tile;
+}
+
+// Raw logits of the pairs of \`rows\` rows from \`first_row\` with the tile's
+// slots, for queries of one kind and the slots that they are for.
+template <int DIM>
+__device__ inline void make_logits(const skv_chunk_args &args,
+                                   const float *queries, bool for_sinks,
+                                   uint32_t kv_head, uint32_t first_row,
+                                   uint32_t rows, Shared<DIM> &shared) {
+  const skv_sizes &sizes = args.sizes;
+  const uint32_t group = sizes.heads / sizes.kv_heads;
+  const uint32_t warp = warp_id();
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  const float root = rsqrtf(static_cast<float>(sizes.head_dim));
+  float inverse[2] = {};
+  // The operands of the call before are no longer read.
+  __syncwarp();
+  for (uint32_t i = 0; i < 16; i++) {
+    const uint32_t pair = 16 * warp + i;
+    const size_t query =
+        static_cast<size_t>(first_row + pair / group) * sizes.heads +
+        kv_head * group + pair % group;
+    const float scale = split_row<DIM, true>(
+        pair < rows * group ? queries + query * sizes.head_dim : nullptr,
+        sizes.head_dim, i, shared.high[warp], shared.low[warp]);
+    if (i == g) inverse[0] = scale * root;
+    if (i == g + 8) inverse[1] = scale * root;
+  }
+  __syncwarp();
+  float x[kTile / 8][4] = {};
+#pragma unroll
+  for (int step = 0; step < DIM / 16; step++) {
+    const uint4 h = shared.high[warp][step * 32 + lane_id()];
+    const uint4 l = shared.low[warp][step * 32 + lane_id()];
+#pragma unroll
+    for (int n = 0; n < static_cast<int>(kTile) / 8; n += 2) {
+      const uint4 k = key_operands<DIM>(shared.keys, 8 * n, 16 * step);
+      mma(x[n], l, k.x, k.y);
+      mma(x[n + 1], l, k.z, k.w);
+      mma(x[n], h, k.x, k.y);
+      mma(x[n + 1], h, k.z, k.w);
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < static_cast<int>(kTile) / 8; n++) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const uint32_t slot = 8 * n + 2 * t + i % 2;
+      const uint32_t pair = 16 * warp + g + i / 2 * 8;
+      if (shared.is_sink[slot] != for_sinks) continue;
+      shared.logits[pair * kLogitPitch + slot] = x[n][i] * inverse[i / 2];
+    }
+  }
+}
+
+template <int DIM>
+__global__ void __launch_bounds__(32 * kWarps<DIM>)
+    observe_kernel(skv_chunk_args args) {
+  extern __shared__ uint4 shared_memory[];
+  begin_kernel();
+  Shared<DIM> &shared = *reinterpret_cast<Shared<DIM> *>(shared_memory);
+  const skv_sizes &sizes = args.sizes;
+  const skv_cache &cache = args.cache;
+  const skv_policy &policy = args.policy;
+  const uint32_t group = sizes.heads / sizes.kv_heads;
+  const uint32_t kv_head = blockIdx.y;
+  const uint32_t end_row = row_end(args.step);
+  const Tile tile = tile_of(args, kv_head, end_row);
+  if (tile.count == 0) return;
+  const skv_slots &home = tile.staged ? cache.stage : cache.slots;
+  const bool has_sinks = args.sink_queries != nullptr;
+
+  load_lines<DIM>(shared.keys, kTile, sizes.head_dim, [&](uint32_t i) {
+    return i < tile.count
+               ? home.keys + static_cast<size_t>(tile.base + tile.first + i) *
+                                 sizes.head_dim
+               : nullptr;
+  });
+  bool any_sink = false;
+  // With fewer threads than slots, none would do for some of them.
+  static_assert(32 * kWarps<DIM> >= kTile, "a thread for each slot");
+  const uint32_t mine = threadIdx.x;
+  const Slot slot = slot_at(
+      home, tile.base + tile.first + min(mine, tile.count - 1), sizes.head_dim);
+  const bool owns =
+      mine < tile.count && (tile.staged || slot.word(kSlotTokens) != 0);
+  if (mine < kTile) {
+    for (uint32_t lane = 0; lane < cache.lanes; lane++) {
+      shared.biases[lane][mine] = slot.get(kSlotBias + lane);
+    }
+    any_sink = has_sinks && mine < tile.count &&
+               slot.word(kSlotPosition) < policy.sinks;
+    shared.is_sink[mine] = any_sink;
+  }
+  any_sink = __syncthreads_or(any_sink);
+
+  uint32_t first_row = 0;
+  if (policy.probe == SKV_PROBE_LAST && end_row > policy.probe_rows) {
+    first_row = end_row - policy.probe_rows;
+  }
+  // Rows before the first staged one of the tile do not see any of it.
+  if (tile.staged) first_row = max(first_row, tile.first);
+  const uint32_t rows_per_pass = kPairs<DIM> / group;
+  Scores scores = load_scores(slot);
+  for (uint32_t row = first_row; row < end_row; row += rows_per_pass) {
+    const uint32_t rows = min(rows_per_pass, end_row - row);
+    make_logits<DIM>(args, args.queries, false, kv_head, row, rows, shared);
+    if (any_sink) {
+      make_logits<DIM>(args, args.sink_queries, true, kv_head, row, rows,
+                       shared);
+    }
+    __syncthreads();
+    for (uint32_t r = 0; owns && r < rows; r++) {
+      if (tile.staged && tile.first + mine > row + r) continue;
+      const float *log_sums = args.log_sums +
+                              static_cast<size_t>(row + r) * sizes.heads +
+                              kv_head * group;
+      observe_row(
+          scores, policy, group,
+          [&](uint32_t g) {
+            return shared.logits[(r * group + g) * kLogitPitch + mine];
+          },
+          [&](uint32_t g) { return log_sums[g]; },
+          [&](uint32_t g) {
+            return shared.biases[cache.lanes == 1 ? 0 : g][mine];
+          });
+    }
+    __syncthreads();
+  }
+  if (owns) store_scores(slot, scores);
+}
+
+template <int DIM>
+cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
+  const auto kernel = observe_kernel<DIM>;
+  const size_t bytes = sizeof(Shared<DIM>);
+  const cudaError_t status = allow_shared_memory(kernel, bytes);
+  if (status != cudaSuccess) return status;
+  const dim3 grid((args.cache.max_capacity + kTile - 1) / kTile +
+                      (args.cache.stage_rows + kTile - 1) / kTile,
+                  args.sizes.kv_heads);
+  return launch_kernel(launch, kernel, grid, 32 * kWarps<DIM>, bytes, args);
+}
+
+}  // namespace
+
+Needs observe_needs(const skv_chunk_args &, uint32_t) { return {}; }
+
+cudaError_t launch_observe(const skv_chunk_args &args, const Launch &launch) {
+  // What nothing reads is not kept.
+  if (!args.policy.observe || args.policy.probe == SKV_PROBE_NONE) {
+    return cudaSuccess;
+  }
+  switch (padded_width(args.sizes.head_dim)) {
+    case 32:
+      return launch_width<32>(args, launch);
+    case 64:
+      return launch_width<64>(args, launch);
+    case 128:
+      return launch_width<128>(args, launch);
+    default:
+      return launch_width<256>(args, launch);
+  }
+}
+`,
+  "prefill_attend.cu": `// Causal attention of a chunk: each row attends to the voted slots of its
+// sequence and to the rows of the chunk up to itself, which are staged.
+//
+// Reads keys and values once per tile of queries. A block has a tile of (row,
+// query head) pairs that share a KV head, so that one read serves the group;
+// the softmax runs along while tiles of slots go by, and the attention matrix
+// is never in memory. Products are of halves on tensor cores; queries and
+// weights are split in two (lib/mma.cuh), which keeps 32-bit precision at half
+// the rate.
+//
+// The alternative that lost: a tile of rows of one query head, which reads keys
+// and values once per query head.
+#include "lib/overlap.cuh"
+#include "lib/row_tiles.cuh"
+#include "lib/slots.cuh"
+#include "lib/softmax_state.cuh"
+#include "lib/step.cuh"
+#include "runtime/launch.cuh"
+
+namespace {
+
+template <int DIM>
+constexpr int kWarps = DIM == 256 ? 2 : 4;
+
+// (row, query head) pairs of a block.
+template <int DIM>
+constexpr int kPairs = 16 * kWarps<DIM>;
+
+// Slots of a tile.
+template <int DIM>
+constexpr int kTile = DIM == 256 ? 32 : 64;
+
+// Operands of the queries of one warp, in words of 16 bytes.
+template <int DIM>
+constexpr int kOperands = DIM / 16 * 32;
+
+template <int DIM>
+struct Shared {
+  skv_half keys[kTile<DIM> * kLinePitch<DIM>];
+  skv_half values[kTile<DIM> * kLinePitch<DIM>];
+  float biases[kMaxGroup][kTile<DIM>];
+  float inverse[2][kPairs<DIM>];
+  bool is_sink[kTile<DIM>];
+};
+
+// Queries follow the other shared memory: those of sinks only where there are
+// any. One set is [warp][operand] of the high and then of the low halves.
+template <int DIM>
+constexpr size_t kQueryBytes = 2 * kWarps<DIM> *kOperands<DIM> * sizeof(uint4);
+
+template <int DIM>
+struct Attention {
+  SoftmaxState state[2] = {init_softmax(), init_softmax()};
+  float values[DIM / 8][4] = {};
+
+  // Adds a tile of weights' logits, which become weights.
+  __device__ void add(float (&x)[kTile<DIM> / 8][4], const skv_half *tile) {
+    float keep[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float top = -INFINITY;
+#pragma unroll
+      for (int n = 0; n < kTile<DIM> / 8; n++) {
+        top = fmaxf(top, fmaxf(x[n][2 * h], x[n][2 * h + 1]));
+      }
+      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+      const float max = fmaxf(state[h].max, top - kHeadroom);
+      keep[h] = softmax_scale(state[h].max, max);
+      state[h].max = max;
+      state[h].sum *= keep[h];
+#pragma unroll
+      for (int n = 0; n < kTile<DIM> / 8; n++) {
+#pragma unroll
+        for (int i = 2 * h; i < 2 * h + 2; i++) {
+          x[n][i] = softmax_scale(x[n][i], max);
+          state[h].sum += x[n][i];
+        }
+      }
+    }
+#pragma unroll
+    for (int d = 0; d < DIM / 8; d++) {
+      values[d][0] *= keep[0], values[d][1] *= keep[0];
+      values[d][2] *= keep[1], values[d][3] *= keep[1];
+    }
+#pragma unroll
+    for (int j = 0; j < kTile<DIM> / 16; j++) {
+      const SplitPair a = split_pair(x[2 * j][0], x[2 * j][1]);
+      const SplitPair b = split_pair(x[2 * j][2], x[2 * j][3]);
+      const SplitPair c = split_pair(x[2 * j + 1][0], x[2 * j + 1][1]);
+      const SplitPair d = split_pair(x[2 * j + 1][2], x[2 * j + 1][3]);
+      const uint4 high = {a.high, b.high, c.high, d.high};
+      const uint4 low = {a.low, b.low, c.low, d.low};
+#pragma unroll
+      for (int column = 0; column < DIM; column += 16) {
+        const uint4 v = value_operands<DIM>(tile, 16 * j, column);
+        mma(values[column / 8], low, v.x, v.y);
+        mma(values[column / 8 + 1], low, v.z, v.w);
+        mma(values[column / 8], high, v.x, v.y);
+        mma(values[column / 8 + 1], high, v.z, v.w);
+      }
+    }
+  }
+};
+
+// Raw logits of a tile, without the scale of the queries.
+template <int DIM>
+__device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
+                                     const skv_half *tile,
+                                     float (&x)[kTile<DIM> / 8][4]) {
+#pragma unroll
+  for (int step = 0; step < DIM / 16; step++) {
+    const uint4 h = high[step * 32 + lane_id()];
+    const uint4 l = low[step * 32 + lane_id()];
+#pragma unroll
+    for (int n = 0; n < kTile<DIM> / 8; n += 2) {
+      const uint4 k = key_operands<DIM>(tile, 8 * n, 16 * step);
+      mma(x[n], l, k.x, k.y);
+      mma(x[n + 1], l, k.z, k.w);
+      mma(x[n], h, k.x, k.y);
+      mma(x[n + 1], h, k.z, k.w);
+    }
+  }
+}
+
+template <int DIM>
+__global__ void __launch_bounds__(32 * kWarps<DIM>)
+    prefill_attend_kernel(skv_chunk_args args) {
+  extern __shared__ uint4 shared_memory[];
+  begin_kernel();
+  Shared<DIM> &shared = *reinterpret_cast<Shared<DIM> *>(shared_memory);
+  uint4 *queries = shared_memory + sizeof(Shared<DIM>) / sizeof(uint4);
+  const skv_sizes &sizes = args.sizes;
+  const skv_cache &cache = args.cache;
+  const uint32_t head_dim = sizes.head_dim;
+  const uint32_t kv_head = blockIdx.y;
+  const uint32_t group = sizes.heads / sizes.kv_heads;
+  const uint32_t rows_per_block = kPairs<DIM> / group;
+  const uint32_t first_row = blockIdx.x * rows_per_block;
+  const uint32_t end_row = row_end(args.step);
+  if (first_row >= end_row) return;
+  const uint32_t rows = min(rows_per_block, end_row - first_row);
+  const uint32_t *words =
+      head_words(cache, sizes, args.step.chunk[kChunkSequence], kv_head);
+  const uint32_t offset = words[kHeadOffset], high = words[kHeadHigh];
+  const bool has_sinks = args.sink_queries != nullptr;
+
+  // Pair p of the block is query head p % group of row p / group.
+  const uint32_t warp = warp_id();
+  const float root = rsqrtf(static_cast<float>(head_dim));
+  for (uint32_t kind = 0; kind < (has_sinks ? 2u : 1u); kind++) {
+    const float *all = kind == 0 ? args.queries : args.sink_queries;
+    uint4 *set = queries + kind * 2 * kWarps<DIM> * kOperands<DIM>;
+    for (uint32_t i = 0; i < 16; i++) {
+      const uint32_t pair = 16 * warp + i;
+      const size_t query =
+          static_cast<size_t>(first_row + pair / group) * sizes.heads +
+          kv_head * group + pair % group;
+      const float inverse = split_row<DIM, true>(
+          pair < rows * group ? all + query * head_dim : nullptr, head_dim, i,
+          set + warp * kOperands<DIM>,
+          set + (kWarps<DIM> + warp) * kOperands<DIM>);
+      if (lane_id() == 0) shared.inverse[kind][pair] = inverse * root;
+    }
+  }
+
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  uint32_t row[2], head[2];
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const uint32_t pair = 16 * warp + g + 8 * h;
+    row[h] = first_row + pair / group;
+    head[h] = pair % group;
+  }
+  Attention<DIM> attention;
+  // Tiles of slots, then tiles of staged rows up to the block's last one.
+  const uint32_t slot_tiles = (high + kTile<DIM> - 1) / kTile<DIM>;
+  const uint32_t tiles =
+      slot_tiles + (first_row + rows + kTile<DIM> - 1) / kTile<DIM>;
+  for (uint32_t tile = 0; tile < tiles; tile++) {
+    const bool staged = tile >= slot_tiles;
+    const uint32_t first = (staged ? tile - slot_tiles : tile) * kTile<DIM>;
+    const uint32_t end = staged ? first_row + rows : high;
+    const skv_slots &home = staged ? cache.stage : cache.slots;
+    const uint32_t base = staged ? kv_head * cache.stage_rows : offset;
+    const auto line_of = [&](const skv_half *all, uint32_t i) {
+      return first + i < end
+                 ? all + static_cast<size_t>(base + first + i) * head_dim
+                 : nullptr;
+    };
+    __syncthreads();
+    load_lines<DIM>(shared.keys, kTile<DIM>, head_dim,
+                    [&](uint32_t i) { return line_of(home.keys, i); });
+    load_lines<DIM>(shared.values, kTile<DIM>, head_dim,
+                    [&](uint32_t i) { return line_of(home.values, i); });
+    bool any_sink = false;
+    for (uint32_t i = threadIdx.x; i < kTile<DIM>; i += blockDim.x) {
+      const bool exists = first + i < end;
+      const Slot slot =
+          slot_at(home, base + (exists ? first + i : first), head_dim);
+      for (uint32_t lane = 0; lane < cache.lanes; lane++) {
+        shared.biases[lane][i] =
+            exists ? slot.get(kSlotBias + lane) : kFreeBias;
+      }
+      shared.is_sink[i] =
+          has_sinks && exists && slot.word(kSlotPosition) < args.policy.sinks;
+      any_sink = any_sink || shared.is_sink[i];
+    }
+    any_sink = __syncthreads_or(any_sink);
+
+    float x[kTile<DIM> / 8][4] = {};
+    const uint4 *set = queries + warp * kOperands<DIM>;
+    multiply_keys<DIM>(set, set + kWarps<DIM> * kOperands<DIM>, shared.keys, x);
+#pragma unroll
+    for (int n = 0; n < kTile<DIM> / 8; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        x[n][i] *= shared.inverse[0][16 * warp + g + i / 2 * 8];
+      }
+    }
+    if (any_sink) {
+      float other[kTile<DIM> / 8][4] = {};
+      const uint4 *sinks = set + 2 * kWarps<DIM> * kOperands<DIM>;
+      multiply_keys<DIM>(sinks, sinks + kWarps<DIM> * kOperands<DIM>,
+                         shared.keys, other);
+#pragma unroll
+      for (int n = 0; n < kTile<DIM> / 8; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          if (!shared.is_sink[8 * n + 2 * t + i % 2]) continue;
+          x[n][i] = other[n][i] * shared.inverse[1][16 * warp + g + i / 2 * 8];
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kTile<DIM> / 8; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t slot = 8 * n + 2 * t + i % 2;
+        const int h = i / 2;
+        const float bias = shared.biases[cache.lanes == 1 ? 0 : head[h]][slot];
+        const bool counts =
+            bias > kLiveBias && (!staged || first + slot <= row[h]);
+        x[n][i] = counts ? x[n][i] + bias : -INFINITY;
+      }
+    }
+    attention.add(x, shared.values);
+  }
+
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    SoftmaxState state = attention.state[h];
+    state.sum += __shfl_xor_sync(kAllLanes, state.sum, 1);
+    state.sum += __shfl_xor_sync(kAllLanes, state.sum, 2);
+    if (16 * warp + g + 8 * h >= rows * group) continue;
+    const size_t query =
+        static_cast<size_t>(row[h]) * sizes.heads + kv_head * group + head[h];
+    if (t == 0) args.log_sums[query] = log_sum(state);
+#pragma unroll
+    for (int d = 0; d < DIM / 8; d++) {
+      const uint32_t at = 8 * d + 2 * t;
+      if (at >= head_dim) continue;
+      const float2 pair = {attention.values[d][2 * h] / state.sum,
+                           attention.values[d][2 * h + 1] / state.sum};
+      *reinterpret_cast<float2 *>(args.output + query * head_dim + at) = pair;
+    }
+  }
+}
+
+template <int DIM>
+cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
+  static_assert(sizeof(Shared<DIM>) % sizeof(uint4) == 0, "queries follow");
+  const auto kernel = prefill_attend_kernel<DIM>;
+  const size_t bytes =
+      sizeof(Shared<DIM>) +
+      kQueryBytes<DIM> * (args.sink_queries == nullptr ? 1 : 2);
+  const cudaError_t status = allow_shared_memory(kernel, bytes);
+  if (status != cudaSuccess) return status;
+  const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
+  const uint32_t rows_per_block = kPairs<DIM> / group;
+  const dim3 grid((args.step.rows + rows_per_block - 1) / rows_per_block,
+                  args.sizes.kv_heads);
+  return launch_kernel(launch, kernel, grid, 32 * kWarps<DIM>, bytes, args);
+}
+
+}  // namespace
+
+Needs prefill_attend_needs(const skv_chunk_args &, uint32_t) { return {}; }
+
+cudaError_t launch_prefill_attend(const skv_chunk_args &args,
+                                  const Launch &launch) {
+  switch (padded_width(args.sizes.head_dim)) {
+    case 32:
+      return launch_width<32>(args, launch);
+    case 64:
+      return launch_width<64>(args, launch);
+    case 128:
+      return launch_width<128>(args, launch);
+    default:
+      return launch_width<256>(args, launch);
+  }
+}
+`,
+  "project_add.cu": `// hidden += input · weightᵀ + bias.
+//
+// Streams the weight once, 2 bytes per element, where there are few rows: see
+// lib/vector_product.cuh; tiles on tensor cores where there are many: see
+// lib/tile_product.cuh. Each output is added by one thread, so that results are
+// the same from run to run. The alternative that lost: splitting the columns
+// over blocks that add atomically.
+#include "lib/tile_product.cuh"
+#include "lib/vector_product.cuh"
+
+namespace {
+
+template <int ROWS>
+__global__ void __launch_bounds__(kVectorThreads)
+    project_add_vectors(skv_project_add_args args, VectorProduct product) {
+  const auto output = [](uint32_t group, uint32_t o) {
+    return group * kOutputs + o;
+  };
+  const auto finish = [&](uint32_t group, const float(&sums)[kOutputs][ROWS]) {
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+      for (uint32_t o = 0; o < kOutputs; o++) {
+        const uint32_t i = output(group, o);
+        if (lane_id() != o * ROWS + r || i >= args.weight.rows) continue;
+        if (!row_of(args.step, r).live) continue;
+        const float bias = args.bias == nullptr ? 0.0f : args.bias[i];
+        args.hidden[static_cast<size_t>(r) * args.weight.rows + i] +=
+            sums[o][r] + bias;
+      }
+    }
+  };
+  multiply_vectors<ROWS, false>(
+      product, output, [&] { return product.input; }, finish);
+}
+
+struct AddTile {
+  float *hidden;
+  const float *bias;
+  uint32_t width;
+
+  __device__ void add(uint32_t row, uint32_t i, float x) const {
+    hidden[static_cast<size_t>(row) * width + i] +=
+        x + (bias == nullptr ? 0.0f : bias[i]);
+  }
+  __device__ void operator()(uint32_t row, uint32_t output, float a,
+                             float b) const {
+    add(row, output, a);
+    if (output + 1 < width) add(row, output + 1, b);
+  }
+};
+
+template <int ROWS>
+cudaError_t launch_vectors(const skv_project_add_args &args,
+                           const Launch &launch) {
+  const uint32_t groups = (args.weight.rows + kOutputs - 1) / kOutputs;
+  const uint32_t parts =
+      vector_parts(groups, args.weight.pitch, launch.multiprocessors);
+  const VectorProduct product = {args.weight,    args.input, nullptr, 0.0f,
+                                 args.step.rows, groups,     parts};
+  return launch_kernel(launch, project_add_vectors<ROWS>,
+                       vector_blocks(groups, parts), kVectorThreads, 0, args,
+                       product);
+}
+
+}  // namespace
+
+Needs project_add_needs(const skv_project_add_args &args, uint32_t) {
+  if (args.step.rows <= kMaxVectors) return {};
+  return {tile_product_bytes(args.weight, args.step.rows)};
+}
+
+cudaError_t launch_project_add(const skv_project_add_args &args,
+                               const Launch &launch) {
+  if (args.step.rows == 1) return launch_vectors<1>(args, launch);
+  if (args.step.rows == 2) return launch_vectors<2>(args, launch);
+  if (args.step.rows <= kMaxVectors) {
+    return launch_vectors<kMaxVectors>(args, launch);
+  }
+  TileProduct product = {};
+  product.weight = args.weight;
+  product.input = args.input;
+  product.step = args.step;
+  return multiply_tiles(product,
+                        AddTile{args.hidden, args.bias, args.weight.rows},
+                        Scratch(launch.scratch), launch);
+}
+`,
+  "qkv_rope_append.cu": `// RMS norm, the q|k|v product with its bias, per-head norms, RoPE, and one new
+// slot per KV head that holds the token: the head's next free slot in a decode
+// step, a staged row in a prefill step.
+//
+// Streams the weight once, 2 bytes per element; writes 4 bytes per query
+// element and 2 per key and value element. With few rows a warp makes both ends
+// of two RoPE pairs and finishes them itself. With many rows, and where the
+// model norms heads, products go to scratch memory and \`append\` finishes one
+// head per block. The alternative that lost: \`append\` for decode steps too, one
+// launch per layer more.
+#include "lib/slots.cuh"
+#include "lib/tile_product.cuh"
+#include "lib/vector_product.cuh"
+
+namespace {
+
+// Cosine and sine by which pair \`pair\` of a head turns at \`position\`: the
+// product of one rotation per base-256 digit.
+__device__ inline float2 rotation(const float *rope, uint32_t half,
+                                  uint32_t pair, uint32_t position) {
+  const float2 *table = reinterpret_cast<const float2 *>(rope);
+  float2 turn = {1.0f, 0.0f};
+#pragma unroll
+  for (uint32_t level = 0; level < 3; level++) {
+    const uint32_t digit = (position >> (8 * level)) & 255;
+    const float2 part = table[(level * 256 + digit) * half + pair];
+    turn = {turn.x * part.x - turn.y * part.y,
+            turn.y * part.x + turn.x * part.y};
+  }
+  return turn;
+}
+
+__device__ inline float2 turned(float2 x, float2 turn) {
+  return {x.x * turn.x - x.y * turn.y, x.y * turn.x + x.x * turn.y};
+}
+
+// Where a row's products go.
+struct Target {
+  Row row;
+  // Index of the row in the step.
+  uint32_t index;
+
+  // Number of tokens in the cache before this one: its place there.
+  __device__ uint32_t place(const skv_qkv_rope_append_args &args,
+                            uint32_t kv_head) const {
+    const uint32_t live =
+        head_words(args.cache, args.sizes, row.sequence, kv_head)[kHeadLive];
+    return args.step.kind == SKV_DECODE ? live : live + index;
+  }
+
+  // The slot that takes the token. False if the head is full.
+  __device__ bool slot(const skv_qkv_rope_append_args &args, uint32_t kv_head,
+                       Slot &out) const {
+    const skv_cache &cache = args.cache;
+    if (args.step.kind == SKV_PREFILL) {
+      out = slot_at(cache.stage, kv_head * cache.stage_rows + index,
+                    args.sizes.head_dim);
+      return true;
+    }
+    const uint32_t *head = head_words(cache, args.sizes, row.sequence, kv_head);
+    out = slot_at(cache.slots, head[kHeadOffset] + head[kHeadNext],
+                  args.sizes.head_dim);
+    return head[kHeadNext] < head[kHeadCapacity];
+  }
+};
+
+// Stores the pair (pair, pair + half) of a head: a query, a key or a value.
+__device__ inline void store_pair(const skv_qkv_rope_append_args &args,
+                                  const Target &target, uint32_t head,
+                                  uint32_t pair, float2 x) {
+  const skv_sizes &sizes = args.sizes;
+  const uint32_t half = sizes.head_dim / 2;
+  const float2 turn = rotation(args.rope, half, pair, target.row.position);
+  if (head < sizes.heads) {
+    const size_t at = (static_cast<size_t>(target.index) * sizes.heads + head) *
+                          sizes.head_dim +
+                      pair;
+    const float2 query = turned(x, turn);
+    args.queries[at] = query.x;
+    args.queries[at + half] = query.y;
+    if (args.sink_queries == nullptr) return;
+    const uint32_t kv_head = head / (sizes.heads / sizes.kv_heads);
+    const float2 sink =
+        turned(x, rotation(args.rope, half, pair, target.place(args, kv_head)));
+    args.sink_queries[at] = sink.x;
+    args.sink_queries[at + half] = sink.y;
+    return;
+  }
+  const bool is_key = head < sizes.heads + sizes.kv_heads;
+  const uint32_t kv_head = (head - sizes.heads) % sizes.kv_heads;
+  Slot slot;
+  if (!target.slot(args, kv_head, slot)) return;
+  const float2 kept = is_key ? turned(x, turn) : x;
+  skv_half *to = is_key ? slot.key : slot.value;
+  to[pair] = to_half(kept.x);
+  to[pair + half] = to_half(kept.y);
+}
+
+// Sets the side fields of the new slot of a KV head; called by a whole warp.
+__device__ inline void store_side(const skv_qkv_rope_append_args &args,
+                                  const Target &target, uint32_t kv_head) {
+  Slot slot;
+  if (!target.slot(args, kv_head, slot)) return;
+  initialise_slot(slot, target.row.position, args.cache.lanes);
+}
+
+// Two pairs of a head, or of two heads, per warp. Pairs are numbered through
+// all heads.
+template <int ROWS>
+__global__ void __launch_bounds__(kVectorThreads)
+    qkv_vectors(skv_qkv_rope_append_args args, VectorProduct product) {
+  const skv_sizes &sizes = args.sizes;
+  const uint32_t half = sizes.head_dim / 2;
+  const uint32_t pairs = (sizes.heads + 2 * sizes.kv_heads) * half;
+  const auto output = [=](uint32_t group, uint32_t o) {
+    const uint32_t pair = group * 2 + o / 2;
+    return pair / half * (2 * half) + pair % half + o % 2 * half;
+  };
+  const auto finish = [&](uint32_t group, const float(&sums)[kOutputs][ROWS]) {
+    for (uint32_t p = 0; p < 2; p++) {
+      const uint32_t pair = group * 2 + p;
+      const uint32_t head = pair / half;
+      // The warp that starts a key also makes the slot's side fields.
+      if (pair >= pairs || pair % half != 0 || head < sizes.heads ||
+          head >= sizes.heads + sizes.kv_heads) {
+        continue;
+      }
+      for (uint32_t r = 0; r < ROWS; r++) {
+        const Target target = {row_of(args.step, r), r};
+        if (target.row.live) store_side(args, target, head - sizes.heads);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+      for (uint32_t p = 0; p < 2; p++) {
+        const uint32_t pair = group * 2 + p;
+        if (lane_id() != p * ROWS + r || pair >= pairs) continue;
+        const Target target = {row_of(args.step, r), static_cast<uint32_t>(r)};
+        if (!target.row.live) continue;
+        float2 x = {sums[2 * p][r], sums[2 * p + 1][r]};
+        if (args.bias != nullptr) {
+          x.x += args.bias[output(group, 2 * p)];
+          x.y += args.bias[output(group, 2 * p + 1)];
+        }
+        store_pair(args, target, pair / half, pair % half, x);
+      }
+    }
+  };
+  multiply_vectors<ROWS, true>(
+      product, output, [&] { return product.input; }, finish);
+}
+
+// Leaves products in scratch memory.
+template <int ROWS>
+__global__ void __launch_bounds__(kVectorThreads)
+    product_vectors(VectorProduct product, float *products) {
+  const auto output = [](uint32_t group, uint32_t o) {
+    return group * kOutputs + o;
+  };
+  const auto finish = [&](uint32_t group, const float(&sums)[kOutputs][ROWS]) {
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+      for (uint32_t o = 0; o < kOutputs; o++) {
+        const uint32_t i = output(group, o);
+        if (lane_id() != o * ROWS + r || i >= product.weight.rows) continue;
+        products[static_cast<size_t>(r) * product.weight.rows + i] = sums[o][r];
+      }
+    }
+  };
+  multiply_vectors<ROWS, true>(
+      product, output, [&] { return product.input; }, finish);
+}
+
+struct ProductTile {
+  float *products;
+  uint32_t width;
+
+  __device__ void operator()(uint32_t row, uint32_t output, float a,
+                             float b) const {
+    float *to = products + static_cast<size_t>(row) * width + output;
+    to[0] = a;
+    if (output + 1 < width) to[1] = b;
+  }
+};
+
+constexpr uint32_t kAppendThreads = 128;
+
+// Finishes the products of one head of one row.
+__global__ void __launch_bounds__(kAppendThreads)
+    append_kernel(skv_qkv_rope_append_args args, const float *products) {
+  __shared__ float shared[kAppendThreads / 32];
+  begin_kernel();
+  const skv_sizes &sizes = args.sizes;
+  const Target target = {row_of(args.step, blockIdx.y), blockIdx.y};
+  if (!target.row.live) return;
+  const uint32_t head = blockIdx.x;
+  const uint32_t head_dim = sizes.head_dim, half = head_dim / 2;
+  const float *from = products +
+                      static_cast<size_t>(target.index) * args.weight.rows +
+                      head * head_dim;
+  const float *bias =
+      args.bias == nullptr ? nullptr : args.bias + head * head_dim;
+  const float *norm = head < sizes.heads                    ? args.query_norm
+                      : head < sizes.heads + sizes.kv_heads ? args.key_norm
+                                                            : nullptr;
+  const auto product = [&](uint32_t i) {
+    return from[i] + (bias == nullptr ? 0.0f : bias[i]);
+  };
+  float scale = 1.0f;
+  if (norm != nullptr) {
+    float squares = 0.0f;
+    for (uint32_t i = threadIdx.x; i < head_dim; i += kAppendThreads) {
+      squares += product(i) * product(i);
+    }
+    squares = warp_sum(squares);
+    if (lane_id() == 0) shared[warp_id()] = squares;
+    __syncthreads();
+    squares = 0.0f;
+    for (uint32_t w = 0; w < kAppendThreads / 32; w++) squares += shared[w];
+    scale = rsqrtf(squares / static_cast<float>(head_dim) + sizes.norm_epsilon);
+  }
+  for (uint32_t pair = threadIdx.x; pair < half; pair += kAppendThreads) {
+    float2 x = {product(pair) * scale, product(pair + half) * scale};
+    if (norm != nullptr) x.x *= norm[pair], x.y *= norm[pair + half];
+    store_pair(args, target, head, pair, x);
+  }
+  if (warp_id() == 0 && head >= sizes.heads &&
+      head < sizes.heads + sizes.kv_heads) {
+    store_side(args, target, head - sizes.heads);
+  }
+}
+
+bool is_fused(const skv_qkv_rope_append_args &args) {
+  return args.step.rows <= kMaxVectors && args.query_norm == nullptr &&
+         args.key_norm == nullptr;
+}
+
+template <int ROWS>
+cudaError_t launch_vectors(const skv_qkv_rope_append_args &args,
+                           float *products, const Launch &launch) {
+  const bool fused = products == nullptr;
+  const uint32_t groups = (args.weight.rows + kOutputs - 1) / kOutputs;
+  const uint32_t parts =
+      vector_parts(groups, args.weight.pitch, launch.multiprocessors);
+  const VectorProduct product = {
+      args.weight,    args.hidden, args.norm, args.sizes.norm_epsilon,
+      args.step.rows, groups,      parts};
+  const uint32_t blocks = vector_blocks(groups, parts);
+  return fused ? launch_kernel(launch, qkv_vectors<ROWS>, blocks,
+                               kVectorThreads, 0, args, product)
+               : launch_kernel(launch, product_vectors<ROWS>, blocks,
+                               kVectorThreads, 0, product, products);
+}
+
+cudaError_t launch_product(const skv_qkv_rope_append_args &args,
+                           float *products, Scratch scratch,
+                           const Launch &launch) {
+  if (args.step.rows == 1) return launch_vectors<1>(args, products, launch);
+  if (args.step.rows == 2) return launch_vectors<2>(args, products, launch);
+  if (args.step.rows <= kMaxVectors) {
+    return launch_vectors<kMaxVectors>(args, products, launch);
+  }
+  TileProduct product = {};
+  product.weight = args.weight;
+  product.input = args.hidden;
+  product.norm = args.norm;
+  product.epsilon = args.sizes.norm_epsilon;
+  product.step = args.step;
+  return multiply_tiles(product, ProductTile{products, args.weight.rows},
+                        scratch, launch);
+}
+
+}  // namespace
+
+Needs qkv_rope_append_needs(const skv_qkv_rope_append_args &args, uint32_t) {
+  if (is_fused(args)) return {};
+  const size_t products = aligned_bytes(static_cast<size_t>(args.step.rows) *
+                                        args.weight.rows * sizeof(float));
+  const size_t tiles = args.step.rows <= kMaxVectors
+                           ? 0
+                           : tile_product_bytes(args.weight, args.step.rows);
+  return {products + tiles};
+}
+
+cudaError_t launch_qkv_rope_append(const skv_qkv_rope_append_args &args,
+                                   const Launch &launch) {
+  Scratch scratch(launch.scratch);
+  if (is_fused(args)) return launch_product(args, nullptr, scratch, launch);
+  float *products = scratch.take<float>(static_cast<size_t>(args.step.rows) *
+                                        args.weight.rows);
+  const cudaError_t status = launch_product(args, products, scratch, launch);
+  if (status != cudaSuccess) return status;
+  const dim3 grid(args.sizes.heads + 2 * args.sizes.kv_heads, args.step.rows);
+  return launch_kernel(launch, append_kernel, grid, kAppendThreads, 0, args,
+                       products);
+}
+`,
+  "runtime/context.cu": `// Opening a device, its memory, and what is said when something fails.
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <new>
+
+#include "context.cuh"
+
+namespace {
+
+// The sentence about the last skv_open that failed on this thread.
+thread_local char open_error[sizeof(skv_context::error)] = "";
+
+// Text of the architectures that this library holds code for.
+#define SKV_TEXT(...) #__VA_ARGS__
+#define SKV_LIST(...) SKV_TEXT(__VA_ARGS__)
+
+// "900,1000" becomes "9.0, 10.0".
+void describe_architectures(char *text, size_t capacity) {
+  size_t length = 0;
+  for (const char *at = SKV_LIST(__CUDA_ARCH_LIST__); *at != '\\0';) {
+    int number = 0, used = 0;
+    if (sscanf(at, "%d%n", &number, &used) != 1) break;
+    at += used;
+    if (*at == ',') at++;
+    const int written =
+        snprintf(text + length, capacity - length, "%s%d.%d",
+                 length == 0 ? "" : ", ", number / 100, number / 10 % 10);
+    if (written < 0 || length + written >= capacity) break;
+    length += written;
+  }
+}
+
+skv_status status_of(cudaError_t error) {
+  switch (error) {
+    case cudaErrorMemoryAllocation:
+      return SKV_OUT_OF_MEMORY;
+    case cudaErrorNoDevice:
+    case cudaErrorInvalidDevice:
+    case cudaErrorInsufficientDriver:
+    case cudaErrorInitializationError:
+    case cudaErrorSystemDriverMismatch:
+    case cudaErrorSystemNotReady:
+    case cudaErrorCompatNotSupportedOnDevice:
+    case cudaErrorStubLibrary:
+      return SKV_NO_DEVICE;
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorUnsupportedPtxVersion:
+    case cudaErrorInvalidKernelImage:
+      return SKV_ARCHITECTURE;
+    case cudaErrorIllegalAddress:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorHardwareStackError:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+      return SKV_KERNEL;
+    case cudaErrorInvalidValue:
+    case cudaErrorInvalidConfiguration:
+    case cudaErrorLaunchOutOfResources:
+      return SKV_INVALID;
+    default:
+      return SKV_DEVICE_LOST;
+  }
+}
+
+// Fails where the driver is missing or too old for the runtime in here.
+int32_t check_driver() {
+  int driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  if (driver == 0) {
+    return fail(nullptr, SKV_NO_DEVICE, "there is no NVIDIA driver");
+  }
+  if (driver / 1000 < runtime / 1000) {
+    return fail(nullptr, SKV_NO_DEVICE,
+                "the NVIDIA driver supports CUDA %d.%d, but the library was "
+                "built with %d.%d",
+                driver / 1000, driver % 1000 / 10, runtime / 1000,
+                runtime % 1000 / 10);
+  }
+  return SKV_OK;
+}
+
+// Exists to be asked for: it has code for a device if all kernels have.
+__global__ void probe_kernel() {}
+
+int32_t check_architecture(int index) {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel);
+  if (status_of(error) != SKV_ARCHITECTURE) {
+    return check(nullptr, error, "load the kernels");
+  }
+  cudaDeviceProp properties;
+  cudaGetDeviceProperties(&properties, index);
+  char built[64] = "";
+  describe_architectures(built, sizeof(built));
+  return fail(nullptr, SKV_ARCHITECTURE,
+              "the library was built for compute capability %s, but %s has "
+              "%d.%d",
+              built, properties.name, properties.major, properties.minor);
+}
+
+// Asks for the device's properties, and creates what work is enqueued on.
+cudaError_t create_streams(skv_context *context) {
+  const int device = context->device;
+  int multiprocessors = 0, major = 0;
+  cudaError_t error = cudaDeviceGetAttribute(
+      &multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor,
+                                   device);
+  }
+  context->multiprocessors = static_cast<uint32_t>(multiprocessors);
+  context->overlaps = major >= 9;
+  if (error == cudaSuccess) {
+    error = cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking);
+  }
+  for (cudaStream_t &side : context->sides.streams) {
+    if (error != cudaSuccess) break;
+    error = cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking);
+  }
+  if (error == cudaSuccess) {
+    error =
+        cudaEventCreateWithFlags(&context->sides.event, cudaEventDisableTiming);
+  }
+  return error;
+}
+
+}  // namespace
+
+int32_t fail(skv_context *context, skv_status status, const char *format, ...) {
+  char text[sizeof(open_error)];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof(text), format, arguments);
+  va_end(arguments);
+  if (context == nullptr) {
+    memcpy(open_error, text, sizeof(text));
+  } else {
+    const std::lock_guard<std::mutex> lock(context->mutex);
+    memcpy(context->error, text, sizeof(text));
+  }
+  return status;
+}
+
+int32_t check(skv_context *context, cudaError_t error, const char *what) {
+  if (error == cudaSuccess) return SKV_OK;
+  // Errors that a call merely returns must not be found by the next one.
+  cudaGetLastError();
+  return fail(context, status_of(error), "cannot %s: %s", what,
+              cudaGetErrorString(error));
+}
+
+int32_t enter(skv_context *context) {
+  return check(context, cudaSetDevice(context->device), "use the device");
+}
+
+uint32_t skv_abi_version(void) { return SKV_ABI_VERSION; }
+
+void skv_last_error(skv_context *context, uint8_t *text, uint64_t capacity) {
+  if (capacity == 0) return;
+  char *to = reinterpret_cast<char *>(text);
+  if (context == nullptr) {
+    snprintf(to, capacity, "%s", open_error);
+    return;
+  }
+  const std::lock_guard<std::mutex> lock(context->mutex);
+  snprintf(to, capacity, "%s", context->error);
+}
+
+int32_t skv_open(uint32_t index, uint32_t flags, skv_context **context) {
+  *context = nullptr;
+  int32_t status = check_driver();
+  if (status != SKV_OK) return status;
+  int count = 0;
+  status = check(nullptr, cudaGetDeviceCount(&count), "find a GPU");
+  if (status != SKV_OK) return status;
+  if (index >= static_cast<uint32_t>(count)) {
+    return fail(nullptr, SKV_NO_DEVICE,
+                "there is no GPU %u: the driver finds %d", index, count);
+  }
+  const int device = static_cast<int>(index);
+  status = check(nullptr, cudaSetDevice(device), "use the device");
+  if (status != SKV_OK) return status;
+  status = check_architecture(device);
+  if (status != SKV_OK) return status;
+  auto *opened = new (std::nothrow) skv_context;
+  if (opened == nullptr) {
+    return fail(nullptr, SKV_OUT_OF_MEMORY, "the host has no memory left");
+  }
+  opened->device = device;
+  opened->flags = flags;
+  status = check(nullptr, create_streams(opened), "create streams");
+  if (status != SKV_OK) {
+    delete opened;
+    return status;
+  }
+  *context = opened;
+  return SKV_OK;
+}
+
+void skv_close(skv_context *context) {
+  if (context == nullptr) return;
+  // After a fault these fail too, and the driver frees what is left.
+  cudaSetDevice(context->device);
+  cudaStreamSynchronize(context->stream);
+  for (void *allocation : context->allocations) cudaFree(allocation);
+  context->writes.release();
+  context->reads.release();
+  for (const cudaStream_t side : context->sides.streams) {
+    cudaStreamDestroy(side);
+  }
+  cudaEventDestroy(context->sides.event);
+  cudaStreamDestroy(context->stream);
+  cudaGetLastError();
+  delete context;
+}
+
+int32_t skv_describe(skv_context *context, skv_device_info *info) {
+  cudaDeviceProp properties;
+  int driver = 0, runtime = 0;
+  cudaError_t error = cudaGetDeviceProperties(&properties, context->device);
+  if (error == cudaSuccess) error = cudaDriverGetVersion(&driver);
+  if (error == cudaSuccess) error = cudaRuntimeGetVersion(&runtime);
+  if (error != cudaSuccess) return check(context, error, "ask for the device");
+  *info = {};
+  info->memory_bytes = properties.totalGlobalMem;
+  info->multiprocessors = context->multiprocessors;
+  info->compute_capability =
+      static_cast<uint32_t>(10 * properties.major + properties.minor);
+  info->runtime_version = static_cast<uint32_t>(runtime);
+  info->driver_version = static_cast<uint32_t>(driver);
+  snprintf(reinterpret_cast<char *>(info->name), sizeof(info->name), "%s",
+           properties.name);
+  return SKV_OK;
+}
+
+int32_t skv_allocate(skv_context *context, uint64_t bytes, uint64_t *address) {
+  int32_t status = enter(context);
+  if (status != SKV_OK) return status;
+  void *memory = nullptr;
+  const cudaError_t error = cudaMalloc(&memory, bytes);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    return fail(context, SKV_OUT_OF_MEMORY,
+                "the device has %zu of its %zu bytes free", free, total);
+  }
+  if (error != cudaSuccess) return check(context, error, "allocate memory");
+  context->allocations.insert(memory);
+  *address = reinterpret_cast<uint64_t>(memory);
+  return check(context, cudaMemsetAsync(memory, 0, bytes, context->stream),
+               "clear memory");
+}
+
+int32_t skv_free(skv_context *context, uint64_t address) {
+  const int32_t status = enter(context);
+  if (status != SKV_OK) return status;
+  void *memory = reinterpret_cast<void *>(address);
+  if (context->allocations.erase(memory) == 0) {
+    return fail(context, SKV_INVALID, "cannot free memory that is not there");
+  }
+  return check(context, cudaFree(memory), "free memory");
+}
+
+int32_t skv_synchronize(skv_context *context) {
+  const int32_t status = enter(context);
+  if (status != SKV_OK) return status;
+  return check(context, cudaStreamSynchronize(context->stream),
+               "wait for the device");
+}
+`,
+  "runtime/context.cuh": `// A context: one device, one stream, and what was allocated on them.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <mutex>
+#include <set>
+
+#include "../steadykv.h"
+#include "launch.cuh"
+#include "staging.cuh"
+
+struct skv_context {
+  int device = 0;
+  uint32_t flags = 0;
+  uint32_t multiprocessors = 0;
+  cudaStream_t stream = nullptr;
+  Sides sides;
+  // Whether the device can start a kernel before the one in front has ended.
+  bool overlaps = false;
+  std::set<void *> allocations;
+  WriteRing writes;
+  ReadPool reads;
+  // Guards \`error\`, and the pool of reads, which other threads wait for.
+  std::mutex mutex;
+  char error[512] = {};
+};
+
+// Remembers what went wrong, printf-like, and returns the status. A null
+// context stands for skv_open.
+int32_t fail(skv_context *context, skv_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+// Turns what CUDA says into a status; \`what\` was being done.
+int32_t check(skv_context *context, cudaError_t error, const char *what);
+
+// Makes the context's device that of this thread.
+int32_t enter(skv_context *context);
+`,
+  "runtime/launch.cuh": `// What a kernel's host side needs to know: the stream, scratch memory and the
+// device. A kernel's file defines two functions that src/backends/cuda never
+// sees: \`<name>_needs\`, how much scratch a call takes, and \`launch_<name>\`.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../steadykv.h"
+
+// Rounds up, so that whatever follows is aligned.
+inline size_t aligned_bytes(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// Scratch memory, handed out from the front.
+class Scratch {
+ public:
+  explicit Scratch(char *memory) : memory_(memory) {}
+
+  template <class T>
+  T *take(size_t count) {
+    T *const taken = reinterpret_cast<T *>(memory_);
+    memory_ += aligned_bytes(count * sizeof(T));
+    return taken;
+  }
+
+ private:
+  char *memory_;
+};
+
+// Device memory that a call takes beside its arguments.
+struct Needs {
+  // Bytes that the next call may overwrite.
+  size_t scratch = 0;
+  // Words that are zero before each call and that the kernel leaves zero.
+  size_t tickets = 0;
+  // Bytes that no other call of the program overwrites.
+  size_t own = 0;
+};
+
+// Streams for work that the rest of the program does not wait for.
+struct Sides {
+  static constexpr int kCount = 8;
+
+  cudaStream_t streams[kCount] = {};
+  cudaEvent_t event = nullptr;
+  // How many of the streams were used since the last join.
+  int used = 0;
+  int next = 0;
+};
+
+// How to launch a call.
+struct Launch {
+  cudaStream_t stream;
+  char *scratch;
+  char *own;
+  uint32_t *tickets;
+  uint32_t multiprocessors;
+  // Whether a kernel may start before the one in front of it has ended. All
+  // kernels wait for it themselves: see lib/overlap.cuh.
+  bool overlaps;
+  // Null where everything runs in order.
+  Sides *sides;
+};
+
+// A launch on a stream that goes on beside the main one, from here on; the end
+// of the program waits for it.
+cudaError_t fork(const Launch &launch, Launch *side);
+
+// Makes the main stream wait for the others.
+cudaError_t join(const Launch &launch);
+
+// Launches a kernel.
+template <class... Parameters, class... Arguments>
+inline cudaError_t launch_kernel(const Launch &launch,
+                                 void (*kernel)(Parameters...), dim3 grid,
+                                 uint32_t threads, size_t shared_bytes,
+                                 const Arguments &...arguments) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = launch.stream;
+  config.attrs = &attribute;
+  config.numAttrs = launch.overlaps ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
+// Lets a kernel have more shared memory than the 48 KiB that all devices give.
+template <class Kernel>
+inline cudaError_t allow_shared_memory(Kernel kernel, size_t bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel,
+                              cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(bytes));
+}
+
+// The kernels: see src/backends/backend.ts for what each computes.
+Needs embed_needs(const skv_embed_args &args, uint32_t multiprocessors);
+cudaError_t launch_embed(const skv_embed_args &args, const Launch &launch);
+Needs qkv_rope_append_needs(const skv_qkv_rope_append_args &args,
+                            uint32_t multiprocessors);
+cudaError_t launch_qkv_rope_append(const skv_qkv_rope_append_args &args,
+                                   const Launch &launch);
+Needs merge_attend_needs(const skv_merge_attend_args &args,
+                         uint32_t multiprocessors);
+cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
+                                const Launch &launch);
+Needs prefill_attend_needs(const skv_chunk_args &args,
+                           uint32_t multiprocessors);
+cudaError_t launch_prefill_attend(const skv_chunk_args &args,
+                                  const Launch &launch);
+Needs observe_needs(const skv_chunk_args &args, uint32_t multiprocessors);
+cudaError_t launch_observe(const skv_chunk_args &args, const Launch &launch);
+Needs compress_needs(const skv_chunk_args &args, uint32_t multiprocessors);
+cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch);
+Needs project_add_needs(const skv_project_add_args &args,
+                        uint32_t multiprocessors);
+cudaError_t launch_project_add(const skv_project_add_args &args,
+                               const Launch &launch);
+Needs gate_up_needs(const skv_gate_up_args &args, uint32_t multiprocessors);
+cudaError_t launch_gate_up(const skv_gate_up_args &args, const Launch &launch);
+Needs lm_head_needs(const skv_lm_head_args &args, uint32_t multiprocessors);
+cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch);
+Needs sample_needs(const skv_sample_args &args, uint32_t multiprocessors);
+cudaError_t launch_sample(const skv_sample_args &args, const Launch &launch);
+`,
+  "runtime/program.cu": `// Programs: kernel calls are kept while a program is recorded, and captured
+// into a graph when it ends, in one go and by one thread. Nothing else happens
+// on the stream meanwhile, and scratch memory is allocated once its size is
+// known.
+#include <stdio.h>
+#include <string.h>
+
+#include <algorithm>
+#include <new>
+#include <vector>
+
+#include "context.cuh"
+#include "launch.cuh"
+
+namespace {
+
+constexpr size_t kMaxArgs = 512;
+
+// What a recorded program knows about a kernel.
+struct Kernel {
+  const char *name;
+  size_t size;
+  Needs (*needs)(const void *args, uint32_t multiprocessors);
+  cudaError_t (*launch)(const void *args, const Launch &launch);
+};
+
+template <class Args, Needs (*NEEDS)(const Args &, uint32_t),
+          cudaError_t (*LAUNCH)(const Args &, const Launch &)>
+constexpr Kernel kernel(const char *name) {
+  static_assert(sizeof(Args) <= kMaxArgs, "room for the arguments");
+  return {name, sizeof(Args),
+          [](const void *args, uint32_t multiprocessors) {
+            return NEEDS(*static_cast<const Args *>(args), multiprocessors);
+          },
+          [](const void *args, const Launch &launch) {
+            return LAUNCH(*static_cast<const Args *>(args), launch);
+          }};
+}
+
+struct Call {
+  const Kernel *kernel;
+  // Where its own memory begins.
+  size_t own = 0;
+  alignas(8) unsigned char args[kMaxArgs];
+};
+
+}  // namespace
+
+struct skv_program {
+  skv_context *context = nullptr;
+  std::vector<Call> calls;
+  // One allocation: tickets, shared scratch memory, and that of single calls.
+  uint32_t *tickets = nullptr;
+  char *scratch = nullptr;
+  char *own = nullptr;
+  cudaGraphExec_t graph = nullptr;
+  bool recorded = false;
+};
+
+cudaError_t fork(const Launch &launch, Launch *side) {
+  *side = launch;
+  side->overlaps = false;
+  Sides *sides = launch.sides;
+  if (sides == nullptr) return cudaSuccess;
+  side->stream = sides->streams[sides->next];
+  sides->next = (sides->next + 1) % Sides::kCount;
+  sides->used = std::min(sides->used + 1, Sides::kCount);
+  const cudaError_t status = cudaEventRecord(sides->event, launch.stream);
+  if (status != cudaSuccess) return status;
+  return cudaStreamWaitEvent(side->stream, sides->event);
+}
+
+cudaError_t join(const Launch &launch) {
+  Sides *sides = launch.sides;
+  if (sides == nullptr) return cudaSuccess;
+  cudaError_t status = cudaSuccess;
+  for (int i = 0; i < sides->used && status == cudaSuccess; i++) {
+    status = cudaEventRecord(sides->event, sides->streams[i]);
+    if (status == cudaSuccess) {
+      status = cudaStreamWaitEvent(launch.stream, sides->event);
+    }
+  }
+  sides->used = sides->next = 0;
+  return status;
+}
+
+namespace {
+
+int32_t add_call(skv_program *program, const Kernel &kernel, const void *args,
+                 uint64_t size) {
+  skv_context *context = program->context;
+  if (size != kernel.size) {
+    return fail(context, SKV_INVALID,
+                "cannot record %s: its arguments take %zu bytes, not %llu",
+                kernel.name, kernel.size,
+                static_cast<unsigned long long>(size));
+  }
+  if (program->recorded) {
+    return fail(context, SKV_INVALID,
+                "cannot record %s: the recording has ended", kernel.name);
+  }
+  Call call;
+  call.kernel = &kernel;
+  memcpy(call.args, args, size);
+  program->calls.push_back(call);
+  return SKV_OK;
+}
+
+bool has_flag(const skv_context *context, uint32_t flag) {
+  return (context->flags & flag) != 0;
+}
+
+// Launches all calls; waits for each where the context is to check them.
+int32_t launch_calls(skv_program *program) {
+  skv_context *context = program->context;
+  const bool checks = has_flag(context, SKV_CHECK_EVERY_KERNEL);
+  const bool in_order = checks || has_flag(context, SKV_IN_ORDER);
+  Launch launch = {};
+  launch.stream = context->stream;
+  launch.scratch = program->scratch;
+  launch.tickets = program->tickets;
+  launch.multiprocessors = context->multiprocessors;
+  launch.overlaps = !in_order && context->overlaps;
+  launch.sides = in_order ? nullptr : &context->sides;
+  for (const Call &call : program->calls) {
+    launch.own = program->own + call.own;
+    cudaError_t error = call.kernel->launch(call.args, launch);
+    if (error == cudaSuccess && checks) {
+      error = cudaStreamSynchronize(context->stream);
+    }
+    if (error != cudaSuccess) {
+      char what[64];
+      snprintf(what, sizeof(what), "run kernel %s", call.kernel->name);
+      return check(context, error, what);
+    }
+  }
+  return check(context, join(launch), "end a program");
+}
+
+int32_t capture(skv_program *program) {
+  skv_context *context = program->context;
+  // Relaxed: kernels are loaded when they are first launched, which may be now.
+  cudaError_t error =
+      cudaStreamBeginCapture(context->stream, cudaStreamCaptureModeRelaxed);
+  if (error != cudaSuccess) return check(context, error, "start a capture");
+  const int32_t status = launch_calls(program);
+  cudaGraph_t graph = nullptr;
+  error = cudaStreamEndCapture(context->stream, &graph);
+  if (status == SKV_OK && error == cudaSuccess) {
+    error = cudaGraphInstantiate(&program->graph, graph, 0);
+    if (error == cudaSuccess) {
+      error = cudaGraphUpload(program->graph, context->stream);
+    }
+  }
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  if (status != SKV_OK) {
+    cudaGetLastError();
+    return status;
+  }
+  return check(context, error, "make a graph");
+}
+
+}  // namespace
+
+#define SKV_KERNEL_CALL(name, type)                                           \\
+  int32_t skv_##name(skv_program *program, const type *args, uint64_t size) { \\
+    static constexpr Kernel entry =                                           \\
+        kernel<type, name##_needs, launch_##name>(#name);                     \\
+    return add_call(program, entry, args, size);                              \\
+  }
+
+SKV_KERNEL_CALL(embed, skv_embed_args)
+SKV_KERNEL_CALL(qkv_rope_append, skv_qkv_rope_append_args)
+SKV_KERNEL_CALL(merge_attend, skv_merge_attend_args)
+SKV_KERNEL_CALL(prefill_attend, skv_chunk_args)
+SKV_KERNEL_CALL(observe, skv_chunk_args)
+SKV_KERNEL_CALL(compress, skv_chunk_args)
+SKV_KERNEL_CALL(project_add, skv_project_add_args)
+SKV_KERNEL_CALL(gate_up, skv_gate_up_args)
+SKV_KERNEL_CALL(lm_head, skv_lm_head_args)
+SKV_KERNEL_CALL(sample, skv_sample_args)
+
+#undef SKV_KERNEL_CALL
+
+int32_t skv_begin_record(skv_context *context, skv_program **program) {
+  auto *started = new (std::nothrow) skv_program;
+  if (started == nullptr) {
+    return fail(context, SKV_OUT_OF_MEMORY, "the host has no memory left");
+  }
+  started->context = context;
+  *program = started;
+  return SKV_OK;
+}
+
+int32_t skv_end_record(skv_program *program, uint64_t *scratch_bytes) {
+  skv_context *context = program->context;
+  int32_t status = enter(context);
+  if (status != SKV_OK) return status;
+  program->recorded = true;
+  Needs most;
+  for (Call &call : program->calls) {
+    const Needs needs = call.kernel->needs(call.args, context->multiprocessors);
+    most.scratch = std::max(most.scratch, needs.scratch);
+    most.tickets = std::max(most.tickets, needs.tickets);
+    call.own = most.own;
+    most.own += aligned_bytes(needs.own);
+  }
+  const size_t tickets = aligned_bytes(most.tickets * sizeof(uint32_t));
+  *scratch_bytes = tickets + most.scratch + most.own;
+  if (*scratch_bytes > 0) {
+    uint64_t address = 0;
+    status = skv_allocate(context, *scratch_bytes, &address);
+    if (status != SKV_OK) return status;
+    program->tickets = reinterpret_cast<uint32_t *>(address);
+    program->scratch = reinterpret_cast<char *>(address + tickets);
+    program->own = program->scratch + most.scratch;
+  }
+  return has_flag(context, SKV_CHECK_EVERY_KERNEL) ? SKV_OK : capture(program);
+}
+
+int32_t skv_run(skv_program *program, uint32_t times) {
+  skv_context *context = program->context;
+  int32_t status = enter(context);
+  for (uint32_t i = 0; status == SKV_OK && i < times; i++) {
+    status =
+        program->graph == nullptr
+            ? launch_calls(program, checks_every_kernel(context))
+            : check(context, cudaGraphLaunch(program->graph, context->stream),
+                    "run a program");
+  }
+  return status;
+}
+
+void skv_dispose(skv_program *program) {
+  if (program == nullptr) return;
+  skv_context *context = program->context;
+  cudaSetDevice(context->device);
+  if (program->graph != nullptr) cudaGraphExecDestroy(program->graph);
+  if (program->tickets != nullptr) {
+    skv_free(context, reinterpret_cast<uint64_t>(program->tickets));
+  }
+  cudaGetLastError();
+  delete program;
+}
+`,
+  "runtime/staging.cu": `#include "staging.cuh"
+
+cudaError_t WriteRing::retire() {
+  const Piece piece = pieces_.front();
+  const cudaError_t status = cudaEventSynchronize(piece.event);
+  if (status != cudaSuccess) return status;
+  pieces_.pop_front();
+  events_.push_back(piece.event);
+  return cudaSuccess;
+}
+
+cudaError_t WriteRing::take(size_t bytes, void **piece) {
+  cudaError_t status = cudaSuccess;
+  if (memory_ == nullptr) {
+    status = cudaHostAlloc(reinterpret_cast<void **>(&memory_), kBytes,
+                           cudaHostAllocPortable | cudaHostAllocMapped);
+    if (status != cudaSuccess) return status;
+  }
+  size_t begin = next_;
+  if (begin + bytes > kBytes) begin = 0;
+  const size_t end = begin + (bytes + 255) / 256 * 256;
+  // The oldest pieces lie right after the newest one.
+  while (!pieces_.empty()) {
+    const Piece &oldest = pieces_.front();
+    const bool wrapped = begin < next_ && oldest.begin >= next_;
+    const bool overlaps = oldest.begin < end && begin < oldest.end;
+    if (!wrapped && !overlaps) break;
+    status = retire();
+    if (status != cudaSuccess) return status;
+  }
+  cudaEvent_t event;
+  if (events_.empty()) {
+    status = cudaEventCreateWithFlags(
+        &event, cudaEventDisableTiming | cudaEventBlockingSync);
+    if (status != cudaSuccess) return status;
+  } else {
+    event = events_.back();
+    events_.pop_back();
+  }
+  taken_ = {begin, end, event};
+  next_ = end;
+  *piece = memory_ + begin;
+  return cudaSuccess;
+}
+
+cudaError_t WriteRing::keep(cudaStream_t stream) {
+  const cudaError_t status = cudaEventRecord(taken_.event, stream);
+  if (status == cudaSuccess) {
+    pieces_.push_back(taken_);
+  } else {
+    events_.push_back(taken_.event);
+  }
+  return status;
+}
+
+void WriteRing::release() {
+  for (const Piece &piece : pieces_) cudaEventDestroy(piece.event);
+  for (const cudaEvent_t event : events_) cudaEventDestroy(event);
+  pieces_.clear();
+  events_.clear();
+  if (memory_ != nullptr) cudaFreeHost(memory_);
+  memory_ = nullptr;
+  next_ = 0;
+}
+
+cudaError_t ReadPool::take(size_t bytes, uint32_t *ticket) {
+  // The smallest that is large enough, or else any idle one.
+  PendingRead *chosen = nullptr;
+  for (PendingRead &read : reads_) {
+    if (read.busy) continue;
+    const bool fits = read.capacity >= bytes;
+    const bool better =
+        chosen == nullptr || (fits && (chosen->capacity < bytes ||
+                                       read.capacity < chosen->capacity));
+    if (better) chosen = &read;
+  }
+  cudaError_t status = cudaSuccess;
+  if (chosen == nullptr) {
+    PendingRead read = {};
+    status = cudaEventCreateWithFlags(
+        &read.event, cudaEventDisableTiming | cudaEventBlockingSync);
+    if (status != cudaSuccess) return status;
+    reads_.push_back(read);
+    chosen = &reads_.back();
+  }
+  if (chosen->capacity < bytes) {
+    if (chosen->memory != nullptr) cudaFreeHost(chosen->memory);
+    chosen->memory = nullptr;
+    chosen->capacity = 0;
+    const size_t capacity = (bytes + 4095) / 4096 * 4096;
+    status = cudaHostAlloc(reinterpret_cast<void **>(&chosen->memory), capacity,
+                           cudaHostAllocPortable | cudaHostAllocMapped);
+    if (status != cudaSuccess) return status;
+    chosen->capacity = capacity;
+  }
+  chosen->bytes = bytes;
+  chosen->busy = true;
+  for (size_t i = 0; i < reads_.size(); i++) {
+    if (&reads_[i] == chosen) *ticket = static_cast<uint32_t>(i);
+  }
+  return cudaSuccess;
+}
+
+PendingRead *ReadPool::find(uint32_t ticket) {
+  if (ticket >= reads_.size() || !reads_[ticket].busy) return nullptr;
+  return &reads_[ticket];
+}
+
+void ReadPool::give_back(uint32_t ticket) {
+  PendingRead &read = reads_[ticket];
+  read.busy = false;
+  if (read.capacity <= kKeptBytes) return;
+  cudaFreeHost(read.memory);
+  read.memory = nullptr;
+  read.capacity = 0;
+}
+
+void ReadPool::release() {
+  for (const PendingRead &read : reads_) {
+    cudaEventDestroy(read.event);
+    if (read.memory != nullptr) cudaFreeHost(read.memory);
+  }
+  reads_.clear();
+}
+`,
+  "runtime/staging.cuh": `// Pinned host memory that writes and reads go through, so that neither waits
+// for the device.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <deque>
+#include <vector>
+
+// A ring of pinned memory. A piece is in use until the event behind it is
+// reached.
+class WriteRing {
+ public:
+  // Most bytes of one piece.
+  static constexpr size_t kPieceBytes = size_t{1} << 22;
+
+  // A piece of \`bytes\` bytes, at most kPieceBytes. Waits where the ring is
+  // full.
+  cudaError_t take(size_t bytes, void **piece);
+  // Keeps the piece taken last until what is in the stream now is done.
+  cudaError_t keep(cudaStream_t stream);
+  void release();
+
+ private:
+  static constexpr size_t kBytes = 4 * kPieceBytes;
+
+  struct Piece {
+    size_t begin;
+    size_t end;
+    cudaEvent_t event;
+  };
+
+  cudaError_t retire();
+
+  char *memory_ = nullptr;
+  size_t next_ = 0;
+  Piece taken_ = {};
+  std::deque<Piece> pieces_;
+  std::vector<cudaEvent_t> events_;
+};
+
+// One read that is under way, or pinned memory for the next one.
+struct PendingRead {
+  char *memory;
+  size_t capacity;
+  size_t bytes;
+  cudaEvent_t event;
+  bool busy;
+};
+
+// Reads by their ticket.
+class ReadPool {
+ public:
+  // Finds or makes room for \`bytes\` bytes.
+  cudaError_t take(size_t bytes, uint32_t *ticket);
+  // The read of a ticket, or null.
+  PendingRead *find(uint32_t ticket);
+  // Gives a ticket back. Large memory is freed.
+  void give_back(uint32_t ticket);
+  void release();
+
+ private:
+  // Pinned memory that is kept for later reads.
+  static constexpr size_t kKeptBytes = size_t{1} << 20;
+
+  // A deque: a read stays where it is while others are added.
+  std::deque<PendingRead> reads_;
+};
+`,
+  "runtime/transfer.cu": `// Writes and reads, and kernels that convert to and from halves on the way:
+// straight from and to pinned host memory, so that no memory of the device is
+// needed for it.
+#include <math.h>
+#include <string.h>
+
+#include "../lib/half.cuh"
+#include "context.cuh"
+
+namespace {
+
+constexpr uint32_t kThreads = 256;
+
+uint32_t blocks_for(uint64_t count) {
+  const uint64_t blocks = (count + kThreads - 1) / kThreads;
+  return static_cast<uint32_t>(blocks < 4096 ? blocks : 4096);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    store_halves(skv_half *to, const float *from, skv_rows rows) {
+  const uint64_t count = static_cast<uint64_t>(rows.rows) * rows.columns;
+  for (uint64_t i = blockIdx.x * kThreads + threadIdx.x; i < count;
+       i += static_cast<uint64_t>(gridDim.x) * kThreads) {
+    to[rows.offset + i / rows.columns * rows.pitch + i % rows.columns] =
+        to_half(from[i]);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    load_floats(float *to, const skv_half *from, uint64_t count) {
+  for (uint64_t i = blockIdx.x * kThreads + threadIdx.x; i < count;
+       i += static_cast<uint64_t>(gridDim.x) * kThreads) {
+    to[i] = to_float(from[i]);
+  }
+}
+
+// The finalizer of MurmurHash3 in 64 bits: every bit reaches every bit.
+__device__ inline uint64_t hashed(uint64_t x) {
+  x = (x ^ (x >> 33)) * 0xff51afd7ed558ccdull;
+  x = (x ^ (x >> 33)) * 0xc4ceb9fe1a85ec53ull;
+  return x ^ (x >> 33);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    fill_normal(skv_half *to, skv_rows rows, float deviation, uint64_t seed) {
+  const uint64_t count = static_cast<uint64_t>(rows.rows) * rows.columns;
+  for (uint64_t i = blockIdx.x * kThreads + threadIdx.x; i < count;
+       i += static_cast<uint64_t>(gridDim.x) * kThreads) {
+    const uint64_t bits = hashed(seed * 0x9e3779b97f4a7c15ull + i);
+    // Box and Muller: a radius and an angle.
+    const float u = (static_cast<float>(bits >> 40) + 0.5f) * 0x1p-24f;
+    const float v = static_cast<float>(bits & 0xffffff) * 0x1p-24f;
+    const float normal = sqrtf(-2.0f * logf(u)) * cospif(2.0f * v);
+    to[rows.offset + i / rows.columns * rows.pitch + i % rows.columns] =
+        to_half(normal * deviation);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    read_everything(const uint4 *from, uint64_t count, uint32_t *never) {
+  uint32_t bits = 0;
+  const uint64_t stride = static_cast<uint64_t>(gridDim.x) * kThreads;
+#pragma unroll 8
+  for (uint64_t i = blockIdx.x * kThreads + threadIdx.x; i < count;
+       i += stride) {
+    const uint4 v = load_weights(reinterpret_cast<const skv_half *>(from + i));
+    bits |= v.x | v.y | v.z | v.w;
+  }
+  // The memory is zero; the compiler does not know.
+  if (bits != 0) *never = bits;
+}
+
+// Rounding to a half takes 65520 and more to infinity.
+bool is_half(float x) { return fabsf(x) < 65520.0f; }
+
+// Without an exit in the loop, so that it runs on vectors.
+bool are_halves(const float *data, uint64_t count) {
+  bool good = true;
+  for (uint64_t i = 0; i < count; i++) good &= is_half(data[i]);
+  return good;
+}
+
+// Writes one piece of rows that lie \`pitch\` apart.
+int32_t write_rows(skv_context *context, skv_half *to, const float *data,
+                   const skv_rows &rows) {
+  const size_t count = static_cast<size_t>(rows.rows) * rows.columns;
+  void *piece = nullptr;
+  cudaError_t error = context->writes.take(count * sizeof(float), &piece);
+  if (error != cudaSuccess) return check(context, error, "stage a write");
+  memcpy(piece, data, count * sizeof(float));
+  void *on_device = nullptr;
+  error = cudaHostGetDevicePointer(&on_device, piece, 0);
+  if (error != cudaSuccess) return check(context, error, "stage a write");
+  store_halves<<<blocks_for(count), kThreads, 0, context->stream>>>(
+      to, static_cast<const float *>(on_device), rows);
+  error = cudaGetLastError();
+  if (error == cudaSuccess) error = context->writes.keep(context->stream);
+  return check(context, error, "write halves");
+}
+
+}  // namespace
+
+int32_t skv_write(skv_context *context, uint64_t address, const uint8_t *data,
+                  uint64_t bytes) {
+  int32_t status = enter(context);
+  for (uint64_t done = 0; status == SKV_OK && done < bytes;) {
+    const uint64_t left = bytes - done;
+    const size_t size =
+        left < WriteRing::kPieceBytes ? left : WriteRing::kPieceBytes;
+    void *piece = nullptr;
+    cudaError_t error = context->writes.take(size, &piece);
+    if (error == cudaSuccess) {
+      memcpy(piece, data + done, size);
+      error = cudaMemcpyAsync(reinterpret_cast<void *>(address + done), piece,
+                              size, cudaMemcpyHostToDevice, context->stream);
+    }
+    if (error == cudaSuccess) error = context->writes.keep(context->stream);
+    status = check(context, error, "write");
+    done += size;
+  }
+  return status;
+}
+
+int32_t skv_write_halves(skv_context *context, uint64_t address,
+                         const float *data, const skv_rows *rows) {
+  int32_t status = enter(context);
+  if (status != SKV_OK) return status;
+  const uint64_t columns = rows->columns;
+  const uint64_t count = rows->rows * columns;
+  if (!are_halves(data, count)) {
+    return fail(context, SKV_NOT_A_HALF, "a number does not fit in a half");
+  }
+  skv_half *to = reinterpret_cast<skv_half *>(address);
+  constexpr uint64_t kMost = WriteRing::kPieceBytes / sizeof(float);
+  if (columns > kMost) {
+    // A row that is longer than a piece goes in parts.
+    for (uint64_t row = 0; row < rows->rows; row++) {
+      for (uint64_t at = 0; status == SKV_OK && at < columns; at += kMost) {
+        const uint64_t left = columns - at;
+        const skv_rows part = {
+            rows->offset + row * rows->pitch + at, 1,
+            static_cast<uint32_t>(left < kMost ? left : kMost), 0};
+        status = write_rows(context, to, data + row * columns + at, part);
+      }
+    }
+    return status;
+  }
+  const uint64_t most = columns == 0 ? 0 : kMost / columns;
+  for (uint64_t row = 0; status == SKV_OK && row < rows->rows && most > 0;
+       row += most) {
+    const uint64_t left = rows->rows - row;
+    const skv_rows part = {rows->offset + row * rows->pitch,
+                           static_cast<uint32_t>(left < most ? left : most),
+                           rows->columns, rows->pitch};
+    status = write_rows(context, to, data + row * columns, part);
+  }
+  return status;
+}
+
+int32_t skv_read(skv_context *context, uint64_t address, uint64_t count,
+                 uint32_t element, uint32_t *ticket) {
+  int32_t status = enter(context);
+  if (status != SKV_OK) return status;
+  const size_t bytes = count * sizeof(float);
+  PendingRead *read = nullptr;
+  cudaError_t error;
+  {
+    const std::lock_guard<std::mutex> lock(context->mutex);
+    error = context->reads.take(bytes == 0 ? 1 : bytes, ticket);
+    if (error == cudaSuccess) read = context->reads.find(*ticket);
+  }
+  if (error != cudaSuccess) return check(context, error, "stage a read");
+  if (count > 0 && element == SKV_HALF) {
+    void *on_device = nullptr;
+    error = cudaHostGetDevicePointer(&on_device, read->memory, 0);
+    if (error == cudaSuccess) {
+      load_floats<<<blocks_for(count), kThreads, 0, context->stream>>>(
+          static_cast<float *>(on_device),
+          reinterpret_cast<const skv_half *>(address), count);
+      error = cudaGetLastError();
+    }
+  } else if (count > 0) {
+    error = cudaMemcpyAsync(read->memory, reinterpret_cast<void *>(address),
+                            bytes, cudaMemcpyDeviceToHost, context->stream);
+  }
+  if (error == cudaSuccess)
+    error = cudaEventRecord(read->event, context->stream);
+  if (error != cudaSuccess) {
+    const std::lock_guard<std::mutex> lock(context->mutex);
+    context->reads.give_back(*ticket);
+  }
+  return check(context, error, "read");
+}
+
+int32_t skv_wait(skv_context *context, uint32_t ticket, uint8_t *data,
+                 uint64_t bytes) {
+  int32_t status = enter(context);
+  if (status != SKV_OK) return status;
+  PendingRead *read;
+  {
+    const std::lock_guard<std::mutex> lock(context->mutex);
+    read = context->reads.find(ticket);
+  }
+  if (read == nullptr) {
+    return fail(context, SKV_INVALID, "cannot wait for a read that is over");
+  }
+  const cudaError_t error = cudaEventSynchronize(read->event);
+  if (error == cudaSuccess) {
+    memcpy(data, read->memory, bytes < read->bytes ? bytes : read->bytes);
+  }
+  {
+    const std::lock_guard<std::mutex> lock(context->mutex);
+    context->reads.give_back(ticket);
+  }
+  return check(context, error, "run kernels");
+}
+
+int32_t skv_fill_normal(skv_context *context, uint64_t address,
+                        const skv_rows *rows, float deviation, uint64_t seed) {
+  const int32_t status = enter(context);
+  if (status != SKV_OK) return status;
+  const uint64_t count = static_cast<uint64_t>(rows->rows) * rows->columns;
+  if (count == 0) return SKV_OK;
+  fill_normal<<<blocks_for(count), kThreads, 0, context->stream>>>(
+      reinterpret_cast<skv_half *>(address), *rows, deviation, seed);
+  return check(context, cudaGetLastError(), "fill memory");
+}
+
+int32_t skv_measure_read(skv_context *context, uint64_t bytes, uint32_t times,
+                         double *bytes_per_second) {
+  uint64_t address = 0;
+  int32_t status = skv_allocate(context, bytes, &address);
+  if (status != SKV_OK) return status;
+  cudaEvent_t begin = nullptr, end = nullptr;
+  cudaError_t error = cudaEventCreate(&begin);
+  if (error == cudaSuccess) error = cudaEventCreate(&end);
+  const uint64_t count = bytes / sizeof(uint4);
+  const uint32_t blocks = context->multiprocessors * 8;
+  for (uint32_t i = 0; error == cudaSuccess && i <= times; i++) {
+    // The first time warms up.
+    if (i == 1) error = cudaEventRecord(begin, context->stream);
+    read_everything<<<blocks, kThreads, 0, context->stream>>>(
+        reinterpret_cast<const uint4 *>(address), count,
+        reinterpret_cast<uint32_t *>(address));
+    if (error == cudaSuccess) error = cudaGetLastError();
+  }
+  float milliseconds = 0.0f;
+  if (error == cudaSuccess) error = cudaEventRecord(end, context->stream);
+  if (error == cudaSuccess) error = cudaEventSynchronize(end);
+  if (error == cudaSuccess) {
+    error = cudaEventElapsedTime(&milliseconds, begin, end);
+  }
+  if (begin != nullptr) cudaEventDestroy(begin);
+  if (end != nullptr) cudaEventDestroy(end);
+  const int32_t freed = skv_free(context, address);
+  status = check(context, error, "measure the memory");
+  if (status != SKV_OK) return status;
+  *bytes_per_second = static_cast<double>(count * sizeof(uint4)) * times /
+                      (milliseconds * 1e-3);
+  return freed;
+}
+`,
+  "sample.cu": `// Repetition penalty, temperature, top-k, top-p, min-p and one draw, or the
+// most likely id where the temperature is 0. Writes the id to the output ring
+// and moves the sequence on.
+//
+// One block per sequence reads its logits, 4 bytes per id, once where it takes
+// the most likely id, and once per digit of a threshold where it filters.
+// Weights are summed as whole numbers, so that the sums do not depend on the
+// order of the threads and a draw is the same from run to run. The alternative
+// that lost: sorting the logits.
+#include "lib/overlap.cuh"
+#include "lib/reduce.cuh"
+#include "lib/softmax_state.cuh"
+#include "lib/step.cuh"
+#include "runtime/launch.cuh"
+
+namespace {
+
+constexpr uint32_t kThreads = 1024;
+constexpr uint32_t kWarps = kThreads / 32;
+
+enum SamplingWord {
+  kTemperature = 0,
+  kTopK = 1,
+  kTopP = 2,
+  kMinP = 3,
+  kRepetitionPenalty = 4,
+  kStopCount = 5,
+  kStopIds = 8,
+  kSamplingWords = 32
+};
+
+// Logits of one sequence, as the options change them.
+struct Logits {
+  const float *raw;
+  const uint32_t *seen;
+  float penalty;
+
+  // Positive logits of ids seen before are divided, negative ones multiplied.
+  __device__ float operator()(uint32_t id) const {
+    const float logit = raw[id];
+    if ((seen[id / 32] >> id % 32 & 1) == 0) return logit;
+    return logit > 0.0f ? logit / penalty : logit * penalty;
+  }
+};
+
+// A weight exp(l) ≤ 1 in units of 2^-36: sums of any number of ids are exact.
+constexpr float kWeightUnit = 68719476736.0f;
+
+__device__ inline uint64_t weight_of(float scaled) {
+  return static_cast<uint64_t>(expf(scaled) * kWeightUnit + 0.5f);
+}
+
+// -l in units of 2^-26: what thresholds are searched by. Smaller is likelier.
+// Below -64, where weights are 0, all are alike.
+__device__ inline uint32_t rank_of(float scaled) {
+  const float rank = -scaled * 67108864.0f;
+  return rank < 4294967040.0f ? static_cast<uint32_t>(rank) : 0xffffffffu;
+}
+
+// A histogram of weights: 37 bits in limbs of 12, 12 and 13, whose sums over
+// 2^18 ids fit in 32 bits.
+struct Histogram {
+  uint32_t limbs[3][256];
+
+  __device__ void add(uint32_t bucket, uint64_t weight) {
+    atomicAdd(limbs[0] + bucket, static_cast<uint32_t>(weight & 4095));
+    atomicAdd(limbs[1] + bucket, static_cast<uint32_t>(weight >> 12 & 4095));
+    atomicAdd(limbs[2] + bucket, static_cast<uint32_t>(weight >> 24));
+  }
+  __device__ uint64_t get(uint32_t bucket) const {
+    return limbs[0][bucket] + (static_cast<uint64_t>(limbs[1][bucket]) << 12) +
+           (static_cast<uint64_t>(limbs[2][bucket]) << 24);
+  }
+};
+
+struct Shared {
+  Histogram histogram;
+  SoftmaxState states[kWarps];
+  uint64_t best[kWarps];
+  uint64_t sums[kWarps];
+  uint64_t before;
+  uint32_t digit;
+  uint32_t chosen;
+};
+
+// The sum over the block, in every thread.
+__device__ inline uint64_t block_total(uint64_t x, Shared &shared) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    x += __shfl_xor_sync(kAllLanes, static_cast<unsigned long long>(x), offset);
+  }
+  __syncthreads();
+  if (lane_id() == 0) shared.sums[warp_id()] = x;
+  __syncthreads();
+  uint64_t sum = 0;
+  for (uint32_t w = 0; w < kWarps; w++) sum += shared.sums[w];
+  return sum;
+}
+
+// The smallest rank up to which the weights of ids, from the likeliest on, add
+// up to \`wanted\`, which is at most the sum of all. \`weight(id, rank)\` is 0 for
+// ids that do not count.
+template <class Scaled, class Weight>
+__device__ inline uint32_t find_rank(uint32_t vocabulary, uint64_t wanted,
+                                     Shared &shared, Scaled scaled,
+                                     Weight weight) {
+  uint32_t prefix = 0, mask = 0;
+  for (int shift = 24; shift >= 0; shift -= 8) {
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < 3 * 256; i += kThreads) {
+      shared.histogram.limbs[i / 256][i % 256] = 0;
+    }
+    __syncthreads();
+    for (uint32_t id = threadIdx.x; id < vocabulary; id += kThreads) {
+      const float l = scaled(id);
+      const uint32_t rank = rank_of(l);
+      if ((rank & mask) != prefix) continue;
+      const uint64_t w = weight(l, rank);
+      if (w != 0) shared.histogram.add(rank >> shift & 255, w);
+    }
+    __syncthreads();
+    if (warp_id() == 0) {
+      // Eight buckets per lane.
+      uint64_t mine = 0;
+      for (uint32_t i = 0; i < 8; i++) {
+        mine += shared.histogram.get(8 * lane_id() + i);
+      }
+      uint64_t running = mine;
+#pragma unroll
+      for (int offset = 1; offset < 32; offset *= 2) {
+        const uint64_t other = __shfl_up_sync(
+            kAllLanes, static_cast<unsigned long long>(running), offset);
+        if (lane_id() >= static_cast<uint32_t>(offset)) running += other;
+      }
+      uint64_t before = running - mine;
+      if (before < wanted && wanted <= running) {
+        uint32_t digit = 8 * lane_id();
+        while (before + shared.histogram.get(digit) < wanted) {
+          before += shared.histogram.get(digit++);
+        }
+        shared.digit = digit;
+        shared.before = before;
+      }
+    }
+    __syncthreads();
+    prefix |= shared.digit << shift;
+    mask |= 255u << shift;
+    wanted -= shared.before;
+  }
+  return prefix;
+}
+
+// Draws an id among those of rank up to \`last\`, in the order of ids. Where none
+// has a weight, because logits are not numbers, it is \`fallback\`.
+template <class Scaled>
+__device__ inline uint32_t draw(uint32_t vocabulary, uint32_t last,
+                                uint32_t random_bits, uint32_t fallback,
+                                Shared &shared, Scaled scaled) {
+  if (threadIdx.x == 0) shared.chosen = fallback;
+  const auto weight = [&](uint32_t id) -> uint64_t {
+    if (id >= vocabulary) return 0;
+    const float l = scaled(id);
+    return rank_of(l) <= last ? weight_of(l) : 0;
+  };
+  // Each warp owns a run of ids.
+  const uint32_t run = (vocabulary + kWarps - 1) / kWarps;
+  const uint32_t begin = warp_id() * run;
+  const uint32_t end = min(vocabulary, begin + run);
+  uint64_t mine = 0;
+  for (uint32_t id = begin + lane_id(); id < end; id += 32) {
+    mine += weight(id);
+  }
+  const uint64_t total = block_total(mine, shared);
+  uint64_t left =
+      __umul64hi(total << 8, static_cast<uint64_t>(random_bits) << 32);
+  uint64_t before = 0;
+  for (uint32_t w = 0; w < warp_id(); w++) before += shared.sums[w];
+  if (left >= before && left < before + shared.sums[warp_id()]) {
+    left -= before;
+    for (uint32_t first = begin; first < end; first += 32) {
+      const uint32_t id = first + lane_id();
+      uint64_t running = id < end ? weight(id) : 0;
+#pragma unroll
+      for (int offset = 1; offset < 32; offset *= 2) {
+        const uint64_t other = __shfl_up_sync(
+            kAllLanes, static_cast<unsigned long long>(running), offset);
+        if (lane_id() >= static_cast<uint32_t>(offset)) running += other;
+      }
+      const uint32_t passed = __ballot_sync(kAllLanes, running > left);
+      if (passed != 0) {
+        if (lane_id() == 0) shared.chosen = first + __ffs(passed) - 1;
+        break;
+      }
+      left -=
+          __shfl_sync(kAllLanes, static_cast<unsigned long long>(running), 31);
+    }
+  }
+  __syncthreads();
+  return shared.chosen;
+}
+
+// The PCG output permutation (O'Neill, 2014).
+__device__ inline uint32_t permute(uint32_t value) {
+  const uint32_t state = value * 747796405u + 2891336453u;
+  const uint32_t word = ((state >> ((state >> 28) + 4)) ^ state) * 277803737u;
+  return (word >> 22) ^ word;
+}
+
+// 24 random bits that depend on the seed and the counter alone.
+__device__ inline uint32_t random_bits(const uint32_t *state) {
+  const uint32_t seed =
+      permute(state[kStateSeedLow] + permute(state[kStateSeedHigh]));
+  return permute(state[kStateProduced] + seed) >> 8;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    sample_kernel(skv_sample_args args) {
+  __shared__ Shared shared;
+  begin_kernel();
+  const bool prefill = args.step.kind == SKV_PREFILL;
+  const uint32_t end = row_end(args.step);
+  if (end == 0) return;
+  const Row row = row_of(args.step, prefill ? end - 1 : blockIdx.x);
+  if (!row.live) return;
+  const uint32_t vocabulary = args.sizes.vocabulary;
+  const uint32_t *options = args.sampling + row.sequence * kSamplingWords;
+  const auto option = [&](uint32_t word) {
+    return __uint_as_float(options[word]);
+  };
+  const size_t words = (vocabulary + 31) / 32;
+  const Logits logits = {
+      args.logits +
+          (prefill ? 0 : static_cast<size_t>(blockIdx.x)) * vocabulary,
+      args.seen + row.sequence * words, option(kRepetitionPenalty)};
+
+  // The most likely id, ties to the lowest, and the softmax sum of all.
+  SoftmaxState all = init_softmax();
+  uint64_t best = kNoKey;
+  for (uint32_t id = threadIdx.x; id < vocabulary; id += kThreads) {
+    add_softmax(all, logits.raw[id]);
+    best = min(best, order_key(-logits(id), id));
+  }
+  all = warp_softmax(all);
+  best = warp_min(best);
+  if (lane_id() == 0) {
+    shared.states[warp_id()] = all;
+    shared.best[warp_id()] = best;
+  }
+  __syncthreads();
+  all = init_softmax();
+  for (uint32_t w = 0; w < kWarps; w++) {
+    all = merge_softmax(all, shared.states[w]);
+    best = min(best, shared.best[w]);
+  }
+  uint32_t id = min(static_cast<uint32_t>(best), vocabulary - 1);
+
+  uint32_t *state = args.step.state + row.sequence * kStateWords;
+  const uint32_t produced = state[kStateProduced];
+  const size_t ring =
+      static_cast<size_t>(row.sequence) * args.ring + produced % args.ring;
+  const uint32_t forced = args.forced[ring];
+  const float temperature = option(kTemperature);
+  if (forced < vocabulary) {
+    id = forced;
+  } else if (temperature != 0.0f) {
+    const float max = logits(id);
+    const auto scaled = [&](uint32_t i) {
+      return (logits(i) - max) / temperature;
+    };
+    uint32_t last = 0xffffffffu;
+    const uint32_t top_k = options[kTopK];
+    if (top_k > 0 && top_k < vocabulary) {
+      last = find_rank(vocabulary, top_k, shared, scaled,
+                       [](float, uint32_t) { return 1ull; });
+    }
+    if (option(kTopP) < 1.0f) {
+      uint64_t mine = 0;
+      for (uint32_t i = threadIdx.x; i < vocabulary; i += kThreads) {
+        const float l = scaled(i);
+        if (rank_of(l) <= last) mine += weight_of(l);
+      }
+      const double mass = static_cast<double>(block_total(mine, shared));
+      const uint64_t wanted = static_cast<uint64_t>(ceil(option(kTopP) * mass));
+      const uint32_t kept = last;
+      last = find_rank(vocabulary, wanted == 0 ? 1 : wanted, shared, scaled,
+                       [=](float l, uint32_t rank) {
+                         return rank <= kept ? weight_of(l) : 0ull;
+                       });
+    }
+    if (option(kMinP) > 0.0f) {
+      last = min(last, rank_of(logf(option(kMinP))));
+    }
+    id = draw(vocabulary, last, random_bits(state), id, shared, scaled);
+  }
+
+  if (threadIdx.x != 0) return;
+  args.next_tokens[row.sequence] = id;
+  uint32_t *entry = args.output + ring * 2;
+  entry[0] = id;
+  entry[1] = __float_as_uint(logits.raw[id] - log_sum(all));
+  bool finished = produced + 1 >= state[kStateLimit];
+  for (uint32_t i = 0; i < options[kStopCount]; i++) {
+    finished = finished || options[kStopIds + i] == id;
+  }
+  state[kStatePosition] = row.position + 1;
+  state[kStateProduced] = produced + 1;
+  if (finished) state[kStateFinished] = 1;
+}
+
+}  // namespace
+
+Needs sample_needs(const skv_sample_args &, uint32_t) { return {}; }
+
+cudaError_t launch_sample(const skv_sample_args &args, const Launch &launch) {
+  const uint32_t blocks = args.step.kind == SKV_PREFILL ? 1 : args.step.rows;
+  return launch_kernel(launch, sample_kernel, blocks, kThreads, 0, args);
+}
+`,
+  "steadykv.h": `/**
+ * SteadyKV's CUDA library, seen from outside.
+ *
+ * A context is one device and one stream. Memory is named by its address on the
+ * device. A program is a list of kernel calls, recorded once and turned into a
+ * CUDA graph; running it \`times\` times is one call of this interface.
+ *
+ * Functions return a status. Any but SKV_OK leaves a sentence for
+ * skv_last_error. Every function sets the device first, so any thread may call;
+ * one context takes one caller at a time, but for skv_wait, which may run on
+ * other threads, several at once.
+ *
+ * Pointers in argument structs are addresses on the device. The structs are
+ * described again in src/backends/cuda/structs.ts; a test compares the two.
+ */
+#pragma once
+
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define SKV_API __attribute__((visibility("default")))
+#else
+#define SKV_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/** Version of this interface; a library of another version is not used. */
+#define SKV_ABI_VERSION 1
+
+/** What a function returns. */
+enum skv_status {
+  SKV_OK = 0,
+  /** An argument is out of range. */
+  SKV_INVALID = 1,
+  /** The device or the host has not enough memory. */
+  SKV_OUT_OF_MEMORY = 2,
+  /** A number does not fit in a 16-bit float. */
+  SKV_NOT_A_HALF = 3,
+  /** There is no driver or no device. */
+  SKV_NO_DEVICE = 4,
+  /** The library holds no code for the device. */
+  SKV_ARCHITECTURE = 5,
+  /** A kernel failed; the process cannot use the device any more. */
+  SKV_KERNEL = 6,
+  /** The device is gone. */
+  SKV_DEVICE_LOST = 7
+};
+
+/** One device and one stream. */
+typedef struct skv_context skv_context;
+
+/** A recorded list of kernel calls. */
+typedef struct skv_program skv_program;
+
+/** A 16-bit float, by its bits. */
+typedef uint16_t skv_half;
+
+/** What a buffer holds, for skv_read. */
+enum skv_element { SKV_WORD = 0, SKV_HALF = 1 };
+
+/** Flag of skv_open: every kernel is waited for, so that faults have a name. */
+#define SKV_CHECK_EVERY_KERNEL 1u
+
+/** Flag of skv_open: kernels run one after the other, to compare with. */
+#define SKV_IN_ORDER 2u
+
+/** A weight matrix, one row per output. */
+typedef struct skv_matrix {
+  /** (rows, pitch) */
+  skv_half *data;
+  uint32_t rows;
+  uint32_t columns;
+  /** Halves from one row to the next: columns rounded up to 8, zero filled. */
+  uint32_t pitch;
+  uint32_t reserved;
+} skv_matrix;
+
+/** Sizes of a model: see ModelSizes. */
+typedef struct skv_sizes {
+  uint32_t hidden;
+  uint32_t heads;
+  uint32_t kv_heads;
+  uint32_t head_dim;
+  uint32_t ffn;
+  uint32_t vocabulary;
+  float norm_epsilon;
+  uint32_t reserved;
+} skv_sizes;
+
+/** What a step is. */
+enum skv_step_kind { SKV_DECODE = 0, SKV_PREFILL = 1 };
+
+/** The rows that a program works on: see Step, ChunkWord and StateWord. */
+typedef struct skv_step {
+  /** (rows) */
+  uint32_t *tokens;
+  /** (4) */
+  uint32_t *chunk;
+  /** (sequences, 8) */
+  uint32_t *state;
+  uint32_t kind;
+  uint32_t rows;
+} skv_step;
+
+/** Slots of a layer, or staged rows: see Slots and SlotField. */
+typedef struct skv_slots {
+  /** (total, head_dim) */
+  skv_half *keys;
+  /** (total, head_dim) */
+  skv_half *values;
+  /** (5 + lanes, total) floats and words */
+  float *side;
+  uint32_t total;
+  uint32_t reserved;
+} skv_slots;
+
+/** One layer of the cache: see CacheLayer and HeadWord. */
+typedef struct skv_cache {
+  skv_slots slots;
+  /** (kv_heads, stage_rows) slots */
+  skv_slots stage;
+  /** (layers, sequences, kv_heads, 16) */
+  uint32_t *table;
+  uint32_t layer;
+  uint32_t sequences;
+  uint32_t lanes;
+  uint32_t max_capacity;
+  uint32_t stage_rows;
+  uint32_t reserved;
+} skv_cache;
+
+/** Parts of a policy: see Policy. */
+enum skv_probe { SKV_PROBE_NONE = 0, SKV_PROBE_ALL = 1, SKV_PROBE_LAST = 2 };
+enum skv_score {
+  SKV_SCORE_POSITION = 0,
+  SKV_SCORE_ACCUMULATED = 1,
+  SKV_SCORE_EMA = 2
+};
+enum skv_merge { SKV_MERGE_NEVER = 0, SKV_MERGE_DROP = 1, SKV_MERGE_VOTES = 2 };
+enum skv_key {
+  SKV_KEY_ZIP = 0,
+  SKV_KEY_MIN_NORM = 1,
+  SKV_KEY_REAL_VOTES = 2,
+  SKV_KEY_CONVEX = 3
+};
+
+/** A policy's numbers. */
+typedef struct skv_policy {
+  uint32_t probe;
+  uint32_t probe_rows;
+  uint32_t score;
+  /** ln alpha and ln (1 - alpha) of the moving sum; -1e30 stands for ln 0. */
+  float log_alpha;
+  float log_rest;
+  uint32_t raw_scale;
+  uint32_t count_votes;
+  uint32_t sinks;
+  uint32_t merge;
+  uint32_t key;
+  float threshold;
+  uint32_t merge_first;
+  float guard_low;
+  float guard_high;
+  /** Whether anything reads the scores of slots. */
+  uint32_t observe;
+  uint32_t reserved;
+} skv_policy;
+
+/** Arguments of the kernels: see the interfaces of the same names. */
+typedef struct skv_embed_args {
+  /** (rows, hidden) */
+  float *hidden;
+  /** (sequences, ceil(vocabulary / 32)) */
+  uint32_t *seen;
+  skv_matrix embedding;
+  skv_step step;
+  skv_sizes sizes;
+} skv_embed_args;
+
+typedef struct skv_qkv_rope_append_args {
+  /** (rows, heads, head_dim) */
+  float *queries;
+  /** The same for sinks, or null. */
+  float *sink_queries;
+  /** (rows, hidden) */
+  const float *hidden;
+  /** (hidden) */
+  const float *norm;
+  /** ((heads + 2 kv_heads) head_dim), or null */
+  const float *bias;
+  /** (head_dim), or null */
+  const float *query_norm;
+  /** (head_dim), or null */
+  const float *key_norm;
+  /** (3, 256, head_dim / 2, 2) */
+  const float *rope;
+  skv_matrix weight;
+  skv_cache cache;
+  skv_step step;
+  skv_sizes sizes;
+} skv_qkv_rope_append_args;
+
+typedef struct skv_merge_attend_args {
+  /** (rows, heads, head_dim) */
+  float *output;
+  /** (rows, heads, head_dim) */
+  const float *queries;
+  /** The same for sinks, or null. */
+  const float *sink_queries;
+  skv_cache cache;
+  skv_step step;
+  skv_sizes sizes;
+  skv_policy policy;
+} skv_merge_attend_args;
+
+/** Arguments of prefill_attend, observe and compress. */
+typedef struct skv_chunk_args {
+  /** (rows, heads, head_dim); of prefill_attend alone */
+  float *output;
+  /** (rows, heads): ln of the softmax sums; written by prefill_attend */
+  float *log_sums;
+  /** (rows, heads, head_dim) */
+  const float *queries;
+  /** The same for sinks, or null. */
+  const float *sink_queries;
+  skv_cache cache;
+  skv_step step;
+  skv_sizes sizes;
+  skv_policy policy;
+} skv_chunk_args;
+
+typedef struct skv_project_add_args {
+  /** (rows, weight.rows) */
+  float *hidden;
+  /** (rows, weight.columns) */
+  const float *input;
+  /** (weight.rows), or null */
+  const float *bias;
+  skv_matrix weight;
+  skv_step step;
+} skv_project_add_args;
+
+typedef struct skv_gate_up_args {
+  /** (rows, ffn) */
+  float *output;
+  /** (rows, hidden) */
+  const float *hidden;
+  /** (hidden) */
+  const float *norm;
+  /** (2 ffn), or null */
+  const float *bias;
+  skv_matrix weight;
+  skv_step step;
+  skv_sizes sizes;
+} skv_gate_up_args;
+
+typedef struct skv_lm_head_args {
+  /** (rows, vocabulary), or (1, vocabulary) where last_row is set */
+  float *logits;
+  /** (rows, hidden) */
+  const float *hidden;
+  /** (hidden) */
+  const float *norm;
+  skv_matrix weight;
+  skv_step step;
+  skv_sizes sizes;
+  /** Whether only the last live row of a chunk is computed. */
+  uint32_t last_row;
+  uint32_t reserved;
+} skv_lm_head_args;
+
+typedef struct skv_sample_args {
+  /** (sequences) */
+  uint32_t *next_tokens;
+  /** (sequences, ring, 2): id and its log-probability */
+  uint32_t *output;
+  /** (sequences, ring): ids to take, 0xffffffff where none is forced */
+  const uint32_t *forced;
+  /** (rows, vocabulary), or (1, vocabulary) in a prefill step */
+  const float *logits;
+  /** (sequences, 32): see SamplingWord */
+  const uint32_t *sampling;
+  /** (sequences, ceil(vocabulary / 32)) */
+  const uint32_t *seen;
+  skv_step step;
+  skv_sizes sizes;
+  uint32_t ring;
+  uint32_t reserved;
+} skv_sample_args;
+
+/** What a device is. */
+typedef struct skv_device_info {
+  uint64_t memory_bytes;
+  uint32_t multiprocessors;
+  /** 10 times the major version plus the minor one. */
+  uint32_t compute_capability;
+  /** Version of the CUDA runtime in the library, e.g. 13000. */
+  uint32_t runtime_version;
+  /** Version that the driver supports. */
+  uint32_t driver_version;
+  /** UTF-8, ends with 0. */
+  uint8_t name[64];
+} skv_device_info;
+
+/** Rows of 32-bit floats to store as halves. */
+typedef struct skv_rows {
+  /** Halves that lie before the first row. */
+  uint64_t offset;
+  uint32_t rows;
+  uint32_t columns;
+  /** Halves from the start of one row to the start of the next. */
+  uint64_t pitch;
+} skv_rows;
+
+/** Version of the interface that the library was built for. */
+SKV_API uint32_t skv_abi_version(void);
+
+/**
+ * Copies the sentence that belongs to the last failure, ended by 0, cut to
+ * \`capacity\` bytes. Null stands for failures of skv_open.
+ */
+SKV_API void skv_last_error(skv_context *context, uint8_t *text,
+                            uint64_t capacity);
+
+/** Opens device \`index\`, and writes the context. */
+SKV_API int32_t skv_open(uint32_t index, uint32_t flags,
+                         skv_context **context);
+
+/** Waits for the device and frees the context and all its memory. */
+SKV_API void skv_close(skv_context *context);
+
+/** Describes the device. */
+SKV_API int32_t skv_describe(skv_context *context, skv_device_info *info);
+
+/** Allocates \`bytes\` zeroed bytes, and writes their address. */
+SKV_API int32_t skv_allocate(skv_context *context, uint64_t bytes,
+                             uint64_t *address);
+
+/** Frees what skv_allocate gave. */
+SKV_API int32_t skv_free(skv_context *context, uint64_t address);
+
+/** Enqueues a write of \`bytes\` bytes; \`data\` may be changed afterwards. */
+SKV_API int32_t skv_write(skv_context *context, uint64_t address,
+                          const uint8_t *data, uint64_t bytes);
+
+/** The same for floats that are stored as halves. */
+SKV_API int32_t skv_write_halves(skv_context *context, uint64_t address,
+                                 const float *data, const skv_rows *rows);
+
+/**
+ * Enqueues the read of \`count\` elements and writes a ticket for skv_wait.
+ * Halves arrive as 32-bit floats.
+ */
+SKV_API int32_t skv_read(skv_context *context, uint64_t address,
+                         uint64_t count, uint32_t element, uint32_t *ticket);
+
+/** Waits for a read and copies \`bytes\` bytes of it. Redeems the ticket. */
+SKV_API int32_t skv_wait(skv_context *context, uint32_t ticket, uint8_t *data,
+                         uint64_t bytes);
+
+/** Waits for everything that was enqueued. */
+SKV_API int32_t skv_synchronize(skv_context *context);
+
+/**
+ * Fills rows with normal numbers of a standard deviation, from a seed: weights
+ * for measurements, without a file.
+ */
+SKV_API int32_t skv_fill_normal(skv_context *context, uint64_t address,
+                                const skv_rows *rows, float deviation,
+                                uint64_t seed);
+
+/**
+ * Reads \`bytes\` bytes of device memory \`times\` times, and writes how many bytes
+ * a second that were: what no kernel can exceed. Waits for the device.
+ */
+SKV_API int32_t skv_measure_read(skv_context *context, uint64_t bytes,
+                                 uint32_t times, double *bytes_per_second);
+
+/** Starts to record a program. */
+SKV_API int32_t skv_begin_record(skv_context *context, skv_program **program);
+
+/**
+ * The kernels: each adds one call to a program that is being recorded. \`size\`
+ * is that of the struct.
+ */
+SKV_API int32_t skv_embed(skv_program *program, const skv_embed_args *args,
+                          uint64_t size);
+SKV_API int32_t skv_qkv_rope_append(skv_program *program,
+                                    const skv_qkv_rope_append_args *args,
+                                    uint64_t size);
+SKV_API int32_t skv_merge_attend(skv_program *program,
+                                 const skv_merge_attend_args *args,
+                                 uint64_t size);
+SKV_API int32_t skv_prefill_attend(skv_program *program,
+                                   const skv_chunk_args *args, uint64_t size);
+SKV_API int32_t skv_observe(skv_program *program, const skv_chunk_args *args,
+                            uint64_t size);
+SKV_API int32_t skv_compress(skv_program *program, const skv_chunk_args *args,
+                             uint64_t size);
+SKV_API int32_t skv_project_add(skv_program *program,
+                                const skv_project_add_args *args,
+                                uint64_t size);
+SKV_API int32_t skv_gate_up(skv_program *program, const skv_gate_up_args *args,
+                            uint64_t size);
+SKV_API int32_t skv_lm_head(skv_program *program, const skv_lm_head_args *args,
+                            uint64_t size);
+SKV_API int32_t skv_sample(skv_program *program, const skv_sample_args *args,
+                           uint64_t size);
+
+/**
+ * Ends the recording: allocates scratch memory, captures the graph, and writes
+ * the bytes that the device holds for it beside the graph.
+ */
+SKV_API int32_t skv_end_record(skv_program *program, uint64_t *scratch_bytes);
+
+/** Enqueues a program \`times\` times. */
+SKV_API int32_t skv_run(skv_program *program, uint32_t times);
+
+/** Frees a program, recorded to its end or not. */
+SKV_API void skv_dispose(skv_program *program);
+
+#ifdef __cplusplus
+}
+#endif
+`,
+};

@@ -49,7 +49,7 @@ Deno.test("the test task counts failures, crashes and files without tests", asyn
     fails: 'Deno.test("five", () => { throw new Error("no"); });',
     throws: 'throw new Error("at the top");',
     late: `${PASSES}
-Deno.test("six", () => { setTimeout(() => { throw new Error("late"); }, 1); });
+Deno.test("six", () => { setTimeout(() => { throw new Error("late"); }, 300); });
 Deno.test("seven", () => new Promise(() => { setTimeout(() => {}, 9e3); }));
 `,
     crashes: `${PASSES}

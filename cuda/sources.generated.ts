@@ -515,91 +515,42 @@ cudaError_t launch_embed(const skv_embed_args &args, const Launch &launch) {
 // that both products of an output are in the same place.
 //
 // Streams the weight once, 2 bytes per element, where there are few rows: see
-// lib/vector_product.cuh; tiles on tensor cores where there are many: see
-// lib/tile_product.cuh. The alternative that lost: two products and a kernel
-// that joins them, which writes and reads both again.
-#include "lib/tile_product.cuh"
-#include "lib/vector_product.cuh"
+// lib/product.cuh. The alternative that lost: two products and a kernel that
+// joins them, which writes and reads both again.
+#include "lib/product.cuh"
 
 namespace {
 
-__device__ inline float gated(float gate, float up) {
-  return gate / (1.0f + expf(-gate)) * up;
-}
-
-template <int ROWS>
-__global__ void __launch_bounds__(kVectorThreads)
-    gate_up_vectors(skv_gate_up_args args, VectorProduct product) {
-  const uint32_t ffn = args.sizes.ffn;
-  const auto output = [](uint32_t group, uint32_t o) {
-    return group * kOutputs + o;
-  };
-  const auto finish = [&](uint32_t group, const float(&sums)[kOutputs][ROWS]) {
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-#pragma unroll
-      for (uint32_t o = 0; o < kOutputs; o += 2) {
-        const uint32_t row = output(group, o);
-        if (lane_id() != o * ROWS + r || row / 2 >= ffn) continue;
-        if (!row_of(args.step, r).live) continue;
-        const bool biased = args.bias != nullptr;
-        const float gate = sums[o][r] + (biased ? args.bias[row] : 0.0f);
-        const float up = sums[o + 1][r] + (biased ? args.bias[row + 1] : 0.0f);
-        args.output[static_cast<size_t>(r) * ffn + row / 2] = gated(gate, up);
-      }
-    }
-  };
-  multiply_vectors<ROWS, true>(
-      product, output, [&] { return product.input; }, finish);
-}
-
-struct GateTile {
-  float *output;
+struct GatePairs {
+  float *outputs;
   const float *bias;
   uint32_t ffn;
 
-  __device__ void operator()(uint32_t row, uint32_t first, float gate,
-                             float up) const {
-    if (bias != nullptr) gate += bias[first], up += bias[first + 1];
-    output[static_cast<size_t>(row) * ffn + first / 2] = gated(gate, up);
+  __device__ uint32_t output(uint32_t pair, uint32_t end) const {
+    return 2 * pair + end;
+  }
+  __device__ void finish(uint32_t row, uint32_t pair, float gate,
+                         float up) const {
+    if (bias != nullptr) gate += bias[2 * pair], up += bias[2 * pair + 1];
+    outputs[static_cast<size_t>(row) * ffn + pair] =
+        gate / (1.0f + expf(-gate)) * up;
   }
 };
 
-template <int ROWS>
-cudaError_t launch_vectors(const skv_gate_up_args &args, const Launch &launch) {
-  const uint32_t groups = (args.weight.rows + kOutputs - 1) / kOutputs;
-  const uint32_t parts =
-      vector_parts(groups, args.weight.pitch, launch.multiprocessors);
-  const VectorProduct product = {
-      args.weight,    args.hidden, args.norm, args.sizes.norm_epsilon,
-      args.step.rows, groups,      parts};
-  return launch_kernel(launch, gate_up_vectors<ROWS>,
-                       vector_blocks(groups, parts), kVectorThreads, 0, args,
-                       product);
+Product product_of(const skv_gate_up_args &args) {
+  return {args.weight, args.hidden,    args.norm, args.sizes.norm_epsilon,
+          args.step,   args.step.rows, false};
 }
 
 }  // namespace
 
 Needs gate_up_needs(const skv_gate_up_args &args, uint32_t) {
-  if (args.step.rows <= kMaxVectors) return {};
-  return {tile_product_bytes(args.weight, args.step.rows)};
+  return {product_bytes(product_of(args))};
 }
 
 cudaError_t launch_gate_up(const skv_gate_up_args &args, const Launch &launch) {
-  if (args.step.rows == 1) return launch_vectors<1>(args, launch);
-  if (args.step.rows == 2) return launch_vectors<2>(args, launch);
-  if (args.step.rows <= kMaxVectors) {
-    return launch_vectors<kMaxVectors>(args, launch);
-  }
-  TileProduct product = {};
-  product.weight = args.weight;
-  product.input = args.hidden;
-  product.norm = args.norm;
-  product.epsilon = args.sizes.norm_epsilon;
-  product.step = args.step;
-  return multiply_tiles(product,
-                        GateTile{args.output, args.bias, args.sizes.ffn},
-                        Scratch(launch.scratch), launch);
+  const GatePairs pairs = {args.output, args.bias, args.sizes.ffn};
+  return multiply(product_of(args), pairs, Scratch(launch.scratch), launch);
 }
 `,
   "lib/attend_parts.cuh": `// How the parts of an attention become one: those of the warps of a block, then
@@ -1847,7 +1798,7 @@ struct Split {
   skv_half low;
 };
 
-__device__ inline Split split(float x) {
+__device__ inline Split split_float(float x) {
   const skv_half high = to_half(x);
   return {high, to_half(x - to_float(high))};
 }
@@ -1906,7 +1857,7 @@ __device__ inline float split_row(const float *values, uint32_t width,
 #pragma unroll
   for (int i = 0; i < WIDTH / 32; i++) {
     const uint32_t at = fragment_index<NATURAL>(row, lane_id() + 32 * i);
-    const Split parts = split(x[i] * scale.scale);
+    const Split parts = split_float(x[i] * scale.scale);
     reinterpret_cast<skv_half *>(high)[at] = parts.high;
     reinterpret_cast<skv_half *>(low)[at] = parts.low;
   }
@@ -2144,6 +2095,105 @@ __device__ inline void wait_for_previous() {
 __device__ inline void begin_kernel() {
   let_next_start();
   wait_for_previous();
+}
+`,
+  "lib/product.cuh": `// Products of activations with a weight matrix, in one of three forms by the
+// number of rows: lib/vector_product.cuh for one, lib/stream_product.cuh for
+// the few of a batch, lib/tile_product.cuh for the many of a chunk.
+//
+// Outputs come in pairs that are finished together: neighbours, such as a gate
+// and its up value, or the two ends of a RoPE pair. A kernel describes them as
+//
+//   struct Pairs {
+//     // Weight row of an end, 0 or 1, of a pair.
+//     __device__ uint32_t output(uint32_t pair, uint32_t end) const;
+//     // Takes the products of a live row. The second end of the last pair may
+//     // not exist.
+//     __device__ void finish(uint32_t row, uint32_t pair, float a,
+//                            float b) const;
+//   };
+#pragma once
+
+#include "stream_product.cuh"
+#include "tile_product.cuh"
+#include "vector_product.cuh"
+
+// Scratch memory of a product.
+inline size_t product_bytes(const Product &product) {
+  return product.rows <= kMostStreamRows ? 0 : tile_product_bytes(product);
+}
+
+// Whether pairs may be other than neighbours: tiles have no other.
+inline bool takes_any_pairs(const Product &product) {
+  return product.rows <= kMostStreamRows;
+}
+
+// Multiplies. \`scratch\` has product_bytes.
+template <class Pairs>
+inline cudaError_t multiply(const Product &product, const Pairs &pairs,
+                            const Scratch &scratch, const Launch &launch) {
+  if (product.rows == 1) return multiply_vector(product, pairs, launch);
+  if (product.rows <= kMostStreamRows) {
+    return multiply_stream(product, pairs, launch);
+  }
+  return multiply_tiles(product, pairs, scratch, launch);
+}
+`,
+  "lib/product_args.cuh": `// What all forms of a product share: see lib/product.cuh.
+#pragma once
+
+#include "../runtime/launch.cuh"
+#include "half.cuh"
+#include "step.cuh"
+
+struct Product {
+  skv_matrix weight;
+  // (step.rows, weight.columns)
+  const float *input;
+  // (weight.columns): weights of the RMS norm in front, or null
+  const float *norm;
+  float epsilon;
+  skv_step step;
+  // Rows that are multiplied: those of the step, or the last live one alone.
+  uint32_t rows;
+  bool last_row;
+
+  __device__ uint32_t first_row() const {
+    const uint32_t end = last_row ? row_end(step) : 0;
+    return end > 0 ? end - 1 : 0;
+  }
+  __device__ bool is_live(uint32_t row) const {
+    return row_of(step, first_row() + row).live;
+  }
+  // Row \`row\` of the activations; one that exists, whatever the row.
+  __device__ const float *row(uint32_t row) const {
+    return input + static_cast<size_t>(first_row() + min(row, rows - 1)) *
+                       weight.columns;
+  }
+};
+
+__host__ __device__ inline uint32_t pairs_of(const skv_matrix &weight) {
+  return (weight.rows + 1) / 2;
+}
+
+// Eight floats from \`first\`, zeros beyond the width.
+template <bool ALIGNED>
+__device__ inline void load_floats(float (&out)[8], const float *row,
+                                   uint32_t first, uint32_t width) {
+  if constexpr (ALIGNED) {
+    const float4 zeros = {};
+    const bool exists = first < width;
+    const float4 *from = reinterpret_cast<const float4 *>(row + first);
+    const float4 a = exists ? from[0] : zeros;
+    const float4 b = exists ? from[1] : zeros;
+    out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w;
+    out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      out[i] = first + i < width ? row[first + i] : 0.0f;
+    }
+  }
 }
 `,
   "lib/reduce.cuh": `// Sums, maxima and minima over the lanes of a warp, and order-preserving keys.
@@ -2595,18 +2645,17 @@ __device__ inline Slot slot_at(const skv_slots &slots, uint32_t index,
   return {slots.keys + at, slots.values + at, slots.side + index, slots.total};
 }
 
-// Makes a slot hold one token that nobody observed; called by whole warps.
+// Makes a slot hold one token that nobody observed.
 __device__ inline void initialise_slot(const Slot &slot, uint32_t position,
                                        uint32_t lanes) {
-  const uint32_t lane = lane_id();
-  if (lane == 0) {
-    slot.set(kSlotEma, kLogZero);
-    slot.set(kSlotAccumulated, 0.0f);
-    slot.set_word(kSlotObservations, 0);
-    slot.set_word(kSlotPosition, position);
-    slot.set_word(kSlotTokens, 1);
+  slot.set(kSlotEma, kLogZero);
+  slot.set(kSlotAccumulated, 0.0f);
+  slot.set_word(kSlotObservations, 0);
+  slot.set_word(kSlotPosition, position);
+  slot.set_word(kSlotTokens, 1);
+  for (uint32_t lane = 0; lane < lanes; lane++) {
+    slot.set(kSlotBias + lane, 0.0f);
   }
-  if (lane < lanes) slot.set(kSlotBias + lane, 0.0f);
 }
 
 // Frees a slot.
@@ -2713,6 +2762,248 @@ __device__ inline uint32_t row_end(const skv_step &step) {
                                   : step.rows;
 }
 `,
+  "lib/stream_product.cuh": `// Products of a few rows of activations with a weight matrix, for decode steps
+// of a batch: each weight is read once, 16 bytes per lane and load, and goes
+// from memory to the registers of the tensor cores.
+//
+// A warp makes eight pairs of outputs of all rows. \`parts\` warps of a block
+// share the columns and add up through shared memory. As in the form for one
+// row, weights are on their way before the kernel in front has ended, and the
+// squares of an RMS norm are summed along the way.
+//
+// Weights are halves, which tf32 numbers hold exactly; activations are split
+// into two tf32 numbers, which keep 21 bits and need no scale. The alternative
+// that lost: activations as halves, which need a pass of their own to be
+// scaled.
+#pragma once
+
+#include "overlap.cuh"
+#include "product_args.cuh"
+#include "reduce.cuh"
+
+// Most rows that go this way: beyond, splitting them takes longer than reading
+// the weights.
+constexpr uint32_t kMostStreamRows = 32;
+
+constexpr uint32_t kStreamWarps = 8;
+constexpr uint32_t kStreamThreads = 32 * kStreamWarps;
+
+// Pairs of outputs of one warp.
+constexpr uint32_t kStreamPairs = 8;
+
+// Columns that the lanes of a row load at a time, and how many times in a row.
+constexpr uint32_t kStreamColumns = 32;
+constexpr int kStreamUnroll = 4;
+
+// c += a · b for tiles of 16 x 8 and 8 x 8 tf32 numbers. Lane 4 g + t holds
+//   a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)
+//   b: (t, g), (t + 4, g)
+//   c: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+__device__ inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0,
+                                float b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])),
+        "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+        "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
+// The part of a float that a tf32 number holds.
+__device__ inline float tf32_part(float x) {
+  return __uint_as_float(__float_as_uint(x) & 0xffffe000u);
+}
+
+// Words of a round: both ends of the lane's pair.
+struct StreamWords {
+  uint4 ends[kStreamUnroll][2];
+};
+
+__device__ inline void load_round(StreamWords &words,
+                                  const skv_half *const (&weights)[2],
+                                  uint32_t first, uint32_t pitch) {
+#pragma unroll
+  for (int u = 0; u < kStreamUnroll; u++) {
+    const uint32_t column = first + u * kStreamColumns;
+#pragma unroll
+    for (int end = 0; end < 2; end++) {
+      words.ends[u][end] = {};
+      if (column < pitch) {
+        words.ends[u][end] = load_weights(weights[end] + column);
+      }
+    }
+  }
+}
+
+// Sums of this warp's share of the columns. \`squares\` are those of row 8 n + g.
+template <int TILES, bool NORMED, bool ALIGNED>
+__device__ inline void sum_stream(const Product &product,
+                                  const skv_half *const (&weights)[2],
+                                  uint32_t part, uint32_t parts,
+                                  float (&sums)[TILES][4],
+                                  float (&squares)[TILES]) {
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  const uint32_t width = product.weight.columns, pitch = product.weight.pitch;
+  constexpr uint32_t kRound = kStreamColumns * kStreamUnroll;
+  uint32_t first = part * kRound + 8 * t;
+  StreamWords words;
+  load_round(words, weights, first, pitch);
+  wait_for_previous();
+  const float *rows[TILES];
+#pragma unroll
+  for (int n = 0; n < TILES; n++) rows[n] = product.row(8 * n + g);
+  // All lanes of a warp go through the same rounds.
+  for (uint32_t round = part * kRound; round < pitch; round += parts * kRound) {
+    StreamWords next;
+    load_round(next, weights, first + parts * kRound, pitch);
+#pragma unroll
+    for (int u = 0; u < kStreamUnroll; u++) {
+      const uint32_t column = first + u * kStreamColumns;
+      float norms[8];
+      if constexpr (NORMED) {
+        load_floats<ALIGNED>(norms, product.norm, column, width);
+      }
+      const uint4 w[2] = {words.ends[u][0], words.ends[u][1]};
+      const uint32_t halves[2][4] = {{w[0].x, w[0].y, w[0].z, w[0].w},
+                                     {w[1].x, w[1].y, w[1].z, w[1].w}};
+#pragma unroll
+      for (int n = 0; n < TILES; n++) {
+        float x[8];
+        load_floats<ALIGNED>(x, rows[n], column, width);
+        if constexpr (NORMED) {
+#pragma unroll
+          for (int i = 0; i < 8; i++) {
+            squares[n] += x[i] * x[i];
+            x[i] *= norms[i];
+          }
+        }
+        // The terms of a sum may come in any order: each step takes two
+        // neighbours of every lane.
+#pragma unroll
+        for (int s = 0; s < 4; s++) {
+          const float2 a = to_floats(halves[0][s]);
+          const float2 b = to_floats(halves[1][s]);
+          const float operand[4] = {a.x, b.x, a.y, b.y};
+          const float x0 = tf32_part(x[2 * s]), x1 = tf32_part(x[2 * s + 1]);
+          mma_tf32(sums[n], operand, x[2 * s] - x0, x[2 * s + 1] - x1);
+          mma_tf32(sums[n], operand, x0, x1);
+        }
+      }
+    }
+    words = next;
+    first += parts * kRound;
+  }
+}
+
+template <int TILES, bool NORMED, class Pairs>
+__global__ void __launch_bounds__(kStreamThreads)
+    stream_product_kernel(Product product, Pairs pairs, uint32_t parts) {
+  __shared__ float shared[kStreamWarps][TILES * 5][32];
+  let_next_start();
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  const uint32_t part = warp_id() % parts;
+  const uint32_t tile = blockIdx.x * (kStreamWarps / parts) + warp_id() / parts;
+  const uint32_t count = pairs_of(product.weight);
+  const bool is_needed = tile * kStreamPairs < count;
+  const uint32_t pair = tile * kStreamPairs + g;
+  float sums[TILES][4] = {};
+  float squares[TILES] = {};
+  if (is_needed) {
+    const skv_half *weights[2];
+#pragma unroll
+    for (uint32_t end = 0; end < 2; end++) {
+      const uint32_t row =
+          min(pairs.output(min(pair, count - 1), end), product.weight.rows - 1);
+      weights[end] =
+          product.weight.data + static_cast<size_t>(row) * product.weight.pitch;
+    }
+    if (product.weight.columns % 8 == 0) {
+      sum_stream<TILES, NORMED, true>(product, weights, part, parts, sums,
+                                      squares);
+    } else {
+      sum_stream<TILES, NORMED, false>(product, weights, part, parts, sums,
+                                       squares);
+    }
+  } else {
+    wait_for_previous();
+  }
+  if (parts > 1) {
+    if (part != 0) {
+#pragma unroll
+      for (int n = 0; n < TILES; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          shared[warp_id()][5 * n + i][lane_id()] = sums[n][i];
+        }
+        shared[warp_id()][5 * n + 4][lane_id()] = squares[n];
+      }
+    }
+    __syncthreads();
+    if (part != 0) return;
+    for (uint32_t p = 1; p < parts; p++) {
+#pragma unroll
+      for (int n = 0; n < TILES; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          sums[n][i] += shared[warp_id() + p][5 * n + i][lane_id()];
+        }
+        squares[n] += shared[warp_id() + p][5 * n + 4][lane_id()];
+      }
+    }
+  }
+  if (!is_needed) return;
+#pragma unroll
+  for (int n = 0; n < TILES; n++) {
+    float scale = 1.0f;
+    if constexpr (NORMED) {
+      float sum = squares[n];
+      sum += __shfl_xor_sync(kAllLanes, sum, 1);
+      sum += __shfl_xor_sync(kAllLanes, sum, 2);
+      scale = rsqrtf(sum / product.weight.columns + product.epsilon);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const uint32_t inner = 2 * t + i;
+      // The scale of a row is in the lanes of its number.
+      const float factor =
+          NORMED ? __shfl_sync(kAllLanes, scale, 4 * inner) : 1.0f;
+      const uint32_t row = 8 * n + inner;
+      if (pair >= count || row >= product.rows || !product.is_live(row)) {
+        continue;
+      }
+      pairs.finish(row, pair, sums[n][i] * factor, sums[n][2 + i] * factor);
+    }
+  }
+}
+
+template <int TILES, class Pairs>
+inline cudaError_t launch_stream(const Product &product, const Pairs &pairs,
+                                 const Launch &launch) {
+  const uint32_t tiles =
+      (pairs_of(product.weight) + kStreamPairs - 1) / kStreamPairs;
+  // Every multiprocessor should have 8 warps, and each warp a round to do.
+  uint32_t parts = 1;
+  while (parts < kStreamWarps && tiles * parts < 8 * launch.multiprocessors &&
+         product.weight.pitch > kStreamColumns * kStreamUnroll * parts) {
+    parts *= 2;
+  }
+  const uint32_t per_block = kStreamWarps / parts;
+  const uint32_t blocks = (tiles + per_block - 1) / per_block;
+  return product.norm == nullptr
+             ? launch_kernel(launch, stream_product_kernel<TILES, false, Pairs>,
+                             blocks, kStreamThreads, 0, product, pairs, parts)
+             : launch_kernel(launch, stream_product_kernel<TILES, true, Pairs>,
+                             blocks, kStreamThreads, 0, product, pairs, parts);
+}
+
+template <class Pairs>
+inline cudaError_t multiply_stream(const Product &product, const Pairs &pairs,
+                                   const Launch &launch) {
+  if (product.rows <= 8) return launch_stream<1>(product, pairs, launch);
+  if (product.rows <= 16) return launch_stream<2>(product, pairs, launch);
+  return launch_stream<4>(product, pairs, launch);
+}
+`,
   "lib/tile_product.cuh": `// Products of many rows of activations with a weight matrix, for prefill chunks
 // and large batches: tensor cores, tiles of weights and activations in shared
 // memory, three of them under way.
@@ -2723,21 +3014,13 @@ __device__ inline uint32_t row_end(const skv_step &step) {
 // precision.
 #pragma once
 
-#include "../runtime/launch.cuh"
 #include "mma.cuh"
 #include "overlap.cuh"
-#include "step.cuh"
+#include "product_args.cuh"
 
-// Activations and where their halves are.
-struct TileProduct {
-  skv_matrix weight;
-  // (rows, weight.columns)
-  const float *input;
-  // Weights of the RMS norm, or null.
-  const float *norm;
-  float epsilon;
-  skv_step step;
-  // (rows, weight.pitch) halves each
+// Activations as halves: see mma.cuh.
+struct SplitRows {
+  // (rows, weight.pitch) each
   skv_half *high;
   skv_half *low;
   // (rows): what the products of a row must be multiplied by
@@ -2748,13 +3031,13 @@ constexpr uint32_t kSplitThreads = 256;
 
 // Norms, scales and splits one row per block.
 static __global__ void __launch_bounds__(kSplitThreads)
-    split_rows_kernel(TileProduct product) {
+    split_rows_kernel(Product product, SplitRows split) {
   __shared__ float shared[2][kSplitThreads / 32];
   begin_kernel();
   const uint32_t row = blockIdx.x;
   if (!row_of(product.step, row).live) return;
   const uint32_t width = product.weight.columns;
-  const float *input = product.input + static_cast<size_t>(row) * width;
+  const float *input = product.row(row);
   const auto value = [&](uint32_t i) {
     return product.norm == nullptr ? input[i] : input[i] * product.norm[i];
   };
@@ -2782,11 +3065,11 @@ static __global__ void __launch_bounds__(kSplitThreads)
   const Scale scale = scale_for(largest);
   const size_t base = static_cast<size_t>(row) * product.weight.pitch;
   for (uint32_t i = threadIdx.x; i < product.weight.pitch; i += kSplitThreads) {
-    const Split parts = split(i < width ? value(i) * scale.scale : 0.0f);
-    product.high[base + i] = parts.high;
-    product.low[base + i] = parts.low;
+    const Split parts = split_float(i < width ? value(i) * scale.scale : 0.0f);
+    split.high[base + i] = parts.high;
+    split.low[base + i] = parts.low;
   }
-  if (threadIdx.x == 0) product.inverse[row] = scale.inverse * rms;
+  if (threadIdx.x == 0) split.inverse[row] = scale.inverse * rms;
 }
 
 constexpr int kTileColumns = 32;
@@ -2811,12 +3094,10 @@ struct TileShape {
   static_assert(kOutputTiles > 0 && kRowTiles % 2 == 0, "whole fragments");
 };
 
-// Makes one tile. \`finish(row, output, a, b)\` takes the products of two
-// neighbouring outputs, the first of which is even; the second may be beyond
-// the last one.
-template <class Shape, class Finish>
+// Makes one tile. Pairs are neighbours.
+template <class Shape, class Pairs>
 __global__ void __launch_bounds__(Shape::kThreads)
-    tile_product_kernel(TileProduct product, Finish finish) {
+    tile_product_kernel(Product product, SplitRows split, Pairs pairs) {
   extern __shared__ uint4 tile_memory[];
   begin_kernel();
   skv_half *stages = reinterpret_cast<skv_half *>(tile_memory);
@@ -2849,7 +3130,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
           const uint32_t row =
               first_row + line - Shape::kOutputs - (is_low ? Shape::kRows : 0);
           wanted = wanted && row < end_row;
-          from = (is_low ? product.low : product.high) +
+          from = (is_low ? split.low : split.high) +
                  static_cast<size_t>(row) * weight.pitch;
         }
         copy_async(stage + line * kTilePitch + chunk % kChunks * 8,
@@ -2923,118 +3204,86 @@ __global__ void __launch_bounds__(Shape::kThreads)
     const uint32_t row = i / kPairs, pair = i % kPairs * 2;
     if (first_output + pair >= weight.rows) continue;
     if (!row_of(product.step, first_row + row).live) continue;
-    const float inverse = product.inverse[first_row + row];
+    const float inverse = split.inverse[first_row + row];
     const float *values = result + row * Shape::kResultPitch + pair;
-    finish(first_row + row, first_output + pair, values[0] * inverse,
-           values[1] * inverse);
+    pairs.finish(first_row + row, (first_output + pair) / 2,
+                 values[0] * inverse, values[1] * inverse);
   }
 }
 
-// Scratch memory of a product of \`rows\` rows.
-inline size_t tile_product_bytes(const skv_matrix &weight, uint32_t rows) {
-  return aligned_bytes(static_cast<size_t>(rows) * weight.pitch * 2) * 2 +
-         aligned_bytes(rows * sizeof(float));
+// Scratch memory of a product.
+inline size_t tile_product_bytes(const Product &product) {
+  return aligned_bytes(static_cast<size_t>(product.rows) *
+                       product.weight.pitch * 2) *
+             2 +
+         aligned_bytes(product.rows * sizeof(float));
 }
 
-template <class Shape, class Finish>
-inline cudaError_t launch_tile_shape(const TileProduct &product,
-                                     const Finish &finish,
+template <class Shape, class Pairs>
+inline cudaError_t launch_tile_shape(const Product &product,
+                                     const SplitRows &split, const Pairs &pairs,
                                      const Launch &launch) {
   const dim3 grid((product.weight.rows + Shape::kOutputs - 1) / Shape::kOutputs,
-                  (product.step.rows + Shape::kRows - 1) / Shape::kRows);
-  const auto kernel = tile_product_kernel<Shape, Finish>;
+                  (product.rows + Shape::kRows - 1) / Shape::kRows);
+  const auto kernel = tile_product_kernel<Shape, Pairs>;
   const cudaError_t status = allow_shared_memory(kernel, Shape::kBytes);
   if (status != cudaSuccess) return status;
   return launch_kernel(launch, kernel, grid, Shape::kThreads, Shape::kBytes,
-                       product, finish);
+                       product, split, pairs);
 }
 
-// Multiplies the rows of \`step\`. \`scratch\` has tile_product_bytes.
-template <class Finish>
-inline cudaError_t multiply_tiles(TileProduct product, const Finish &finish,
+// Multiplies the rows of a step. \`scratch\` has tile_product_bytes.
+template <class Pairs>
+inline cudaError_t multiply_tiles(const Product &product, const Pairs &pairs,
                                   Scratch scratch, const Launch &launch) {
-  const uint32_t rows = product.step.rows;
+  const uint32_t rows = product.rows;
   const size_t halves = static_cast<size_t>(rows) * product.weight.pitch;
-  product.high = scratch.take<skv_half>(halves);
-  product.low = scratch.take<skv_half>(halves);
-  product.inverse = scratch.take<float>(rows);
-  const cudaError_t status =
-      launch_kernel(launch, split_rows_kernel, rows, kSplitThreads, 0, product);
+  SplitRows split;
+  split.high = scratch.take<skv_half>(halves);
+  split.low = scratch.take<skv_half>(halves);
+  split.inverse = scratch.take<float>(rows);
+  const cudaError_t status = launch_kernel(launch, split_rows_kernel, rows,
+                                           kSplitThreads, 0, product, split);
   if (status != cudaSuccess) return status;
   const uint32_t large =
       (product.weight.rows + 127) / 128 * ((rows + 127) / 128);
-  if (rows <= 16) {
-    return launch_tile_shape<TileShape<64, 16, 4, 1>>(product, finish, launch);
-  }
   if (rows <= 64 || large < launch.multiprocessors) {
-    return launch_tile_shape<TileShape<64, 64, 2, 2>>(product, finish, launch);
+    using Shape = TileShape<64, 64, 2, 2>;
+    return launch_tile_shape<Shape>(product, split, pairs, launch);
   }
-  return launch_tile_shape<TileShape<128, 128, 2, 4>>(product, finish, launch);
+  using Shape = TileShape<128, 128, 2, 4>;
+  return launch_tile_shape<Shape>(product, split, pairs, launch);
 }
 `,
-  "lib/vector_product.cuh": `// Products of a few rows of activations with a weight matrix, for decode steps:
-// each weight is read once, 16 bytes per lane and load, with eight loads of
-// each lane in flight.
+  "lib/vector_product.cuh": `// Products of one row of activations with a weight matrix, for decode steps of
+// one sequence: each weight is read once, 16 bytes per lane and load.
 //
-// A warp makes kOutputs outputs of all rows. Where there are too few outputs to
-// fill the device, \`parts\` warps of a block share the columns of an output and
-// add up through shared memory.
+// A warp makes two pairs of outputs. Where there are too few outputs to fill
+// the device, \`parts\` warps of a block share the columns of an output and add
+// up through shared memory. Eight loads per lane are in flight before the
+// kernel in front has ended, and from then on those of the next round while one
+// is multiplied.
 //
 // An RMS norm scales the whole row by one number, which is a factor of every
 // product. So the squares are summed while the row streams by, and no pass or
 // barrier of their own is needed: Σ w·(x·n) first, then times 1 / rms(x).
 //
 // The alternative that lost: activations in shared memory. They come from the
-// L1 cache as fast, and the weights need not wait until they are there.
+// L1 cache as fast, and no warp waits for another.
 #pragma once
 
-#include "half.cuh"
 #include "overlap.cuh"
+#include "product_args.cuh"
 #include "reduce.cuh"
 
 constexpr uint32_t kVectorWarps = 8;
 constexpr uint32_t kVectorThreads = 32 * kVectorWarps;
 
-// Outputs of one warp: neighbours, or the two ends of two RoPE pairs.
+// Outputs of one warp.
 constexpr uint32_t kOutputs = 4;
-
-// Most rows that go this way; more are faster on tensor cores.
-constexpr uint32_t kMaxVectors = 4;
 
 // Loads of 16 bytes of each weight row that a lane has in flight.
 constexpr int kUnroll = 2;
-
-struct VectorProduct {
-  skv_matrix weight;
-  // (rows, weight.columns)
-  const float *input;
-  // Weights of the RMS norm, or null.
-  const float *norm;
-  float epsilon;
-  // Rows of activations that exist.
-  uint32_t rows;
-  // Groups of kOutputs outputs.
-  uint32_t groups;
-  // Warps that share the columns, a power of two up to kVectorWarps.
-  uint32_t parts;
-};
-
-// Eight floats from \`first\`, zeros beyond the width.
-template <bool ALIGNED>
-__device__ inline void load_floats(float (&out)[8], const float *row,
-                                   uint32_t first, uint32_t width) {
-  if constexpr (ALIGNED) {
-    const float4 a = *reinterpret_cast<const float4 *>(row + first);
-    const float4 b = *reinterpret_cast<const float4 *>(row + first + 4);
-    out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w;
-    out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
-  } else {
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-      out[i] = first + i < width ? row[first + i] : 0.0f;
-    }
-  }
-}
 
 // Starts to load this lane's words of the weight rows; those beyond the end
 // stay as they are.
@@ -3053,23 +3302,21 @@ __device__ inline void load_words(uint4 (&words)[kUnroll][kOutputs],
   }
 }
 
-// Sums of this warp's share of the columns, in every lane. The first weights
-// are on their way before the kernel in front has ended, and from then on those
-// of the next round while one is multiplied.
-template <int ROWS, bool NORMED, bool ALIGNED, class Input>
-__device__ inline void sum_columns(const VectorProduct &product,
+// Sums of this warp's share of the columns, in every lane; the last one is that
+// of the squares.
+template <bool NORMED, bool ALIGNED>
+__device__ inline void sum_columns(const Product &product,
                                    const skv_half *const (&weights)[kOutputs],
-                                   uint32_t part, Input input,
-                                   float (&sums)[kOutputs][ROWS],
-                                   float (&squares)[ROWS]) {
+                                   uint32_t part, uint32_t parts,
+                                   float (&sums)[kOutputs + 1]) {
   const uint32_t width = product.weight.columns;
   const uint32_t chunks = product.weight.pitch / 8;
-  const uint32_t stride = 32 * product.parts;
+  const uint32_t stride = 32 * parts;
   uint32_t first = 32 * part + lane_id();
   uint4 words[kUnroll][kOutputs];
   load_words(words, weights, first, stride, chunks);
   wait_for_previous();
-  const float *rows = input();
+  const float *row = product.row(0);
   while (first < chunks) {
     const uint32_t following = first + kUnroll * stride;
     uint4 next[kUnroll][kOutputs];
@@ -3078,33 +3325,26 @@ __device__ inline void sum_columns(const VectorProduct &product,
     for (int u = 0; u < kUnroll; u++) {
       const uint32_t chunk = first + u * stride;
       if (chunk >= chunks) continue;
-      float n[8];
+      float x[8];
+      load_floats<ALIGNED>(x, row, 8 * chunk, width);
       if constexpr (NORMED) {
+        float n[8];
         load_floats<ALIGNED>(n, product.norm, 8 * chunk, width);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+          sums[kOutputs] += x[i] * x[i];
+          x[i] *= n[i];
+        }
       }
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) {
-        const uint32_t row = min(static_cast<uint32_t>(r), product.rows - 1);
-        float x[8];
-        load_floats<ALIGNED>(x, rows + static_cast<size_t>(row) * width,
-                             8 * chunk, width);
-        if constexpr (NORMED) {
+      for (uint32_t o = 0; o < kOutputs; o++) {
+        const uint4 w = words[u][o];
+        const uint32_t pairs[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
-          for (int i = 0; i < 8; i++) {
-            squares[r] += x[i] * x[i];
-            x[i] *= n[i];
-          }
-        }
-#pragma unroll
-        for (uint32_t o = 0; o < kOutputs; o++) {
-          const uint4 w = words[u][o];
-          const uint32_t pairs[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-          for (int i = 0; i < 4; i++) {
-            const float2 pair = to_floats(pairs[i]);
-            sums[o][r] += pair.x * x[2 * i];
-            sums[o][r] += pair.y * x[2 * i + 1];
-          }
+        for (int i = 0; i < 4; i++) {
+          const float2 pair = to_floats(pairs[i]);
+          sums[o] += pair.x * x[2 * i];
+          sums[o] += pair.y * x[2 * i + 1];
         }
       }
     }
@@ -3116,200 +3356,125 @@ __device__ inline void sum_columns(const VectorProduct &product,
     first = following;
   }
 #pragma unroll
-  for (int r = 0; r < ROWS; r++) {
-#pragma unroll
-    for (uint32_t o = 0; o < kOutputs; o++) {
-      sums[o][r] = warp_sum(sums[o][r]);
-    }
-    if constexpr (NORMED) squares[r] = warp_sum(squares[r]);
+  for (uint32_t o = 0; o <= kOutputs; o++) {
+    if (NORMED || o < kOutputs) sums[o] = warp_sum(sums[o]);
   }
 }
 
-// Makes the outputs of this block. \`output(group, o)\` is the weight row of an
-// output; \`input()\` is row 0 of the activations, asked for when they are there;
-// \`finish(group, sums)\` takes the products of a group, in all lanes of one
-// warp.
-template <int ROWS, bool NORMED, class Output, class Input, class Finish>
-__device__ inline void multiply_vectors(const VectorProduct &product,
-                                        Output output, Input input,
-                                        Finish finish) {
+template <class Pairs, bool NORMED>
+__global__ void __launch_bounds__(kVectorThreads)
+    vector_product_kernel(Product product, Pairs pairs, uint32_t parts) {
+  __shared__ float shared[kVectorWarps][kOutputs + 1];
   let_next_start();
-  __shared__ float shared[kVectorWarps][(kOutputs + 1) * ROWS];
-  const uint32_t part = warp_id() % product.parts;
+  const uint32_t part = warp_id() % parts;
   const uint32_t group =
-      blockIdx.x * (kVectorWarps / product.parts) + warp_id() / product.parts;
-  const uint32_t width = product.weight.columns;
-  float sums[kOutputs][ROWS] = {};
-  float squares[ROWS] = {};
-  if (group < product.groups) {
+      blockIdx.x * (kVectorWarps / parts) + warp_id() / parts;
+  const uint32_t count = pairs_of(product.weight);
+  const bool is_needed = 2 * group < count;
+  float sums[kOutputs + 1] = {};
+  if (is_needed) {
     const skv_half *weights[kOutputs];
 #pragma unroll
     for (uint32_t o = 0; o < kOutputs; o++) {
-      const uint32_t row = min(output(group, o), product.weight.rows - 1);
+      const uint32_t pair = min(2 * group + o / 2, count - 1);
+      const uint32_t row =
+          min(pairs.output(pair, o % 2), product.weight.rows - 1);
       weights[o] =
           product.weight.data + static_cast<size_t>(row) * product.weight.pitch;
     }
-    if (width % 8 == 0) {
-      sum_columns<ROWS, NORMED, true>(product, weights, part, input, sums,
-                                      squares);
+    if (product.weight.columns % 8 == 0) {
+      sum_columns<NORMED, true>(product, weights, part, parts, sums);
     } else {
-      sum_columns<ROWS, NORMED, false>(product, weights, part, input, sums,
-                                       squares);
+      sum_columns<NORMED, false>(product, weights, part, parts, sums);
     }
   } else {
     wait_for_previous();
   }
-  if (product.parts > 1) {
+  if (parts > 1) {
     if (lane_id() == 0) {
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) {
-#pragma unroll
-        for (uint32_t o = 0; o < kOutputs; o++) {
-          shared[warp_id()][o * ROWS + r] = sums[o][r];
-        }
-        shared[warp_id()][kOutputs * ROWS + r] = squares[r];
-      }
+      for (uint32_t o = 0; o <= kOutputs; o++) shared[warp_id()][o] = sums[o];
     }
     __syncthreads();
     if (part != 0) return;
-    for (uint32_t p = 1; p < product.parts; p++) {
-      const float *other = shared[warp_id() + p];
+    for (uint32_t p = 1; p < parts; p++) {
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) {
-#pragma unroll
-        for (uint32_t o = 0; o < kOutputs; o++) {
-          sums[o][r] += other[o * ROWS + r];
-        }
-        squares[r] += other[kOutputs * ROWS + r];
+      for (uint32_t o = 0; o <= kOutputs; o++) {
+        sums[o] += shared[warp_id() + p][o];
       }
     }
   }
-  if (group >= product.groups) return;
-  if constexpr (NORMED) {
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-      const float scale =
-          rsqrtf(squares[r] / static_cast<float>(width) + product.epsilon);
-#pragma unroll
-      for (uint32_t o = 0; o < kOutputs; o++) sums[o][r] *= scale;
-    }
-  }
-  finish(group, sums);
+  if (!is_needed || lane_id() >= 2 || !product.is_live(0)) return;
+  const float scale =
+      NORMED ? rsqrtf(sums[kOutputs] / product.weight.columns + product.epsilon)
+             : 1.0f;
+  const bool is_second = lane_id() == 1;
+  const uint32_t pair = 2 * group + lane_id();
+  if (pair >= count) return;
+  pairs.finish(0, pair, (is_second ? sums[2] : sums[0]) * scale,
+               (is_second ? sums[3] : sums[1]) * scale);
 }
 
-// Warps that should share the columns of an output, so that every
-// multiprocessor has 16 warps and each warp at least one full load.
-inline uint32_t vector_parts(uint32_t groups, uint32_t pitch,
-                             uint32_t multiprocessors) {
+template <class Pairs>
+inline cudaError_t multiply_vector(const Product &product, const Pairs &pairs,
+                                   const Launch &launch) {
+  const uint32_t groups = (pairs_of(product.weight) + 1) / 2;
+  // Every multiprocessor should have 16 warps, and each warp a full load.
   uint32_t parts = 1;
-  while (parts < kVectorWarps && groups * parts < 16 * multiprocessors &&
-         pitch / 8 > 32 * kUnroll * parts) {
+  while (parts < kVectorWarps && groups * parts < 16 * launch.multiprocessors &&
+         product.weight.pitch / 8 > 32 * kUnroll * parts) {
     parts *= 2;
   }
-  return parts;
-}
-
-inline uint32_t vector_blocks(uint32_t groups, uint32_t parts) {
   const uint32_t per_block = kVectorWarps / parts;
-  return (groups + per_block - 1) / per_block;
+  const uint32_t blocks = (groups + per_block - 1) / per_block;
+  return product.norm == nullptr
+             ? launch_kernel(launch, vector_product_kernel<Pairs, false>,
+                             blocks, kVectorThreads, 0, product, pairs, parts)
+             : launch_kernel(launch, vector_product_kernel<Pairs, true>, blocks,
+                             kVectorThreads, 0, product, pairs, parts);
 }
 `,
   "lm_head.cu": `// Final RMS norm and the logits of every id.
 //
 // Streams the output embedding once, 2 bytes per element, where there are few
-// rows: see lib/vector_product.cuh; tiles on tensor cores where there are many:
-// see lib/tile_product.cuh. A prompt needs the logits after its last row alone,
-// which is one vector. The alternative that lost: all rows of a chunk for it.
-#include "lib/tile_product.cuh"
-#include "lib/vector_product.cuh"
+// rows: see lib/product.cuh. A prompt needs the logits after its last row
+// alone, which is one row. The alternative that lost: all rows of a chunk for
+// it.
+#include "lib/product.cuh"
 
 namespace {
 
-template <int ROWS>
-__global__ void __launch_bounds__(kVectorThreads)
-    lm_head_vectors(skv_lm_head_args args, VectorProduct product) {
-  // With \`last_row\` the only row is that of the chunk's last token.
-  const auto first = [&] {
-    const uint32_t end = row_end(args.step);
-    return args.last_row != 0 && end > 0 ? end - 1 : 0;
-  };
-  const auto output = [](uint32_t group, uint32_t o) {
-    return group * kOutputs + o;
-  };
-  const auto finish = [&](uint32_t group, const float(&sums)[kOutputs][ROWS]) {
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-#pragma unroll
-      for (uint32_t o = 0; o < kOutputs; o++) {
-        const uint32_t id = output(group, o);
-        if (lane_id() != o * ROWS + r || id >= args.weight.rows) continue;
-        if (!row_of(args.step, first() + r).live) continue;
-        args.logits[static_cast<size_t>(r) * args.weight.rows + id] =
-            sums[o][r];
-      }
-    }
-  };
-  multiply_vectors<ROWS, true>(
-      product, output,
-      [&] {
-        return product.input +
-               static_cast<size_t>(first()) * args.weight.columns;
-      },
-      finish);
-}
-
-struct LogitsTile {
+struct LogitPairs {
   float *logits;
   uint32_t vocabulary;
 
-  __device__ void operator()(uint32_t row, uint32_t id, float a,
-                             float b) const {
-    float *to = logits + static_cast<size_t>(row) * vocabulary + id;
+  __device__ uint32_t output(uint32_t pair, uint32_t end) const {
+    return 2 * pair + end;
+  }
+  __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
+    float *to = logits + static_cast<size_t>(row) * vocabulary + 2 * pair;
     to[0] = a;
-    if (id + 1 < vocabulary) to[1] = b;
+    if (2 * pair + 1 < vocabulary) to[1] = b;
   }
 };
 
-template <int ROWS>
-cudaError_t launch_vectors(const skv_lm_head_args &args, const Launch &launch) {
-  const uint32_t groups = (args.weight.rows + kOutputs - 1) / kOutputs;
-  const uint32_t parts =
-      vector_parts(groups, args.weight.pitch, launch.multiprocessors);
-  const VectorProduct product = {args.weight,
-                                 args.hidden,
-                                 args.norm,
-                                 args.sizes.norm_epsilon,
-                                 args.last_row != 0 ? 1 : args.step.rows,
-                                 groups,
-                                 parts};
-  return launch_kernel(launch, lm_head_vectors<ROWS>,
-                       vector_blocks(groups, parts), kVectorThreads, 0, args,
-                       product);
+Product product_of(const skv_lm_head_args &args) {
+  const bool last_row = args.last_row != 0;
+  return {args.weight, args.hidden,
+          args.norm,   args.sizes.norm_epsilon,
+          args.step,   last_row ? 1 : args.step.rows,
+          last_row};
 }
 
 }  // namespace
 
 Needs lm_head_needs(const skv_lm_head_args &args, uint32_t) {
-  if (args.last_row != 0 || args.step.rows <= kMaxVectors) return {};
-  return {tile_product_bytes(args.weight, args.step.rows)};
+  return {product_bytes(product_of(args))};
 }
 
 cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
-  if (args.last_row != 0 || args.step.rows == 1) {
-    return launch_vectors<1>(args, launch);
-  }
-  if (args.step.rows == 2) return launch_vectors<2>(args, launch);
-  if (args.step.rows <= kMaxVectors) {
-    return launch_vectors<kMaxVectors>(args, launch);
-  }
-  TileProduct product = {};
-  product.weight = args.weight;
-  product.input = args.hidden;
-  product.norm = args.norm;
-  product.epsilon = args.sizes.norm_epsilon;
-  product.step = args.step;
-  return multiply_tiles(product, LogitsTile{args.logits, args.weight.rows},
-                        Scratch(launch.scratch), launch);
+  const LogitPairs pairs = {args.logits, args.weight.rows};
+  return multiply(product_of(args), pairs, Scratch(launch.scratch), launch);
 }
 `,
   "merge_attend.cu": `// Attention of one new token per sequence over the voted slots of each KV head,
@@ -4109,104 +4274,62 @@ cudaError_t launch_prefill_attend(const skv_chunk_args &args,
   "project_add.cu": `// hidden += input · weightᵀ + bias.
 //
 // Streams the weight once, 2 bytes per element, where there are few rows: see
-// lib/vector_product.cuh; tiles on tensor cores where there are many: see
-// lib/tile_product.cuh. Each output is added by one thread, so that results are
-// the same from run to run. The alternative that lost: splitting the columns
-// over blocks that add atomically.
-#include "lib/tile_product.cuh"
-#include "lib/vector_product.cuh"
+// lib/product.cuh. Each output is added by one thread, so that results are the
+// same from run to run. The alternative that lost: splitting the columns over
+// blocks that add atomically.
+#include "lib/product.cuh"
 
 namespace {
 
-template <int ROWS>
-__global__ void __launch_bounds__(kVectorThreads)
-    project_add_vectors(skv_project_add_args args, VectorProduct product) {
-  const auto output = [](uint32_t group, uint32_t o) {
-    return group * kOutputs + o;
-  };
-  const auto finish = [&](uint32_t group, const float(&sums)[kOutputs][ROWS]) {
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-#pragma unroll
-      for (uint32_t o = 0; o < kOutputs; o++) {
-        const uint32_t i = output(group, o);
-        if (lane_id() != o * ROWS + r || i >= args.weight.rows) continue;
-        if (!row_of(args.step, r).live) continue;
-        const float bias = args.bias == nullptr ? 0.0f : args.bias[i];
-        args.hidden[static_cast<size_t>(r) * args.weight.rows + i] +=
-            sums[o][r] + bias;
-      }
-    }
-  };
-  multiply_vectors<ROWS, false>(
-      product, output, [&] { return product.input; }, finish);
-}
-
-struct AddTile {
+struct AddPairs {
   float *hidden;
   const float *bias;
   uint32_t width;
 
+  __device__ uint32_t output(uint32_t pair, uint32_t end) const {
+    return 2 * pair + end;
+  }
   __device__ void add(uint32_t row, uint32_t i, float x) const {
+    if (i >= width) return;
     hidden[static_cast<size_t>(row) * width + i] +=
         x + (bias == nullptr ? 0.0f : bias[i]);
   }
-  __device__ void operator()(uint32_t row, uint32_t output, float a,
-                             float b) const {
-    add(row, output, a);
-    if (output + 1 < width) add(row, output + 1, b);
+  __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
+    add(row, output(pair, 0), a);
+    add(row, output(pair, 1), b);
   }
 };
 
-template <int ROWS>
-cudaError_t launch_vectors(const skv_project_add_args &args,
-                           const Launch &launch) {
-  const uint32_t groups = (args.weight.rows + kOutputs - 1) / kOutputs;
-  const uint32_t parts =
-      vector_parts(groups, args.weight.pitch, launch.multiprocessors);
-  const VectorProduct product = {args.weight,    args.input, nullptr, 0.0f,
-                                 args.step.rows, groups,     parts};
-  return launch_kernel(launch, project_add_vectors<ROWS>,
-                       vector_blocks(groups, parts), kVectorThreads, 0, args,
-                       product);
+Product product_of(const skv_project_add_args &args) {
+  return {args.weight, args.input,     nullptr, 0.0f,
+          args.step,   args.step.rows, false};
 }
 
 }  // namespace
 
 Needs project_add_needs(const skv_project_add_args &args, uint32_t) {
-  if (args.step.rows <= kMaxVectors) return {};
-  return {tile_product_bytes(args.weight, args.step.rows)};
+  return {product_bytes(product_of(args))};
 }
 
 cudaError_t launch_project_add(const skv_project_add_args &args,
                                const Launch &launch) {
-  if (args.step.rows == 1) return launch_vectors<1>(args, launch);
-  if (args.step.rows == 2) return launch_vectors<2>(args, launch);
-  if (args.step.rows <= kMaxVectors) {
-    return launch_vectors<kMaxVectors>(args, launch);
-  }
-  TileProduct product = {};
-  product.weight = args.weight;
-  product.input = args.input;
-  product.step = args.step;
-  return multiply_tiles(product,
-                        AddTile{args.hidden, args.bias, args.weight.rows},
-                        Scratch(launch.scratch), launch);
+  const AddPairs pairs = {args.hidden, args.bias, args.weight.rows};
+  return multiply(product_of(args), pairs, Scratch(launch.scratch), launch);
 }
 `,
   "qkv_rope_append.cu": `// RMS norm, the q|k|v product with its bias, per-head norms, RoPE, and one new
 // slot per KV head that holds the token: the head's next free slot in a decode
 // step, a staged row in a prefill step.
 //
-// Streams the weight once, 2 bytes per element; writes 4 bytes per query
-// element and 2 per key and value element. With few rows a warp makes both ends
-// of two RoPE pairs and finishes them itself. With many rows, and where the
-// model norms heads, products go to scratch memory and \`append\` finishes one
-// head per block. The alternative that lost: \`append\` for decode steps too, one
-// launch per layer more.
+// Streams the weight once, 2 bytes per element, where there are few rows: see
+// lib/product.cuh; writes 4 bytes per query element and 2 per key and value
+// element. With few rows both ends of a RoPE pair are made together and
+// finished where they are made. With many rows, and where the model norms
+// heads, products go to scratch memory and \`append\` finishes one head per
+// block. The alternative that lost: \`append\` for decode steps too, one launch
+// per layer more.
+#include "lib/product.cuh"
 #include "lib/slots.cuh"
-#include "lib/tile_product.cuh"
-#include "lib/vector_product.cuh"
 
 namespace {
 
@@ -4290,94 +4413,44 @@ __device__ inline void store_pair(const skv_qkv_rope_append_args &args,
   skv_half *to = is_key ? slot.key : slot.value;
   to[pair] = to_half(kept.x);
   to[pair + half] = to_half(kept.y);
+  // Whoever makes the first pair of the key also makes the side fields.
+  if (is_key && pair == 0) {
+    initialise_slot(slot, target.row.position, args.cache.lanes);
+  }
 }
 
-// Sets the side fields of the new slot of a KV head; called by a whole warp.
-__device__ inline void store_side(const skv_qkv_rope_append_args &args,
-                                  const Target &target, uint32_t kv_head) {
-  Slot slot;
-  if (!target.slot(args, kv_head, slot)) return;
-  initialise_slot(slot, target.row.position, args.cache.lanes);
-}
+// Pairs of RoPE, numbered through all heads.
+struct RopePairs {
+  skv_qkv_rope_append_args args;
 
-// Two pairs of a head, or of two heads, per warp. Pairs are numbered through
-// all heads.
-template <int ROWS>
-__global__ void __launch_bounds__(kVectorThreads)
-    qkv_vectors(skv_qkv_rope_append_args args, VectorProduct product) {
-  const skv_sizes &sizes = args.sizes;
-  const uint32_t half = sizes.head_dim / 2;
-  const uint32_t pairs = (sizes.heads + 2 * sizes.kv_heads) * half;
-  const auto output = [=](uint32_t group, uint32_t o) {
-    const uint32_t pair = group * 2 + o / 2;
-    return pair / half * (2 * half) + pair % half + o % 2 * half;
-  };
-  const auto finish = [&](uint32_t group, const float(&sums)[kOutputs][ROWS]) {
-    for (uint32_t p = 0; p < 2; p++) {
-      const uint32_t pair = group * 2 + p;
-      const uint32_t head = pair / half;
-      // The warp that starts a key also makes the slot's side fields.
-      if (pair >= pairs || pair % half != 0 || head < sizes.heads ||
-          head >= sizes.heads + sizes.kv_heads) {
-        continue;
-      }
-      for (uint32_t r = 0; r < ROWS; r++) {
-        const Target target = {row_of(args.step, r), r};
-        if (target.row.live) store_side(args, target, head - sizes.heads);
-      }
+  __device__ uint32_t output(uint32_t pair, uint32_t end) const {
+    const uint32_t half = args.sizes.head_dim / 2;
+    return pair / half * (2 * half) + pair % half + end * half;
+  }
+  __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
+    const uint32_t half = args.sizes.head_dim / 2;
+    const Target target = {row_of(args.step, row), row};
+    if (args.bias != nullptr) {
+      a += args.bias[output(pair, 0)];
+      b += args.bias[output(pair, 1)];
     }
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-#pragma unroll
-      for (uint32_t p = 0; p < 2; p++) {
-        const uint32_t pair = group * 2 + p;
-        if (lane_id() != p * ROWS + r || pair >= pairs) continue;
-        const Target target = {row_of(args.step, r), static_cast<uint32_t>(r)};
-        if (!target.row.live) continue;
-        float2 x = {sums[2 * p][r], sums[2 * p + 1][r]};
-        if (args.bias != nullptr) {
-          x.x += args.bias[output(group, 2 * p)];
-          x.y += args.bias[output(group, 2 * p + 1)];
-        }
-        store_pair(args, target, pair / half, pair % half, x);
-      }
-    }
-  };
-  multiply_vectors<ROWS, true>(
-      product, output, [&] { return product.input; }, finish);
-}
+    store_pair(args, target, pair / half, pair % half, {a, b});
+  }
+};
 
-// Leaves products in scratch memory.
-template <int ROWS>
-__global__ void __launch_bounds__(kVectorThreads)
-    product_vectors(VectorProduct product, float *products) {
-  const auto output = [](uint32_t group, uint32_t o) {
-    return group * kOutputs + o;
-  };
-  const auto finish = [&](uint32_t group, const float(&sums)[kOutputs][ROWS]) {
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-#pragma unroll
-      for (uint32_t o = 0; o < kOutputs; o++) {
-        const uint32_t i = output(group, o);
-        if (lane_id() != o * ROWS + r || i >= product.weight.rows) continue;
-        products[static_cast<size_t>(r) * product.weight.rows + i] = sums[o][r];
-      }
-    }
-  };
-  multiply_vectors<ROWS, true>(
-      product, output, [&] { return product.input; }, finish);
-}
-
-struct ProductTile {
+// Neighbours, left in scratch memory.
+struct ProductPairs {
   float *products;
   uint32_t width;
 
-  __device__ void operator()(uint32_t row, uint32_t output, float a,
-                             float b) const {
-    float *to = products + static_cast<size_t>(row) * width + output;
+  __device__ uint32_t output(uint32_t pair, uint32_t end) const {
+    return 2 * pair + end;
+  }
+  __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
+    // Heads are even, and so is the number of outputs.
+    float *to = products + static_cast<size_t>(row) * width + 2 * pair;
     to[0] = a;
-    if (output + 1 < width) to[1] = b;
+    to[1] = b;
   }
 };
 
@@ -4422,71 +4495,40 @@ __global__ void __launch_bounds__(kAppendThreads)
     if (norm != nullptr) x.x *= norm[pair], x.y *= norm[pair + half];
     store_pair(args, target, head, pair, x);
   }
-  if (warp_id() == 0 && head >= sizes.heads &&
-      head < sizes.heads + sizes.kv_heads) {
-    store_side(args, target, head - sizes.heads);
-  }
+}
+
+Product product_of(const skv_qkv_rope_append_args &args) {
+  return {args.weight, args.hidden,    args.norm, args.sizes.norm_epsilon,
+          args.step,   args.step.rows, false};
 }
 
 bool is_fused(const skv_qkv_rope_append_args &args) {
-  return args.step.rows <= kMaxVectors && args.query_norm == nullptr &&
+  return takes_any_pairs(product_of(args)) && args.query_norm == nullptr &&
          args.key_norm == nullptr;
 }
 
-template <int ROWS>
-cudaError_t launch_vectors(const skv_qkv_rope_append_args &args,
-                           float *products, const Launch &launch) {
-  const bool fused = products == nullptr;
-  const uint32_t groups = (args.weight.rows + kOutputs - 1) / kOutputs;
-  const uint32_t parts =
-      vector_parts(groups, args.weight.pitch, launch.multiprocessors);
-  const VectorProduct product = {
-      args.weight,    args.hidden, args.norm, args.sizes.norm_epsilon,
-      args.step.rows, groups,      parts};
-  const uint32_t blocks = vector_blocks(groups, parts);
-  return fused ? launch_kernel(launch, qkv_vectors<ROWS>, blocks,
-                               kVectorThreads, 0, args, product)
-               : launch_kernel(launch, product_vectors<ROWS>, blocks,
-                               kVectorThreads, 0, product, products);
-}
-
-cudaError_t launch_product(const skv_qkv_rope_append_args &args,
-                           float *products, Scratch scratch,
-                           const Launch &launch) {
-  if (args.step.rows == 1) return launch_vectors<1>(args, products, launch);
-  if (args.step.rows == 2) return launch_vectors<2>(args, products, launch);
-  if (args.step.rows <= kMaxVectors) {
-    return launch_vectors<kMaxVectors>(args, products, launch);
-  }
-  TileProduct product = {};
-  product.weight = args.weight;
-  product.input = args.hidden;
-  product.norm = args.norm;
-  product.epsilon = args.sizes.norm_epsilon;
-  product.step = args.step;
-  return multiply_tiles(product, ProductTile{products, args.weight.rows},
-                        scratch, launch);
+// Floats of the products of all rows.
+size_t product_count(const skv_qkv_rope_append_args &args) {
+  return static_cast<size_t>(args.step.rows) * args.weight.rows;
 }
 
 }  // namespace
 
 Needs qkv_rope_append_needs(const skv_qkv_rope_append_args &args, uint32_t) {
   if (is_fused(args)) return {};
-  const size_t products = aligned_bytes(static_cast<size_t>(args.step.rows) *
-                                        args.weight.rows * sizeof(float));
-  const size_t tiles = args.step.rows <= kMaxVectors
-                           ? 0
-                           : tile_product_bytes(args.weight, args.step.rows);
-  return {products + tiles};
+  return {aligned_bytes(product_count(args) * sizeof(float)) +
+          product_bytes(product_of(args))};
 }
 
 cudaError_t launch_qkv_rope_append(const skv_qkv_rope_append_args &args,
                                    const Launch &launch) {
   Scratch scratch(launch.scratch);
-  if (is_fused(args)) return launch_product(args, nullptr, scratch, launch);
-  float *products = scratch.take<float>(static_cast<size_t>(args.step.rows) *
-                                        args.weight.rows);
-  const cudaError_t status = launch_product(args, products, scratch, launch);
+  if (is_fused(args)) {
+    return multiply(product_of(args), RopePairs{args}, scratch, launch);
+  }
+  float *products = scratch.take<float>(product_count(args));
+  const ProductPairs pairs = {products, args.weight.rows};
+  const cudaError_t status = multiply(product_of(args), pairs, scratch, launch);
   if (status != cudaSuccess) return status;
   const dim3 grid(args.sizes.heads + 2 * args.sizes.kv_heads, args.step.rows);
   return launch_kernel(launch, append_kernel, grid, kAppendThreads, 0, args,
@@ -5056,14 +5098,13 @@ bool has_flag(const skv_context *context, uint32_t flag) {
 int32_t launch_calls(skv_program *program) {
   skv_context *context = program->context;
   const bool checks = has_flag(context, SKV_CHECK_EVERY_KERNEL);
-  const bool in_order = checks || has_flag(context, SKV_IN_ORDER);
   Launch launch = {};
   launch.stream = context->stream;
   launch.scratch = program->scratch;
   launch.tickets = program->tickets;
   launch.multiprocessors = context->multiprocessors;
-  launch.overlaps = !in_order && context->overlaps;
-  launch.sides = in_order ? nullptr : &context->sides;
+  launch.overlaps = !checks && context->overlaps;
+  launch.sides = checks ? nullptr : &context->sides;
   for (const Call &call : program->calls) {
     launch.own = program->own + call.own;
     cudaError_t error = call.kernel->launch(call.args, launch);
@@ -5166,7 +5207,7 @@ int32_t skv_run(skv_program *program, uint32_t times) {
   for (uint32_t i = 0; status == SKV_OK && i < times; i++) {
     status =
         program->graph == nullptr
-            ? launch_calls(program, checks_every_kernel(context))
+            ? launch_calls(program)
             : check(context, cudaGraphLaunch(program->graph, context->stream),
                     "run a program");
   }
@@ -6026,9 +6067,6 @@ enum skv_element { SKV_WORD = 0, SKV_HALF = 1 };
 
 /** Flag of skv_open: every kernel is waited for, so that faults have a name. */
 #define SKV_CHECK_EVERY_KERNEL 1u
-
-/** Flag of skv_open: kernels run one after the other, to compare with. */
-#define SKV_IN_ORDER 2u
 
 /** A weight matrix, one row per output. */
 typedef struct skv_matrix {

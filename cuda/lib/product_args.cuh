@@ -31,7 +31,7 @@ struct Product {
   }
 };
 
-inline uint32_t pairs_of(const skv_matrix &weight) {
+__host__ __device__ inline uint32_t pairs_of(const skv_matrix &weight) {
   return (weight.rows + 1) / 2;
 }
 

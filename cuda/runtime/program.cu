@@ -114,14 +114,13 @@ bool has_flag(const skv_context *context, uint32_t flag) {
 int32_t launch_calls(skv_program *program) {
   skv_context *context = program->context;
   const bool checks = has_flag(context, SKV_CHECK_EVERY_KERNEL);
-  const bool in_order = checks || has_flag(context, SKV_IN_ORDER);
   Launch launch = {};
   launch.stream = context->stream;
   launch.scratch = program->scratch;
   launch.tickets = program->tickets;
   launch.multiprocessors = context->multiprocessors;
-  launch.overlaps = !in_order && context->overlaps;
-  launch.sides = in_order ? nullptr : &context->sides;
+  launch.overlaps = !checks && context->overlaps;
+  launch.sides = checks ? nullptr : &context->sides;
   for (const Call &call : program->calls) {
     launch.own = program->own + call.own;
     cudaError_t error = call.kernel->launch(call.args, launch);
@@ -224,7 +223,7 @@ int32_t skv_run(skv_program *program, uint32_t times) {
   for (uint32_t i = 0; status == SKV_OK && i < times; i++) {
     status =
         program->graph == nullptr
-            ? launch_calls(program, checks_every_kernel(context))
+            ? launch_calls(program)
             : check(context, cudaGraphLaunch(program->graph, context->stream),
                     "run a program");
   }

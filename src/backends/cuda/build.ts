@@ -12,7 +12,7 @@
  *
  * @module
  */
-import { parseArgs } from "@std/cli";
+import { parseArgs } from "@std/cli/parse-args";
 import { cachePath, readVariable } from "./find_library.ts";
 
 /** What to build. */

@@ -128,6 +128,7 @@ export function recordingKernels(add: AddCall): Kernels {
         packStruct(layouts.sample_args, {
           nextTokens: address(args.nextTokens),
           output: address(args.output),
+          forced: address(args.forced),
           logits: address(args.logits),
           sampling: address(args.sampling),
           seen: address(args.seen),

@@ -161,6 +161,7 @@ export const layouts = {
   sample_args: {
     nextTokens: "address",
     output: "address",
+    forced: "address",
     logits: "address",
     sampling: "address",
     seen: "address",

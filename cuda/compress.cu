@@ -153,9 +153,11 @@ __device__ inline uint32_t match_pairs(const skv_chunk_args &args,
     __syncthreads();
     bool accepted = false;
     for (uint32_t i = threadIdx.x; i < items; i += kThreads) {
-      if (work.keys[i] == kNoKey || (work.marks[i] & kAccepted) != 0) continue;
+      if (work.keys[i] == kNoKey) continue;
+      // Others may mark this item as taken meanwhile, but only this thread as
+      // accepted.
+      if ((__ldcg(work.marks + i) & kAccepted) != 0) continue;
       const uint32_t mate = work.mates[i];
-      // Marks change below, but only of items whose best proposal is this one.
       if (__ldcg(best + i) != work.keys[i] ||
           __ldcg(best + mate) != work.keys[i]) {
         continue;
@@ -273,6 +275,8 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
+  // The counters that are written were read above.
+  __syncthreads();
   if (threadIdx.x == 0) {
     work.counters[kQueries] = victims;
     work.counters[kCandidates] = targets;

@@ -44,17 +44,15 @@ __device__ inline void prefetch_slots(const skv_merge_attend_args &args,
   const size_t halves = static_cast<size_t>(end - slot) * args.sizes.head_dim;
   const size_t mine = threadIdx.x * 64;
   if (mine >= halves) return;
-  asm volatile(
-      "prefetch.global.L2 [%0];" ::"l"(args.cache.slots.keys + first + mine));
-  asm volatile(
-      "prefetch.global.L2 [%0];" ::"l"(args.cache.slots.values + first + mine));
+  prefetch(args.cache.slots.keys + first + mine);
+  prefetch(args.cache.slots.values + first + mine);
 }
 
 template <int DIM, bool ALIGNED>
 __global__ void __launch_bounds__(kAttendThreads)
     attend_kernel(skv_merge_attend_args args, AttendParts parts,
                   Evidence evidence) {
-  extern __shared__ uint4 shared_memory[];
+  uint4 *shared_memory = dynamic_shared_memory();
   AttendShared<DIM> &shared =
       *reinterpret_cast<AttendShared<DIM> *>(shared_memory);
   let_next_start();

@@ -116,7 +116,7 @@ __device__ inline void make_logits(const skv_chunk_args &args,
 template <int DIM>
 __global__ void __launch_bounds__(32 * kWarps<DIM>)
     observe_kernel(skv_chunk_args args) {
-  extern __shared__ uint4 shared_memory[];
+  uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
   Shared<DIM> &shared = *reinterpret_cast<Shared<DIM> *>(shared_memory);
   const skv_sizes &sizes = args.sizes;
@@ -161,7 +161,8 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   // Rows before the first staged one of the tile do not see any of it.
   if (tile.staged) first_row = max(first_row, tile.first);
   const uint32_t rows_per_pass = kPairs<DIM> / group;
-  Scores scores = load_scores(slot);
+  Scores scores = {};
+  if (owns) scores = load_scores(slot);
   for (uint32_t row = first_row; row < end_row; row += rows_per_pass) {
     const uint32_t rows = min(rows_per_pass, end_row - row);
     make_logits<DIM>(args, args.queries, false, kv_head, row, rows, shared);

@@ -126,7 +126,7 @@ __device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
 template <int DIM>
 __global__ void __launch_bounds__(32 * kWarps<DIM>)
     prefill_attend_kernel(skv_chunk_args args) {
-  extern __shared__ uint4 shared_memory[];
+  uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
   Shared<DIM> &shared = *reinterpret_cast<Shared<DIM> *>(shared_memory);
   uint4 *queries = shared_memory + sizeof(Shared<DIM>) / sizeof(uint4);

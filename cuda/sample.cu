@@ -233,6 +233,14 @@ __global__ void __launch_bounds__(kThreads)
           (prefill ? 0 : static_cast<size_t>(blockIdx.x)) * vocabulary,
       args.seen + row.sequence * words, option(kRepetitionPenalty)};
 
+  // What the end of the kernel writes is read by all threads before they meet.
+  uint32_t *state = args.step.state + row.sequence * kStateWords;
+  const uint32_t produced = state[kStateProduced];
+  const uint32_t bits = random_bits(state);
+  const size_t ring =
+      static_cast<size_t>(row.sequence) * args.ring + produced % args.ring;
+  const uint32_t forced = args.forced[ring];
+
   // The most likely id, ties to the lowest, and the softmax sum of all.
   SoftmaxState all = init_softmax();
   uint64_t best = kNoKey;
@@ -254,11 +262,6 @@ __global__ void __launch_bounds__(kThreads)
   }
   uint32_t id = min(static_cast<uint32_t>(best), vocabulary - 1);
 
-  uint32_t *state = args.step.state + row.sequence * kStateWords;
-  const uint32_t produced = state[kStateProduced];
-  const size_t ring =
-      static_cast<size_t>(row.sequence) * args.ring + produced % args.ring;
-  const uint32_t forced = args.forced[ring];
   const float temperature = option(kTemperature);
   if (forced < vocabulary) {
     id = forced;
@@ -290,7 +293,7 @@ __global__ void __launch_bounds__(kThreads)
     if (option(kMinP) > 0.0f) {
       last = min(last, rank_of(logf(option(kMinP))));
     }
-    id = draw(vocabulary, last, random_bits(state), id, shared, scaled);
+    id = draw(vocabulary, last, bits, id, shared, scaled);
   }
 
   if (threadIdx.x != 0) return;

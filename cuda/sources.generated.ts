@@ -157,9 +157,11 @@ __device__ inline uint32_t match_pairs(const skv_chunk_args &args,
     __syncthreads();
     bool accepted = false;
     for (uint32_t i = threadIdx.x; i < items; i += kThreads) {
-      if (work.keys[i] == kNoKey || (work.marks[i] & kAccepted) != 0) continue;
+      if (work.keys[i] == kNoKey) continue;
+      // Others may mark this item as taken meanwhile, but only this thread as
+      // accepted.
+      if ((__ldcg(work.marks + i) & kAccepted) != 0) continue;
       const uint32_t mate = work.mates[i];
-      // Marks change below, but only of items whose best proposal is this one.
       if (__ldcg(best + i) != work.keys[i] ||
           __ldcg(best + mate) != work.keys[i]) {
         continue;
@@ -277,6 +279,8 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
+  // The counters that are written were read above.
+  __syncthreads();
   if (threadIdx.x == 0) {
     work.counters[kQueries] = victims;
     work.counters[kCandidates] = targets;
@@ -1412,16 +1416,7 @@ __device__ inline void evict(const skv_merge_attend_args &args,
 #include <stdint.h>
 
 #include "../steadykv.h"
-
-// Sixteen bytes that no kernel writes while this one runs and that are read
-// once: past the L1 cache.
-__device__ inline uint4 load_weights(const skv_half *address) {
-  uint4 v;
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "l"(address));
-  return v;
-}
+#include "instructions.cuh"
 
 __device__ inline float2 to_floats(uint32_t halves) {
   return __half22float2(*reinterpret_cast<const __half2 *>(&halves));
@@ -1466,6 +1461,123 @@ __device__ inline void load_halves(uint32_t (&out)[COUNT / 2],
       out[i] = at < width ? *reinterpret_cast<const uint32_t *>(row + at) : 0;
     }
   }
+}
+`,
+  "lib/instructions.cuh": `// Instructions that CUDA C++ has no words for, and shared memory whose size a
+// launch decides. Everything that only a GPU's compiler understands is in this
+// file: tests/cuda_emulation has another one in its place.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#include "../steadykv.h"
+
+// The memory that a launch asks for beside that of the kernel's own variables.
+__device__ inline uint4 *dynamic_shared_memory() {
+  extern __shared__ uint4 memory[];
+  return memory;
+}
+
+// Sixteen bytes that no kernel writes while this one runs and that are read
+// once: past the L1 cache.
+__device__ inline uint4 load_weights(const skv_half *address) {
+  uint4 v;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(address));
+  return v;
+}
+
+// Asks for what is at an address, which may be anything.
+__device__ inline void prefetch(const skv_half *address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
+// c += a · b for tiles of 16 x 16 and 16 x 8 halves. Lane 4 g + t holds
+//   a: (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8) and the next columns
+//   b: (2t, g), (2t + 8, g) and the next rows
+//   c: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+__device__ inline void mma(float (&c)[4], const uint4 &a, uint32_t b0,
+                           uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
+// c += a · b for tiles of 16 x 8 and 8 x 8 tf32 numbers. Lane 4 g + t holds
+//   a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)
+//   b: (t, g), (t + 4, g)
+//   c: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+__device__ inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0,
+                                float b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])),
+        "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+        "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
+__device__ inline uint32_t shared_address(const void *pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Four 8 x 8 tiles of halves; lane i gives the address of row i % 8 of tile
+// i / 8.
+__device__ inline uint4 load_matrices(const skv_half *row) {
+  uint4 v;
+  asm volatile(
+      "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "r"(shared_address(row))
+      : "memory");
+  return v;
+}
+
+// The same, each tile transposed.
+__device__ inline uint4 load_transposed(const skv_half *row) {
+  uint4 v;
+  asm volatile(
+      "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "r"(shared_address(row))
+      : "memory");
+  return v;
+}
+
+// Starts to copy 16 bytes to shared memory, or zeros.
+__device__ inline void copy_async(skv_half *to, const skv_half *from,
+                                  bool wanted) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :
+               : "r"(shared_address(to)), "l"(from), "r"(wanted ? 16 : 0)
+               : "memory");
+}
+
+__device__ inline void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits until at most LEFT groups of copies are under way.
+template <int LEFT>
+__device__ inline void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+// Lets the next kernel start as soon as there is room for it.
+__device__ inline void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Returns when the kernels before this one have ended.
+__device__ inline void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 `,
   "lib/merge_slots.cuh": `// Merging slots: the twin of src/reference/merge_slots.ts, by one warp.
@@ -1719,65 +1831,8 @@ __device__ inline Merged merge_slots(uint32_t count, Member member,
 #pragma once
 
 #include "half.cuh"
+#include "instructions.cuh"
 #include "reduce.cuh"
-
-// c += a · b for tiles of 16 x 16 and 16 x 8 halves. Lane 4 g + t holds
-//   a: (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8) and the next columns
-//   b: (2t, g), (2t + 8, g) and the next rows
-//   c: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
-__device__ inline void mma(float (&c)[4], const uint4 &a, uint32_t b0,
-                           uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-}
-
-__device__ inline uint32_t shared_address(const void *pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// Four 8 x 8 tiles of halves; lane i gives the address of row i % 8 of tile
-// i / 8.
-__device__ inline uint4 load_matrices(const skv_half *row) {
-  uint4 v;
-  asm volatile(
-      "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "r"(shared_address(row))
-      : "memory");
-  return v;
-}
-
-// The same, each tile transposed.
-__device__ inline uint4 load_transposed(const skv_half *row) {
-  uint4 v;
-  asm volatile(
-      "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "r"(shared_address(row))
-      : "memory");
-  return v;
-}
-
-// Starts to copy 16 bytes to shared memory, or zeros.
-__device__ inline void copy_async(skv_half *to, const skv_half *from,
-                                  bool wanted) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-               :
-               : "r"(shared_address(to)), "l"(from), "r"(wanted ? 16 : 0)
-               : "memory");
-}
-
-__device__ inline void commit_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-// Waits until at most LEFT groups of copies are under way.
-template <int LEFT>
-__device__ inline void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-}
 
 // A power of two and its inverse.
 struct Scale {
@@ -1893,7 +1948,7 @@ struct SearchShared {
 template <int DIM>
 __global__ void __launch_bounds__(32 * kSearchWarps)
     nearest_keys_kernel(skv_chunk_args args, CompressWork all_work) {
-  extern __shared__ uint4 shared_memory[];
+  uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
   SearchShared<DIM> &shared =
       *reinterpret_cast<SearchShared<DIM> *>(shared_memory);
@@ -2077,19 +2132,7 @@ __device__ inline Neighbour nearest_of_lanes(Neighbour best) {
 // kernel has waited for all before it.
 #pragma once
 
-// Lets the next kernel start as soon as there is room for it.
-__device__ inline void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-
-// Returns when the kernels before this one have ended.
-__device__ inline void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
+#include "instructions.cuh"
 
 // Both, for kernels that have nothing to do meanwhile.
 __device__ inline void begin_kernel() {
@@ -2777,6 +2820,7 @@ __device__ inline uint32_t row_end(const skv_step &step) {
 // scaled.
 #pragma once
 
+#include "instructions.cuh"
 #include "overlap.cuh"
 #include "product_args.cuh"
 #include "reduce.cuh"
@@ -2794,20 +2838,6 @@ constexpr uint32_t kStreamPairs = 8;
 // Columns that the lanes of a row load at a time, and how many times in a row.
 constexpr uint32_t kStreamColumns = 32;
 constexpr int kStreamUnroll = 4;
-
-// c += a · b for tiles of 16 x 8 and 8 x 8 tf32 numbers. Lane 4 g + t holds
-//   a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)
-//   b: (t, g), (t + 4, g)
-//   c: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
-__device__ inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0,
-                                float b1) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])),
-        "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
-        "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
-}
 
 // The part of a float that a tf32 number holds.
 __device__ inline float tf32_part(float x) {
@@ -3098,7 +3128,7 @@ struct TileShape {
 template <class Shape, class Pairs>
 __global__ void __launch_bounds__(Shape::kThreads)
     tile_product_kernel(Product product, SplitRows split, Pairs pairs) {
-  extern __shared__ uint4 tile_memory[];
+  uint4 *tile_memory = dynamic_shared_memory();
   begin_kernel();
   skv_half *stages = reinterpret_cast<skv_half *>(tile_memory);
   const uint32_t first_output = blockIdx.x * Shape::kOutputs;
@@ -3523,17 +3553,15 @@ __device__ inline void prefetch_slots(const skv_merge_attend_args &args,
   const size_t halves = static_cast<size_t>(end - slot) * args.sizes.head_dim;
   const size_t mine = threadIdx.x * 64;
   if (mine >= halves) return;
-  asm volatile(
-      "prefetch.global.L2 [%0];" ::"l"(args.cache.slots.keys + first + mine));
-  asm volatile(
-      "prefetch.global.L2 [%0];" ::"l"(args.cache.slots.values + first + mine));
+  prefetch(args.cache.slots.keys + first + mine);
+  prefetch(args.cache.slots.values + first + mine);
 }
 
 template <int DIM, bool ALIGNED>
 __global__ void __launch_bounds__(kAttendThreads)
     attend_kernel(skv_merge_attend_args args, AttendParts parts,
                   Evidence evidence) {
-  extern __shared__ uint4 shared_memory[];
+  uint4 *shared_memory = dynamic_shared_memory();
   AttendShared<DIM> &shared =
       *reinterpret_cast<AttendShared<DIM> *>(shared_memory);
   let_next_start();
@@ -3861,7 +3889,7 @@ __device__ inline void make_logits(const skv_chunk_args &args,
 template <int DIM>
 __global__ void __launch_bounds__(32 * kWarps<DIM>)
     observe_kernel(skv_chunk_args args) {
-  extern __shared__ uint4 shared_memory[];
+  uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
   Shared<DIM> &shared = *reinterpret_cast<Shared<DIM> *>(shared_memory);
   const skv_sizes &sizes = args.sizes;
@@ -3906,7 +3934,8 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   // Rows before the first staged one of the tile do not see any of it.
   if (tile.staged) first_row = max(first_row, tile.first);
   const uint32_t rows_per_pass = kPairs<DIM> / group;
-  Scores scores = load_scores(slot);
+  Scores scores = {};
+  if (owns) scores = load_scores(slot);
   for (uint32_t row = first_row; row < end_row; row += rows_per_pass) {
     const uint32_t rows = min(rows_per_pass, end_row - row);
     make_logits<DIM>(args, args.queries, false, kv_head, row, rows, shared);
@@ -4096,7 +4125,7 @@ __device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
 template <int DIM>
 __global__ void __launch_bounds__(32 * kWarps<DIM>)
     prefill_attend_kernel(skv_chunk_args args) {
-  extern __shared__ uint4 shared_memory[];
+  uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
   Shared<DIM> &shared = *reinterpret_cast<Shared<DIM> *>(shared_memory);
   uint4 *queries = shared_memory + sizeof(Shared<DIM>) / sizeof(uint4);
@@ -4943,6 +4972,17 @@ inline cudaError_t launch_kernel(const Launch &launch,
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
+// Launches a kernel that starts when everything in front of it has ended.
+template <class... Parameters, class... Arguments>
+inline cudaError_t start_kernel(cudaStream_t stream,
+                                void (*kernel)(Parameters...), dim3 grid,
+                                uint32_t threads,
+                                const Arguments &...arguments) {
+  Launch launch = {};
+  launch.stream = stream;
+  return launch_kernel(launch, kernel, grid, threads, 0, arguments...);
+}
+
 // Lets a kernel have more shared memory than the 48 KiB that all devices give.
 template <class Kernel>
 inline cudaError_t allow_shared_memory(Kernel kernel, size_t bytes) {
@@ -5515,9 +5555,9 @@ int32_t write_rows(skv_context *context, skv_half *to, const float *data,
   void *on_device = nullptr;
   error = cudaHostGetDevicePointer(&on_device, piece, 0);
   if (error != cudaSuccess) return check(context, error, "stage a write");
-  store_halves<<<blocks_for(count), kThreads, 0, context->stream>>>(
-      to, static_cast<const float *>(on_device), rows);
-  error = cudaGetLastError();
+  error = start_kernel(context->stream, store_halves, blocks_for(count),
+                       kThreads, to, static_cast<const float *>(on_device),
+                       rows);
   if (error == cudaSuccess) error = context->writes.keep(context->stream);
   return check(context, error, "write halves");
 }
@@ -5598,10 +5638,10 @@ int32_t skv_read(skv_context *context, uint64_t address, uint64_t count,
     void *on_device = nullptr;
     error = cudaHostGetDevicePointer(&on_device, read->memory, 0);
     if (error == cudaSuccess) {
-      load_floats<<<blocks_for(count), kThreads, 0, context->stream>>>(
-          static_cast<float *>(on_device),
-          reinterpret_cast<const skv_half *>(address), count);
-      error = cudaGetLastError();
+      error =
+          start_kernel(context->stream, load_floats, blocks_for(count),
+                       kThreads, static_cast<float *>(on_device),
+                       reinterpret_cast<const skv_half *>(address), count);
     }
   } else if (count > 0) {
     error = cudaMemcpyAsync(read->memory, reinterpret_cast<void *>(address),
@@ -5645,9 +5685,11 @@ int32_t skv_fill_normal(skv_context *context, uint64_t address,
   if (status != SKV_OK) return status;
   const uint64_t count = static_cast<uint64_t>(rows->rows) * rows->columns;
   if (count == 0) return SKV_OK;
-  fill_normal<<<blocks_for(count), kThreads, 0, context->stream>>>(
-      reinterpret_cast<skv_half *>(address), *rows, deviation, seed);
-  return check(context, cudaGetLastError(), "fill memory");
+  return check(context,
+               start_kernel(context->stream, fill_normal, blocks_for(count),
+                            kThreads, reinterpret_cast<skv_half *>(address),
+                            *rows, deviation, seed),
+               "fill memory");
 }
 
 int32_t skv_measure_read(skv_context *context, uint64_t bytes, uint32_t times,
@@ -5663,10 +5705,11 @@ int32_t skv_measure_read(skv_context *context, uint64_t bytes, uint32_t times,
   for (uint32_t i = 0; error == cudaSuccess && i <= times; i++) {
     // The first time warms up.
     if (i == 1) error = cudaEventRecord(begin, context->stream);
-    read_everything<<<blocks, kThreads, 0, context->stream>>>(
-        reinterpret_cast<const uint4 *>(address), count,
-        reinterpret_cast<uint32_t *>(address));
-    if (error == cudaSuccess) error = cudaGetLastError();
+    if (error == cudaSuccess) {
+      error = start_kernel(context->stream, read_everything, blocks, kThreads,
+                           reinterpret_cast<const uint4 *>(address), count,
+                           reinterpret_cast<uint32_t *>(address));
+    }
   }
   float milliseconds = 0.0f;
   if (error == cudaSuccess) error = cudaEventRecord(end, context->stream);
@@ -5919,6 +5962,14 @@ __global__ void __launch_bounds__(kThreads)
           (prefill ? 0 : static_cast<size_t>(blockIdx.x)) * vocabulary,
       args.seen + row.sequence * words, option(kRepetitionPenalty)};
 
+  // What the end of the kernel writes is read by all threads before they meet.
+  uint32_t *state = args.step.state + row.sequence * kStateWords;
+  const uint32_t produced = state[kStateProduced];
+  const uint32_t bits = random_bits(state);
+  const size_t ring =
+      static_cast<size_t>(row.sequence) * args.ring + produced % args.ring;
+  const uint32_t forced = args.forced[ring];
+
   // The most likely id, ties to the lowest, and the softmax sum of all.
   SoftmaxState all = init_softmax();
   uint64_t best = kNoKey;
@@ -5940,11 +5991,6 @@ __global__ void __launch_bounds__(kThreads)
   }
   uint32_t id = min(static_cast<uint32_t>(best), vocabulary - 1);
 
-  uint32_t *state = args.step.state + row.sequence * kStateWords;
-  const uint32_t produced = state[kStateProduced];
-  const size_t ring =
-      static_cast<size_t>(row.sequence) * args.ring + produced % args.ring;
-  const uint32_t forced = args.forced[ring];
   const float temperature = option(kTemperature);
   if (forced < vocabulary) {
     id = forced;
@@ -5976,7 +6022,7 @@ __global__ void __launch_bounds__(kThreads)
     if (option(kMinP) > 0.0f) {
       last = min(last, rank_of(logf(option(kMinP))));
     }
-    id = draw(vocabulary, last, random_bits(state), id, shared, scaled);
+    id = draw(vocabulary, last, bits, id, shared, scaled);
   }
 
   if (threadIdx.x != 0) return;

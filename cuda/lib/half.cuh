@@ -5,16 +5,7 @@
 #include <stdint.h>
 
 #include "../steadykv.h"
-
-// Sixteen bytes that no kernel writes while this one runs and that are read
-// once: past the L1 cache.
-__device__ inline uint4 load_weights(const skv_half *address) {
-  uint4 v;
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "l"(address));
-  return v;
-}
+#include "instructions.cuh"
 
 __device__ inline float2 to_floats(uint32_t halves) {
   return __half22float2(*reinterpret_cast<const __half2 *>(&halves));

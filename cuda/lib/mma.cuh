@@ -9,65 +9,8 @@
 #pragma once
 
 #include "half.cuh"
+#include "instructions.cuh"
 #include "reduce.cuh"
-
-// c += a · b for tiles of 16 x 16 and 16 x 8 halves. Lane 4 g + t holds
-//   a: (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8) and the next columns
-//   b: (2t, g), (2t + 8, g) and the next rows
-//   c: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
-__device__ inline void mma(float (&c)[4], const uint4 &a, uint32_t b0,
-                           uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-}
-
-__device__ inline uint32_t shared_address(const void *pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// Four 8 x 8 tiles of halves; lane i gives the address of row i % 8 of tile
-// i / 8.
-__device__ inline uint4 load_matrices(const skv_half *row) {
-  uint4 v;
-  asm volatile(
-      "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "r"(shared_address(row))
-      : "memory");
-  return v;
-}
-
-// The same, each tile transposed.
-__device__ inline uint4 load_transposed(const skv_half *row) {
-  uint4 v;
-  asm volatile(
-      "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "r"(shared_address(row))
-      : "memory");
-  return v;
-}
-
-// Starts to copy 16 bytes to shared memory, or zeros.
-__device__ inline void copy_async(skv_half *to, const skv_half *from,
-                                  bool wanted) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-               :
-               : "r"(shared_address(to)), "l"(from), "r"(wanted ? 16 : 0)
-               : "memory");
-}
-
-__device__ inline void commit_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-// Waits until at most LEFT groups of copies are under way.
-template <int LEFT>
-__device__ inline void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-}
 
 // A power of two and its inverse.
 struct Scale {

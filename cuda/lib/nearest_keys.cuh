@@ -27,7 +27,7 @@ struct SearchShared {
 template <int DIM>
 __global__ void __launch_bounds__(32 * kSearchWarps)
     nearest_keys_kernel(skv_chunk_args args, CompressWork all_work) {
-  extern __shared__ uint4 shared_memory[];
+  uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
   SearchShared<DIM> &shared =
       *reinterpret_cast<SearchShared<DIM> *>(shared_memory);

@@ -6,19 +6,7 @@
 // kernel has waited for all before it.
 #pragma once
 
-// Lets the next kernel start as soon as there is room for it.
-__device__ inline void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-
-// Returns when the kernels before this one have ended.
-__device__ inline void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
+#include "instructions.cuh"
 
 // Both, for kernels that have nothing to do meanwhile.
 __device__ inline void begin_kernel() {

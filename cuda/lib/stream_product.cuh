@@ -13,6 +13,7 @@
 // scaled.
 #pragma once
 
+#include "instructions.cuh"
 #include "overlap.cuh"
 #include "product_args.cuh"
 #include "reduce.cuh"
@@ -30,20 +31,6 @@ constexpr uint32_t kStreamPairs = 8;
 // Columns that the lanes of a row load at a time, and how many times in a row.
 constexpr uint32_t kStreamColumns = 32;
 constexpr int kStreamUnroll = 4;
-
-// c += a · b for tiles of 16 x 8 and 8 x 8 tf32 numbers. Lane 4 g + t holds
-//   a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)
-//   b: (t, g), (t + 4, g)
-//   c: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
-__device__ inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0,
-                                float b1) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])),
-        "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
-        "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
-}
 
 // The part of a float that a tf32 number holds.
 __device__ inline float tf32_part(float x) {

@@ -92,7 +92,7 @@ struct TileShape {
 template <class Shape, class Pairs>
 __global__ void __launch_bounds__(Shape::kThreads)
     tile_product_kernel(Product product, SplitRows split, Pairs pairs) {
-  extern __shared__ uint4 tile_memory[];
+  uint4 *tile_memory = dynamic_shared_memory();
   begin_kernel();
   skv_half *stages = reinterpret_cast<skv_half *>(tile_memory);
   const uint32_t first_output = blockIdx.x * Shape::kOutputs;

@@ -89,6 +89,17 @@ inline cudaError_t launch_kernel(const Launch &launch,
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
+// Launches a kernel that starts when everything in front of it has ended.
+template <class... Parameters, class... Arguments>
+inline cudaError_t start_kernel(cudaStream_t stream,
+                                void (*kernel)(Parameters...), dim3 grid,
+                                uint32_t threads,
+                                const Arguments &...arguments) {
+  Launch launch = {};
+  launch.stream = stream;
+  return launch_kernel(launch, kernel, grid, threads, 0, arguments...);
+}
+
 // Lets a kernel have more shared memory than the 48 KiB that all devices give.
 template <class Kernel>
 inline cudaError_t allow_shared_memory(Kernel kernel, size_t bytes) {

@@ -91,9 +91,9 @@ int32_t write_rows(skv_context *context, skv_half *to, const float *data,
   void *on_device = nullptr;
   error = cudaHostGetDevicePointer(&on_device, piece, 0);
   if (error != cudaSuccess) return check(context, error, "stage a write");
-  store_halves<<<blocks_for(count), kThreads, 0, context->stream>>>(
-      to, static_cast<const float *>(on_device), rows);
-  error = cudaGetLastError();
+  error = start_kernel(context->stream, store_halves, blocks_for(count),
+                       kThreads, to, static_cast<const float *>(on_device),
+                       rows);
   if (error == cudaSuccess) error = context->writes.keep(context->stream);
   return check(context, error, "write halves");
 }
@@ -174,10 +174,10 @@ int32_t skv_read(skv_context *context, uint64_t address, uint64_t count,
     void *on_device = nullptr;
     error = cudaHostGetDevicePointer(&on_device, read->memory, 0);
     if (error == cudaSuccess) {
-      load_floats<<<blocks_for(count), kThreads, 0, context->stream>>>(
-          static_cast<float *>(on_device),
-          reinterpret_cast<const skv_half *>(address), count);
-      error = cudaGetLastError();
+      error =
+          start_kernel(context->stream, load_floats, blocks_for(count),
+                       kThreads, static_cast<float *>(on_device),
+                       reinterpret_cast<const skv_half *>(address), count);
     }
   } else if (count > 0) {
     error = cudaMemcpyAsync(read->memory, reinterpret_cast<void *>(address),
@@ -221,9 +221,11 @@ int32_t skv_fill_normal(skv_context *context, uint64_t address,
   if (status != SKV_OK) return status;
   const uint64_t count = static_cast<uint64_t>(rows->rows) * rows->columns;
   if (count == 0) return SKV_OK;
-  fill_normal<<<blocks_for(count), kThreads, 0, context->stream>>>(
-      reinterpret_cast<skv_half *>(address), *rows, deviation, seed);
-  return check(context, cudaGetLastError(), "fill memory");
+  return check(context,
+               start_kernel(context->stream, fill_normal, blocks_for(count),
+                            kThreads, reinterpret_cast<skv_half *>(address),
+                            *rows, deviation, seed),
+               "fill memory");
 }
 
 int32_t skv_measure_read(skv_context *context, uint64_t bytes, uint32_t times,
@@ -239,10 +241,11 @@ int32_t skv_measure_read(skv_context *context, uint64_t bytes, uint32_t times,
   for (uint32_t i = 0; error == cudaSuccess && i <= times; i++) {
     // The first time warms up.
     if (i == 1) error = cudaEventRecord(begin, context->stream);
-    read_everything<<<blocks, kThreads, 0, context->stream>>>(
-        reinterpret_cast<const uint4 *>(address), count,
-        reinterpret_cast<uint32_t *>(address));
-    if (error == cudaSuccess) error = cudaGetLastError();
+    if (error == cudaSuccess) {
+      error = start_kernel(context->stream, read_everything, blocks, kThreads,
+                           reinterpret_cast<const uint4 *>(address), count,
+                           reinterpret_cast<uint32_t *>(address));
+    }
   }
   float milliseconds = 0.0f;
   if (error == cudaSuccess) error = cudaEventRecord(end, context->stream);

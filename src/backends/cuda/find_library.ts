@@ -53,7 +53,7 @@ export async function cachePath(): Promise<string> {
 }
 
 /** The user's folder for caches; the current one where it is not known. */
-function cacheFolder(): string {
+export function cacheFolder(): string {
   const home = readVariable("HOME");
   return readVariable("XDG_CACHE_HOME") ??
     (home === undefined ? ".cache" : `${home}/.cache`);

@@ -36,7 +36,8 @@ import {
   KernelError,
 } from "../../src/errors.ts";
 import { stdFlags } from "../offline_std/std_flags.ts";
-import { eachBackend } from "./each_backend.ts";
+import { openEmulation } from "../cuda_emulation/build_emulation.ts";
+import { type Candidate, eachBackend } from "./each_backend.ts";
 
 const root = new URL("../../", import.meta.url);
 const header = Deno.readTextFileSync(new URL("cuda/steadykv.h", root))
@@ -289,7 +290,7 @@ Deno.test({
 
 function cudaTest(
   name: string,
-  body: (backend: Backend) => Promise<void>,
+  body: (backend: Backend, candidate: Candidate) => Promise<void>,
 ): void {
   eachBackend(name, body, { only: ["cuda"] });
 }
@@ -474,8 +475,8 @@ cudaTest("says that it was disposed", async (backend) => {
   hidden[Symbol.dispose]();
 });
 
-cudaTest("keeps two backends apart", async (backend) => {
-  await using other = await openCuda();
+cudaTest("keeps two backends apart", async (backend, candidate) => {
+  await using other = await candidate.open();
   const mine = counter(backend);
   const theirs = counter(other);
   mine.program.run(2);
@@ -485,8 +486,8 @@ cudaTest("keeps two backends apart", async (backend) => {
 });
 
 /** Runs a program that reads from where nothing is; prints the error. */
-async function fault(): Promise<void> {
-  await using backend = await openCuda();
+async function fault(open: () => Promise<Backend>): Promise<void> {
+  await using backend = await open();
   const other = backend.allocate("other", "f32", 4);
   const step = {
     kind: "decode",
@@ -521,15 +522,16 @@ for (const check of [false, true]) {
     `a fault is an exception, and the process goes on${
       check ? "; checking names the kernel" : ""
     }`,
-    async () => {
+    async (_backend, { label }) => {
       const { stdout, stderr, success } = await new Deno.Command(
         Deno.execPath(),
         {
           args: [
             ...["run", "-A", "--no-check", ...await stdFlags()],
             fromFileUrl(import.meta.url),
+            ...check ? ["--check"] : [],
+            ...label === "cuda (emulated)" ? ["--emulated"] : [],
           ],
-          env: { STEADYKV_CUDA_CHECK: check ? "1" : "0" },
         },
       ).output();
       const lines = new TextDecoder().decode(stdout).trim().split("\n");
@@ -546,4 +548,8 @@ for (const check of [false, true]) {
   );
 }
 
-if (import.meta.main) await fault();
+if (import.meta.main) {
+  const checkEveryKernel = Deno.args.includes("--check");
+  const open = Deno.args.includes("--emulated") ? openEmulation : openCuda;
+  await fault(() => open({ checkEveryKernel }));
+}

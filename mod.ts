@@ -39,13 +39,31 @@ export {
   type MethodOptions,
   type PolicyParts,
 } from "./src/policies/define_policy.ts";
+export { adaKV, type AdaKVOptions } from "./src/policies/ada_kv.ts";
+export {
+  criticalKV,
+  type CriticalKVOptions,
+  type CriticalValues,
+} from "./src/policies/critical_kv.ts";
 export { fullCache, type FullCacheOptions } from "./src/policies/full_cache.ts";
+export type { AttentionProfile } from "./src/policies/allocations/attention_profile.ts";
+export {
+  prefixAllocation,
+  type PrefixAllocationOptions,
+} from "./src/policies/allocations/prefix_allocation.ts";
+export {
+  varianceAllocation,
+  type VarianceAllocationOptions,
+} from "./src/policies/allocations/variance_allocation.ts";
 export { h2o, type H2OOptions } from "./src/policies/h2o.ts";
 export { keepKV, type KeepKVOptions } from "./src/policies/keep_kv.ts";
+export { prefixKV, type PrefixKVOptions } from "./src/policies/prefix_kv.ts";
+export { snapKV, type SnapKVOptions } from "./src/policies/snap_kv.ts";
 export {
   streamingLlm,
   type StreamingLlmOptions,
 } from "./src/policies/streaming_llm.ts";
+export { tova, type TovaOptions } from "./src/policies/tova.ts";
 export {
   weightedKV,
   type WeightedKVOptions,

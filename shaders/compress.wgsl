@@ -4,11 +4,16 @@
 // The candidates of a head are numbered: cache slots first, staged rows from
 // `max_capacity`. Whatever is proportional to them lives in scratch, so only
 // memory bounds their number. The steps, each a dispatch:
+//   allocate_heads  where heads are adaptive, gives them their budgets
 //   survey          counts; with merge-first, lists what may pair up
 //   search          the nearest key for each that is listed (many workgroups)
 //   pair            takes similar pairs, best first, until the head fits
 //   merge           merges the sets (many workgroups)
-//   select_victims  lists the slots with the lowest scores
+//   select_victims  lists the slots with the lowest ranks
+// with, before `pair` and `select_victims`, where scores are not the slots' own:
+//   rate            each candidate's own score (many workgroups)
+//   pool            the scores of its neighbours (many workgroups)
+//   share           the mean over the heads (many workgroups)
 // then, where they go to the most similar key:
 //   search          the nearest kept key for each of them
 //   link            chains those that chose the same target
@@ -231,8 +236,8 @@ fn pair(
     let mine = slot_of(c);
     let other = slot_of(choice);
     let is_lower = is_before(
-      Ranked(eviction_score(mine), position_of(mine), mine),
-      Ranked(eviction_score(other), position_of(other), other),
+      Ranked(rank_of(score_of(c), mine), position_of(mine), mine),
+      Ranked(rank_of(score_of(choice), other), position_of(other), other),
     );
     let goes = select(choice, c, is_lower);
     work[work_at(WORK_CHOICE, goes)] = select(c, choice, is_lower);
@@ -303,7 +308,24 @@ fn merge(
   }
 }
 
-// Lists the slots with the lowest scores, as many as the head is over its
+// Leaves of the listed candidates those that do not stay by their scores alone,
+// with their ranks as keys.
+fn contest(thread: u32, evictable: u32, victims: u32) {
+  let contested = evictable - first_stage(evictable - victims);
+  let last = select_rank(thread, FLAG_LISTED, contested);
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    let is_contested =
+      work[work_at(WORK_FLAGS, c)] == FLAG_LISTED && is_within(c, last);
+    work[work_at(WORK_FLAGS, c)] = select(0u, FLAG_LISTED, is_contested);
+    if (is_contested) {
+      let slot = slot_of(c);
+      work[work_at(WORK_KEY, c)] = ordered(rank_of(score_of(c), slot));
+    }
+  }
+  storageBarrier();
+}
+
+// Lists the slots with the lowest ranks, as many as the head is over its
 // budget, and marks those that they may be merged into.
 @compute @workgroup_size(THREADS)
 fn select_victims(
@@ -320,13 +342,16 @@ fn select_victims(
     if (is_held(c) && may_go(c)) {
       flags = FLAG_LISTED;
       evictable += 1u;
-      work[work_at(WORK_KEY, c)] = ordered(eviction_score(slot_of(c)));
+      work[work_at(WORK_KEY, c)] = ordered(score_of(c));
     }
     work[work_at(WORK_FLAGS, c)] = flags;
   }
   evictable = sum_words(thread, evictable);
   storageBarrier();
   let victims = min(excess, evictable);
+  if (COUNT_VALUES && victims > 0u) {
+    contest(thread, evictable, victims);
+  }
   var last = vec2<u32>();
   if (victims > 0u) {
     last = select_rank(thread, FLAG_LISTED, victims);

@@ -9,7 +9,8 @@
 // `attend` splits the slots of a head over workgroups; each leaves a partial
 // softmax state and, where scores are kept, raw logits. `finish`, a workgroup
 // per head, joins the states and does the rest, because a victim can only be
-// chosen once all slots are scored. It reads the keys again for the nearest
+// chosen once all slots are scored. Where the heads of a layer choose together
+// it is split: `score` first, then `choose`. It reads the keys again for the nearest
 // one; riding with the attention as another query would save that, but needs
 // the victim before the scores of this step.
 
@@ -39,6 +40,8 @@ struct Params {
 @group(0) @binding(9) var<storage, read_write> raw_logits: array<f32>;
 // (rows, kvHeads, splits, group, 1 + headDim / 2): maximum and sum, then value
 @group(0) @binding(10) var<storage, read_write> partials: array<vec2<f32>>;
+// (rows, kvHeads, maxCapacity): scores, where heads share them
+@group(0) @binding(11) var<storage, read_write> ratings: array<f32>;
 
 const THREADS = 256u;
 
@@ -316,6 +319,12 @@ fn merge_value(
   }
   if (thread == 0u) {
     set_side_word(kept, FIELD_TOKENS, tokens_of(kept) + tokens_of(victim));
+    if (!EXACT_VALUES) {
+      let share = share_of(mean_attention(victim), mean_attention(kept));
+      let norm = share * side_float(victim, FIELD_VALUE_NORM) +
+        (1.0 - share) * side_float(kept, FIELD_VALUE_NORM);
+      set_side_float(kept, FIELD_VALUE_NORM, norm);
+    }
   }
   return 1u;
 }
@@ -332,16 +341,14 @@ fn attention_weight(
   return exp(logit + vote_bias(slot, query_head) - log_sums[query_head]);
 }
 
-@compute @workgroup_size(THREADS)
-fn finish(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) thread: u32,
-) {
-  let kv_head = group.x;
-  let row = group.y;
-  if (!is_live(row)) {
-    return;
-  }
+// The head that a workgroup has turned to.
+var<private> own_row: u32;
+var<private> own_kv_head: u32;
+var<private> own_offset: u32;
+var<private> own_high: u32;
+
+// Turns to a head: reads its words.
+fn begin(thread: u32, kv_head: u32, row: u32) {
   let head = head_at(sequence_of(row), kv_head);
   if (thread < HEAD_WORDS) {
     head_words[thread] = table[head + thread];
@@ -349,51 +356,124 @@ fn finish(
       head_words[thread] = used_slots(head);
     }
   }
-  let offset = workgroupUniformLoad(&head_words[HEAD_OFFSET]);
-  let high = workgroupUniformLoad(&head_words[HEAD_HIGH]);
-  let budget = workgroupUniformLoad(&head_words[HEAD_BUDGET]);
-  let recent = workgroupUniformLoad(&head_words[HEAD_RECENT]);
-  let newest = position_of_row(row);
+  own_row = row;
+  own_kv_head = kv_head;
+  own_offset = workgroupUniformLoad(&head_words[HEAD_OFFSET]);
+  own_high = workgroupUniformLoad(&head_words[HEAD_HIGH]);
+}
 
-  let splits = (high + params.split_slots - 1u) / params.split_slots;
-  join(thread, row, kv_head, splits);
+fn may_go(slot: u32) -> bool {
+  let newest = position_of_row(own_row);
+  return tokens_of(slot) != 0u &&
+    is_evictable(position_of(slot), head_words[HEAD_RECENT], newest);
+}
+
+// What the policy's score says of slot `index` of the head.
+fn score_of(index: u32) -> f32 {
+  if (!RATED) {
+    return plain_score(own_offset + index);
+  }
+  // The slots of all heads are the same tokens in the same order.
+  var sum = no_scores();
+  for (var i = 0u; i < KV_HEADS; i++) {
+    sum = add_score(sum, ratings[rating_at(i) + index]);
+  }
+  return mean_score(sum, KV_HEADS);
+}
+
+fn rating_at(kv_head: u32) -> u32 {
+  return (own_row * KV_HEADS + kv_head) * params.max_capacity;
+}
+
+// What `lib/select_rank.wgsl` looks at.
+fn ranked_count() -> u32 {
+  return own_high;
+}
+
+fn is_ranked(index: u32, flag: u32) -> bool {
+  return may_go(own_offset + index);
+}
+
+fn ranked_key(index: u32) -> u32 {
+  return ordered(score_of(index));
+}
+
+fn ranked_position(index: u32) -> u32 {
+  return position_of(own_offset + index);
+}
+
+// Joins the attention of the head and adds the row to the scores.
+fn attend_and_score(thread: u32) {
+  let splits = (own_high + params.split_slots - 1u) / params.split_slots;
+  join(thread, own_row, own_kv_head, splits);
   workgroupBarrier();
+  for (var i = thread; i < own_high; i += THREADS) {
+    let slot = own_offset + i;
+    if (OBSERVE && tokens_of(slot) != 0u) {
+      observe_slot(own_row, own_kv_head, slot, i);
+      if (RATED) {
+        ratings[rating_at(own_kv_head) + i] = plain_score(slot);
+      }
+    }
+  }
+}
 
+// The slot with the lowest rank of those that may go and do not stay by their
+// scores alone.
+fn choose_victim(thread: u32) -> u32 {
+  var last = vec2(0xffffffffu);
+  if (COUNT_VALUES) {
+    var evictable = 0u;
+    for (var i = thread; i < own_high; i += THREADS) {
+      evictable += select(0u, 1u, may_go(own_offset + i));
+    }
+    evictable = sum_words(thread, evictable);
+    if (evictable == 0u) {
+      return NO_SLOT;
+    }
+    last = select_rank(thread, 0u, evictable - first_stage(evictable - 1u));
+  }
+  var lowest = unranked();
+  for (var i = thread; i < own_high; i += THREADS) {
+    let slot = own_offset + i;
+    if (may_go(slot) && (!COUNT_VALUES || is_within(i, last))) {
+      let rank = rank_of(score_of(i), slot);
+      let mine = Ranked(rank, position_of(slot), slot);
+      if (is_before(mine, lowest)) {
+        lowest = mine;
+      }
+    }
+  }
+  return first_ranked(thread, lowest).slot;
+}
+
+// Takes the head down to its budget and updates its words.
+fn evict(thread: u32) {
+  let kv_head = own_kv_head;
+  let offset = own_offset;
+  let high = own_high;
   var live = 0u;
   var free = high;
-  var lowest = unranked();
   for (var i = thread; i < high; i += THREADS) {
-    let slot = offset + i;
-    if (tokens_of(slot) == 0u) {
+    if (tokens_of(offset + i) == 0u) {
       free = min(free, i);
-      continue;
-    }
-    live += 1u;
-    if (OBSERVE) {
-      observe_slot(row, kv_head, slot, i);
-    }
-    if (MERGE != MERGE_NEVER) {
-      let position = position_of(slot);
-      if (is_evictable(position, recent, newest)) {
-        let mine = Ranked(eviction_score(slot), position, slot);
-        if (is_before(mine, lowest)) {
-          lowest = mine;
-        }
-      }
+    } else {
+      live += 1u;
     }
   }
   live = sum_words(thread, live);
   free = min_words(thread, free);
   var merged = Merged(0u, 0u, 0.0);
   var dropped = 0u;
+  let budget = workgroupUniformLoad(&head_words[HEAD_BUDGET]);
   if (MERGE != MERGE_NEVER && live > budget) {
     storageBarrier();
-    let victim = first_ranked(thread, lowest).slot;
+    let victim = choose_victim(thread);
     if (victim != NO_SLOT) {
       if (MERGE == MERGE_VOTES) {
         let chosen = nearest(thread, victim, offset, high);
         if (chosen.slot != NO_SLOT && -chosen.key > THRESHOLD) {
-          merge_vector = query_vector(row * GROUP, kv_head);
+          merge_vector = query_vector(own_row * GROUP, kv_head);
           merged = merge_slots(thread, chosen.slot, victim);
         }
       }
@@ -401,7 +481,7 @@ fn finish(
         let kept = right_neighbour(thread, victim, offset, high);
         if (kept != NO_SLOT) {
           merged.count =
-            merge_value(thread, row, kv_head, kept, victim, offset);
+            merge_value(thread, own_row, kv_head, kept, victim, offset);
         }
       }
       workgroupBarrier();
@@ -416,6 +496,7 @@ fn finish(
     }
   }
   if (thread == 0u) {
+    let head = head_at(sequence_of(own_row), kv_head);
     table[head + HEAD_LIVE] = live;
     table[head + HEAD_NEXT] = free;
     table[head + HEAD_HIGH] = high;
@@ -431,4 +512,48 @@ fn finish(
       }
     }
   }
+}
+
+@compute @workgroup_size(THREADS)
+fn finish(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!is_live(group.y)) {
+    return;
+  }
+  begin(thread, group.x, group.y);
+  attend_and_score(thread);
+  evict(thread);
+}
+
+// The same in two dispatches, where the scores of all heads come first.
+@compute @workgroup_size(THREADS)
+fn score(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!is_live(group.y)) {
+    return;
+  }
+  begin(thread, group.x, group.y);
+  attend_and_score(thread);
+}
+
+@compute @workgroup_size(THREADS)
+fn choose(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!is_live(group.y)) {
+    return;
+  }
+  begin(thread, group.x, group.y);
+  if (EXACT_VALUES) {
+    // For the softmax sums, which are not kept.
+    let splits = (own_high + params.split_slots - 1u) / params.split_slots;
+    join(thread, own_row, own_kv_head, splits);
+    workgroupBarrier();
+  }
+  evict(thread);
 }

@@ -57,14 +57,14 @@ override SINK_QUERIES: bool = false;
 override QUERY_NORM: bool = false;
 override KEY_NORM: bool = false;
 
-const SIDE_FIELDS = 5u;
+const SIDE_FIELDS = 6u;
 const FIELD_EMA = 0u;
 const FIELD_ACCUMULATED = 1u;
 const FIELD_OBSERVATIONS = 2u;
 const FIELD_POSITION = 3u;
 const FIELD_TOKENS = 4u;
+const FIELD_VALUE_NORM = 5u;
 const LOG_ZERO = -1e30;
-const NO_SLOT = 0xffffffffu;
 
 var<private> first_weight_row: u32;
 var<private> pair_offset: u32;
@@ -112,19 +112,6 @@ fn rotate(pair: vec2<f32>, index: u32, position: u32) -> vec2<f32> {
   );
 }
 
-// The slot in `keys` that a row's key and value go to.
-fn slot_of(row: u32, kv_head: u32) -> u32 {
-  if (PREFILL) {
-    return kv_head * params.stage_rows + row;
-  }
-  let head = head_at(sequence_of(row), kv_head);
-  let next = table[head + HEAD_NEXT];
-  if (next >= table[head + HEAD_CAPACITY]) {
-    return NO_SLOT;
-  }
-  return table[head + HEAD_OFFSET] + next;
-}
-
 // Index in the cache that a row's token takes, staged rows included.
 fn place_of(row: u32, kv_head: u32) -> u32 {
   let live = table[head_at(sequence_of(row), kv_head) + HEAD_LIVE];
@@ -140,6 +127,7 @@ fn initialise(slot: u32, position: u32) {
   side[FIELD_OBSERVATIONS * params.total + slot] = 0u;
   side[FIELD_POSITION * params.total + slot] = position;
   side[FIELD_TOKENS * params.total + slot] = 1u;
+  side[FIELD_VALUE_NORM * params.total + slot] = 0u;
   for (var lane = 0u; lane < LANES; lane++) {
     side[(SIDE_FIELDS + lane) * params.total + slot] = 0u;
   }

@@ -32,9 +32,6 @@ const COUNT_GUARDED = 3u;
 var<private> kv_head: u32;
 var<private> head: u32;
 
-var<workgroup> histogram: array<atomic<u32>, THREADS>;
-var<workgroup> shared_words: array<u32, 4>;
-
 fn work_at(section: u32, candidate: u32) -> u32 {
   return (section * KV_HEADS + kv_head) * params.candidates + candidate;
 }
@@ -75,10 +72,15 @@ fn is_held(candidate: u32) -> bool {
   return is_there && tokens_of(slot_of(candidate)) != 0u;
 }
 
+// Position of the chunk's last row.
+fn newest_position() -> u32 {
+  return step_words[CHUNK_POSITION] + step_words[CHUNK_ROWS] - 1u;
+}
+
 fn may_go(candidate: u32) -> bool {
-  let newest = step_words[CHUNK_POSITION] + step_words[CHUNK_ROWS] - 1u;
   let recent = table[head + HEAD_RECENT];
-  return is_evictable(position_of(slot_of(candidate)), recent, newest);
+  let position = position_of(slot_of(candidate));
+  return is_evictable(position, recent, newest_position());
 }
 
 // Candidates over the budget.
@@ -112,56 +114,19 @@ fn make_list(thread: u32) {
   }
 }
 
-// Key and position of the candidate that is number `rank`, from 1, among those
-// that have a flag. A radix selection: eight bits of key and position at a
-// time, so that no sort is needed.
-fn select_rank(thread: u32, flag: u32, rank: u32) -> vec2<u32> {
-  var found = vec2<u32>();
-  var left = rank;
-  for (var pass_index = 0u; pass_index < 8u; pass_index++) {
-    let by_position = pass_index >= 4u;
-    let shift = 24u - 8u * (pass_index % 4u);
-    atomicStore(&histogram[thread], 0u);
-    workgroupBarrier();
-    for (var c = thread; c < params.candidates; c += THREADS) {
-      if ((work[work_at(WORK_FLAGS, c)] & flag) == 0u) {
-        continue;
-      }
-      var word = work[work_at(WORK_KEY, c)];
-      var prefix = found.x;
-      if (by_position) {
-        if (word != found.x) {
-          continue;
-        }
-        word = position_of(slot_of(c));
-        prefix = found.y;
-      }
-      // The bits above this pass's eight; a shift by 32 is not defined.
-      if (((word ^ prefix) >> shift) < 256u) {
-        atomicAdd(&histogram[(word >> shift) & 255u], 1u);
-      }
-    }
-    workgroupBarrier();
-    let count = atomicLoad(&histogram[thread]);
-    let up_to = prefix_sum(thread, count);
-    if (up_to >= left && up_to - count < left) {
-      shared_words[1] = thread;
-      shared_words[2] = left - (up_to - count);
-    }
-    let digit = workgroupUniformLoad(&shared_words[1]);
-    left = workgroupUniformLoad(&shared_words[2]);
-    if (by_position) {
-      found.y |= digit << shift;
-    } else {
-      found.x |= digit << shift;
-    }
-  }
-  return found;
+// What `lib/select_rank.wgsl` looks at.
+fn ranked_count() -> u32 {
+  return params.candidates;
 }
 
-// Whether a candidate's rank is that of `last` or better.
-fn is_within(candidate: u32, last: vec2<u32>) -> bool {
-  let key = work[work_at(WORK_KEY, candidate)];
-  return key < last.x ||
-    (key == last.x && position_of(slot_of(candidate)) <= last.y);
+fn is_ranked(candidate: u32, flag: u32) -> bool {
+  return (work[work_at(WORK_FLAGS, candidate)] & flag) != 0u;
+}
+
+fn ranked_key(candidate: u32) -> u32 {
+  return work[work_at(WORK_KEY, candidate)];
+}
+
+fn ranked_position(candidate: u32) -> u32 {
+  return position_of(slot_of(candidate));
 }

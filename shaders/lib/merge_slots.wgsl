@@ -51,6 +51,7 @@ fn merge_slots(thread: u32, kept: u32, first: u32) -> Merged {
   var lane_votes = -1e30;
   var observations = 0u;
   var accumulated = 0.0;
+  var norm = 0.0;
   var tokens = 0u;
   for (var slot = kept; slot != NO_SLOT; slot = member_after(slot, kept, first)) {
     let score = log_score(slot);
@@ -69,6 +70,7 @@ fn merge_slots(thread: u32, kept: u32, first: u32) -> Merged {
     }
     observations = max(observations, side_word(slot, FIELD_OBSERVATIONS));
     accumulated += side_float(slot, FIELD_ACCUMULATED);
+    norm += weight * side_float(slot, FIELD_VALUE_NORM);
     tokens += tokens_of(slot);
   }
   merged.divergence = mean_score - (mass - votes);
@@ -124,6 +126,7 @@ fn merge_slots(thread: u32, kept: u32, first: u32) -> Merged {
     }
     set_side_float(kept, FIELD_ACCUMULATED, accumulated);
     set_side_word(kept, FIELD_OBSERVATIONS, observations);
+    set_side_float(kept, FIELD_VALUE_NORM, norm);
     set_side_word(kept, FIELD_TOKENS, tokens);
   }
   return merged;

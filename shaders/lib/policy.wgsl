@@ -4,6 +4,7 @@ const SCORE_POSITION = 0u;
 const SCORE_ACCUMULATED = 1u;
 const SCORE_EMA = 2u;
 const SCORE_MEAN = 3u;
+const SCORE_LAST = 4u;
 override SCORE: u32 = SCORE_POSITION;
 // ln alpha and ln(1 - alpha) of the moving sum; alpha is 0 where there is none.
 override LOG_ALPHA: f32 = -1e30;
@@ -13,6 +14,23 @@ override RAW_SCALE: bool = false;
 override COUNT_VOTES: bool = false;
 // Whether anything reads the scores of slots.
 override OBSERVE: bool = true;
+
+// Whether scores count times the norms of values, beside a first stage; what is
+// added to a score then, and its logarithm.
+override COUNT_VALUES: bool = false;
+override FIRST_STAGE: f32 = 0.0;
+override VALUE_EPSILON: f32 = 0.0;
+override LOG_VALUE_EPSILON: f32 = -1e30;
+
+// Whether slots are ranked by other scores than their own, and what makes them:
+// the neighbours up to a distance, the heads of the layer.
+override RATED: bool = false;
+const POOL_NONE = 0u;
+const POOL_MEAN = 1u;
+const POOL_MAX = 2u;
+override POOL: u32 = POOL_NONE;
+override POOL_REACH: u32 = 0u;
+override LAYER_SCOPE: bool = false;
 
 const MERGE_NEVER = 0u;
 const MERGE_DROP = 1u;

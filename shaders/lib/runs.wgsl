@@ -9,11 +9,11 @@
 
 // f32: what is left of a candidate's own value by those that it takes in; from
 // the second half of `weigh` on, its weight in the kept value.
-const WORK_SHARE = 6u;
+const WORK_SHARE = 8u;
 // f32: what of it stays in the candidate that takes it in.
-const WORK_PASS = 7u;
+const WORK_PASS = 9u;
 // Candidate that takes it in, or NO_SLOT.
-const WORK_PARENT = 8u;
+const WORK_PARENT = 10u;
 
 // Finds the right neighbour of each victim: WORK_CHOICE, and the way back:
 // WORK_NEXT. A thread has a victim and goes through all candidates by tiles.
@@ -183,12 +183,17 @@ fn merge_runs(
     if (thread == 0u) {
       var tokens = tokens_of(kept_slot);
       var count = 0u;
+      let own = left_of(kept, mean_attention(kept_slot), 0xffffffffu);
+      var norm = own * side_float(kept_slot, FIELD_VALUE_NORM);
       for (var m = c; m != NO_SLOT; m = work[work_at(WORK_NEXT, m)]) {
         tokens += tokens_of(slot_of(m));
+        norm += bitcast<f32>(work[work_at(WORK_SHARE, m)]) *
+          side_float(slot_of(m), FIELD_VALUE_NORM);
         count += 1u;
         free_slot(slot_of(m));
       }
       set_side_word(kept_slot, FIELD_TOKENS, tokens);
+      set_side_float(kept_slot, FIELD_VALUE_NORM, norm);
       atomicAdd(&counters[kv_head * COUNTERS + COUNT_MERGED], count);
     }
   }

@@ -1,5 +1,4 @@
-// The scores that rows of attention leave on slots, and the order in which
-// slots are evicted.
+// The scores that rows of attention leave on slots.
 
 // Largest group of query heads that share a KV head.
 const MAX_GROUP = 16u;
@@ -64,10 +63,15 @@ fn observe_head(
 // Adds a row that all query heads of the group have observed.
 fn add_observation(scores: SlotScores, seen: Observation) -> SlotScores {
   let score = seen.score - log(f32(GROUP));
+  var past = scores;
+  if (SCORE == SCORE_LAST) {
+    past.accumulated = 0.0;
+    past.observations = 0u;
+  }
   return SlotScores(
-    log_add(scores.ema + LOG_ALPHA, score + LOG_REST),
-    scores.accumulated + seen.weight / f32(GROUP),
-    scores.observations + 1u,
+    log_add(past.ema + LOG_ALPHA, score + LOG_REST),
+    past.accumulated + seen.weight / f32(GROUP),
+    past.observations + 1u,
   );
 }
 
@@ -95,13 +99,14 @@ fn mean_attention(slot: u32) -> f32 {
     f32(max(1u, side_word(slot, FIELD_OBSERVATIONS)));
 }
 
-// What eviction ranks a slot by; the lowest goes first, ties by position. A
-// position too large for a float is rounded, and the tie puts it right.
-fn eviction_score(slot: u32) -> f32 {
+// What the policy's score says of a slot; the lowest goes first, ties by
+// position. A position too large for a float is rounded, and the tie puts it
+// right.
+fn plain_score(slot: u32) -> f32 {
   if (SCORE == SCORE_POSITION) {
     return f32(position_of(slot));
   }
-  if (SCORE == SCORE_ACCUMULATED) {
+  if (SCORE == SCORE_ACCUMULATED || SCORE == SCORE_LAST) {
     return side_float(slot, FIELD_ACCUMULATED);
   }
   if (SCORE == SCORE_MEAN) {

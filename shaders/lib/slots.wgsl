@@ -14,7 +14,8 @@ const FIELD_ACCUMULATED = 1u;
 const FIELD_OBSERVATIONS = 2u;
 const FIELD_POSITION = 3u;
 const FIELD_TOKENS = 4u;
-const FIELD_BIAS = 5u;
+const FIELD_VALUE_NORM = 5u;
+const FIELD_BIAS = 6u;
 
 // Vote bias of a free slot.
 const FREE_BIAS = -1e30;

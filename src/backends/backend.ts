@@ -248,8 +248,10 @@ export const SlotField = {
   position: 3,
   /** u32: tokens the slot stands for; 0 marks a free slot. */
   tokens: 4,
+  /** f32: norm of the slot's value, where the policy counts it; see `Values`. */
+  valueNorm: 5,
   /** f32: ln of the slot's votes, one field per lane; {@link FREE_BIAS} if free. */
-  bias: 5,
+  bias: 6,
 } as const;
 
 /** Vote bias of a free slot: finite, and zero weight in any softmax. */
@@ -275,7 +277,9 @@ export interface Slots<T> {
 
 /**
  * Words of one (layer, sequence, KV head) in the head table, in this order.
- * The layout is ragged: each head has its own offset, capacity and budget.
+ * The layout is ragged: each head has its own offset, capacity and budget. The
+ * heads of a sequence follow one another without a gap, in order; where they
+ * are adaptive, the first `compress` of a text sets these three words.
  */
 export const HeadWord = {
   /** First slot of the head in its layer. */
@@ -314,7 +318,7 @@ export interface CacheLayer<T> {
   readonly sequences: number;
   /** Vote biases per slot: 1, or one per query head of the group. */
   readonly lanes: number;
-  /** Largest capacity of a head in this layer, for scratch sizes. */
+  /** Largest capacity that a head of this layer may have, for scratch sizes. */
   readonly maxCapacity: number;
   /** The slots of the layer. */
   readonly slots: Slots<T>;
@@ -382,6 +386,17 @@ export interface QkvRopeAppend<T, M> extends StepArgs<T> {
   readonly keyNorm?: T;
   /** `(3, 256, headDim / 2, 2)` f32: see `src/model/rope.ts`. */
   readonly rope: T;
+  /** The layer's cache. */
+  readonly cache: CacheLayer<T>;
+}
+
+/** Arguments of {@link Kernels.valueNorms}. */
+export interface ValueNorms<T, M> extends StepArgs<T> {
+  /**
+   * `(hidden, heads * headDim)`: the layer's output projection, for norms of
+   * projected values; for norms of the values themselves there is none.
+   */
+  readonly weight?: M;
   /** The layer's cache. */
   readonly cache: CacheLayer<T>;
 }
@@ -486,6 +501,8 @@ export interface Kernels<T = DeviceBuffer, M = DeviceMatrix> {
   embed(args: Embed<T, M>): void;
   /** RMS norm, q|k|v product, RoPE; writes keys and values to free slots. */
   qkvRopeAppend(args: QkvRopeAppend<T, M>): void;
+  /** Writes the norms of the values that {@link qkvRopeAppend} appended. */
+  valueNorms(args: ValueNorms<T, M>): void;
   /**
    * Decode attention over voted slots. Then, per KV head: updates scores,
    * and where the head is over budget picks a victim and merges or drops it.
@@ -495,7 +512,10 @@ export interface Kernels<T = DeviceBuffer, M = DeviceMatrix> {
   prefillAttend(args: PrefillAttend<T>): void;
   /** Adds the observed rows of a chunk to the scores of slots and staged rows. */
   observe(args: Compress<T>): void;
-  /** Moves staged rows into the slots, merging or dropping down to the budget. */
+  /**
+   * Moves staged rows into the slots, merging or dropping down to the budget,
+   * which adaptive heads are given first.
+   */
   compress(args: Compress<T>): void;
   /** `hidden += input · weightᵀ + bias`. */
   projectAdd(args: ProjectAdd<T, M>): void;

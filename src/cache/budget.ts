@@ -6,6 +6,7 @@
 import type { ModelSizes } from "../backends/backend.ts";
 import type { Policy } from "../policies/parts.ts";
 import { cacheBytes } from "./layout.ts";
+import { roundToTotal, shareSlots } from "./share_slots.ts";
 
 /** What one KV head of one layer may hold. */
 export interface HeadBudget {
@@ -47,7 +48,34 @@ export function resolveBudget(
     typeof policy.budget === "object" && "bytes" in policy.budget
   ) return largestFitting(policy, policy.budget.bytes, options);
   return spread(policy, meanSlots(policy, options), layers)
-    .map((budget) => Array.from({ length: sizes.kvHeads }, () => budget));
+    .map((budget, layer) => spreadHeads(policy, budget, { layer, sizes }));
+}
+
+/** Budgets of the heads of a layer, which hold `mean` on average. */
+function spreadHeads(
+  { allocate: { heads: allocation }, select, merge }: Policy,
+  mean: HeadBudget,
+  { layer, sizes: { kvHeads } }: { layer: number; sizes: ModelSizes },
+): HeadBudget[] {
+  // Adaptive heads begin alike: the first chunk of a text decides.
+  if (allocation.kind !== "shares") {
+    return Array.from({ length: kvHeads }, () => mean);
+  }
+  const shares = allocation.shares[layer] ?? [];
+  if (shares.length !== kvHeads) {
+    throw new RangeError(
+      `Cannot spread the budget of layer ${layer} over its heads: allocate.heads.shares has ${shares.length} for it: expected ${kvHeads}`,
+    );
+  }
+  const protectedSlots = select.sinks + mean.recent;
+  return shareSlots(mean.slots * kvHeads, {
+    shares,
+    minimum: merge.kind === "never" ? 1 : protectedSlots + 1,
+  }).map((slots) => ({
+    ...mean,
+    slots,
+    capacity: slots + mean.capacity - mean.slots,
+  }));
 }
 
 /** Slots per head, averaged over the layers. */
@@ -82,19 +110,25 @@ function spread(policy: Policy, mean: number, layers: number): HeadBudget[] {
   const share = ratio ?? 0;
   // The recent window is the same everywhere; the rest follows the allocation.
   const rest = Array.from({ length: layers }, (_, layer) => {
-    if (allocation.kind === "uniform") return 1;
+    // Shares are of all slots, not of those beside the recent window.
+    if (allocation.kind !== "cosine") return 1;
     const falling = (Math.cos(Math.PI * layer / layers) + 1) / 2;
     return (1 - share) * (allocation.floor + (1 - allocation.floor) * falling) +
       share;
   });
   const total = mean * layers;
   const sum = rest.reduce((a, b) => a + b, 0);
-  const slots = roundToTotal(rest.map((r) => r / sum * total), total);
   const recent = "slots" in select.recent ? select.recent.slots : Math.max(
     1,
     Math.round(select.recent.ratio / sum * total) -
       (select.recent.countsSinks ? select.sinks : 0),
   );
+  const slots = allocation.kind === "shares"
+    ? shareSlots(total, {
+      shares: layerShares(allocation.shares, layers),
+      minimum: merge.kind === "never" ? 1 : select.sinks + recent + 1,
+    })
+    : roundToTotal(rest.map((r) => r / sum * total), total);
   return slots.map((slots, layer) => {
     if (merge.kind === "never") return { slots, recent: 0, capacity: slots };
     if (slots < select.sinks + recent + 1) {
@@ -108,18 +142,11 @@ function spread(policy: Policy, mean: number, layers: number): HeadBudget[] {
   });
 }
 
-/** Rounds to whole numbers that add up to `total`: largest remainders go up. */
-function roundToTotal(values: readonly number[], total: number): number[] {
-  const floors = values.map(Math.floor);
-  let left = total - floors.reduce((a, b) => a + b, 0);
-  const byRemainder = values
-    .map((value, i) => ({ i, remainder: value - Math.floor(value) }))
-    .sort((a, b) => b.remainder - a.remainder || a.i - b.i);
-  for (const { i } of byRemainder) {
-    if (left-- <= 0) break;
-    floors[i]!++;
-  }
-  return floors;
+function layerShares(shares: readonly number[], layers: number): typeof shares {
+  if (shares.length === layers) return shares;
+  throw new RangeError(
+    `Cannot spread the budget over ${layers} layers: allocate.layers.shares has ${shares.length}: expected ${layers}`,
+  );
 }
 
 /** The largest mean budget whose whole cache takes at most `bytes`. */

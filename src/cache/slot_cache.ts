@@ -13,6 +13,7 @@ import {
   type Slots,
 } from "../backends/backend.ts";
 import type { Policy } from "../policies/parts.ts";
+import { largestCapacity } from "./adaptive_heads.ts";
 import {
   type BudgetOptions,
   type HeadBudget,
@@ -44,7 +45,7 @@ export interface CacheStats {
 export class SlotCache implements Disposable {
   /** The layers, as kernels take them. */
   readonly layers: readonly CacheLayer<DeviceBuffer>[];
-  /** `(layers, kvHeads)` budgets. */
+  /** `(layers, kvHeads)` budgets while the cache is empty. */
   readonly budgets: readonly (readonly HeadBudget[])[];
   readonly #backend: Backend;
   readonly #sequences: number;
@@ -87,7 +88,7 @@ export class SlotCache implements Disposable {
         layer,
         sequences,
         lanes,
-        maxCapacity: Math.max(...heads.map(({ capacity }) => capacity)),
+        maxCapacity: largestCapacity(heads, policy, stageRows),
         slots: slots(`layer ${layer}`, layerSlots(heads, sequences)),
         stage,
         stageRows,

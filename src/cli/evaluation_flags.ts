@@ -141,6 +141,11 @@ export const sizeFlags = {
     from: 1,
     to: 4096,
   }),
+  batch: whole("N", {
+    help: "Windows that are scored together (default: 4)",
+    from: 1,
+    to: 256,
+  }),
 } as const;
 
 /**
@@ -160,6 +165,7 @@ export async function planOf(
     budgets: values.budget ?? ["50%", "20%", "10%"],
     settings: values.setting,
     chunk: values.chunk,
+    batch: values.batch,
     seeds: values.seed,
     half: values.half,
     tasks: (values.tasks ?? ["perplexity"]).map((task) => taskOf(task, values)),

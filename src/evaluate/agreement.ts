@@ -46,31 +46,38 @@ export function logitDivergence(p: Float32Array, q: Float32Array): number {
 }
 
 /**
- * Compares rows of logits, both for the same tokens. The rows of the full
- * cache are kept by the caller, because every policy is compared with them;
- * those of the policy are used as they come.
+ * Compares rows of logits of texts that were read together. The rows of the
+ * full cache are kept by the caller, because every policy is compared with
+ * them; those of the policy are used as they come.
  *
- * @param full Logits `(vocabulary)` under the full cache, one per token.
- * @param other Logits under another cache, in the same order.
+ * @param full `(texts, tokens)` logits `(vocabulary)` under the full cache.
+ * @param other For each token the logits of all texts under another cache.
+ * @returns The agreement of each text.
  * @throws {RangeError} If `other` has more or fewer rows.
  */
 export async function compareLogits(
-  full: readonly Float32Array[],
-  other: AsyncIterable<Float32Array>,
-): Promise<Agreement> {
+  full: readonly (readonly Float32Array[])[],
+  other: AsyncIterable<readonly Float32Array[]>,
+): Promise<Agreement[]> {
+  const sums = full.map(() => ({ same: 0, divergence: 0 }));
+  const expected = full[0]?.length ?? 0;
   let tokens = 0;
-  let same = 0;
-  let divergence = 0;
-  for await (const row of other) {
-    const reference = full[tokens++];
-    if (reference === undefined) break;
-    if (argmax(reference) === argmax(row)) same++;
-    divergence += logitDivergence(reference, row);
+  for await (const rows of other) {
+    if (tokens++ >= expected) break;
+    rows.forEach((row, text) => {
+      const reference = full[text]![tokens - 1]!;
+      if (argmax(reference) === argmax(row)) sums[text]!.same++;
+      sums[text]!.divergence += logitDivergence(reference, row);
+    });
   }
-  if (tokens !== full.length || tokens === 0) {
+  if (tokens !== expected || tokens === 0) {
     throw new RangeError(
-      `Cannot compare ${full.length} rows of logits with ${tokens}: expected as many, and at least one`,
+      `Cannot compare ${expected} rows of logits with ${tokens}: expected as many, and at least one`,
     );
   }
-  return { tokens, sameTop: same / tokens, divergence: divergence / tokens };
+  return sums.map(({ same, divergence }) => ({
+    tokens,
+    sameTop: same / tokens,
+    divergence: divergence / tokens,
+  }));
 }

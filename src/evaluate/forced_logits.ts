@@ -1,54 +1,52 @@
 /**
- * Logits along a given text, under a compressed cache.
+ * Logits along given texts, under a compressed cache.
  *
  * @module
  */
+import { createBreather, readPrompt } from "../generate/read_prompt.ts";
 import type { Policy } from "../policies/parts.ts";
 import { type EvaluationModel, GREEDY, openEngine } from "./model.ts";
+import type { ForcedWindows } from "./perplexity.ts";
 import { TappedBackend } from "./tapped_backend.ts";
 
-/** What {@linkcode forcedLogits} reads. */
-export interface ForcedLogitsOptions {
-  /** Ids that are read first, at least one. */
-  readonly prompt: readonly number[];
-  /** Ids that are forced after them, at least one. */
-  readonly continuation: readonly number[];
-  /** Stops with the signal's reason. */
-  readonly signal?: AbortSignal | undefined;
-}
-
 /**
- * Reads the prompt in chunks of the policy's schedule, then the continuation
- * token by token as if it had been generated.
+ * Reads the prompts in chunks of the policy's schedule, one after the other,
+ * then the continuations token by token, all together, as if they had been
+ * generated. All continuations have the same length.
  *
- * @returns For each id of the continuation the logits `(vocabulary)` that it
- * would have been drawn from.
+ * @returns For each token the logits `(windows)` rows `(vocabulary)` that the
+ * tokens of the continuations would have been drawn from.
  */
 export async function* forcedLogits(
   model: EvaluationModel,
   policy: Policy,
-  { prompt, continuation, signal }: ForcedLogitsOptions,
-): AsyncGenerator<Float32Array, void, undefined> {
+  { windows, signal }: ForcedWindows,
+): AsyncGenerator<Float32Array[], void, undefined> {
   await using tap = new TappedBackend(model.backend, { queries: false });
-  using engine = await openEngine(model, policy, { backend: tap });
+  const sequences = windows.length;
+  using engine = await openEngine(model, policy, { backend: tap, sequences });
   const { vocabulary } = model.config.sizes;
   const { chunk } = policy.schedule;
-  engine.start(GREEDY, continuation.length);
-  for (let at = 0; at < prompt.length; at += chunk) {
-    const last = at + chunk >= prompt.length;
-    if (last) engine.force(continuation.slice(0, 1), { first: 0 });
-    engine.prefill(prompt.slice(at, at + chunk), {
-      then: last ? "sample" : "nothing",
-    });
-    // Chunks are enqueued as fast as they are cut; wait for each one.
-    await engine.done();
-    signal?.throwIfAborted();
+  const breathe = createBreather();
+  const first: Float32Array[] = [];
+  for (const [sequence, { prompt, continuation }] of windows.entries()) {
+    engine.start(GREEDY, continuation.length, sequence);
+    engine.force(continuation.slice(0, 1), { first: 0, sequence });
+    await readPrompt(engine, prompt, { chunk, sequence, signal, breathe });
+    // A prompt leaves its logits in the first row, whatever its sequence.
+    first.push(await tap.readLabelled("logits", vocabulary));
   }
-  yield await tap.readLabelled("logits", vocabulary);
-  for (let i = 1; i < continuation.length; i++) {
+  yield first;
+  for (let i = 1; i < windows[0]!.continuation.length; i++) {
     signal?.throwIfAborted();
-    engine.force(continuation.slice(i, i + 1), { first: i });
+    windows.forEach(({ continuation }, sequence) =>
+      engine.force(continuation.slice(i, i + 1), { first: i, sequence })
+    );
     engine.decode(1);
-    yield await tap.readLabelled("logits", vocabulary);
+    const logits = await tap.readLabelled("logits", sequences * vocabulary);
+    yield windows.map((_, sequence) =>
+      logits.subarray(sequence * vocabulary, (sequence + 1) * vocabulary)
+    );
+    await breathe();
   }
 }

@@ -5,6 +5,8 @@
  */
 import {
   type Backend,
+  type CacheLayer,
+  type DeviceBuffer,
   HeadWord,
   type ModelSizes,
   SlotField,
@@ -17,6 +19,8 @@ export interface LiveSlot {
   readonly position: number;
   /** Tokens that it stands for. */
   readonly tokens: number;
+  /** Sum of the attention weights that it received, where they are kept. */
+  readonly attention: number;
   /** `(lanes)` ln of its votes. */
   readonly bias: readonly number[];
   /** `(headDim)`, rotated. */
@@ -59,54 +63,73 @@ export interface CacheOwner {
   readonly config: { readonly sizes: ModelSizes };
 }
 
-/** Reads the heads of the first sequence, `(layers, kvHeads)`. */
+/** Reads the heads of each sequence, `(sequences, layers, kvHeads)`. */
 export async function readHeads(
   cache: SlotCache,
+  owner: CacheOwner,
+): Promise<CacheHead[][][]> {
+  const layers = await Promise.all(
+    cache.layers.map((layer) => readLayer(layer, owner)),
+  );
+  const { sequences } = cache.layers[0]!;
+  return Array.from(
+    { length: sequences },
+    (_, sequence) => layers.map((heads) => heads[sequence]!),
+  );
+}
+
+/** Reads the heads of a layer, `(sequences, kvHeads)`. */
+async function readLayer(
+  layer: CacheLayer<DeviceBuffer>,
   { backend, config: { sizes } }: CacheOwner,
 ): Promise<CacheHead[][]> {
   const { kvHeads, headDim } = sizes;
-  return await Promise.all(cache.layers.map(async (layer) => {
-    const { slots, lanes, sequences } = layer;
-    const [table, side, keys, values] = await Promise.all(
-      [layer.table, slots.side, slots.keys, slots.values].map((buffer) =>
-        backend.read(buffer)
-      ),
-    );
-    return Array.from({ length: kvHeads }, (_, kvHead) => {
-      const row = (layer.layer * sequences * kvHeads + kvHead) * HeadWord.count;
-      const word = (name: Exclude<keyof typeof HeadWord, "count">) =>
-        table!.u32[row + HeadWord[name]]!;
-      const live: LiveSlot[] = [];
-      for (let i = 0; i < word("capacity"); i++) {
-        const index = word("offset") + i;
-        const field = (f: number) => f * slots.total + index;
-        const tokens = side!.u32[field(SlotField.tokens)]!;
-        if (tokens === 0) continue;
-        const vector = (data: Float32Array) =>
-          data.subarray(index * headDim, (index + 1) * headDim);
-        live.push({
-          position: side!.u32[field(SlotField.position)]!,
-          tokens,
-          bias: Array.from(
-            { length: lanes },
-            (_, lane) => side!.f32[field(SlotField.bias + lane)]!,
-          ),
-          key: vector(keys!.f32),
-          value: vector(values!.f32),
-        });
-      }
-      return {
-        counters: {
-          live: word("live"),
-          budget: word("budget"),
-          merged: word("merged"),
-          dropped: word("dropped"),
-          droppedTokens: word("droppedTokens"),
-          guarded: word("guarded"),
-          divergence: table!.f32[row + HeadWord.divergence]!,
-        },
-        slots: live.sort((a, b) => a.position - b.position),
-      };
-    });
-  }));
+  const { slots, lanes, sequences } = layer;
+  const [table, side, keys, values] = await Promise.all(
+    [layer.table, slots.side, slots.keys, slots.values].map((buffer) =>
+      backend.read(buffer)
+    ),
+  );
+  const readHead = (row: number): CacheHead => {
+    const word = (name: Exclude<keyof typeof HeadWord, "count">) =>
+      table!.u32[row * HeadWord.count + HeadWord[name]]!;
+    const live: LiveSlot[] = [];
+    for (let i = 0; i < word("capacity"); i++) {
+      const index = word("offset") + i;
+      const field = (f: number) => f * slots.total + index;
+      const tokens = side!.u32[field(SlotField.tokens)]!;
+      if (tokens === 0) continue;
+      const vector = (data: Float32Array) =>
+        data.subarray(index * headDim, (index + 1) * headDim);
+      live.push({
+        position: side!.u32[field(SlotField.position)]!,
+        tokens,
+        attention: side!.f32[field(SlotField.accumulated)]!,
+        bias: Array.from(
+          { length: lanes },
+          (_, lane) => side!.f32[field(SlotField.bias + lane)]!,
+        ),
+        key: vector(keys!.f32),
+        value: vector(values!.f32),
+      });
+    }
+    return {
+      counters: {
+        live: word("live"),
+        budget: word("budget"),
+        merged: word("merged"),
+        dropped: word("dropped"),
+        droppedTokens: word("droppedTokens"),
+        guarded: word("guarded"),
+        divergence: table!.f32[row * HeadWord.count + HeadWord.divergence]!,
+      },
+      slots: live.sort((a, b) => a.position - b.position),
+    };
+  };
+  return Array.from({ length: sequences }, (_, sequence) =>
+    Array.from(
+      { length: kvHeads },
+      (_, kvHead) =>
+        readHead((layer.layer * sequences + sequence) * kvHeads + kvHead),
+    ));
 }

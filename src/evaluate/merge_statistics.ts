@@ -4,7 +4,7 @@
  * @module
  */
 import type { SlotCache } from "../cache/slot_cache.ts";
-import { type CacheOwner, readHeads } from "./live_slots.ts";
+import { type CacheHead, type CacheOwner, readHeads } from "./live_slots.ts";
 
 /** What the heads of one layer did, summed over the heads. */
 export interface LayerMerges {
@@ -33,12 +33,16 @@ export interface MergeStatistics {
   readonly votes: readonly number[];
 }
 
-/** Reads what merging did to the first sequence of a cache. */
+/** Reads what merging did to each sequence of a cache. */
 export async function readMergeStatistics(
   cache: SlotCache,
   owner: CacheOwner,
-): Promise<MergeStatistics> {
-  const heads = await readHeads(cache, owner);
+): Promise<MergeStatistics[]> {
+  return (await readHeads(cache, owner)).map(sumUp);
+}
+
+/** Sums up the heads of a sequence, `(layers, kvHeads)`. */
+function sumUp(heads: readonly (readonly CacheHead[])[]): MergeStatistics {
   const layers = heads.map((layer) => {
     const sum = (counter: keyof LayerMerges) =>
       layer.reduce((total, { counters }) => total + counters[counter], 0);

@@ -46,7 +46,7 @@ export {
   loadDocuments,
   parseDocuments,
 } from "./documents.ts";
-export { forcedLogits, type ForcedLogitsOptions } from "./forced_logits.ts";
+export { forcedLogits } from "./forced_logits.ts";
 export { EvaluationFormatError } from "./format_error.ts";
 export type { LiveSlot } from "./live_slots.ts";
 export {
@@ -63,9 +63,10 @@ export {
   type TextCodec,
 } from "./model.ts";
 export {
+  type ForcedWindow,
+  type ForcedWindows,
   meanLoss,
-  scoreWindow,
-  type ScoreWindowOptions,
+  scoreWindows,
   type WindowScore,
 } from "./perplexity.ts";
 export {
@@ -89,6 +90,8 @@ export {
   type ThroughputTask,
 } from "./plan.ts";
 export { fillerLines } from "./haystack.ts";
+export { measureProfile, type ProfileOptions } from "./profile.ts";
+export type { AttentionProfile } from "../policies/allocations/attention_profile.ts";
 export {
   type Measurement,
   type MeasurementKind,

@@ -96,10 +96,14 @@ export async function openEvaluationModel(
 export async function openEngine(
   model: EvaluationModel,
   policy: Policy,
-  { backend = model.backend }: { backend?: Backend } = {},
+  { backend = model.backend, sequences = 1 }: {
+    backend?: Backend;
+    sequences?: number;
+  } = {},
 ): Promise<Engine> {
   const weights = await model.weights();
-  return new Engine({ backend, config: model.config, weights, policy });
+  const { config } = model;
+  return new Engine({ backend, config, weights, policy, sequences });
 }
 
 /** Sampling options of greedy decoding. */

@@ -19,37 +19,44 @@ export interface WindowScore {
   readonly merges: MergeStatistics;
 }
 
-/** What {@linkcode scoreWindow} reads. */
-export interface ScoreWindowOptions {
-  /** Ids that are read first. */
+/** A text of {@linkcode scoreWindows}. */
+export interface ForcedWindow {
+  /** Ids that are read first, at least one. */
   readonly prompt: readonly number[];
-  /** Ids that are scored. */
+  /** Ids that are forced after them, at least one. */
   readonly continuation: readonly number[];
+}
+
+/** What {@linkcode scoreWindows} reads. */
+export interface ForcedWindows {
+  /** Texts that are decoded together, each in a sequence of its own. */
+  readonly windows: readonly ForcedWindow[];
   /** Stops with the signal's reason. */
   readonly signal?: AbortSignal | undefined;
 }
 
 /**
- * Scores the continuation of a window token by token: the cache is compressed
- * as its policy says while the prompt is read, and at every step after it.
+ * Scores the continuations of windows token by token: the cache is compressed
+ * as its policy says while a prompt is read, and at every step after it.
+ * Windows together give the same scores as each alone.
  */
-export async function scoreWindow(
+export async function scoreWindows(
   model: EvaluationModel,
   policy: Policy,
-  { prompt, continuation, signal }: ScoreWindowOptions,
-): Promise<WindowScore> {
-  using engine = await openEngine(model, policy);
-  const scores = await scoreTokens(engine, {
-    prompt,
-    continuation,
+  { windows, signal }: ForcedWindows,
+): Promise<WindowScore[]> {
+  const sequences = windows.length;
+  using engine = await openEngine(model, policy, { sequences });
+  const scores = await scoreTokens(engine, windows, {
     chunk: policy.schedule.chunk,
     stepsPerRead: model.backend.stepsPerRead,
     signal,
   });
-  return {
-    losses: scores.map((score) => -score),
-    merges: await readMergeStatistics(engine.cache, model),
-  };
+  const merges = await readMergeStatistics(engine.cache, model);
+  return scores.map((logprobs, i) => ({
+    losses: logprobs.map((logprob) => -logprob),
+    merges: merges[i]!,
+  }));
 }
 
 /** Mean of losses in nats per token; its exponential is the perplexity. */

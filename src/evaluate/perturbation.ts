@@ -60,9 +60,9 @@ export async function probeAttention(
   using engine = await openEngine(model, policy, { backend: tap });
   engine.prefill(prompt, { then: "nothing" });
   engine.prefill(continuation, { then: "nothing" });
-  const full = await readHeads(engine.cache, model);
+  const [full] = await readHeads(engine.cache, model);
   const layers: LayerProbe[] = [];
-  for (const [layer, cache] of full.entries()) {
+  for (const [layer, cache] of full!.entries()) {
     const rows = await tap.readQueries(
       layer,
       continuation.length * heads * headDim,
@@ -97,7 +97,7 @@ export async function measurePerturbation(
     engine.prefill(prompt.slice(at, at + chunk), { then: "nothing" });
     await engine.done();
   }
-  const compressed = await readHeads(engine.cache, model);
+  const [compressed] = await readHeads(engine.cache, model);
   const probes = layers[0]!.queries.length;
   using projection = new OutputProjection(model.backend, {
     weights: await model.weights(),
@@ -107,7 +107,7 @@ export async function measurePerturbation(
   const absolute: number[][] = [];
   const relative: number[][] = [];
   for (const [index, layer] of layers.entries()) {
-    const slots = compressed[index]!.map((head: CacheHead) => head.slots);
+    const slots = compressed![index]!.map((head: CacheHead) => head.slots);
     const outputs = readAll(layer, slots, {
       model,
       policy,

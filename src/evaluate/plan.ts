@@ -107,6 +107,11 @@ export interface EvaluationPlan {
   readonly chunk: number;
   /** Seeds of windows and retrieval tasks. */
   readonly seeds: readonly number[];
+  /**
+   * Windows that are scored together, each in a sequence of its own. Results
+   * are those of each alone; a GPU is kept busier.
+   */
+  readonly batch: number;
   /** Documents to use. */
   readonly half: Half | "all";
   /** What to measure. */
@@ -201,6 +206,7 @@ const PlanSchema = v.strictObject({
   ]),
   chunk: v.optional(whole(1, 4096), 64),
   seeds: v.optional(list(whole(0)), [1]),
+  batch: v.optional(whole(1, 256), 4),
   half: v.optional(oneOf(["tune", "report", "all"]), "report"),
   tasks: list(TaskSchema),
 }, "a known field");

@@ -8,13 +8,13 @@ import { fullCache } from "../policies/full_cache.ts";
 import { validatePolicy } from "../policies/validate_policy.ts";
 import type { Policy } from "../policies/parts.ts";
 import { type EvaluationDocument, halfOf } from "./documents.ts";
-import type { EvaluationItem } from "./evaluation_item.ts";
-import { createItems } from "./items.ts";
 import { fullCacheBytes, measureMemory } from "./memory.ts";
 import type { EvaluationModel } from "./model.ts";
 import { budgetLabel, budgetSlots, type EvaluationPlan } from "./plan.ts";
 import { RESULT_VERSION, type ResultRow, type ResultStore } from "./results.ts";
 import { type Setting, withSetting } from "./settings.ts";
+import type { TextGroup } from "./text_group.ts";
+import { createGroups } from "./text_groups.ts";
 
 /** How far a run is. */
 export interface RunProgress {
@@ -44,10 +44,11 @@ export interface RunOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** A policy with budget and schedule, on one text. */
+/** A policy with budget and schedule, on the texts of a group. */
 interface Cell {
-  readonly key: string;
-  readonly item: EvaluationItem;
+  /** One for each text. */
+  readonly keys: readonly string[];
+  readonly group: TextGroup;
   readonly policy: Policy;
   readonly labels: Pick<ResultRow, "policy" | "budget" | "setting">;
 }
@@ -55,8 +56,8 @@ interface Cell {
 /**
  * Runs what is left of a plan.
  *
- * Texts are the outer loop, so that what the full cache says of one is
- * computed once, for all policies.
+ * Groups of texts are the outer loop, so that what the full cache says of
+ * them is computed once, for all policies.
  *
  * @returns The results of the plan, in its order.
  * @throws {RangeError} If a budget does not suit a policy, or the documents
@@ -66,73 +67,87 @@ export async function runPlan(options: RunOptions): Promise<ResultRow[]> {
   const { model, results, onProgress, signal } = options;
   const cells = await createCells(options);
   const known = new Map(results.rows.map((row) => [row.key, row]));
-  const skipped = cells.filter(({ key }) => known.has(key)).length;
-  const total = cells.length;
+  const keys = cells.flatMap(({ keys }) => keys);
+  const skipped = keys.filter((key) => known.has(key)).length;
+  const total = keys.length;
   const rows: ResultRow[] = [];
   let done = skipped;
-  for (const [index, { key, item, policy, labels }] of cells.entries()) {
+  for (const [index, { keys, group, policy, labels }] of cells.entries()) {
     signal?.throwIfAborted();
-    let row = known.get(key);
-    if (row === undefined) {
-      const label = [item.task, ...Object.values(labels)].join(", ");
-      onProgress?.({ done: done++, total, skipped, label });
-      row = {
+    const wanted = [...keys.keys()].filter((text) => !known.has(keys[text]!));
+    if (wanted.length > 0) {
+      const label = [group.task, ...Object.values(labels)].join(", ");
+      onProgress?.({ done, total, skipped, label });
+      const shared = {
         version: RESULT_VERSION,
-        key,
-        task: item.task,
+        task: group.task,
         model: model.name,
         backend: model.backend.name,
         ...labels,
         memory: {
           ...measureMemory(model, policy),
-          fullBytes: fullCacheBytes(model, item.totalTokens),
+          fullBytes: fullCacheBytes(model, group.totalTokens),
         },
-        ...await item.measure(policy, signal),
       };
-      await results.append(row);
-      known.set(key, row);
+      const measured = await group.measure(policy, wanted, signal);
+      for (const [i, text] of wanted.entries()) {
+        const row = { ...shared, key: keys[text]!, ...measured[i]! };
+        await results.append(row);
+        known.set(row.key, row);
+        done++;
+      }
     }
     // What was measured may have had another name then.
-    rows.push({ ...row, ...labels, task: item.task });
-    if (cells[index + 1]?.item !== item) item.release();
+    rows.push(
+      ...keys.map((key) => ({
+        ...known.get(key)!,
+        ...labels,
+        task: group.task,
+      })),
+    );
+    if (cells[index + 1]?.group !== group) group.release();
   }
   onProgress?.({ done: total, total, skipped, label: "" });
   return rows;
 }
 
-/** Every policy, budget and setting on every text, the full cache first. */
+/** Every policy, budget and setting on every group, the full cache first. */
 async function createCells(
   { model, documents, plan }: RunOptions,
 ): Promise<Cell[]> {
-  const { half, seeds } = plan;
+  const { half, seeds, batch } = plan;
   const used = half === "all"
     ? documents
     : documents.filter((document) => halfOf(document) === half);
-  const source = { model, documents: used, seeds };
+  const source = { model, documents: used, seeds, batch };
   const cells: Cell[] = [];
-  for (const item of plan.tasks.flatMap((task) => createItems(task, source))) {
+  for (
+    const group of plan.tasks.flatMap((task) => createGroups(task, source))
+  ) {
     const add = async (
       policy: Policy,
       setting: Setting,
       labels: Cell["labels"],
     ) => {
       const own = withSetting(policy, setting, {
-        promptLength: item.longestPart,
+        promptLength: group.longestPart,
         chunk: plan.chunk,
       });
       checkBudget(model, own);
-      const key = await hash({
-        version: RESULT_VERSION,
-        model: model.name,
-        config: model.config,
-        backend: model.backend.name,
-        identity: item.identity,
-        policy: own,
-      });
-      cells.push({ key, item, policy: own, labels });
+      const keys = await Promise.all(group.identities.map((identity) =>
+        hash({
+          version: RESULT_VERSION,
+          model: model.name,
+          config: model.config,
+          backend: model.backend.name,
+          identity,
+          policy: own,
+        })
+      ));
+      cells.push({ keys, group, policy: own, labels });
     };
-    if (item.measuresFull) {
-      await add(fullCache({ budget: item.totalTokens }), "whole", {
+    if (group.measuresFull) {
+      await add(fullCache({ budget: group.totalTokens }), "whole", {
         policy: "full",
         budget: "full",
         setting: "either",
@@ -141,7 +156,7 @@ async function createCells(
     for (const setting of plan.settings) {
       for (const { label, create } of plan.policies) {
         for (const budget of plan.budgets) {
-          await add(create(budgetSlots(budget, item.promptTokens)), setting, {
+          await add(create(budgetSlots(budget, group.promptTokens)), setting, {
             policy: label,
             budget: budgetLabel(budget),
             setting,

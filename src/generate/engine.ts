@@ -109,6 +109,11 @@ export class Engine implements Disposable {
     return this.#buffers.byteLength;
   }
 
+  /** Sequences that are decoded together. */
+  get sequences(): number {
+    return this.#options.sequences;
+  }
+
   /** Tokens of `sequence` that are in the cache or were merged or dropped. */
   position(sequence = 0): number {
     return this.#positions[sequence]!;

@@ -1,55 +1,88 @@
 /**
- * Teacher forcing: how likely a given text is under a compressed cache.
+ * Teacher forcing: how likely given texts are under a compressed cache.
  *
  * @module
  */
 import type { Engine } from "./engine.ts";
-import { OUTPUT_RING } from "./working_buffers.ts";
-import { sampleTokens } from "./token_loop.ts";
+import { createBreather, quiet, readPrompt } from "./read_prompt.ts";
+import { checkFinite } from "./token_loop.ts";
 
-/** What {@link scoreTokens} reads. */
-export interface ScoreTokensOptions {
+/** A text of {@link scoreTokens}. */
+export interface ScoredText {
   /** Ids that are read first, at least one. */
   readonly prompt: readonly number[];
   /** Ids that are scored, at least one. */
   readonly continuation: readonly number[];
+}
+
+/** Options of {@link scoreTokens}. */
+export interface ScoreTokensOptions {
   /** Prompt ids per chunk. */
   readonly chunk: number;
-  /** Decode steps per batch. */
+  /** Decode steps per batch, at most half of `OUTPUT_RING`. */
   readonly stepsPerRead: number;
   /** Stops with the signal's reason. */
   readonly signal?: AbortSignal | undefined;
 }
 
 /**
- * Reads the prompt chunk by chunk, then the continuation token by token as if
- * it had been generated: the cache is compressed at every step.
+ * Reads each prompt chunk by chunk, one after the other, then the
+ * continuations token by token, all together, as if they had been generated:
+ * the cache is compressed at every step.
  *
- * @returns `(continuation)` natural-log probabilities, each given all before.
+ * @param texts One for each sequence of the engine.
+ * @returns For each text `(continuation)` natural-log probabilities, each
+ * given all before. They are those of the text alone.
+ * @throws {RangeError} If there are more or fewer texts than sequences.
+ * @throws {Error} If the model gives no probabilities.
  */
 export async function scoreTokens(
   engine: Engine,
-  { prompt, continuation, chunk, stepsPerRead, signal }: ScoreTokensOptions,
-): Promise<Float32Array> {
-  const limit = continuation.length;
-  engine.start(GREEDY, limit);
-  // The loop runs two batches and the token at hand ahead of what it returns.
-  const ahead = OUTPUT_RING;
-  engine.force(continuation.slice(0, ahead), { first: 0 });
-  const scores = new Float32Array(limit);
-  let read = 0;
-  const sampled = sampleTokens(engine, prompt, {
-    chunk,
-    stepsPerRead,
-    limit,
-    stopIds: [],
-    signal,
-  });
-  for await (const { logprob } of sampled) {
-    scores[read++] = logprob;
-    const next = continuation.slice(read + ahead - 1, read + ahead);
-    if (next.length > 0) engine.force(next, { first: read + ahead - 1 });
+  texts: readonly ScoredText[],
+  { chunk, stepsPerRead, signal }: ScoreTokensOptions,
+): Promise<Float32Array[]> {
+  if (texts.length !== engine.sequences) {
+    throw new RangeError(
+      `Cannot score ${texts.length} texts: expected as many as the engine has sequences, ${engine.sequences}`,
+    );
   }
+  const breathe = createBreather();
+  for (const [sequence, { prompt, continuation }] of texts.entries()) {
+    engine.start(GREEDY, continuation.length, sequence);
+    engine.force(continuation.slice(0, 1), { first: 0, sequence });
+    await readPrompt(engine, prompt, { chunk, sequence, signal, breathe });
+  }
+  const scores = texts.map(({ continuation }) =>
+    new Float32Array(continuation.length)
+  );
+  /** Scores from `first`; texts that have ended give none. */
+  const readScores = (first: number, steps: number) =>
+    quiet(Promise.all(texts.map(async ({ continuation }, sequence) => {
+      const count = Math.min(steps, continuation.length - first);
+      if (count <= 0) return;
+      const ids = await engine.readOutputs(first, count, sequence);
+      ids.forEach((id, i) => {
+        checkFinite(id, first + i);
+        scores[sequence]![first + i] = id.logprob;
+      });
+    })));
+  let pending = readScores(0, 1);
+  const longest = Math.max(...scores.map(({ length }) => length));
+  for (let first = 1; first < longest; first += stepsPerRead) {
+    signal?.throwIfAborted();
+    const steps = Math.min(stepsPerRead, longest - first);
+    texts.forEach(({ continuation }, sequence) => {
+      const ids = continuation.slice(first, first + steps);
+      if (ids.length > 0) engine.force(ids, { first, sequence });
+    });
+    engine.decode(steps);
+    const before = pending;
+    pending = readScores(first, steps);
+    // The device works on this batch while the one before it is read.
+    await before;
+    await breathe();
+  }
+  await pending;
   return scores;
 }
 

@@ -8,9 +8,7 @@
  * @module
  */
 import type { Engine, SampledId } from "./engine.ts";
-
-/** Prompt chunks that may be enqueued while an earlier one is worked on. */
-const CHUNKS_AHEAD = 2;
+import { createBreather, quiet, readPrompt } from "./read_prompt.ts";
 
 /** Options of {@link sampleTokens}. */
 export interface TokenLoopOptions {
@@ -42,9 +40,9 @@ export async function* sampleTokens(
   prompt: readonly number[],
   options: TokenLoopOptions,
 ): AsyncGenerator<SampledId, void, undefined> {
-  const { limit, stepsPerRead, stopIds, signal } = options;
+  const { chunk, limit, stepsPerRead, stopIds, signal, onPrefill } = options;
   const breathe = createBreather();
-  await feed(engine, prompt, { ...options, breathe });
+  await readPrompt(engine, prompt, { chunk, signal, onPrefill, breathe });
   const start = engine.position();
   const batchesAhead = stepsPerRead > 1 ? 2 : 1;
   const pending = [quiet(engine.readOutputs(0, 1))];
@@ -60,11 +58,7 @@ export async function* sampleTokens(
       }
       for (const output of await pending[0]!) {
         signal?.throwIfAborted();
-        if (Number.isNaN(output.logprob)) {
-          throw new Error(
-            `Cannot sample id ${read}: the logits are not finite: check the weights`,
-          );
-        }
+        checkFinite(output, read);
         read++;
         const ended = stopIds.includes(output.id) || read === limit;
         // Only the loop knows where the device stopped: the last id was
@@ -81,48 +75,15 @@ export async function* sampleTokens(
   }
 }
 
-/** Enqueues the prompt chunk by chunk, a few chunks ahead of the device. */
-async function feed(
-  engine: Engine,
-  prompt: readonly number[],
-  { chunk, signal, onPrefill, breathe }: TokenLoopOptions & {
-    breathe: () => Promise<void>;
-  },
-): Promise<void> {
-  const pending: Promise<void>[] = [];
-  for (let at = 0; at < prompt.length; at += chunk) {
-    signal?.throwIfAborted();
-    const ids = prompt.slice(at, at + chunk);
-    const done = at + ids.length;
-    engine.prefill(ids, {
-      then: done === prompt.length ? "sample" : "nothing",
-    });
-    pending.push(quiet(engine.done()));
-    if (pending.length > CHUNKS_AHEAD) await pending.shift();
-    onPrefill?.(done, prompt.length);
-    await breathe();
-  }
-}
-
 /**
- * Keeps a promise from being reported as unhandled: whoever awaits it gets the
- * error, but nobody may be there if the consumer leaves first.
+ * Checks that an id was drawn from probabilities.
+ *
+ * @param index Ids sampled before it.
+ * @throws {Error} If its probability is not a number.
  */
-function quiet<T>(promise: Promise<T>): Promise<T> {
-  promise.catch(() => {});
-  return promise;
-}
-
-/**
- * Returns a function that lets timers and signals run now and then: work on
- * the CPU backend is done before its promise is made, so awaiting that alone
- * would never return to the event loop.
- */
-function createBreather(): () => Promise<void> {
-  let last = performance.now();
-  return async () => {
-    if (performance.now() - last < 10) return;
-    await new Promise((resolve) => setTimeout(resolve, 0));
-    last = performance.now();
-  };
+export function checkFinite({ logprob }: SampledId, index: number): void {
+  if (!Number.isNaN(logprob)) return;
+  throw new Error(
+    `Cannot sample id ${index}: the logits are not finite: check the weights`,
+  );
 }

@@ -73,6 +73,15 @@ export function forward(kernels: Kernels, pass: ForwardPass): void {
       step,
       sizes,
     });
+    if (policy.values.kind === "norm") {
+      const { of } = policy.values;
+      kernels.valueNorms({
+        ...(of === "projected" && { weight: layer.output }),
+        cache,
+        step,
+        sizes,
+      });
+    }
     const attend = { queries, ...sinks, cache, step, sizes, policy };
     if (step.kind === "decode") {
       kernels.mergeAttend({ output: attention, ...attend });

@@ -44,7 +44,7 @@ export interface PolicyParts extends
 
 /**
  * Composes a policy from parts. What is left out is plain: every row of
- * attention is observed, each head has the same budget, 4 sinks and a fifth of
+ * attention is observed, scores alone rank slots, each head has the same budget, 4 sinks and a fifth of
  * the budget as recent window are kept, keys and values are halves, and a
  * prompt is compressed every 256 tokens.
  *
@@ -72,6 +72,7 @@ export interface PolicyParts extends
 export function definePolicy(parts: PolicyParts): Policy {
   return {
     probe: { kind: "all" },
+    values: { kind: "ignored" },
     precision: { kind: "half" },
     ...parts,
     schedule: parts.schedule ?? { kind: "streaming", chunk: 256 },
@@ -84,6 +85,8 @@ export function definePolicy(parts: PolicyParts): Policy {
       sinks: 4,
       sinkPositions: "text",
       recent: { ratio: 0.2 },
+      pool: { kind: "none" },
+      scope: "head",
       ...parts.select,
     },
   };

@@ -39,6 +39,8 @@ export type Score =
   | { readonly kind: "accumulated" }
   /** Mean of the attention weights it received: the sum over its rows (WeightedKV). */
   | { readonly kind: "mean" }
+  /** The attention weight that it received from the newest row (TOVA). */
+  | { readonly kind: "last" }
   /**
    * Bias-corrected exponential moving average of its score (KeepKV, eq. 8):
    * `S ← alpha · S + (1 − alpha) · s`, `ŝ = S / (1 − alphaⁿ)`.
@@ -57,6 +59,31 @@ export type Score =
     readonly countVotes: boolean;
   };
 
+/** Whether the values of slots count beside their scores. */
+export type Values =
+  /** Scores alone rank slots. */
+  | { readonly kind: "ignored" }
+  /**
+   * A slot's score counts times the norm of its value, beside a part of the
+   * budget that goes by scores alone (CriticalKV). Of the slots that may be
+   * evicted, `b` of which fit, the `⌊first · b⌋` with the highest scores `A`
+   * stay whatever their values; of the others those with the lowest
+   * `(A + epsilon) · u` go.
+   */
+  | {
+    readonly kind: "norm";
+    /**
+     * What `u` is. `projected`: the mean over the query heads `h` of the group
+     * of `‖v · W_O[h]‖₁`, `W_O[h]` being the head's slice of the output
+     * projection. `plain`: `‖v‖₂`.
+     */
+    readonly of: "projected" | "plain";
+    /** Share of the budget that goes by scores alone, in `[0, 1]`. */
+    readonly first: number;
+    /** What a slot without any score counts as. */
+    readonly epsilon: number;
+  };
+
 /** How the budget is spread over layers and KV heads. */
 export interface Allocate {
   /** Slots of a layer, as a mean over its KV heads. */
@@ -73,13 +100,56 @@ export type LayerAllocation =
    * KeepKV's pyramid: the part beside the recent window falls from 1 to
    * `floor` along half a cosine from the first layer to the last.
    */
-  | { readonly kind: "cosine"; readonly floor: number };
+  | { readonly kind: "cosine"; readonly floor: number }
+  /**
+   * In proportion to `shares`, one positive number per layer, as a calibration
+   * gives them. No layer gets less than its sinks, its recent tokens and one
+   * slot more; what that takes comes from the others in proportion.
+   */
+  | { readonly kind: "shares"; readonly shares: readonly number[] };
 
 /** How the budget of a layer is spread over its KV heads. */
-export type HeadAllocation = /** The same for every KV head. */
-  { readonly kind: "uniform" };
+export type HeadAllocation =
+  /** The same for every KV head. */
+  | { readonly kind: "uniform" }
+  /**
+   * In proportion to `shares`, one positive number per layer and KV head, with
+   * the same least number of slots as for layers.
+   */
+  | {
+    readonly kind: "shares";
+    readonly shares: readonly (readonly number[])[];
+  }
+  /**
+   * By the scores of the first chunk of a text (Ada-KV, arXiv 2407.11550,
+   * algorithm 1 with its safeguard). Of all evictable rows of the layer's
+   * heads, `cₕ` of head `h` are among the `Σ F` with the highest scores, `F`
+   * being the slots that a head has beside its sinks and recent tokens when
+   * the layer's are spread evenly; it gets `(1 − floor) · cₕ + floor · F`.
+   *
+   * The heads keep these budgets until the cache is emptied. They stay even
+   * if the first chunk is no longer than the budget, or if a text begins with
+   * decode steps, since nothing is to be chosen then.
+   */
+  | {
+    readonly kind: "adaptive";
+    /** Share of the budget that is spread evenly, in `[0, 1]`. */
+    readonly floor: number;
+  };
 
-/** Which slots are never evicted. */
+/**
+ * How scores are spread over neighbouring positions when a chunk of a prompt
+ * is compressed. The window is the slots outside the recent ones whose
+ * positions lie at most `(width − 1) / 2` from the slot's own, which is in it.
+ * A decode step, which evicts one slot at a time, pools nothing.
+ */
+export type Pool =
+  /** Each slot has its own score. */
+  | { readonly kind: "none" }
+  /** The mean or the largest score of the window (SnapKV). */
+  | { readonly kind: "mean" | "max"; readonly width: number };
+
+/** Which slots are never evicted, and how scores rank the others. */
 export interface Select {
   /** First tokens of the text that are never evicted. */
   readonly sinks: number;
@@ -95,6 +165,13 @@ export interface Select {
   readonly recent:
     | { readonly ratio: number; readonly countsSinks?: boolean }
     | { readonly slots: number };
+  /** How scores are spread over neighbours when a chunk is compressed. */
+  readonly pool: Pool;
+  /**
+   * Whether each KV head evicts by its own scores, or all heads of a `layer`
+   * evict the same tokens, by the mean of their scores (TOVA).
+   */
+  readonly scope: "head" | "layer";
 }
 
 /** What happens to a slot that has to go. */
@@ -165,9 +242,11 @@ export interface Policy {
   readonly probe: Probe;
   /** What makes a slot important. */
   readonly score: Score;
+  /** Whether the values of slots count beside their scores. */
+  readonly values: Values;
   /** How the budget is spread. */
   readonly allocate: Allocate;
-  /** Which slots are never evicted. */
+  /** Which slots are never evicted, and how scores rank the others. */
   readonly select: Select;
   /** What happens to a slot that has to go. */
   readonly merge: Merge;

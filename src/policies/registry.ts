@@ -3,11 +3,15 @@
  *
  * @module
  */
+import { adaKV } from "./ada_kv.ts";
+import { criticalKV } from "./critical_kv.ts";
 import { fullCache } from "./full_cache.ts";
 import { h2o } from "./h2o.ts";
 import { keepKV } from "./keep_kv.ts";
 import type { Budget, Policy } from "./parts.ts";
+import { snapKV } from "./snap_kv.ts";
 import { streamingLlm } from "./streaming_llm.ts";
+import { tova } from "./tova.ts";
 import { weightedKV } from "./weighted_kv.ts";
 
 /** What makes a policy with its defaults from a budget. */
@@ -18,7 +22,11 @@ export const policies: Readonly<Record<string, PolicyFactory>> = {
   "full": fullCache,
   "keepkv": keepKV,
   "weightedkv": weightedKV,
+  "criticalkv": criticalKV,
   "h2o": h2o,
+  "adakv": adaKV,
+  "snapkv": snapKV,
+  "tova": tova,
   "streaming-llm": streamingLlm,
 };
 

@@ -7,12 +7,13 @@ import type { Policy } from "./parts.ts";
  * @throws {TypeError} If two parts do not go together.
  */
 export function validatePolicy(policy: Policy): void {
-  const { probe, score, allocate, select, merge, schedule } = policy;
+  const { probe, score, values, allocate, select, merge, schedule } = policy;
   const check = (field: string, value: number, range: Range) => {
-    const whole = !range.whole || Number.isSafeInteger(value);
+    const whole = !range.whole && !range.odd || Number.isSafeInteger(value);
+    const odd = !range.odd || value % 2 === 1;
     const above = range.above === undefined || value > range.above;
     if (
-      whole && above && value >= (range.from ?? -Infinity) &&
+      whole && odd && above && value >= (range.from ?? -Infinity) &&
       value <= (range.to ?? Infinity) && value < (range.below ?? Infinity)
     ) return;
     throw new RangeError(
@@ -27,9 +28,33 @@ export function validatePolicy(policy: Policy): void {
   if (score.kind === "ema") {
     check("score.alpha", score.alpha, { from: 0, below: 1 });
   }
-  const { layers } = allocate;
+  if (values.kind === "norm") {
+    check("values.first", values.first, { from: 0, to: 1 });
+    check("values.epsilon", values.epsilon, { from: 0, below: Infinity });
+  }
+  const { layers, heads } = allocate;
   if (layers.kind === "cosine") {
     check("allocate.layers.floor", layers.floor, { above: 0, to: 1 });
+  }
+  const checkShares = (field: string, shares: readonly number[]) =>
+    shares.forEach((share, i) =>
+      check(`${field}[${i}]`, share, { above: 0, below: Infinity })
+    );
+  if (layers.kind === "shares") {
+    checkShares("allocate.layers.shares", layers.shares);
+  }
+  if (heads.kind === "shares") {
+    heads.shares.forEach((shares, layer) =>
+      checkShares(`allocate.heads.shares[${layer}]`, shares)
+    );
+  }
+  if (heads.kind === "adaptive") {
+    check("allocate.heads.floor", heads.floor, { from: 0, to: 1 });
+    if (merge.kind === "never") {
+      throw new TypeError(
+        `Cannot use policy "${policy.name}": allocate.heads "adaptive" goes by what is evicted: expected a merge of another kind than "never"`,
+      );
+    }
   }
   check("select.sinks", select.sinks, { from: 0, whole: true });
   if ("ratio" in select.recent) {
@@ -37,11 +62,15 @@ export function validatePolicy(policy: Policy): void {
   } else {
     check("select.recent.slots", select.recent.slots, { from: 0, whole: true });
   }
+  if (select.pool.kind !== "none") {
+    check("select.pool.width", select.pool.width, { from: 1, odd: true });
+  }
   check("schedule.chunk", schedule.chunk, {
     from: 1,
     to: 2 ** 17,
     whole: true,
   });
+  checkPairs(policy);
   if (merge.kind === "rightNeighbour") {
     check("merge.cap", merge.cap, { above: 0 });
   }
@@ -58,6 +87,38 @@ export function validatePolicy(policy: Policy): void {
   }
 }
 
+/** Checks what `values` and `select` need of the other parts. */
+function checkPairs(policy: Policy): void {
+  const { score, values, allocate, select, merge } = policy;
+  const refuse = (reason: string) => {
+    throw new TypeError(`Cannot use policy "${policy.name}": ${reason}`);
+  };
+  if (values.kind === "norm") {
+    if (score.kind === "position") {
+      refuse(
+        'values of kind "norm" scale scores of attention, score is of kind "position": expected another kind of score',
+      );
+    }
+    if (merge.kind === "rightNeighbour" && merge.rule === "exact") {
+      refuse(
+        'values of kind "norm" do not know the norm that merge.rule "exact" leaves: expected merge.rule "convex"',
+      );
+    }
+  }
+  if (select.scope === "layer") {
+    if (allocate.heads.kind !== "uniform") {
+      refuse(
+        `select.scope "layer" evicts the same tokens in all heads, allocate.heads is of kind "${allocate.heads.kind}": expected kind "uniform"`,
+      );
+    }
+    if (merge.kind === "votes" && merge.prefill === "mergeFirst") {
+      refuse(
+        'select.scope "layer" evicts the same tokens in all heads, merge.prefill "mergeFirst" pairs tokens head by head: expected merge.prefill "evictFirst"',
+      );
+    }
+  }
+}
+
 /** A range of numbers. */
 interface Range {
   readonly from?: number;
@@ -65,14 +126,17 @@ interface Range {
   readonly to?: number;
   readonly below?: number;
   readonly whole?: boolean;
+  readonly odd?: boolean;
 }
 
-function describe({ from, above, to, below, whole }: Range): string {
+function describe({ from, above, to, below, whole, odd }: Range): string {
   const bounds = [
     from === undefined ? "" : `at least ${from}`,
     above === undefined ? "" : `above ${above}`,
     to === undefined ? "" : `at most ${to}`,
     below === undefined ? "" : `below ${below}`,
   ].filter((bound) => bound !== "");
-  return `a ${whole ? "whole " : ""}number ${bounds.join(" and ")}`;
+  return `${odd ? "an odd" : whole ? "a whole" : "a"} number ${
+    bounds.join(" and ")
+  }`;
 }

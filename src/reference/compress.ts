@@ -4,6 +4,7 @@ import {
   type HostTensor,
   SlotField,
 } from "../backends/backend.ts";
+import { allocateHeads } from "./allocate_heads.ts";
 import {
   HeadView,
   keyOf,
@@ -21,22 +22,24 @@ import {
   nearestKey,
 } from "./merge_slots.ts";
 import { mergeRun } from "./merge_values.ts";
-import { byEviction, isEvictable, queryGroup } from "./scores.ts";
+import { isEvictable, queryGroup } from "./scores.ts";
+import { byRank, chooseVictims, rateLayer, type Ratings } from "./selection.ts";
 
 /** What compressing one head needs. */
 interface Context extends MergeContext {
+  /** The candidates: live slots, then staged rows. */
+  slots: Slot[];
   readonly recent: number;
   readonly newest: number;
-  readonly budget: number;
 }
 
 /**
  * Reference of `compress`: takes the live slots and the staged rows of a chunk
  * down to each head's budget, and moves the staged rows that are left into
- * free slots.
+ * free slots. Adaptive heads first get their budgets: see `allocateHeads`.
  *
  * With `mergeFirst`, similar pairs are merged before anything is evicted
- * (KeepKV, table 3). Then the slots with the lowest scores go: each is merged
+ * (KeepKV, table 3). Then the slots with the lowest ranks go: each is merged
  * into the kept slot with the most similar key if that is similar enough, all
  * that chose the same one together, and is dropped if not. Where values go to
  * the right neighbour, a run of slots that go is merged into the slot after it.
@@ -45,32 +48,41 @@ export function compress(args: Compress<HostTensor>): void {
   const { cache, step, sizes, policy } = args;
   const last = liveRows(step).at(-1);
   if (last === undefined) return;
-  for (let kvHead = 0; kvHead < sizes.kvHeads; kvHead++) {
+  const heads = Array.from({ length: sizes.kvHeads }, (_, kvHead): Context => {
     const head = new HeadView(cache, {
       sequence: last.sequence,
       kvHead,
       kvHeads: sizes.kvHeads,
     });
-    const context: Context = {
+    return {
       head,
+      slots: [
+        ...head.liveSlots(),
+        ...liveRows(step).map(({ row }) => head.staged(row)),
+      ],
       group: queryGroup(args, last.row, kvHead),
       lanes: cache.lanes,
       policy,
       sizes,
       recent: head.get("recent"),
       newest: last.position,
-      budget: head.get("budget"),
     };
-    const staged = liveRows(step).map(({ row }) => head.staged(row));
-    let slots = [...head.liveSlots(), ...staged];
-    if (
-      policy.merge.kind === "votes" && policy.merge.prefill === "mergeFirst"
-    ) {
-      slots = mergePairs(slots, context);
-    }
-    slots = evict(slots, context);
-    settle(slots, context);
+  });
+  const rate = () =>
+    rateLayer(heads, {
+      policy,
+      lanes: cache.lanes,
+      headDim: sizes.headDim,
+      newest: last.position,
+      pool: policy.select.pool,
+    });
+  if (policy.allocate.heads.kind === "adaptive") allocateHeads(heads, rate());
+  if (policy.merge.kind === "votes" && policy.merge.prefill === "mergeFirst") {
+    const ratings = rate();
+    heads.forEach((head, h) => head.slots = mergePairs(head, ratings[h]!));
   }
+  const ratings = rate();
+  heads.forEach((head, h) => settle(evict(head, ratings[h]!), head));
 }
 
 /**
@@ -78,11 +90,11 @@ export function compress(args: Compress<HostTensor>): void {
  * evictable slot proposes to the evictable slot with the most similar key;
  * proposals are taken in order of similarity while both ends are still free.
  */
-function mergePairs(slots: readonly Slot[], context: Context): Slot[] {
-  const { policy, sizes, lanes, budget } = context;
+function mergePairs(context: Context, ratings: Ratings): Slot[] {
+  const { head, slots, policy, sizes, lanes } = context;
   if (policy.merge.kind !== "votes") return [...slots];
   const { threshold } = policy.merge;
-  let excess = slots.length - budget;
+  let excess = slots.length - head.get("budget");
   if (excess <= 0) return [...slots];
   const evictable = slots.filter((slot) => isEvictable(slot, context));
   const proposals = evictable.flatMap((slot) => {
@@ -95,7 +107,7 @@ function mergePairs(slots: readonly Slot[], context: Context): Slot[] {
   proposals.sort((a, b) =>
     b.similarity - a.similarity || positionOf(a.slot) - positionOf(b.slot)
   );
-  const order = byEviction(policy, lanes);
+  const order = byRank(ratings);
   const taken = new Set<Slot>();
   const merged = new Set<Slot>();
   for (const { slot, target } of proposals) {
@@ -113,14 +125,13 @@ function mergePairs(slots: readonly Slot[], context: Context): Slot[] {
   return slots.filter((slot) => !merged.has(slot));
 }
 
-/** Evicts the lowest scores down to the budget; returns the slots kept. */
-function evict(slots: readonly Slot[], context: Context): Slot[] {
-  const { head, policy, sizes, lanes, budget } = context;
-  if (policy.merge.kind === "never") return [...slots];
-  const excess = Math.max(0, slots.length - budget);
+/** Evicts the lowest ranks down to the budget; returns the slots kept. */
+function evict(context: Context, ratings: Ratings): Slot[] {
+  const { head, slots, policy, sizes, lanes } = context;
+  if (policy.merge.kind === "never") return slots;
+  const count = Math.max(0, slots.length - head.get("budget"));
   const victims = new Set(
-    slots.filter((slot) => isEvictable(slot, context))
-      .sort(byEviction(policy, lanes)).slice(0, excess),
+    chooseVictims(context, { ...context, count, ratings }),
   );
   const kept = slots.filter((slot) => !victims.has(slot));
   const groups = policy.merge.kind === "rightNeighbour"
@@ -136,7 +147,11 @@ function evict(slots: readonly Slot[], context: Context): Slot[] {
     if (policy.merge.kind === "votes") {
       mergeSlots([target, ...members], context);
     } else {
-      mergeRun([...members, target], { ...context, headDim: sizes.headDim });
+      mergeRun([...members, target], {
+        head,
+        ratings,
+        headDim: sizes.headDim,
+      });
     }
   }
   for (const victim of victims) freeSlot(victim, FREE_BIAS, lanes);

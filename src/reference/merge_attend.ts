@@ -3,7 +3,7 @@ import {
   type HostTensor,
   type MergeAttend,
 } from "../backends/backend.ts";
-import { HeadView, liveRows, type Slot, tokensOf, valueOf } from "./host.ts";
+import { HeadView, liveRows, type Slot, tokensOf } from "./host.ts";
 import {
   freeSlot,
   isTarget,
@@ -18,14 +18,8 @@ import {
   mergeRun,
   rightNeighbour,
 } from "./merge_values.ts";
-import {
-  byEviction,
-  isEvictable,
-  observeRow,
-  queryGroup,
-  rawLogits,
-  voteBias,
-} from "./scores.ts";
+import { observeRow, queryGroup, rawLogits, voteBias } from "./scores.ts";
+import { chooseVictims, rateLayer, type Ratings } from "./selection.ts";
 import { addSoftmax, initSoftmax, normalizeSoftmax } from "./softmax_state.ts";
 
 /**
@@ -40,6 +34,7 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
   const { heads, kvHeads, headDim } = sizes;
   const groupSize = heads / kvHeads;
   for (const { row, sequence, position } of liveRows(step)) {
+    const attended: Eviction[] = [];
     for (let kvHead = 0; kvHead < kvHeads; kvHead++) {
       const head = new HeadView(cache, { sequence, kvHead, kvHeads });
       const used = Math.min(head.get("next") + 1, head.get("capacity"));
@@ -51,8 +46,8 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
         const state = initSoftmax(headDim);
         slots.forEach((slot, i) =>
           addSoftmax(state, logits[i]![g]! + voteBias(slot, g, cache.lanes), {
-            values: valueOf(slot, headDim),
-            offset: 0,
+            values: slot.home.values.f32,
+            offset: slot.index * headDim,
           })
         );
         const offset = (row * heads + kvHead * groupSize + g) * headDim;
@@ -67,46 +62,57 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
         })
       );
       head.set("live", slots.length);
-      if (slots.length > head.get("budget")) {
-        evictOne(slots, {
-          head,
+      attended.push({
+        head,
+        slots,
+        recent: head.get("recent"),
+        group,
+        lanes: cache.lanes,
+        policy,
+        sizes,
+        newest: position,
+        row: {
           group,
-          lanes: cache.lanes,
-          policy,
-          sizes,
-          newest: position,
-          row: {
-            group,
-            logSums,
-            outputs: groupRows(output, {
-              at: row * heads + kvHead * groupSize,
-              group: groupSize,
-              headDim,
-            }),
-          },
-        });
+          logSums,
+          outputs: groupRows(output, {
+            at: row * heads + kvHead * groupSize,
+            group: groupSize,
+            headDim,
+          }),
+        },
+      });
+    }
+    const ratings = rateLayer(attended, {
+      policy,
+      lanes: cache.lanes,
+      headDim,
+      newest: position,
+      pool: { kind: "none" },
+    });
+    attended.forEach((context, kvHead) => {
+      const { head, slots } = context;
+      if (slots.length > head.get("budget")) {
+        evictOne(context, ratings[kvHead]!);
       }
       head.set("next", head.firstFree());
-    }
+    });
   }
 }
 
 /** What evicting a slot needs. */
 interface Eviction extends MergeContext {
+  readonly slots: readonly Slot[];
+  readonly recent: number;
   readonly newest: number;
   readonly row: CurrentRow;
 }
 
-/** Merges or drops the slot with the lowest score. */
-function evictOne(slots: readonly Slot[], context: Eviction): void {
-  const { head, policy, lanes, newest } = context;
-  const victim = slots
-    .filter((slot) =>
-      isEvictable(slot, { policy, recent: head.get("recent"), newest })
-    )
-    .sort(byEviction(policy, lanes))[0];
+/** Merges or drops the slot with the lowest rank. */
+function evictOne(context: Eviction, ratings: Ratings): void {
+  const { head, slots, policy, lanes } = context;
+  const [victim] = chooseVictims(context, { ...context, count: 1, ratings });
   if (victim === undefined) return;
-  if (!mergeOne(victim, slots, context)) {
+  if (!mergeOne(victim, context, ratings)) {
     head.set("dropped", head.get("dropped") + 1);
     head.set("droppedTokens", head.get("droppedTokens") + tokensOf(victim));
   }
@@ -117,10 +123,10 @@ function evictOne(slots: readonly Slot[], context: Eviction): void {
 /** Merges a slot into the one that the policy names; false if there is none. */
 function mergeOne(
   victim: Slot,
-  slots: readonly Slot[],
   context: Eviction,
+  ratings: Ratings,
 ): boolean {
-  const { policy, sizes: { headDim } } = context;
+  const { slots, policy, sizes: { headDim } } = context;
   const { merge } = policy;
   switch (merge.kind) {
     case "never":
@@ -142,7 +148,7 @@ function mergeOne(
       const target = rightNeighbour(victim, slots);
       if (target === undefined) return false;
       if (merge.rule === "exact") mergeExactly([target, victim], context);
-      else mergeRun([victim, target], { ...context, headDim });
+      else mergeRun([victim, target], { ...context, ratings, headDim });
       return true;
     }
   }

@@ -147,6 +147,11 @@ export function mergeSlots(
     0,
   );
   const tokens = members.reduce((sum, slot) => sum + tokensOf(slot), 0);
+  // At least the norm of the mean value, by the triangle inequality.
+  const valueNorm = members.reduce(
+    (sum, slot, i) => sum + weights[i]! * getFloat(slot, SlotField.valueNorm),
+    0,
+  );
   keyOf(kept, headDim).set(key);
   valueOf(kept, headDim).set(value);
   if (observations > 0) {
@@ -157,6 +162,7 @@ export function mergeSlots(
     );
   }
   setFloat(kept, SlotField.accumulated, accumulated);
+  setFloat(kept, SlotField.valueNorm, valueNorm);
   setWord(kept, SlotField.observations, observations);
   setWord(kept, SlotField.tokens, tokens);
   laneBias.forEach((b, lane) => setFloat(kept, SlotField.bias + lane, b));

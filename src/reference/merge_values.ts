@@ -9,20 +9,22 @@
 import { type HostTensor, SlotField } from "../backends/backend.ts";
 import type { Policy } from "../policies/parts.ts";
 import {
+  getFloat,
   type HeadView,
   positionOf,
+  setFloat,
   setWord,
   type Slot,
   tokensOf,
   valueOf,
 } from "./host.ts";
 import {
-  byEviction,
   meanAttention,
   type QueryGroup,
   rawLogits,
   voteBias,
 } from "./scores.ts";
+import { byRank, type Ratings } from "./selection.ts";
 
 /** The slot with the lowest position above that of `slot`. */
 export function rightNeighbour(
@@ -42,7 +44,7 @@ export function rightNeighbour(
  * Weights that the values of a run have in the one that is kept.
  *
  * A run is slots that all go, in the order of their positions, and the kept
- * slot to the right of them. One at a time they would go lowest score first,
+ * slot to the right of them. One at a time they would go lowest rank first,
  * each into the nearest slot to its right that is still there:
  * `u ← (āₗ uₗ + ā u) / (āₗ + ā)` with the mean attention `ā` of both, which a
  * merge does not change. So a slot takes in, nearest first, those to its left
@@ -51,9 +53,9 @@ export function rightNeighbour(
  */
 export function runWeights(
   members: readonly Slot[],
-  { policy, lanes }: { policy: Policy; lanes: number },
+  ratings: Ratings,
 ): number[] {
-  const goesFirst = byEviction(policy, lanes);
+  const goesFirst = byRank(ratings);
   const kept = members.at(-1)!;
   const stack: { slot: Slot; weights: number[] }[] = [];
   for (const slot of members) {
@@ -85,19 +87,22 @@ function shareOf(a: number, b: number): number {
  */
 export function mergeRun(
   members: readonly Slot[],
-  { head, policy, lanes, headDim }: {
+  { head, ratings, headDim }: {
     head: HeadView;
-    policy: Policy;
-    lanes: number;
+    ratings: Ratings;
     headDim: number;
   },
 ): void {
-  const weights = runWeights(members, { policy, lanes });
+  const weights = runWeights(members, ratings);
   const value = new Float64Array(headDim);
+  let norm = 0;
   members.forEach((slot, m) => {
     const own = valueOf(slot, headDim);
     for (let i = 0; i < headDim; i++) value[i]! += weights[m]! * own[i]!;
+    norm += weights[m]! * getFloat(slot, SlotField.valueNorm);
   });
+  // At least the norm of the mean, by the triangle inequality.
+  setFloat(members.at(-1)!, SlotField.valueNorm, norm);
   takeOver(members, value, head);
 }
 

@@ -15,15 +15,16 @@ export function observe(args: Compress<HostTensor>): void {
   const { probe } = policy;
   if (probe.kind === "none") return;
   const observed = probe.kind === "all" ? rows : rows.slice(-probe.rows);
-  for (const { row, sequence } of observed) {
-    for (let kvHead = 0; kvHead < kvHeads; kvHead++) {
-      const head = new HeadView(cache, { sequence, kvHead, kvHeads });
+  for (let kvHead = 0; kvHead < kvHeads && rows.length > 0; kvHead++) {
+    const { sequence } = rows[0]!;
+    const head = new HeadView(cache, { sequence, kvHead, kvHeads });
+    const live = head.liveSlots();
+    const staged = rows.map(({ row }) => head.staged(row));
+    for (const { row } of observed) {
       const group = queryGroup(args, row, kvHead);
       const at = row * heads + kvHead * groupSize;
       const sums = Array.from(logSums.f32.subarray(at, at + groupSize));
-      const slots = head.liveSlots();
-      for (let i = 0; i <= row; i++) slots.push(head.staged(i));
-      for (const slot of slots) {
+      for (const slot of [...live, ...staged.slice(0, row + 1)]) {
         observeRow(slot, {
           logits: rawLogits(group, slot, policy),
           logSums: sums,

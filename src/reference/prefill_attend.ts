@@ -1,5 +1,5 @@
 import type { HostTensor, PrefillAttend } from "../backends/backend.ts";
-import { HeadView, liveRows, valueOf } from "./host.ts";
+import { HeadView, liveRows } from "./host.ts";
 import { queryGroup, rawLogits, voteBias } from "./scores.ts";
 import { addSoftmax, initSoftmax, normalizeSoftmax } from "./softmax_state.ts";
 
@@ -11,19 +11,21 @@ export function prefillAttend(args: PrefillAttend<HostTensor>): void {
   const { output, logSums, cache, step, sizes, policy } = args;
   const { heads, kvHeads, headDim } = sizes;
   const groupSize = heads / kvHeads;
-  for (const { row, sequence } of liveRows(step)) {
-    for (let kvHead = 0; kvHead < kvHeads; kvHead++) {
-      const head = new HeadView(cache, { sequence, kvHead, kvHeads });
+  const rows = liveRows(step);
+  for (let kvHead = 0; kvHead < kvHeads && rows.length > 0; kvHead++) {
+    const { sequence } = rows[0]!;
+    const head = new HeadView(cache, { sequence, kvHead, kvHeads });
+    const slots = head.liveSlots();
+    for (const { row } of rows) {
+      slots.push(head.staged(row));
       const group = queryGroup(args, row, kvHead);
       const states = group.queries.map(() => initSoftmax(headDim));
-      const slots = head.liveSlots();
-      for (let i = 0; i <= row; i++) slots.push(head.staged(i));
       for (const slot of slots) {
         const logits = rawLogits(group, slot, policy);
         states.forEach((state, g) =>
           addSoftmax(state, logits[g]! + voteBias(slot, g, cache.lanes), {
-            values: valueOf(slot, headDim),
-            offset: 0,
+            values: slot.home.values.f32,
+            offset: slot.index * headDim,
           })
         );
       }

@@ -5,17 +5,19 @@ import {
   type QkvRopeAppend,
   SlotField,
 } from "../backends/backend.ts";
-import { dot, rmsNorm } from "./arithmetic.ts";
+import { rmsNorm } from "./arithmetic.ts";
 import {
   HeadView,
   type HostMatrix,
   keyOf,
+  type LiveRow,
   liveRows,
   setFloat,
   setWord,
   type Slot,
   valueOf,
 } from "./host.ts";
+import { forEachProduct } from "./products.ts";
 
 /**
  * Reference of `qkv_rope_append`: RMS norm, the q|k|v product with its bias,
@@ -25,44 +27,55 @@ import {
 export function qkvRopeAppend(
   args: QkvRopeAppend<HostTensor, HostMatrix>,
 ): void {
-  const { queries, sinkQueries, hidden, norm, rope, cache, step, sizes } = args;
+  const { hidden, norm, step, sizes } = args;
+  forEachProduct(liveRows(step), {
+    weight: args.weight,
+    input: ({ row }) =>
+      rmsNorm(
+        hidden.f32.subarray(row * sizes.hidden, (row + 1) * sizes.hidden),
+        norm.f32,
+        sizes.normEpsilon,
+      ),
+    use: (row, product) => appendRow(args, row, product),
+  });
+}
+
+/** Splits the product of a row into its heads, and stores them rotated. */
+function appendRow(
+  args: QkvRopeAppend<HostTensor, HostMatrix>,
+  { row, sequence, position }: LiveRow,
+  product: Float64Array,
+): void {
+  const { queries, sinkQueries, bias, rope, cache, step, sizes } = args;
   const { heads, kvHeads, headDim } = sizes;
-  for (const { row, sequence, position } of liveRows(step)) {
-    const input = rmsNorm(
-      hidden.f32.subarray(row * sizes.hidden, (row + 1) * sizes.hidden),
-      norm.f32,
-      sizes.normEpsilon,
+  if (bias !== undefined) {
+    product.forEach((x, i) => product[i] = x + bias.f32[i]!);
+  }
+  const sums = Float32Array.from(product);
+  const head = (i: number) => sums.subarray(i * headDim, ++i * headDim);
+  for (let h = 0; h < heads; h++) {
+    const query = normed(head(h), args.queryNorm, sizes);
+    const at = (row * heads + h) * headDim;
+    queries.f32.set(rotate(query, position, rope.f32), at);
+    if (sinkQueries === undefined) continue;
+    // The place in the cache that the token takes is the number of tokens
+    // before it there, staged ones included.
+    const kvHead = Math.floor(h / (heads / kvHeads));
+    const live = new HeadView(cache, { sequence, kvHead, kvHeads }).get(
+      "live",
     );
-    const product = new Float32Array(args.weight.rows);
-    for (let i = 0; i < product.length; i++) {
-      product[i] = dot(input, args.weight.f32, i * input.length) +
-        (args.bias?.f32[i] ?? 0);
-    }
-    const head = (i: number) => product.subarray(i * headDim, ++i * headDim);
-    for (let h = 0; h < heads; h++) {
-      const query = normed(head(h), args.queryNorm, sizes);
-      const at = (row * heads + h) * headDim;
-      queries.f32.set(rotate(query, position, rope.f32), at);
-      if (sinkQueries === undefined) continue;
-      // The place in the cache that the token takes is the number of tokens
-      // before it there, staged ones included.
-      const kvHead = Math.floor(h / (heads / kvHeads));
-      const live = new HeadView(cache, { sequence, kvHead, kvHeads }).get(
-        "live",
-      );
-      const place = step.kind === "decode" ? live : live + row;
-      sinkQueries.f32.set(rotate(query, place, rope.f32), at);
-    }
-    for (let kvHead = 0; kvHead < kvHeads; kvHead++) {
-      const view = new HeadView(cache, { sequence, kvHead, kvHeads });
-      const next = view.get("next");
-      if (step.kind === "decode" && next >= view.get("capacity")) continue;
-      const slot = step.kind === "decode" ? view.slot(next) : view.staged(row);
-      const key = normed(head(heads + kvHead), args.keyNorm, sizes);
-      keyOf(slot, headDim).set(rotate(key, position, rope.f32));
-      valueOf(slot, headDim).set(head(heads + kvHeads + kvHead));
-      initialise(slot, position, cache.lanes);
-    }
+    const place = step.kind === "decode" ? live : live + row;
+    sinkQueries.f32.set(rotate(query, place, rope.f32), at);
+  }
+  for (let kvHead = 0; kvHead < kvHeads; kvHead++) {
+    const view = new HeadView(cache, { sequence, kvHead, kvHeads });
+    const next = view.get("next");
+    if (step.kind === "decode" && next >= view.get("capacity")) continue;
+    const slot = step.kind === "decode" ? view.slot(next) : view.staged(row);
+    const key = normed(head(heads + kvHead), args.keyNorm, sizes);
+    keyOf(slot, headDim).set(rotate(key, position, rope.f32));
+    valueOf(slot, headDim).set(head(heads + kvHeads + kvHead));
+    initialise(slot, position, cache.lanes);
   }
 }
 
@@ -80,6 +93,7 @@ function initialise(slot: Slot, position: number, lanes: number): void {
   setWord(slot, SlotField.observations, 0);
   setWord(slot, SlotField.position, position);
   setWord(slot, SlotField.tokens, 1);
+  setFloat(slot, SlotField.valueNorm, 0);
   for (let lane = 0; lane < lanes; lane++) {
     setFloat(slot, SlotField.bias + lane, 0);
   }

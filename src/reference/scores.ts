@@ -1,6 +1,5 @@
 /**
- * Logits of slots, the scores that rows of attention leave on them, and the
- * order in which slots are evicted.
+ * Logits of slots, and the scores that rows of attention leave on them.
  *
  * @module
  */
@@ -14,7 +13,6 @@ import { dot, logSumExp } from "./arithmetic.ts";
 import {
   getFloat,
   getWord,
-  keyOf,
   positionOf,
   setFloat,
   setWord,
@@ -65,8 +63,10 @@ export function rawLogits(
   const sink = positionOf(slot) < policy.select.sinks;
   const queries = sink ? group.sinkQueries ?? group.queries : group.queries;
   const headDim = queries[0]!.length;
-  const key = keyOf(slot, headDim);
-  return queries.map((query) => dot(query, key) / Math.sqrt(headDim));
+  const { home: { keys }, index } = slot;
+  return queries.map((query) =>
+    dot(query, keys.f32, index * headDim) / Math.sqrt(headDim)
+  );
 }
 
 /** Vote bias of a slot for query head `g` of its group. */
@@ -89,7 +89,8 @@ function emaAlpha({ score }: Policy): number {
 }
 
 /**
- * Adds one row of attention to a slot's scores.
+ * Adds one row of attention to a slot's scores; where only the newest row
+ * counts, it takes the place of those before it.
  *
  * The moving sum is kept as its logarithm, because `exp` of a raw logit
  * overflows: `E ← ln(alpha · exp(E) + (1 − alpha) · s)`.
@@ -120,15 +121,16 @@ export function observeRow(
     ? score
     : logSumExp([past + Math.log(alpha), score + Math.log(1 - alpha)]);
   setFloat(slot, SlotField.ema, ema);
+  const replaces = policy.score.kind === "last";
   setFloat(
     slot,
     SlotField.accumulated,
-    getFloat(slot, SlotField.accumulated) + weight,
+    (replaces ? 0 : getFloat(slot, SlotField.accumulated)) + weight,
   );
   setWord(
     slot,
     SlotField.observations,
-    getWord(slot, SlotField.observations) + 1,
+    (replaces ? 0 : getWord(slot, SlotField.observations)) + 1,
   );
 }
 
@@ -149,16 +151,13 @@ export function meanAttention(slot: Slot): number {
     Math.max(1, getWord(slot, SlotField.observations));
 }
 
-/** What eviction ranks a slot by; the lowest goes first. */
-export function evictionScore(
-  slot: Slot,
-  policy: Policy,
-  lanes: number,
-): number {
+/** What the policy's score says of a slot; see `selection.ts` for its use. */
+function ownScore(slot: Slot, policy: Policy, lanes: number): number {
   switch (policy.score.kind) {
     case "position":
       return positionOf(slot);
     case "accumulated":
+    case "last":
       return getFloat(slot, SlotField.accumulated);
     case "mean":
       return meanAttention(slot);
@@ -168,14 +167,12 @@ export function evictionScore(
   }
 }
 
-/** Sorts slots so that the first is evicted first; ties go by position. */
-export function byEviction(
-  policy: Policy,
-  lanes: number,
-): (a: Slot, b: Slot) => number {
-  return (a, b) =>
-    evictionScore(a, policy, lanes) - evictionScore(b, policy, lanes) ||
-    positionOf(a) - positionOf(b);
+/** What the policy's score says of the slots of one head. */
+export function ownScores(
+  slots: readonly Slot[],
+  { policy, lanes }: { policy: Policy; lanes: number },
+): number[] {
+  return slots.map((slot) => ownScore(slot, policy, lanes));
 }
 
 /** Whether a slot may be evicted: neither a sink nor a recent token. */

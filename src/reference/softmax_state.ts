@@ -14,13 +14,13 @@ export interface SoftmaxState {
   max: number;
   /** Sum of `exp(logit − max)`. */
   sum: number;
-  /** `(headDim)`: sum of `exp(logit − max) · value`. */
-  readonly value: Float32Array;
+  /** `(headDim)`: sum of `exp(logit − max) · value`, rounded at the end alone. */
+  readonly value: Float64Array;
 }
 
 /** The state over no logits at all. */
 export function initSoftmax(headDim: number): SoftmaxState {
-  return { max: -Infinity, sum: 0, value: new Float32Array(headDim) };
+  return { max: -Infinity, sum: 0, value: new Float64Array(headDim) };
 }
 
 /** Adds one logit and its value, `headDim` elements of `values` from `offset`. */
@@ -33,10 +33,18 @@ export function addSoftmax(
   const keep = state.max === -Infinity ? 0 : Math.exp(state.max - max);
   const weight = Math.exp(logit - max);
   state.sum = state.sum * keep + weight;
-  for (let i = 0; i < state.value.length; i++) {
-    state.value[i] = state.value[i]! * keep + weight * values[offset + i]!;
-  }
   state.max = max;
+  const { value } = state;
+  if (keep === 1) {
+    // Most logits are no new maximum.
+    for (let i = 0; i < value.length; i++) {
+      value[i]! += weight * values[offset + i]!;
+    }
+    return;
+  }
+  for (let i = 0; i < value.length; i++) {
+    value[i] = value[i]! * keep + weight * values[offset + i]!;
+  }
 }
 
 /** Merges `other`, a state over other logits, into `state`. */

@@ -6,8 +6,9 @@ import type { Backend } from "../../src/backends/backend.ts";
 import { Engine } from "../../src/generate/engine.ts";
 import type { ModelConfig } from "../../src/model/config.ts";
 import { randomWeights } from "../../src/model/random_weights.ts";
+import { h2o } from "../../src/policies/h2o.ts";
 import { keepKV } from "../../src/policies/keep_kv.ts";
-import type { Policy } from "../../src/policies/parts.ts";
+import type { HeadAllocation, Policy } from "../../src/policies/parts.ts";
 
 /** Something to measure. */
 export interface Subject {
@@ -69,7 +70,8 @@ export async function decoding(
   backend: Backend,
   slots: number,
 ): Promise<Subject> {
-  const engine = await fullEngine(backend, { budget: slots, tokens: slots });
+  const policy = policyOf(slots);
+  const engine = await fullEngine(backend, { policy, tokens: slots });
   return { engine, run: () => decode(engine) };
 }
 
@@ -79,7 +81,7 @@ export async function decodingWithoutMerges(
   slots: number,
 ): Promise<Subject> {
   const engine = await fullEngine(backend, {
-    budget: slots + STEPS,
+    policy: policyOf(slots + STEPS),
     tokens: slots,
   });
   const { table, slots: { side } } = engine.cache.layers[0]!;
@@ -97,12 +99,52 @@ export async function decodingWithoutMerges(
   };
 }
 
+/** Slots of four heads as shares: the first has twice their mean. */
+const RAGGED: HeadAllocation = { kind: "shares", shares: [[4, 2, 1, 1]] };
+
+/** The same layer with four KV heads, so that they can differ. */
+const fourHeads: ModelConfig = {
+  ...config,
+  sizes: { ...config.sizes, heads: 8, kvHeads: 4 },
+};
+
+/** Decodes with four heads of `slots` slots, one of which goes at each step. */
+export function decodingEvenHeads(
+  backend: Backend,
+  slots: number,
+): Promise<Subject> {
+  return decodingHeads(backend, slots, { kind: "uniform" });
+}
+
+/** The same with as many slots in all, half of them in the first head. */
+export function decodingRaggedHeads(
+  backend: Backend,
+  slots: number,
+): Promise<Subject> {
+  return decodingHeads(backend, slots, RAGGED);
+}
+
+async function decodingHeads(
+  backend: Backend,
+  slots: number,
+  heads: HeadAllocation,
+): Promise<Subject> {
+  const engine = await fullEngine(backend, {
+    policy: h2o({ budget: slots, allocate: { heads }, recent: 0.1 }),
+    // The largest head is full, too.
+    tokens: 2 * slots,
+    config: fourHeads,
+  });
+  return { engine, run: () => decode(engine) };
+}
+
 /** Reads a chunk of a prompt into `slots` slots, which merges as many. */
 export async function prefilling(
   backend: Backend,
   slots: number,
 ): Promise<Subject> {
-  const engine = await fullEngine(backend, { budget: slots, tokens: slots });
+  const policy = policyOf(slots);
+  const engine = await fullEngine(backend, { policy, tokens: slots });
   return {
     engine,
     async run() {
@@ -115,11 +157,14 @@ export async function prefilling(
 /** An engine that has read `tokens` tokens and sampled what follows. */
 async function fullEngine(
   backend: Backend,
-  { budget, tokens }: { budget: number; tokens: number },
+  { policy, tokens, config: model = config }: {
+    policy: Policy;
+    tokens: number;
+    config?: ModelConfig;
+  },
 ): Promise<Engine> {
-  const weights = randomWeights(backend, config, 1);
-  const policy = policyOf(budget);
-  const engine = new Engine({ backend, config, weights, policy });
+  const weights = randomWeights(backend, model, 1);
+  const engine = new Engine({ backend, config: model, weights, policy });
   const neverEnds = 2 ** 32 - 1;
   engine.start({
     ...{ temperature: 0, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1 },

@@ -3,6 +3,8 @@ import { eachBackend } from "../backends/each_backend.ts";
 import {
   CHUNK,
   decoding,
+  decodingEvenHeads,
+  decodingRaggedHeads,
   decodingWithoutMerges,
   prefilling,
   STEPS,
@@ -44,4 +46,25 @@ eachBackend("benchmarks measure what their names say", async (backend) => {
     await counts(await prefilling(backend, SLOTS)),
     [CHUNK, CHUNK, SLOTS],
   );
+});
+
+eachBackend("ragged heads hold what even heads do", async (backend) => {
+  const [even, ragged] = [
+    await decodingEvenHeads(backend, SLOTS),
+    await decodingRaggedHeads(backend, SLOTS),
+  ];
+  const drops = async ({ engine, run }: Subject) => {
+    const before = await engine.cache.stats();
+    await run();
+    const after = await engine.cache.stats();
+    assertEquals(after.liveSlots, SLOTS);
+    return [after.bytes, after.drops - before.drops];
+  };
+  assertEquals(await drops(even), await drops(ragged));
+  assertEquals(
+    ragged.engine.cache.budgets[0]!.map(({ slots }) => slots),
+    [2 * SLOTS, SLOTS, SLOTS / 2, SLOTS / 2],
+  );
+  even.engine[Symbol.dispose]();
+  ragged.engine[Symbol.dispose]();
 });

@@ -10,7 +10,7 @@ import {
   logitDivergence,
 } from "../../src/evaluate/agreement.ts";
 import { forcedLogits } from "../../src/evaluate/forced_logits.ts";
-import { scoreWindow } from "../../src/evaluate/perplexity.ts";
+import { scoreWindows } from "../../src/evaluate/perplexity.ts";
 import { withSetting } from "../../src/evaluate/settings.ts";
 import { fullCache } from "../../src/policies/full_cache.ts";
 import { h2o } from "../../src/policies/h2o.ts";
@@ -18,10 +18,13 @@ import { keepKV } from "../../src/policies/keep_kv.ts";
 import { streamingLlm } from "../../src/policies/streaming_llm.ts";
 import { tinyEvaluation } from "./tiny_evaluation.ts";
 
+/** The rows of one text. */
 async function* rows(
   ...values: readonly (readonly number[])[]
-): AsyncGenerator<Float32Array> {
-  for (const row of values) yield await Promise.resolve(Float32Array.from(row));
+): AsyncGenerator<Float32Array[]> {
+  for (const row of values) {
+    yield await Promise.resolve([Float32Array.from(row)]);
+  }
 }
 
 Deno.test("the divergence of two coins", () => {
@@ -36,14 +39,15 @@ Deno.test("the divergence of two coins", () => {
 });
 
 Deno.test("agreement counts equal tops and averages divergence", async () => {
-  const full = await Array.fromAsync(rows([0, 2], [1, 0], [3, 0]));
-  const result = await compareLogits(full, rows([0, 2], [0, 1], [3, 0]));
-  assertEquals(result.tokens, 3);
-  assertAlmostEquals(result.sameTop, 2 / 3, 1e-12);
+  const steps = await Array.fromAsync(rows([0, 2], [1, 0], [3, 0]));
+  const full = steps.flat();
+  const [result] = await compareLogits([full], rows([0, 2], [0, 1], [3, 0]));
+  assertEquals(result!.tokens, 3);
+  assertAlmostEquals(result!.sameTop, 2 / 3, 1e-12);
   const one = logitDivergence(full[1]!, Float32Array.of(0, 1));
-  assertAlmostEquals(result.divergence, one / 3, 1e-12);
+  assertAlmostEquals(result!.divergence, one / 3, 1e-12);
   await assertRejects(
-    () => compareLogits(full, rows([0, 2])),
+    () => compareLogits([full], rows([0, 2])),
     RangeError,
     "3 rows of logits with 1",
   );
@@ -51,7 +55,10 @@ Deno.test("agreement counts equal tops and averages divergence", async () => {
 
 /** Ids that repeat nothing for long. */
 const ids = Array.from({ length: 60 }, (_, i) => (i * i + 3 * i) % 64);
-const window = { prompt: ids.slice(0, 40), continuation: ids.slice(40) };
+const windows = [
+  { prompt: ids.slice(0, 40), continuation: ids.slice(40) },
+  { prompt: ids.slice(9, 45), continuation: ids.slice(5, 25) },
+];
 
 Deno.test("forced logits are those that scores come from", async () => {
   await using backend = new CpuBackend();
@@ -63,17 +70,20 @@ Deno.test("forced logits are those that scores come from", async () => {
         promptLength: 40,
         chunk: 12,
       });
-      const { losses } = await scoreWindow(model, policy, window);
+      const scores = await scoreWindows(model, policy, { windows });
       const logits = await Array.fromAsync(
-        forcedLogits(model, policy, window),
+        forcedLogits(model, policy, { windows }),
       );
-      assertEquals(logits.length, window.continuation.length);
-      window.continuation.forEach((id, i) => {
-        const row = logits[i]!;
-        const sum = row.reduce((total, x) => total + Math.exp(x), 0);
-        // The score is rounded to f32: 2^-24 of numbers up to 16.
-        assertAlmostEquals(losses[i]!, Math.log(sum) - row[id]!, 2e-6);
-      });
+      assertEquals(logits.length, 20);
+      windows.forEach(({ continuation }, text) =>
+        continuation.forEach((id, i) => {
+          const row = logits[i]![text]!;
+          const sum = row.reduce((total, x) => total + Math.exp(x), 0);
+          const loss = scores[text]!.losses[i]!;
+          // The score is rounded to f32: 2^-24 of numbers up to 16.
+          assertAlmostEquals(loss, Math.log(sum) - row[id]!, 2e-6);
+        })
+      );
     }
   }
 });

@@ -132,11 +132,12 @@ Deno.test("merge statistics account for every token", async () => {
   }));
   using engine = await openEngine(model, policy);
   engine.prefill(prompt, { then: "nothing" });
-  const { layers, votes } = await readMergeStatistics(engine.cache, model);
-  const read = await readHeads(engine.cache, model);
+  const [statistics] = await readMergeStatistics(engine.cache, model);
+  const { layers, votes } = statistics!;
+  const [read] = await readHeads(engine.cache, model);
   const stats = await engine.cache.stats();
   const { kvHeads } = tinyConfig.sizes;
-  read.forEach((byHead, l) => {
+  read!.forEach((byHead, l) => {
     const layer = layers[l]!;
     const tokens = byHead.flatMap(({ slots }) => slots)
       .reduce((sum, slot) => sum + slot.tokens, 0);
@@ -148,7 +149,7 @@ Deno.test("merge statistics account for every token", async () => {
   assertEquals(sum("merged"), stats.merges);
   assertEquals(sum("dropped"), stats.drops);
   assertEquals(sum("droppedTokens"), stats.droppedTokens);
-  const slots = read.flat().flatMap(({ slots }) => slots);
+  const slots = read!.flat().flatMap(({ slots }) => slots);
   assertEquals(votes.reduce((a, b) => a + b, 0), slots.length);
   // With minNorm votes are whole numbers of tokens.
   const pairs = slots.filter(({ tokens }) => tokens === 2 || tokens === 3);

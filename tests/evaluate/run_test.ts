@@ -27,6 +27,7 @@ function plan(change: object = {}): EvaluationPlan {
     policies: [{ policy: "keepkv" }, { policy: "h2o" }],
     budgets: [12, "50%"],
     chunk: 8,
+    batch: 1,
     half: "all",
     tasks: [
       { kind: "perplexity", prompt: 32, continuation: 6, documents: 2 },
@@ -135,6 +136,25 @@ Deno.test("the same plan gives the same results", async () => {
   const first = await run(small, memoryResults());
   const second = await run(small, memoryResults());
   assertEquals(second.rows, first.rows);
+});
+
+Deno.test("texts measured together have the results of each alone", async () => {
+  const tasks = ["perplexity", "agreement"].map((kind) => ({
+    kind,
+    prompt: 32,
+    continuation: 6,
+    documents: 5,
+  }));
+  const byKey = async (batch: number) => {
+    const { rows, progress } = await run(
+      plan({ tasks, batch }),
+      memoryResults(),
+    );
+    assertEquals(progress.at(-1)!.done, rows.length);
+    return rows.toSorted((a, b) => a.key < b.key ? -1 : 1);
+  };
+  // The last group is not full.
+  assertEquals(await byKey(3), await byKey(1));
 });
 
 Deno.test("a run that was cut off goes on where it stopped", async () => {

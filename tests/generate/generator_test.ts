@@ -16,17 +16,34 @@ import type {
   GeneratedToken,
   GenerateOptions,
 } from "../../src/generate/options.ts";
+import { adaKV } from "../../src/policies/ada_kv.ts";
+import { criticalKV } from "../../src/policies/critical_kv.ts";
 import { fullCache } from "../../src/policies/full_cache.ts";
 import { h2o } from "../../src/policies/h2o.ts";
 import { keepKV } from "../../src/policies/keep_kv.ts";
 import type { Policy } from "../../src/policies/parts.ts";
+import type { PolicyFactory } from "../../src/policies/registry.ts";
+import { snapKV } from "../../src/policies/snap_kv.ts";
 import { streamingLlm } from "../../src/policies/streaming_llm.ts";
+import { tova } from "../../src/policies/tova.ts";
 import { weightedKV } from "../../src/policies/weighted_kv.ts";
 import type { Backend } from "../../src/backends/backend.ts";
 import { candidates } from "../backends/each_backend.ts";
 
 const MODEL = new URL("../../examples/models/docs-7m/", import.meta.url);
 const PROMPT = "The SELECT statement";
+
+/** Methods that compress. */
+const methods: readonly PolicyFactory[] = [
+  keepKV,
+  weightedKV,
+  ({ budget }) => criticalKV({ budget, window: 8 }),
+  h2o,
+  ({ budget }) => snapKV({ budget, window: 8 }),
+  ({ budget }) => adaKV({ budget, window: 8 }),
+  tova,
+  streamingLlm,
+];
 
 async function collect(
   generator: Generator,
@@ -227,7 +244,7 @@ for (const { name, unavailable } of candidates) {
         const prompt = "CREATE TABLE t(a, b); ".repeat(4);
         const options = { maxTokens: 32, temperature: 0.8, seed: 9 };
         const expected = await collect(full, options, prompt);
-        for (const policy of [keepKV, weightedKV, h2o, streamingLlm]) {
+        for (const policy of methods) {
           // The pyramid's last layer has a tenth less than the mean.
           await using other = await load(policy({ budget: 144 }));
           const tokens = await collect(other, options, prompt);
@@ -236,7 +253,7 @@ for (const { name, unavailable } of candidates) {
       });
 
       it("never holds more than its budget", async () => {
-        for (const policy of [keepKV, weightedKV, h2o, streamingLlm]) {
+        for (const policy of methods) {
           await using small = await load(policy({ budget: 24 }));
           const { bytes } = small.stats().cache;
           await small.generateText(PROMPT.repeat(20), { maxTokens: 24 });

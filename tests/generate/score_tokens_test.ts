@@ -1,9 +1,10 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { Engine } from "../../src/generate/engine.ts";
 import { scoreTokens } from "../../src/generate/score_tokens.ts";
 import { randomWeights } from "../../src/model/random_weights.ts";
 import { fullCache } from "../../src/policies/full_cache.ts";
 import { keepKV } from "../../src/policies/keep_kv.ts";
+import { weightedKV } from "../../src/policies/weighted_kv.ts";
 import { eachBackend } from "../backends/each_backend.ts";
 import { tinyConfig } from "./tiny_model.ts";
 
@@ -22,13 +23,14 @@ eachBackend(
       weights,
       policy: fullCache({ budget: 256 }),
     });
-    const options = { prompt, continuation, chunk: 256, stepsPerRead: 8 };
-    const scores = await scoreTokens(engine, options);
-    assertEquals(scores.length, 200);
+    const options = { chunk: 256, stepsPerRead: 8 };
+    const texts = [{ prompt, continuation }];
+    const [scores] = await scoreTokens(engine, texts, options);
+    assertEquals(scores!.length, 200);
     engine.reset();
     engine.prefill(ids, { then: "logits" });
     const logits = await engine.readLogits(ids.length);
-    for (const [i, score] of scores.entries()) {
+    for (const [i, score] of scores!.entries()) {
       const row = logits.subarray((19 + i) * vocabulary, (20 + i) * vocabulary);
       const sum = row.reduce((total, x) => total + Math.exp(x), 0);
       const expected = row[continuation[i]!]! - Math.log(sum);
@@ -50,10 +52,40 @@ eachBackend("scoreTokens() compresses at every step", async (backend) => {
     weights,
     policy: keepKV({ budget: 32 }),
   });
-  const options = { prompt, continuation, chunk: 256, stepsPerRead: 8 };
-  const scores = await scoreTokens(engine, options);
-  assert(scores.every((score) => score < 0 && score > -30));
+  const options = { chunk: 256, stepsPerRead: 8 };
+  const texts = [{ prompt, continuation }];
+  const [scores] = await scoreTokens(engine, texts, options);
+  assert(scores!.every((score) => score < 0 && score > -30));
   const { liveSlots, merges, drops } = await engine.cache.stats();
   assertEquals(liveSlots, 32);
   assert(merges + drops > 0);
+});
+
+eachBackend("texts together get the scores of each alone", async (backend) => {
+  using weights = randomWeights(backend, tinyConfig, 2);
+  const options = { chunk: 16, stepsPerRead: 8 };
+  const parts = { backend, config: tinyConfig, weights };
+  // Prompts and continuations of different lengths.
+  const texts = [[0, 20, 70], [30, 45, 46], [7, 60, 99], [100, 140, 170]].map((
+    [start, middle, end],
+  ) => ({
+    prompt: ids.slice(start, middle),
+    continuation: ids.slice(middle, end),
+  }));
+  for (const create of [keepKV, weightedKV]) {
+    const policy = create({ budget: 16 });
+    using together = new Engine({ ...parts, policy, sequences: texts.length });
+    const scores = await scoreTokens(together, texts, options);
+    using alone = new Engine({ ...parts, policy });
+    for (const [i, text] of texts.entries()) {
+      alone.reset();
+      const [expected] = await scoreTokens(alone, [text], options);
+      assertEquals(scores[i], expected);
+    }
+    await assertRejects(
+      () => scoreTokens(alone, texts, options),
+      RangeError,
+      "Cannot score 4 texts",
+    );
+  }
 });

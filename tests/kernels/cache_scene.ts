@@ -13,8 +13,7 @@ import {
   type ModelSizes,
   SlotField,
 } from "../../src/backends/backend.ts";
-import { roundToHalf } from "./random.ts";
-import type { Random } from "./random.ts";
+import { Random, roundToHalf } from "./random.ts";
 import type { Stage, TensorSpec } from "./scene.ts";
 
 /** One head of a cache before the call. */
@@ -39,8 +38,12 @@ export interface CacheOptions {
   readonly positions: readonly number[];
   /** Directions that keys cluster around; 0 for keys without clusters. */
   readonly clusters: number;
+  /** Whether the heads of a sequence hold the same tokens in the same slots. */
+  readonly lockstep?: boolean;
   /** Whether the step's own token stands in the `next` slot of each head. */
   readonly hasNewest: boolean;
+  /** Whether a head may grow to what all heads of its sequence have. */
+  readonly isAdaptive?: boolean;
   readonly random: Random;
 }
 
@@ -69,6 +72,8 @@ export function makeCache(options: CacheOptions): SceneCache {
   const stageTotal = stageRows * kvHeads;
   const keyOf = keySource(options);
   const layer = 1;
+  // A stream of their own: few cases look at them.
+  const norms = new Random(7);
 
   const keys = new Float32Array(total * headDim).fill(GARBAGE_KEY);
   const values = new Float32Array(total * headDim).fill(-333);
@@ -76,15 +81,19 @@ export function makeCache(options: CacheOptions): SceneCache {
   const sideWords = new Uint32Array(side.buffer);
   side.fill(FREE_BIAS, SlotField.bias * total);
   const table = new Uint32Array(2 * heads.length * kvHeads * HeadWord.count);
+  const lockstep: { order: number[]; texts: number[] }[] = [];
   let offset = 0;
   heads.forEach((sequenceHeads, sequence) => {
     sequenceHeads.forEach((head, kvHead) => {
       const used = head.live + head.holes;
-      const order = random.permutation(used);
+      const first = lockstep[sequence];
+      const order = first?.order ?? random.permutation(used);
       const free = order.slice(0, head.holes).sort((a, b) => a - b);
       const taken = order.slice(head.holes);
       const tokensBefore = positions[sequence]!;
-      const texts = choosePositions(head.live, tokensBefore, random);
+      const texts = first?.texts ??
+        choosePositions(head.live, tokensBefore, random);
+      if (options.lockstep) lockstep[sequence] = { order, texts };
       const next = free[0] ?? used;
       const fill = (index: number, position: number, isNew: boolean) => {
         const slot = offset + index;
@@ -99,6 +108,7 @@ export function makeCache(options: CacheOptions): SceneCache {
         sideWords[SlotField.observations * total + slot] = observations;
         sideWords[SlotField.position * total + slot] = position;
         sideWords[SlotField.tokens * total + slot] = tokens;
+        put(SlotField.valueNorm, 5 * norms.uniform());
         for (let lane = 0; lane < lanes; lane++) {
           const bias = Math.log(tokens) * (lanes === 1 ? 1 : random.uniform());
           put(SlotField.bias + lane, bias);
@@ -131,13 +141,18 @@ export function makeCache(options: CacheOptions): SceneCache {
     stageWords[SlotField.position * stageTotal + slot] = positions.at(-1)! +
       slot % stageRows;
     stageWords[SlotField.tokens * stageTotal + slot] = 1;
+    stageSide[SlotField.valueNorm * stageTotal + slot] = 5 * norms.uniform();
   }
   const stageKeys = new Float32Array(stageTotal * headDim);
   for (let slot = 0; slot < stageTotal; slot++) {
     const head = (heads.length - 1) * kvHeads + Math.floor(slot / stageRows);
     stageKeys.set(keyOf(head), slot * headDim);
   }
-  const maxCapacity = Math.max(...heads.flat().map((head) => head.capacity));
+  const maxCapacity = Math.max(
+    ...options.isAdaptive
+      ? heads.map((all) => all.reduce((sum, { capacity }) => sum + capacity, 0))
+      : heads.flat().map(({ capacity }) => capacity),
+  );
   return {
     slots: total,
     stageSlots: stageTotal,

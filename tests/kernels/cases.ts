@@ -1,9 +1,12 @@
+import { adaptiveCases } from "./adaptive_cases.ts";
 import { chunkCases } from "./chunk_cases.ts";
 import { decodeCases } from "./decode_cases.ts";
 import type { KernelCase } from "./kernel_case.ts";
 import { matrixCases, wideCase } from "./matrix_cases.ts";
 import { qkvCases } from "./qkv_cases.ts";
 import { sampleCases } from "./sample_cases.ts";
+import { selectionCases } from "./selection_cases.ts";
+import { valueNormsCases } from "./value_norms_cases.ts";
 
 /** The cases that every backend is tested with. */
 export const cases: readonly KernelCase[] = [
@@ -12,11 +15,18 @@ export const cases: readonly KernelCase[] = [
   ...qkvCases,
   ...decodeCases,
   ...chunkCases,
+  ...adaptiveCases,
+  ...selectionCases,
+  ...valueNormsCases,
   ...sampleCases,
 ];
 
 /** The cases that multiply with a matrix that may be split. */
-export const splitCases: readonly KernelCase[] = [...matrixCases, ...qkvCases];
+export const splitCases: readonly KernelCase[] = [
+  ...matrixCases,
+  ...qkvCases,
+  ...valueNormsCases,
+];
 
 /** Bytes that split every matrix of {@linkcode splitCases}. */
 export const SPLIT_BYTES = 2560;

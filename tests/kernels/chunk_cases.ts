@@ -23,7 +23,8 @@ import type { Scene } from "./scene.ts";
 import { prefillStep } from "./steps.ts";
 import { assertWithin } from "./tolerance.ts";
 
-interface ChunkOptions {
+/** What a case of a chunk is made from. */
+export interface ChunkOptions {
   readonly name: string;
   /** The kernel under test, after the ones that make its inputs. */
   readonly kernel: "prefillAttend" | "observe" | "compress";
@@ -35,6 +36,8 @@ interface ChunkOptions {
   readonly live?: number;
   readonly position?: number;
   readonly clusters?: number;
+  /** Whether `compress` comes after `observe`, so that staged rows have scores. */
+  readonly isObserved?: boolean;
   /** Whether merged slots are compared, or merged, again. */
   readonly mergesTwice?: boolean;
   /** Slots that may go between two that stay, 20 if left out. */
@@ -54,7 +57,8 @@ const variedHeads: readonly SceneHead[] = [
   { capacity: 70, budget: 45, recent: 8, live: 33, holes: 6 },
 ];
 
-function chunkCase(options: ChunkOptions): KernelCase {
+/** Makes a case of a kernel that reads a chunk. */
+export function chunkCase(options: ChunkOptions): KernelCase {
   const { expect } = options;
   return {
     name: `${kernelNames[options.kernel]} ${options.name}`,
@@ -70,10 +74,11 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   const rows = options.rows ?? 37;
   const live = options.live ?? rows;
   const position = options.position ?? 90;
-  const { merge } = policy;
-  // Weights of values are scores: staged rows need some.
-  const isObserved = kernel === "observe" ||
-    kernel === "compress" && merge.kind === "rightNeighbour";
+  const { merge, allocate } = policy;
+  const isAdaptive = allocate.heads.kind === "adaptive";
+  // Weights of values and claims of heads are scores: staged rows need some.
+  const isObserved = kernel === "observe" || options.isObserved ||
+    kernel === "compress" && (merge.kind === "rightNeighbour" || isAdaptive);
   const lanes = merge.kind === "votes" && merge.votesPerQueryHead
     ? sizes.heads / sizes.kvHeads
     : 1;
@@ -97,7 +102,9 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
     ],
     positions: [50, position],
     clusters: options.clusters ?? 0,
+    lockstep: policy.select.scope === "layer",
     hasNewest: false,
+    isAdaptive,
     random,
   });
   const length = rows * sizes.heads * sizes.headDim;
@@ -285,7 +292,7 @@ const attention: readonly Omit<ChunkOptions, "kernel">[] = [
 ];
 
 /** Asserts that a case merges and drops, or does not. */
-function does(
+export function does(
   { merges, drops }: { merges: boolean; drops: boolean },
 ): (change: TableChange) => void {
   return ({ merged, dropped }) => {

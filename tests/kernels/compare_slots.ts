@@ -91,6 +91,7 @@ export function assertSameCache(
       );
       near(SlotField.accumulated, bounds.accumulated);
     }
+    near(SlotField.valueNorm, bounds.value);
     for (let lane = 0; lane < lanes; lane++) {
       near(SlotField.bias + lane, bounds.bias);
     }

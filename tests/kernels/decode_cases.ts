@@ -17,7 +17,8 @@ import type { Outcome, Scene } from "./scene.ts";
 import { decodeStep } from "./steps.ts";
 import { assertWithin } from "./tolerance.ts";
 
-interface DecodeOptions {
+/** What a case of `merge_attend` is made from. */
+export interface DecodeOptions {
   readonly name: string;
   readonly policy: Policy;
   readonly sizes: ModelSizes;
@@ -59,7 +60,8 @@ export function keepsScores({ merge, score }: Policy): boolean {
     (merge.kind === "drop" && score.kind !== "position");
 }
 
-function decodeCase(options: DecodeOptions): KernelCase {
+/** Makes a case of `merge_attend`. */
+export function decodeCase(options: DecodeOptions): KernelCase {
   const { expect } = options;
   return {
     name: `merge_attend ${options.name}`,
@@ -82,6 +84,7 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
     heads,
     positions,
     clusters: options.clusters ?? 0,
+    lockstep: policy.select.scope === "layer",
     hasNewest: true,
     random,
   });
@@ -153,12 +156,14 @@ const variedHeads: readonly SceneHead[] = [
   { capacity: 70, budget: 33, recent: 8, live: 33, holes: 6 },
 ];
 
-function merged(count: number): (change: TableChange) => void {
+/** Asserts that a step merges `count` slots and drops none. */
+export function merged(count: number): (change: TableChange) => void {
   return (change) =>
     assertEquals(change, { merged: count, dropped: 0, guarded: 0 });
 }
 
-function dropped(count: number): (change: TableChange) => void {
+/** Asserts that a step drops `count` slots and merges none. */
+export function dropped(count: number): (change: TableChange) => void {
   return (change) =>
     assertEquals(change, { merged: 0, dropped: count, guarded: 0 });
 }

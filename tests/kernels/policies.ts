@@ -4,7 +4,15 @@
  * @module
  */
 import { definePolicy } from "../../src/policies/define_policy.ts";
-import type { Merge, Policy, Probe, Score } from "../../src/policies/parts.ts";
+import type {
+  HeadAllocation,
+  Merge,
+  Policy,
+  Pool,
+  Probe,
+  Score,
+  Values,
+} from "../../src/policies/parts.ts";
 
 /** Options of {@linkcode testPolicy}; what is left out is plain. */
 export interface TestPolicyOptions {
@@ -14,6 +22,10 @@ export interface TestPolicyOptions {
   readonly sinks?: number;
   readonly sinkPositions?: "text" | "cache";
   readonly merge?: Merge;
+  readonly heads?: HeadAllocation;
+  readonly values?: Values;
+  readonly pool?: Pool;
+  readonly scope?: "head" | "layer";
 }
 
 /** A policy of the parts that matter to kernels. */
@@ -27,8 +39,12 @@ export function testPolicy(options: TestPolicyOptions): Policy {
       sinks: options.sinks ?? 2,
       sinkPositions: options.sinkPositions ?? "text",
       recent: { slots: 3 },
+      pool: options.pool ?? { kind: "none" },
+      scope: options.scope ?? "head",
     },
+    values: options.values ?? { kind: "ignored" },
     merge: options.merge ?? votes({}),
+    allocate: { heads: options.heads ?? { kind: "uniform" } },
     schedule: { kind: "streaming", chunk: 64 },
   });
 }

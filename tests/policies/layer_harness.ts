@@ -30,6 +30,8 @@ export interface TestSlot {
   ema: number;
   accumulated: number;
   observations: number;
+  /** Norm of the value, where a test needs it. */
+  valueNorm?: number;
 }
 
 /** Deterministic numbers in [0, 1): a linear congruential generator. */
@@ -179,6 +181,7 @@ export class LayerHarness implements Disposable {
         u32[at(SlotField.observations)] = slot.observations;
         u32[at(SlotField.position)] = slot.position;
         u32[at(SlotField.tokens)] = slot.tokens;
+        f32[at(SlotField.valueNorm)] = slot.valueNorm ?? 0;
         slot.bias.forEach((b, lane) => f32[at(SlotField.bias + lane)] = b);
       })
     );
@@ -212,6 +215,7 @@ export class LayerHarness implements Disposable {
           ema: f32[at(SlotField.ema)]!,
           accumulated: f32[at(SlotField.accumulated)]!,
           observations: u32[at(SlotField.observations)]!,
+          valueNorm: f32[at(SlotField.valueNorm)]!,
         });
       }
       return live;

@@ -6,6 +6,7 @@ const kernels = Object.keys(
   {
     embed: true,
     qkvRopeAppend: true,
+    valueNorms: true,
     mergeAttend: true,
     prefillAttend: true,
     observe: true,

@@ -17,6 +17,7 @@ import { prefillAttend } from "../../reference/prefill_attend.ts";
 import { projectAdd } from "../../reference/project_add.ts";
 import { qkvRopeAppend } from "../../reference/qkv_rope_append.ts";
 import { sample } from "../../reference/sample.ts";
+import { valueNorms } from "../../reference/value_norms.ts";
 import type {
   Backend,
   DeviceBuffer,
@@ -33,6 +34,7 @@ import type {
 const reference: Kernels<HostTensor, HostMatrix> = {
   embed,
   qkvRopeAppend,
+  valueNorms,
   mergeAttend,
   prefillAttend,
   observe,

@@ -8,11 +8,16 @@ export const shaders: Readonly<Record<string, string>> = {
 // The candidates of a head are numbered: cache slots first, staged rows from
 // \`max_capacity\`. Whatever is proportional to them lives in scratch, so only
 // memory bounds their number. The steps, each a dispatch:
+//   allocate_heads  where heads are adaptive, gives them their budgets
 //   survey          counts; with merge-first, lists what may pair up
 //   search          the nearest key for each that is listed (many workgroups)
 //   pair            takes similar pairs, best first, until the head fits
 //   merge           merges the sets (many workgroups)
-//   select_victims  lists the slots with the lowest scores
+//   select_victims  lists the slots with the lowest ranks
+// with, before \`pair\` and \`select_victims\`, where scores are not the slots' own:
+//   rate            each candidate's own score (many workgroups)
+//   pool            the scores of its neighbours (many workgroups)
+//   share           the mean over the heads (many workgroups)
 // then, where they go to the most similar key:
 //   search          the nearest kept key for each of them
 //   link            chains those that chose the same target
@@ -235,8 +240,8 @@ fn pair(
     let mine = slot_of(c);
     let other = slot_of(choice);
     let is_lower = is_before(
-      Ranked(eviction_score(mine), position_of(mine), mine),
-      Ranked(eviction_score(other), position_of(other), other),
+      Ranked(rank_of(score_of(c), mine), position_of(mine), mine),
+      Ranked(rank_of(score_of(choice), other), position_of(other), other),
     );
     let goes = select(choice, c, is_lower);
     work[work_at(WORK_CHOICE, goes)] = select(c, choice, is_lower);
@@ -307,7 +312,24 @@ fn merge(
   }
 }
 
-// Lists the slots with the lowest scores, as many as the head is over its
+// Leaves of the listed candidates those that do not stay by their scores alone,
+// with their ranks as keys.
+fn contest(thread: u32, evictable: u32, victims: u32) {
+  let contested = evictable - first_stage(evictable - victims);
+  let last = select_rank(thread, FLAG_LISTED, contested);
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    let is_contested =
+      work[work_at(WORK_FLAGS, c)] == FLAG_LISTED && is_within(c, last);
+    work[work_at(WORK_FLAGS, c)] = select(0u, FLAG_LISTED, is_contested);
+    if (is_contested) {
+      let slot = slot_of(c);
+      work[work_at(WORK_KEY, c)] = ordered(rank_of(score_of(c), slot));
+    }
+  }
+  storageBarrier();
+}
+
+// Lists the slots with the lowest ranks, as many as the head is over its
 // budget, and marks those that they may be merged into.
 @compute @workgroup_size(THREADS)
 fn select_victims(
@@ -324,13 +346,16 @@ fn select_victims(
     if (is_held(c) && may_go(c)) {
       flags = FLAG_LISTED;
       evictable += 1u;
-      work[work_at(WORK_KEY, c)] = ordered(eviction_score(slot_of(c)));
+      work[work_at(WORK_KEY, c)] = ordered(score_of(c));
     }
     work[work_at(WORK_FLAGS, c)] = flags;
   }
   evictable = sum_words(thread, evictable);
   storageBarrier();
   let victims = min(excess, evictable);
+  if (COUNT_VALUES && victims > 0u) {
+    contest(thread, evictable, victims);
+  }
   var last = vec2<u32>();
   if (victims > 0u) {
     last = select_rank(thread, FLAG_LISTED, victims);
@@ -647,6 +672,156 @@ fn tile(
   }
 }
 `,
+  "lib/allocate_heads.wgsl": `// Spreads the budget of a layer over its KV heads by the scores of the first
+// chunk of a text: see \`src/reference/allocate_heads.ts\`. One workgroup, since
+// it runs once per text and its work is linear in the staged rows. Counts are
+// whole numbers, so the order of threads does not matter.
+
+// Share that is spread evenly, in FLOOR_PARTS.
+override FLOOR: u32 = FLOOR_PARTS;
+const FLOOR_PARTS = 1024u;
+
+// Counters of a head, which \`survey\` resets: parts that it gets, and its slots
+// beside sinks and recent tokens.
+const COUNT_PARTS = 0u;
+const COUNT_FREE = 1u;
+
+@compute @workgroup_size(THREADS)
+fn allocate_heads(@builtin(local_invocation_index) thread: u32) {
+  if (!begin(0u)) {
+    return;
+  }
+  let live = uniform_word(thread, table[head + HEAD_LIVE]);
+  if (live > 0u) {
+    return;
+  }
+  // Ranked from the highest score.
+  let rows = step_words[CHUNK_ROWS];
+  var candidates = 0u;
+  var free = 0u;
+  var least = 0xffffffffu;
+  for (var h = 0u; h < KV_HEADS; h++) {
+    begin(h);
+    let own = table[head + HEAD_BUDGET] - SINKS - table[head + HEAD_RECENT];
+    free += own;
+    least = min(least, own);
+    for (var row = thread; row < rows; row += THREADS) {
+      let c = params.max_capacity + row;
+      let is_listed = may_go(c);
+      work[work_at(WORK_FLAGS, c)] = select(0u, FLAG_LISTED, is_listed);
+      work[work_at(WORK_KEY, c)] = ordered(-score_of(c));
+      candidates += select(0u, 1u, is_listed);
+    }
+  }
+  candidates = sum_words(thread, candidates);
+  free = uniform_word(thread, free);
+  if (candidates <= free) {
+    return;
+  }
+
+  // The key of the last one that counts, eight bits at a time, and how many
+  // with that key do.
+  var last = 0u;
+  var left = free;
+  for (var pass_index = 0u; pass_index < 4u; pass_index++) {
+    let shift = 24u - 8u * pass_index;
+    atomicStore(&histogram[thread], 0u);
+    workgroupBarrier();
+    for (var h = 0u; h < KV_HEADS; h++) {
+      begin(h);
+      for (var row = thread; row < rows; row += THREADS) {
+        let c = params.max_capacity + row;
+        let key = work[work_at(WORK_KEY, c)];
+        let is_listed = work[work_at(WORK_FLAGS, c)] != 0u;
+        if (is_listed && ((key ^ last) >> shift) < 256u) {
+          atomicAdd(&histogram[(key >> shift) & 255u], 1u);
+        }
+      }
+    }
+    let found = find_digit(thread, left);
+    last |= found.x << shift;
+    left = found.y;
+  }
+
+  let floor = max(FLOOR, (FLOOR_PARTS + least - 1u) / least);
+  for (var h = 0u; h < KV_HEADS; h++) {
+    begin(h);
+    var above = 0u;
+    var tied = 0u;
+    for (var row = thread; row < rows; row += THREADS) {
+      let c = params.max_capacity + row;
+      if (work[work_at(WORK_FLAGS, c)] != 0u) {
+        let key = work[work_at(WORK_KEY, c)];
+        above += select(0u, 1u, key < last);
+        tied += select(0u, 1u, key == last);
+      }
+    }
+    above = sum_words(thread, above);
+    tied = min(left, sum_words(thread, tied));
+    left -= tied;
+    if (thread == 0u) {
+      let own = table[head + HEAD_BUDGET] - SINKS - table[head + HEAD_RECENT];
+      let parts = (FLOOR_PARTS - floor) * (above + tied) + floor * own;
+      let counts = h * COUNTERS;
+      atomicStore(&counters[counts + COUNT_PARTS], parts);
+      atomicStore(&counters[counts + COUNT_FREE], own);
+    }
+  }
+  if (thread == 0u) {
+    settle_heads(free);
+  }
+}
+
+// Rounds the parts of all heads to \`free\` slots in all, and gives each head as
+// many and its place in the layer.
+fn settle_heads(free: u32) {
+  var up = free;
+  for (var h = 0u; h < KV_HEADS; h++) {
+    up -= parts_of(h) / FLOOR_PARTS;
+  }
+  begin(0u);
+  var offset = table[head + HEAD_OFFSET];
+  for (var h = 0u; h < KV_HEADS; h++) {
+    begin(h);
+    let remainder = parts_of(h) % FLOOR_PARTS;
+    var before = 0u;
+    for (var other = 0u; other < KV_HEADS; other++) {
+      let theirs = parts_of(other) % FLOOR_PARTS;
+      let is_before =
+        theirs > remainder || (theirs == remainder && other < h);
+      before += select(0u, 1u, is_before);
+    }
+    let slots = parts_of(h) / FLOOR_PARTS + select(0u, 1u, before < up);
+    let own = atomicLoad(&counters[h * COUNTERS + COUNT_FREE]);
+    table[head + HEAD_OFFSET] = offset;
+    table[head + HEAD_BUDGET] += slots - own;
+    table[head + HEAD_CAPACITY] += slots - own;
+    offset += table[head + HEAD_CAPACITY];
+  }
+}
+
+fn parts_of(h: u32) -> u32 {
+  return atomicLoad(&counters[h * COUNTERS + COUNT_PARTS]);
+}
+`,
+  "lib/appended.wgsl": `// Where a step appends keys and values: a head's next free slot in a decode
+// step, a staged row in a prefill step.
+
+const NO_SLOT = 0xffffffffu;
+
+// The slot of \`keys\` and \`values\` that a row's token goes to, or NO_SLOT.
+fn slot_of(row: u32, kv_head: u32) -> u32 {
+  if (PREFILL) {
+    return kv_head * params.stage_rows + row;
+  }
+  let head = head_at(sequence_of(row), kv_head);
+  let next = table[head + HEAD_NEXT];
+  if (next >= table[head + HEAD_CAPACITY]) {
+    return NO_SLOT;
+  }
+  return table[head + HEAD_OFFSET] + next;
+}
+`,
   "lib/candidates.wgsl": `// The candidates of a KV head that \`compress\` chooses from: cache slots first,
 // staged rows from \`max_capacity\`. What is known of them lies in \`work\`, field
 // by field; \`kv_head\` and \`head\` say whose they are.
@@ -680,9 +855,6 @@ const COUNT_GUARDED = 3u;
 
 var<private> kv_head: u32;
 var<private> head: u32;
-
-var<workgroup> histogram: array<atomic<u32>, THREADS>;
-var<workgroup> shared_words: array<u32, 4>;
 
 fn work_at(section: u32, candidate: u32) -> u32 {
   return (section * KV_HEADS + kv_head) * params.candidates + candidate;
@@ -724,10 +896,15 @@ fn is_held(candidate: u32) -> bool {
   return is_there && tokens_of(slot_of(candidate)) != 0u;
 }
 
+// Position of the chunk's last row.
+fn newest_position() -> u32 {
+  return step_words[CHUNK_POSITION] + step_words[CHUNK_ROWS] - 1u;
+}
+
 fn may_go(candidate: u32) -> bool {
-  let newest = step_words[CHUNK_POSITION] + step_words[CHUNK_ROWS] - 1u;
   let recent = table[head + HEAD_RECENT];
-  return is_evictable(position_of(slot_of(candidate)), recent, newest);
+  let position = position_of(slot_of(candidate));
+  return is_evictable(position, recent, newest_position());
 }
 
 // Candidates over the budget.
@@ -761,58 +938,21 @@ fn make_list(thread: u32) {
   }
 }
 
-// Key and position of the candidate that is number \`rank\`, from 1, among those
-// that have a flag. A radix selection: eight bits of key and position at a
-// time, so that no sort is needed.
-fn select_rank(thread: u32, flag: u32, rank: u32) -> vec2<u32> {
-  var found = vec2<u32>();
-  var left = rank;
-  for (var pass_index = 0u; pass_index < 8u; pass_index++) {
-    let by_position = pass_index >= 4u;
-    let shift = 24u - 8u * (pass_index % 4u);
-    atomicStore(&histogram[thread], 0u);
-    workgroupBarrier();
-    for (var c = thread; c < params.candidates; c += THREADS) {
-      if ((work[work_at(WORK_FLAGS, c)] & flag) == 0u) {
-        continue;
-      }
-      var word = work[work_at(WORK_KEY, c)];
-      var prefix = found.x;
-      if (by_position) {
-        if (word != found.x) {
-          continue;
-        }
-        word = position_of(slot_of(c));
-        prefix = found.y;
-      }
-      // The bits above this pass's eight; a shift by 32 is not defined.
-      if (((word ^ prefix) >> shift) < 256u) {
-        atomicAdd(&histogram[(word >> shift) & 255u], 1u);
-      }
-    }
-    workgroupBarrier();
-    let count = atomicLoad(&histogram[thread]);
-    let up_to = prefix_sum(thread, count);
-    if (up_to >= left && up_to - count < left) {
-      shared_words[1] = thread;
-      shared_words[2] = left - (up_to - count);
-    }
-    let digit = workgroupUniformLoad(&shared_words[1]);
-    left = workgroupUniformLoad(&shared_words[2]);
-    if (by_position) {
-      found.y |= digit << shift;
-    } else {
-      found.x |= digit << shift;
-    }
-  }
-  return found;
+// What \`lib/select_rank.wgsl\` looks at.
+fn ranked_count() -> u32 {
+  return params.candidates;
 }
 
-// Whether a candidate's rank is that of \`last\` or better.
-fn is_within(candidate: u32, last: vec2<u32>) -> bool {
-  let key = work[work_at(WORK_KEY, candidate)];
-  return key < last.x ||
-    (key == last.x && position_of(slot_of(candidate)) <= last.y);
+fn is_ranked(candidate: u32, flag: u32) -> bool {
+  return (work[work_at(WORK_FLAGS, candidate)] & flag) != 0u;
+}
+
+fn ranked_key(candidate: u32) -> u32 {
+  return work[work_at(WORK_KEY, candidate)];
+}
+
+fn ranked_position(candidate: u32) -> u32 {
+  return position_of(slot_of(candidate));
 }
 `,
   "lib/half.wgsl": `// Halves: 16-bit floats, two to a 32-bit word. Packing and unpacking are core
@@ -1128,6 +1268,7 @@ fn merge_slots(thread: u32, kept: u32, first: u32) -> Merged {
   var lane_votes = -1e30;
   var observations = 0u;
   var accumulated = 0.0;
+  var norm = 0.0;
   var tokens = 0u;
   for (var slot = kept; slot != NO_SLOT; slot = member_after(slot, kept, first)) {
     let score = log_score(slot);
@@ -1146,6 +1287,7 @@ fn merge_slots(thread: u32, kept: u32, first: u32) -> Merged {
     }
     observations = max(observations, side_word(slot, FIELD_OBSERVATIONS));
     accumulated += side_float(slot, FIELD_ACCUMULATED);
+    norm += weight * side_float(slot, FIELD_VALUE_NORM);
     tokens += tokens_of(slot);
   }
   merged.divergence = mean_score - (mass - votes);
@@ -1201,6 +1343,7 @@ fn merge_slots(thread: u32, kept: u32, first: u32) -> Merged {
     }
     set_side_float(kept, FIELD_ACCUMULATED, accumulated);
     set_side_word(kept, FIELD_OBSERVATIONS, observations);
+    set_side_float(kept, FIELD_VALUE_NORM, norm);
     set_side_word(kept, FIELD_TOKENS, tokens);
   }
   return merged;
@@ -1388,6 +1531,7 @@ const SCORE_POSITION = 0u;
 const SCORE_ACCUMULATED = 1u;
 const SCORE_EMA = 2u;
 const SCORE_MEAN = 3u;
+const SCORE_LAST = 4u;
 override SCORE: u32 = SCORE_POSITION;
 // ln alpha and ln(1 - alpha) of the moving sum; alpha is 0 where there is none.
 override LOG_ALPHA: f32 = -1e30;
@@ -1397,6 +1541,23 @@ override RAW_SCALE: bool = false;
 override COUNT_VOTES: bool = false;
 // Whether anything reads the scores of slots.
 override OBSERVE: bool = true;
+
+// Whether scores count times the norms of values, beside a first stage; what is
+// added to a score then, and its logarithm.
+override COUNT_VALUES: bool = false;
+override FIRST_STAGE: f32 = 0.0;
+override VALUE_EPSILON: f32 = 0.0;
+override LOG_VALUE_EPSILON: f32 = -1e30;
+
+// Whether slots are ranked by other scores than their own, and what makes them:
+// the neighbours up to a distance, the heads of the layer.
+override RATED: bool = false;
+const POOL_NONE = 0u;
+const POOL_MEAN = 1u;
+const POOL_MAX = 2u;
+override POOL: u32 = POOL_NONE;
+override POOL_REACH: u32 = 0u;
+override LAYER_SCOPE: bool = false;
 
 const MERGE_NEVER = 0u;
 const MERGE_DROP = 1u;
@@ -1417,6 +1578,162 @@ override GUARD_HIGH: f32 = 0.0;
 // the largest ratio of attention weights that this applies.
 override EXACT_VALUES: bool = false;
 override RATIO_CAP: f32 = 1.0;
+`,
+  "lib/ranks.wgsl": `// What slots are ranked by: see \`src/reference/selection.ts\`.
+
+// Smallest norm that counts; the logarithm of less is of no use.
+const LEAST_NORM = 1e-30;
+
+// The sum of no scores; where they are logarithms, of what they stand for.
+fn no_scores() -> f32 {
+  return select(0.0, -1e30, SCORE == SCORE_EMA);
+}
+
+fn add_score(sum: f32, score: f32) -> f32 {
+  if (SCORE == SCORE_EMA) {
+    return log_add(sum, score);
+  }
+  return sum + score;
+}
+
+fn mean_score(sum: f32, count: u32) -> f32 {
+  if (SCORE == SCORE_EMA) {
+    return sum - log(f32(count));
+  }
+  return sum / f32(count);
+}
+
+// The rank of a slot with a score: times its value's norm, where that counts.
+fn rank_of(score: f32, slot: u32) -> f32 {
+  if (!COUNT_VALUES) {
+    return score;
+  }
+  let norm = side_float(slot, FIELD_VALUE_NORM);
+  if (SCORE == SCORE_EMA) {
+    return log_add(score, LOG_VALUE_EPSILON) + log(max(norm, LEAST_NORM));
+  }
+  return (score + VALUE_EPSILON) * norm;
+}
+
+// Of \`fitting\` slots that have room, those that stay by their scores alone.
+fn first_stage(fitting: u32) -> u32 {
+  return u32(floor(FIRST_STAGE * f32(fitting)));
+}
+`,
+  "lib/ratings.wgsl": `// Scores of candidates that are not their slots' own: pooled over neighbours,
+// or shared by the heads of a layer.
+
+// f32: a candidate's own score.
+const WORK_SCORE = 6u;
+// f32: the same, pooled.
+const WORK_POOLED = 7u;
+
+// Where the scores stand in the end.
+fn rating_at(candidate: u32) -> u32 {
+  return work_at(select(WORK_POOLED, WORK_SCORE, POOL == POOL_NONE), candidate);
+}
+
+// What the policy's score says of a candidate.
+fn score_of(candidate: u32) -> f32 {
+  if (RATED) {
+    return bitcast<f32>(work[rating_at(candidate)]);
+  }
+  return plain_score(slot_of(candidate));
+}
+
+// Each candidate's own score.
+@compute @workgroup_size(THREADS)
+fn rate(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let c = group.x * THREADS + thread;
+  if (begin(group.y) && c < params.candidates && is_held(c)) {
+    work[work_at(WORK_SCORE, c)] = bitcast<u32>(plain_score(slot_of(c)));
+  }
+}
+
+// Scores of neighbouring positions, outside the recent window, pooled. A
+// thread has a candidate and goes through all of them by tiles.
+@compute @workgroup_size(THREADS)
+fn pool(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.y)) {
+    return;
+  }
+  let mine = group.x * THREADS + thread;
+  let position = pooled_position(mine);
+  var sum = no_scores();
+  var largest = -3e38;
+  var count = 0u;
+  for (var tile = 0u; tile < params.candidates; tile += THREADS) {
+    let there = pooled_position(tile + thread);
+    var score = 0.0;
+    if (there != NOT_POOLED) {
+      score = bitcast<f32>(work[work_at(WORK_SCORE, tile + thread)]);
+    }
+    workgroupBarrier();
+    reduce_words[thread] = there;
+    reduce_floats[thread] = score;
+    workgroupBarrier();
+    for (var k = 0u; k < THREADS; k++) {
+      let other = reduce_words[k];
+      let distance = max(other, position) - min(other, position);
+      if (other != NOT_POOLED && distance <= POOL_REACH) {
+        sum = add_score(sum, reduce_floats[k]);
+        largest = max(largest, reduce_floats[k]);
+        count += 1u;
+      }
+    }
+  }
+  if (mine >= params.candidates || !is_held(mine)) {
+    return;
+  }
+  var pooled = bitcast<f32>(work[work_at(WORK_SCORE, mine)]);
+  if (position != NOT_POOLED) {
+    pooled = largest;
+    if (POOL == POOL_MEAN) {
+      pooled = mean_score(sum, count);
+    }
+  }
+  work[work_at(WORK_POOLED, mine)] = bitcast<u32>(pooled);
+}
+
+const NOT_POOLED = 0xffffffffu;
+
+// Position of a candidate that is neither free nor recent.
+fn pooled_position(candidate: u32) -> u32 {
+  if (candidate >= params.candidates || !is_held(candidate)) {
+    return NOT_POOLED;
+  }
+  let position = position_of(slot_of(candidate));
+  let is_older = position + table[head + HEAD_RECENT] <= newest_position();
+  return select(NOT_POOLED, position, is_older);
+}
+
+// The mean over the heads of the layer, whose candidates are the same tokens in
+// the same order. A thread has a candidate of all heads.
+@compute @workgroup_size(THREADS)
+fn share(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let c = group.x * THREADS + thread;
+  if (!begin(0u) || c >= params.candidates || !is_held(c)) {
+    return;
+  }
+  var sum = no_scores();
+  for (var i = 0u; i < KV_HEADS; i++) {
+    kv_head = i;
+    sum = add_score(sum, bitcast<f32>(work[rating_at(c)]));
+  }
+  for (var i = 0u; i < KV_HEADS; i++) {
+    kv_head = i;
+    work[rating_at(c)] = bitcast<u32>(mean_score(sum, KV_HEADS));
+  }
+}
 `,
   "lib/reduce.wgsl": `// Sums and choices over a workgroup of THREADS threads, which must be a power
 // of two. All threads call them together and all get the result. Sums are
@@ -1522,11 +1839,11 @@ fn first_ranked(thread: u32, mine: Ranked) -> Ranked {
 
 // f32: what is left of a candidate's own value by those that it takes in; from
 // the second half of \`weigh\` on, its weight in the kept value.
-const WORK_SHARE = 6u;
+const WORK_SHARE = 8u;
 // f32: what of it stays in the candidate that takes it in.
-const WORK_PASS = 7u;
+const WORK_PASS = 9u;
 // Candidate that takes it in, or NO_SLOT.
-const WORK_PARENT = 8u;
+const WORK_PARENT = 10u;
 
 // Finds the right neighbour of each victim: WORK_CHOICE, and the way back:
 // WORK_NEXT. A thread has a victim and goes through all candidates by tiles.
@@ -1696,12 +2013,17 @@ fn merge_runs(
     if (thread == 0u) {
       var tokens = tokens_of(kept_slot);
       var count = 0u;
+      let own = left_of(kept, mean_attention(kept_slot), 0xffffffffu);
+      var norm = own * side_float(kept_slot, FIELD_VALUE_NORM);
       for (var m = c; m != NO_SLOT; m = work[work_at(WORK_NEXT, m)]) {
         tokens += tokens_of(slot_of(m));
+        norm += bitcast<f32>(work[work_at(WORK_SHARE, m)]) *
+          side_float(slot_of(m), FIELD_VALUE_NORM);
         count += 1u;
         free_slot(slot_of(m));
       }
       set_side_word(kept_slot, FIELD_TOKENS, tokens);
+      set_side_float(kept_slot, FIELD_VALUE_NORM, norm);
       atomicAdd(&counters[kv_head * COUNTERS + COUNT_MERGED], count);
     }
   }
@@ -1782,8 +2104,7 @@ fn raw_logit(i: u32, j: u32, vector: u32, slot: u32) -> f32 {
   return sum * ROOT;
 }
 `,
-  "lib/scores.wgsl": `// The scores that rows of attention leave on slots, and the order in which
-// slots are evicted.
+  "lib/scores.wgsl": `// The scores that rows of attention leave on slots.
 
 // Largest group of query heads that share a KV head.
 const MAX_GROUP = 16u;
@@ -1848,10 +2169,15 @@ fn observe_head(
 // Adds a row that all query heads of the group have observed.
 fn add_observation(scores: SlotScores, seen: Observation) -> SlotScores {
   let score = seen.score - log(f32(GROUP));
+  var past = scores;
+  if (SCORE == SCORE_LAST) {
+    past.accumulated = 0.0;
+    past.observations = 0u;
+  }
   return SlotScores(
-    log_add(scores.ema + LOG_ALPHA, score + LOG_REST),
-    scores.accumulated + seen.weight / f32(GROUP),
-    scores.observations + 1u,
+    log_add(past.ema + LOG_ALPHA, score + LOG_REST),
+    past.accumulated + seen.weight / f32(GROUP),
+    past.observations + 1u,
   );
 }
 
@@ -1879,13 +2205,14 @@ fn mean_attention(slot: u32) -> f32 {
     f32(max(1u, side_word(slot, FIELD_OBSERVATIONS)));
 }
 
-// What eviction ranks a slot by; the lowest goes first, ties by position. A
-// position too large for a float is rounded, and the tie puts it right.
-fn eviction_score(slot: u32) -> f32 {
+// What the policy's score says of a slot; the lowest goes first, ties by
+// position. A position too large for a float is rounded, and the tie puts it
+// right.
+fn plain_score(slot: u32) -> f32 {
   if (SCORE == SCORE_POSITION) {
     return f32(position_of(slot));
   }
-  if (SCORE == SCORE_ACCUMULATED) {
+  if (SCORE == SCORE_ACCUMULATED || SCORE == SCORE_LAST) {
     return side_float(slot, FIELD_ACCUMULATED);
   }
   if (SCORE == SCORE_MEAN) {
@@ -1901,6 +2228,80 @@ fn eviction_score(slot: u32) -> f32 {
 // Whether a slot may be evicted: neither a sink nor a recent token.
 fn is_evictable(position: u32, recent: u32, newest: u32) -> bool {
   return position >= SINKS && position + recent <= newest;
+}
+`,
+  "lib/select_rank.wgsl": `// Selection by rank: which key stands at a place in the order of keys, ties
+// going by position. A radix selection: eight bits of key and position at a
+// time, so that no sort is needed. THREADS must be 256.
+//
+// A kernel defines
+//   ranked_count()        entries to look at
+//   is_ranked(i, flag)    whether an entry takes part
+//   ranked_key(i)         its key, as \`ordered\` bits
+//   ranked_position(i)    its position in the text
+
+var<workgroup> histogram: array<atomic<u32>, THREADS>;
+var<workgroup> shared_words: array<u32, 4>;
+
+// Key and position of the entry that is number \`rank\`, from 1, among those
+// that have a flag.
+fn select_rank(thread: u32, flag: u32, rank: u32) -> vec2<u32> {
+  var found = vec2<u32>();
+  var left = rank;
+  for (var pass_index = 0u; pass_index < 8u; pass_index++) {
+    let by_position = pass_index >= 4u;
+    let shift = 24u - 8u * (pass_index % 4u);
+    atomicStore(&histogram[thread], 0u);
+    workgroupBarrier();
+    for (var i = thread; i < ranked_count(); i += THREADS) {
+      if (!is_ranked(i, flag)) {
+        continue;
+      }
+      var word = ranked_key(i);
+      var prefix = found.x;
+      if (by_position) {
+        if (word != found.x) {
+          continue;
+        }
+        word = ranked_position(i);
+        prefix = found.y;
+      }
+      // The bits above this pass's eight; a shift by 32 is not defined.
+      if (((word ^ prefix) >> shift) < 256u) {
+        atomicAdd(&histogram[(word >> shift) & 255u], 1u);
+      }
+    }
+    let next = find_digit(thread, left);
+    left = next.y;
+    if (by_position) {
+      found.y |= next.x << shift;
+    } else {
+      found.x |= next.x << shift;
+    }
+  }
+  return found;
+}
+
+// The bin of the histogram with the entry that is number \`rank\`, from 1, and
+// what number the entry is in its bin.
+fn find_digit(thread: u32, rank: u32) -> vec2<u32> {
+  workgroupBarrier();
+  let count = atomicLoad(&histogram[thread]);
+  let up_to = prefix_sum(thread, count);
+  if (up_to >= rank && up_to - count < rank) {
+    shared_words[1] = thread;
+    shared_words[2] = rank - (up_to - count);
+  }
+  return vec2(
+    workgroupUniformLoad(&shared_words[1]),
+    workgroupUniformLoad(&shared_words[2]),
+  );
+}
+
+// Whether an entry's place is that of \`last\` or before it.
+fn is_within(i: u32, last: vec2<u32>) -> bool {
+  let key = ranked_key(i);
+  return key < last.x || (key == last.x && ranked_position(i) <= last.y);
 }
 `,
   "lib/slot_writes.wgsl": `// Writing the slots of one layer.
@@ -1944,7 +2345,8 @@ const FIELD_ACCUMULATED = 1u;
 const FIELD_OBSERVATIONS = 2u;
 const FIELD_POSITION = 3u;
 const FIELD_TOKENS = 4u;
-const FIELD_BIAS = 5u;
+const FIELD_VALUE_NORM = 5u;
+const FIELD_BIAS = 6u;
 
 // Vote bias of a free slot.
 const FREE_BIAS = -1e30;
@@ -2075,7 +2477,8 @@ const FIELD_ACCUMULATED = 1u;
 const FIELD_OBSERVATIONS = 2u;
 const FIELD_POSITION = 3u;
 const FIELD_TOKENS = 4u;
-const FIELD_BIAS = 5u;
+const FIELD_VALUE_NORM = 5u;
+const FIELD_BIAS = 6u;
 
 // Vote bias of a free slot.
 const FREE_BIAS = -1e30;
@@ -2263,7 +2666,8 @@ fn tile(
 // \`attend\` splits the slots of a head over workgroups; each leaves a partial
 // softmax state and, where scores are kept, raw logits. \`finish\`, a workgroup
 // per head, joins the states and does the rest, because a victim can only be
-// chosen once all slots are scored. It reads the keys again for the nearest
+// chosen once all slots are scored. Where the heads of a layer choose together
+// it is split: \`score\` first, then \`choose\`. It reads the keys again for the nearest
 // one; riding with the attention as another query would save that, but needs
 // the victim before the scores of this step.
 
@@ -2293,6 +2697,8 @@ struct Params {
 @group(0) @binding(9) var<storage, read_write> raw_logits: array<f32>;
 // (rows, kvHeads, splits, group, 1 + headDim / 2): maximum and sum, then value
 @group(0) @binding(10) var<storage, read_write> partials: array<vec2<f32>>;
+// (rows, kvHeads, maxCapacity): scores, where heads share them
+@group(0) @binding(11) var<storage, read_write> ratings: array<f32>;
 
 const THREADS = 256u;
 
@@ -2570,6 +2976,12 @@ fn merge_value(
   }
   if (thread == 0u) {
     set_side_word(kept, FIELD_TOKENS, tokens_of(kept) + tokens_of(victim));
+    if (!EXACT_VALUES) {
+      let share = share_of(mean_attention(victim), mean_attention(kept));
+      let norm = share * side_float(victim, FIELD_VALUE_NORM) +
+        (1.0 - share) * side_float(kept, FIELD_VALUE_NORM);
+      set_side_float(kept, FIELD_VALUE_NORM, norm);
+    }
   }
   return 1u;
 }
@@ -2586,16 +2998,14 @@ fn attention_weight(
   return exp(logit + vote_bias(slot, query_head) - log_sums[query_head]);
 }
 
-@compute @workgroup_size(THREADS)
-fn finish(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) thread: u32,
-) {
-  let kv_head = group.x;
-  let row = group.y;
-  if (!is_live(row)) {
-    return;
-  }
+// The head that a workgroup has turned to.
+var<private> own_row: u32;
+var<private> own_kv_head: u32;
+var<private> own_offset: u32;
+var<private> own_high: u32;
+
+// Turns to a head: reads its words.
+fn begin(thread: u32, kv_head: u32, row: u32) {
   let head = head_at(sequence_of(row), kv_head);
   if (thread < HEAD_WORDS) {
     head_words[thread] = table[head + thread];
@@ -2603,51 +3013,124 @@ fn finish(
       head_words[thread] = used_slots(head);
     }
   }
-  let offset = workgroupUniformLoad(&head_words[HEAD_OFFSET]);
-  let high = workgroupUniformLoad(&head_words[HEAD_HIGH]);
-  let budget = workgroupUniformLoad(&head_words[HEAD_BUDGET]);
-  let recent = workgroupUniformLoad(&head_words[HEAD_RECENT]);
-  let newest = position_of_row(row);
+  own_row = row;
+  own_kv_head = kv_head;
+  own_offset = workgroupUniformLoad(&head_words[HEAD_OFFSET]);
+  own_high = workgroupUniformLoad(&head_words[HEAD_HIGH]);
+}
 
-  let splits = (high + params.split_slots - 1u) / params.split_slots;
-  join(thread, row, kv_head, splits);
+fn may_go(slot: u32) -> bool {
+  let newest = position_of_row(own_row);
+  return tokens_of(slot) != 0u &&
+    is_evictable(position_of(slot), head_words[HEAD_RECENT], newest);
+}
+
+// What the policy's score says of slot \`index\` of the head.
+fn score_of(index: u32) -> f32 {
+  if (!RATED) {
+    return plain_score(own_offset + index);
+  }
+  // The slots of all heads are the same tokens in the same order.
+  var sum = no_scores();
+  for (var i = 0u; i < KV_HEADS; i++) {
+    sum = add_score(sum, ratings[rating_at(i) + index]);
+  }
+  return mean_score(sum, KV_HEADS);
+}
+
+fn rating_at(kv_head: u32) -> u32 {
+  return (own_row * KV_HEADS + kv_head) * params.max_capacity;
+}
+
+// What \`lib/select_rank.wgsl\` looks at.
+fn ranked_count() -> u32 {
+  return own_high;
+}
+
+fn is_ranked(index: u32, flag: u32) -> bool {
+  return may_go(own_offset + index);
+}
+
+fn ranked_key(index: u32) -> u32 {
+  return ordered(score_of(index));
+}
+
+fn ranked_position(index: u32) -> u32 {
+  return position_of(own_offset + index);
+}
+
+// Joins the attention of the head and adds the row to the scores.
+fn attend_and_score(thread: u32) {
+  let splits = (own_high + params.split_slots - 1u) / params.split_slots;
+  join(thread, own_row, own_kv_head, splits);
   workgroupBarrier();
+  for (var i = thread; i < own_high; i += THREADS) {
+    let slot = own_offset + i;
+    if (OBSERVE && tokens_of(slot) != 0u) {
+      observe_slot(own_row, own_kv_head, slot, i);
+      if (RATED) {
+        ratings[rating_at(own_kv_head) + i] = plain_score(slot);
+      }
+    }
+  }
+}
 
+// The slot with the lowest rank of those that may go and do not stay by their
+// scores alone.
+fn choose_victim(thread: u32) -> u32 {
+  var last = vec2(0xffffffffu);
+  if (COUNT_VALUES) {
+    var evictable = 0u;
+    for (var i = thread; i < own_high; i += THREADS) {
+      evictable += select(0u, 1u, may_go(own_offset + i));
+    }
+    evictable = sum_words(thread, evictable);
+    if (evictable == 0u) {
+      return NO_SLOT;
+    }
+    last = select_rank(thread, 0u, evictable - first_stage(evictable - 1u));
+  }
+  var lowest = unranked();
+  for (var i = thread; i < own_high; i += THREADS) {
+    let slot = own_offset + i;
+    if (may_go(slot) && (!COUNT_VALUES || is_within(i, last))) {
+      let rank = rank_of(score_of(i), slot);
+      let mine = Ranked(rank, position_of(slot), slot);
+      if (is_before(mine, lowest)) {
+        lowest = mine;
+      }
+    }
+  }
+  return first_ranked(thread, lowest).slot;
+}
+
+// Takes the head down to its budget and updates its words.
+fn evict(thread: u32) {
+  let kv_head = own_kv_head;
+  let offset = own_offset;
+  let high = own_high;
   var live = 0u;
   var free = high;
-  var lowest = unranked();
   for (var i = thread; i < high; i += THREADS) {
-    let slot = offset + i;
-    if (tokens_of(slot) == 0u) {
+    if (tokens_of(offset + i) == 0u) {
       free = min(free, i);
-      continue;
-    }
-    live += 1u;
-    if (OBSERVE) {
-      observe_slot(row, kv_head, slot, i);
-    }
-    if (MERGE != MERGE_NEVER) {
-      let position = position_of(slot);
-      if (is_evictable(position, recent, newest)) {
-        let mine = Ranked(eviction_score(slot), position, slot);
-        if (is_before(mine, lowest)) {
-          lowest = mine;
-        }
-      }
+    } else {
+      live += 1u;
     }
   }
   live = sum_words(thread, live);
   free = min_words(thread, free);
   var merged = Merged(0u, 0u, 0.0);
   var dropped = 0u;
+  let budget = workgroupUniformLoad(&head_words[HEAD_BUDGET]);
   if (MERGE != MERGE_NEVER && live > budget) {
     storageBarrier();
-    let victim = first_ranked(thread, lowest).slot;
+    let victim = choose_victim(thread);
     if (victim != NO_SLOT) {
       if (MERGE == MERGE_VOTES) {
         let chosen = nearest(thread, victim, offset, high);
         if (chosen.slot != NO_SLOT && -chosen.key > THRESHOLD) {
-          merge_vector = query_vector(row * GROUP, kv_head);
+          merge_vector = query_vector(own_row * GROUP, kv_head);
           merged = merge_slots(thread, chosen.slot, victim);
         }
       }
@@ -2655,7 +3138,7 @@ fn finish(
         let kept = right_neighbour(thread, victim, offset, high);
         if (kept != NO_SLOT) {
           merged.count =
-            merge_value(thread, row, kv_head, kept, victim, offset);
+            merge_value(thread, own_row, kv_head, kept, victim, offset);
         }
       }
       workgroupBarrier();
@@ -2670,6 +3153,7 @@ fn finish(
     }
   }
   if (thread == 0u) {
+    let head = head_at(sequence_of(own_row), kv_head);
     table[head + HEAD_LIVE] = live;
     table[head + HEAD_NEXT] = free;
     table[head + HEAD_HIGH] = high;
@@ -2685,6 +3169,50 @@ fn finish(
       }
     }
   }
+}
+
+@compute @workgroup_size(THREADS)
+fn finish(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!is_live(group.y)) {
+    return;
+  }
+  begin(thread, group.x, group.y);
+  attend_and_score(thread);
+  evict(thread);
+}
+
+// The same in two dispatches, where the scores of all heads come first.
+@compute @workgroup_size(THREADS)
+fn score(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!is_live(group.y)) {
+    return;
+  }
+  begin(thread, group.x, group.y);
+  attend_and_score(thread);
+}
+
+@compute @workgroup_size(THREADS)
+fn choose(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!is_live(group.y)) {
+    return;
+  }
+  begin(thread, group.x, group.y);
+  if (EXACT_VALUES) {
+    // For the softmax sums, which are not kept.
+    let splits = (own_high + params.split_slots - 1u) / params.split_slots;
+    join(thread, own_row, own_kv_head, splits);
+    workgroupBarrier();
+  }
+  evict(thread);
 }
 `,
   "observe.wgsl": `// Adds the attention of a chunk's observed rows to the scores of the slots and
@@ -3122,14 +3650,14 @@ override SINK_QUERIES: bool = false;
 override QUERY_NORM: bool = false;
 override KEY_NORM: bool = false;
 
-const SIDE_FIELDS = 5u;
+const SIDE_FIELDS = 6u;
 const FIELD_EMA = 0u;
 const FIELD_ACCUMULATED = 1u;
 const FIELD_OBSERVATIONS = 2u;
 const FIELD_POSITION = 3u;
 const FIELD_TOKENS = 4u;
+const FIELD_VALUE_NORM = 5u;
 const LOG_ZERO = -1e30;
-const NO_SLOT = 0xffffffffu;
 
 var<private> first_weight_row: u32;
 var<private> pair_offset: u32;
@@ -3177,19 +3705,6 @@ fn rotate(pair: vec2<f32>, index: u32, position: u32) -> vec2<f32> {
   );
 }
 
-// The slot in \`keys\` that a row's key and value go to.
-fn slot_of(row: u32, kv_head: u32) -> u32 {
-  if (PREFILL) {
-    return kv_head * params.stage_rows + row;
-  }
-  let head = head_at(sequence_of(row), kv_head);
-  let next = table[head + HEAD_NEXT];
-  if (next >= table[head + HEAD_CAPACITY]) {
-    return NO_SLOT;
-  }
-  return table[head + HEAD_OFFSET] + next;
-}
-
 // Index in the cache that a row's token takes, staged rows included.
 fn place_of(row: u32, kv_head: u32) -> u32 {
   let live = table[head_at(sequence_of(row), kv_head) + HEAD_LIVE];
@@ -3205,6 +3720,7 @@ fn initialise(slot: u32, position: u32) {
   side[FIELD_OBSERVATIONS * params.total + slot] = 0u;
   side[FIELD_POSITION * params.total + slot] = position;
   side[FIELD_TOKENS * params.total + slot] = 1u;
+  side[FIELD_VALUE_NORM * params.total + slot] = 0u;
   for (var lane = 0u; lane < LANES; lane++) {
     side[(SIDE_FIELDS + lane) * params.total + slot] = 0u;
   }
@@ -3682,6 +4198,172 @@ fn sample(
   }
   if (is_stop) {
     state[at + STATE_FINISHED] = 1u;
+  }
+}
+`,
+  "value_norms.wgsl": `// The norm of each value that \`qkv_rope_append\` has just written: the mean over
+// the query heads of the group of ‖v · W_O[h]‖₁, W_O[h] being the head's columns
+// of the output projection; or ‖v‖₂.
+//
+// Streams the projection once per tile of 32 rows, 2 bytes per element, so once
+// in a decode step. \`project\` has a workgroup per 64 outputs, query head and
+// tile; it takes the projection through workgroup memory, 64 columns at a time,
+// and leaves a sum of absolute products. \`collect\` adds them up in a fixed
+// order, since WGSL has no atomics on floats. The Gram matrix W Wᵀ of each head
+// would need headDim² products instead of headDim · hidden, but gives the L2
+// norm, and has to be made and stored for each layer.
+
+struct Params {
+  // Outputs in the weight block.
+  outputs: u32,
+  // Words in a row of the weight.
+  pitch: u32,
+  // Workgroups over the outputs before this block, and of all blocks.
+  first_part: u32,
+  parts: u32,
+  first_head: u32,
+  // Slots in \`values\`, and those of a KV head in a prefill step.
+  total: u32,
+  stage_rows: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+// (outputs, heads * headDim) halves
+@group(0) @binding(1) var<storage, read> weight: array<u32>;
+// (total, headDim) halves
+@group(0) @binding(2) var<storage, read> values: array<u32>;
+// (SlotField.bias + lanes, total)
+@group(0) @binding(3) var<storage, read_write> side: array<u32>;
+@group(0) @binding(4) var<storage, read> table: array<u32>;
+@group(0) @binding(5) var<storage, read> step_words: array<u32>;
+// (rows, heads, parts)
+@group(0) @binding(6) var<storage, read_write> partials: array<f32>;
+
+override HEADS: u32 = 1u;
+override GROUP: u32 = 1u;
+override HEAD_DIM: u32 = 4u;
+override ROWS: u32 = 1u;
+// Whether norms are those of projected values.
+override PROJECTED: bool = true;
+
+const FIELD_VALUE_NORM = 5u;
+const THREADS = 256u;
+const TILE_OUTPUTS = 64u;
+const TILE_ROWS = 32u;
+// Words, each of two columns.
+const TILE_WORDS = 32u;
+// Rows are padded by one word, so that they start in other banks.
+const PITCH = TILE_WORDS + 1u;
+// Rows of a thread: every fourth of the tile.
+const STRANDS = THREADS / TILE_OUTPUTS;
+const OWN_ROWS = TILE_ROWS / STRANDS;
+const COLLECT_THREADS = 64u;
+
+var<workgroup> weight_tile: array<u32, TILE_OUTPUTS * PITCH>;
+var<workgroup> value_tile: array<vec2<f32>, TILE_ROWS * TILE_WORDS>;
+var<workgroup> sums: array<f32, THREADS>;
+
+@compute @workgroup_size(THREADS)
+fn project(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let head = group.y;
+  let first_row = group.z * TILE_ROWS;
+  if (PREFILL && !is_live(first_row)) {
+    return;
+  }
+  let half = HEAD_DIM / 2u;
+  let first_slot = group.x * TILE_OUTPUTS;
+  let output = thread % TILE_OUTPUTS;
+  let strand = thread / TILE_OUTPUTS;
+  var products: array<f32, OWN_ROWS>;
+  for (var first = 0u; first < half; first += TILE_WORDS) {
+    let words = min(TILE_WORDS, half - first);
+    workgroupBarrier();
+    for (var i = thread; i < TILE_OUTPUTS * TILE_WORDS; i += THREADS) {
+      let line = i / TILE_WORDS;
+      let column = i % TILE_WORDS;
+      var word = 0u;
+      if (column < words && first_slot + line < params.outputs) {
+        let start = (first_slot + line) * params.pitch + head * half + first;
+        word = weight[start + column];
+      }
+      weight_tile[line * PITCH + column] = word;
+    }
+    for (var i = thread; i < TILE_ROWS * TILE_WORDS; i += THREADS) {
+      let row = first_row + i / TILE_WORDS;
+      var pair = vec2<f32>();
+      if (i % TILE_WORDS < words && row < ROWS && is_live(row)) {
+        let slot = slot_of(row, head / GROUP);
+        if (slot != NO_SLOT) {
+          pair = unpack_halves(values[slot * half + first + i % TILE_WORDS]);
+        }
+      }
+      value_tile[i] = pair;
+    }
+    workgroupBarrier();
+    for (var i = 0u; i < words; i++) {
+      let pair = unpack_halves(weight_tile[output * PITCH + i]);
+      for (var n = 0u; n < OWN_ROWS; n++) {
+        let row = strand + n * STRANDS;
+        products[n] += dot(pair, value_tile[row * TILE_WORDS + i]);
+      }
+    }
+  }
+  for (var n = 0u; n < OWN_ROWS; n++) {
+    workgroupBarrier();
+    sums[thread] = abs(products[n]);
+    for (var width = TILE_OUTPUTS / 2u; width > 0u; width /= 2u) {
+      workgroupBarrier();
+      if (output < width) {
+        sums[thread] += sums[thread + width];
+      }
+    }
+    let row = first_row + strand + n * STRANDS;
+    if (output == 0u && row < ROWS) {
+      let part = params.first_part + group.x;
+      partials[(row * HEADS + head) * params.parts + part] = sums[thread];
+    }
+  }
+}
+
+// Writes the norm of one value.
+@compute @workgroup_size(COLLECT_THREADS)
+fn collect(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let kv_head = group.x;
+  let row = group.y;
+  if (!is_live(row)) {
+    return;
+  }
+  let slot = slot_of(row, kv_head);
+  var sum = 0.0;
+  if (PROJECTED) {
+    let count = GROUP * params.parts;
+    let first = (row * HEADS + kv_head * GROUP) * params.parts;
+    for (var i = thread; i < count; i += COLLECT_THREADS) {
+      sum += partials[first + i];
+    }
+  } else if (slot != NO_SLOT) {
+    let half = HEAD_DIM / 2u;
+    for (var i = thread; i < half; i += COLLECT_THREADS) {
+      let pair = unpack_halves(values[slot * half + i]);
+      sum += dot(pair, pair);
+    }
+  }
+  sums[thread] = sum;
+  for (var width = COLLECT_THREADS / 2u; width > 0u; width /= 2u) {
+    workgroupBarrier();
+    if (thread < width) {
+      sums[thread] += sums[thread + width];
+    }
+  }
+  if (thread == 0u && slot != NO_SLOT) {
+    let norm = select(sqrt(sums[0]), sums[0] / f32(GROUP), PROJECTED);
+    side[FIELD_VALUE_NORM * params.total + slot] = bitcast<u32>(norm);
   }
 }
 `,

@@ -92,7 +92,14 @@ export function stagedBindings(
   };
 }
 
-const SCORES = { position: 0, accumulated: 1, ema: 2, mean: 3 } as const;
+const SCORES = {
+  position: 0,
+  accumulated: 1,
+  ema: 2,
+  mean: 3,
+  last: 4,
+} as const;
+const POOLS = { none: 0, mean: 1, max: 2 } as const;
 const MERGES = { never: 0, drop: 1, votes: 2, rightNeighbour: 3 } as const;
 const KEYS = { zip: 0, minNorm: 1, realVotes: 2, convex: 3 } as const;
 
@@ -106,7 +113,7 @@ function safeLog(x: number): number {
 
 /** Constants of `lib/policy.wgsl`. */
 export function policyConstants(policy: Policy): Constants {
-  const { score, select, merge } = policy;
+  const { score, values, select, merge } = policy;
   const alpha = score.kind === "ema" ? score.alpha : 0;
   const guard = (bound: number) =>
     Math.max(-GUARD_MAX, Math.min(GUARD_MAX, bound));
@@ -118,6 +125,13 @@ export function policyConstants(policy: Policy): Constants {
     RAW_SCALE: score.kind === "ema" && score.scale === "raw",
     COUNT_VOTES: score.kind === "ema" && score.countVotes,
     OBSERVE: needsScores(policy),
+    COUNT_VALUES: values.kind === "norm",
+    ...(values.kind === "norm" && {
+      FIRST_STAGE: values.first,
+      VALUE_EPSILON: values.epsilon,
+      LOG_VALUE_EPSILON: safeLog(values.epsilon),
+    }),
+    LAYER_SCOPE: select.scope === "layer",
     MERGE: MERGES[merge.kind],
     ...(merge.kind === "votes" && {
       KEY_FORM: KEYS[merge.key],
@@ -129,6 +143,17 @@ export function policyConstants(policy: Policy): Constants {
       EXACT_VALUES: merge.rule === "exact",
       RATIO_CAP: guard(merge.cap),
     }),
+  };
+}
+
+/** Constants of a kernel whose candidates have other scores than their own. */
+export function ratingConstants(
+  { select: { pool, scope } }: Policy,
+): Constants {
+  return {
+    RATED: pool.kind !== "none" || scope === "layer",
+    POOL: POOLS[pool.kind],
+    POOL_REACH: pool.kind === "none" ? 0 : (pool.width - 1) / 2,
   };
 }
 

@@ -1,9 +1,11 @@
 import type { Compress, DeviceBuffer } from "../../backend.ts";
+import { floorParts } from "../../../cache/adaptive_heads.ts";
 import type { Recorder } from "../recorder.ts";
 import {
   cacheConstants,
   cacheParams,
   policyConstants,
+  ratingConstants,
   stagedBindings,
 } from "./cache.ts";
 import { stepBindings, stepConstants } from "./step.ts";
@@ -14,24 +16,28 @@ const PROPOSERS = 32;
 /** Most workgroups per head that merge sets. */
 const MERGE_GROUPS = 64;
 
-/** Threads of a workgroup, each with a victim whose neighbour it finds. */
+/** Threads of a workgroup, where each has a candidate. */
 const THREADS = 256;
 
 /** Sections of the scratch memory, each with a word per candidate. */
-const WORK_SECTIONS = 6;
+const WORK_SECTIONS = 8;
 
 /** The same where runs are merged. */
-const RUN_SECTIONS = 9;
+const RUN_SECTIONS = 11;
 
 /** Counters of a head. */
 const COUNTERS = 4;
+
+/** Entry points in their order, with their workgroups. */
+type Steps = (readonly [string, readonly [number, number?]])[];
 
 /** Records `shaders/compress.wgsl`, which lists the steps. */
 export function compress(
   recorder: Recorder,
   args: Compress<DeviceBuffer>,
 ): void {
-  const { cache, step, sizes, policy: { merge } } = args;
+  const { cache, step, sizes, policy: { merge, select, allocate } } = args;
+  const ratings = ratingConstants(args.policy);
   const { kvHeads, headDim } = sizes;
   const candidates = cache.maxCapacity + cache.stageRows;
   const mergeGroups = Math.min(MERGE_GROUPS, candidates);
@@ -43,10 +49,12 @@ export function compress(
       ...stepConstants(step),
       ...cacheConstants(args),
       ...policyConstants(args.policy),
+      ...ratings,
       KEY_TILE: keyTile,
       KEY_WORDS: keyTile * (headDim / 2 + 1),
       PROPOSER_WORDS: PROPOSERS * headDim / 2,
       MERGE_FIRST: isMergeFirst,
+      FLOOR: floorParts(args.policy),
     },
     params: {
       ...cacheParams(args),
@@ -69,20 +77,28 @@ export function compress(
   const perHead = [kvHeads] as const;
   const searches = [Math.ceil(candidates / PROPOSERS), kvHeads] as const;
   const merges = [mergeGroups, kvHeads] as const;
-  const steps: (readonly [string, readonly [number, number?]])[] = [
-    ["survey", perHead],
-  ];
+  const perCandidate = [Math.ceil(candidates / THREADS), kvHeads] as const;
+  const rate: Steps = [];
+  if (ratings.RATED) rate.push(["rate", perCandidate]);
+  if (select.pool.kind !== "none") rate.push(["pool", perCandidate]);
+  if (select.scope === "layer") rate.push(["share", [perCandidate[0]]]);
+  const isAdaptive = allocate.heads.kind === "adaptive";
+  const steps: Steps = [];
+  if (isAdaptive) steps.push(...rate, ["allocate_heads", [1]]);
+  steps.push(["survey", perHead]);
   if (isMergeFirst) {
-    steps.push(["search", searches], ["pair", perHead], ["merge", merges]);
+    steps.push(["search", searches], ...rate);
+    steps.push(["pair", perHead], ["merge", merges]);
   }
-  if (merge.kind !== "never") steps.push(["select_victims", perHead]);
+  if (merge.kind !== "never") {
+    steps.push(...rate, ["select_victims", perHead]);
+  }
   if (merge.kind === "votes") {
     steps.push(["search", searches], ["link", perHead], ["merge", merges]);
   }
   if (merge.kind === "rightNeighbour") {
-    const finders = [Math.ceil(candidates / THREADS), kvHeads] as const;
     steps.push(
-      ["neighbours", finders],
+      ["neighbours", perCandidate],
       ["weigh", perHead],
       ["merge_runs", merges],
     );

@@ -29,6 +29,7 @@ export function mergeAttend(
   const splitSlots = SPLIT_SLOTS *
     Math.ceil(cache.maxCapacity / (SPLIT_SLOTS * MAX_SPLITS));
   const splits = Math.ceil(cache.maxCapacity / splitSlots);
+  const isShared = policy.select.scope === "layer";
   const { first_head, total, max_capacity } = cacheParams(args);
   const common = {
     constants: {
@@ -42,6 +43,7 @@ export function mergeAttend(
         keyTiles: [64, 32, 16],
       }),
       SINK_QUERIES: args.sinkQueries !== undefined,
+      RATED: isShared,
     },
     params: {
       first_head,
@@ -60,6 +62,9 @@ export function mergeAttend(
       raw_logits: needsScores(policy)
         ? recorder.scratch("raw logits", step.rows * heads * max_capacity)
         : undefined,
+      ratings: isShared
+        ? recorder.scratch("ratings", step.rows * kvHeads * max_capacity)
+        : undefined,
       partials: recorder.scratch(
         "partial softmax states",
         step.rows * heads * splits * (headDim + 2),
@@ -71,9 +76,11 @@ export function mergeAttend(
     entry: "attend",
     workgroups: [splits, kvHeads, step.rows],
   });
-  recorder.dispatch(KERNEL, {
-    ...common,
-    entry: "finish",
-    workgroups: [kvHeads, step.rows],
-  });
+  for (const entry of isShared ? ["score", "choose"] : ["finish"]) {
+    recorder.dispatch(KERNEL, {
+      ...common,
+      entry,
+      workgroups: [kvHeads, step.rows],
+    });
+  }
 }

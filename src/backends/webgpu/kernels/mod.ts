@@ -15,12 +15,14 @@ import { prefillAttend } from "./prefill_attend.ts";
 import { projectAdd } from "./project_add.ts";
 import { qkvRopeAppend } from "./qkv_rope_append.ts";
 import { sample } from "./sample.ts";
+import { valueNorms } from "./value_norms.ts";
 
 /** The kernels of a program that `recorder` collects. */
 export function recordingKernels(recorder: Recorder): Kernels {
   return {
     embed: (args) => embed(recorder, args),
     qkvRopeAppend: (args) => qkvRopeAppend(recorder, args),
+    valueNorms: (args) => valueNorms(recorder, args),
     mergeAttend: (args) => mergeAttend(recorder, args),
     prefillAttend: (args) => prefillAttend(recorder, args),
     observe: (args) => observe(recorder, args),

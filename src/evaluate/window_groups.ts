@@ -1,21 +1,21 @@
 /**
- * Texts of the tasks that read windows of documents.
+ * Groups of windows of documents.
  *
  * @module
  */
 import { fullCache } from "../policies/full_cache.ts";
 import { compareLogits } from "./agreement.ts";
-import type { EvaluationItem, ItemSource } from "./evaluation_item.ts";
 import { forcedLogits } from "./forced_logits.ts";
-import { meanLoss, scoreWindow } from "./perplexity.ts";
+import { meanLoss, scoreWindows } from "./perplexity.ts";
 import {
   type AttentionProbe,
   measurePerturbation,
   probeAttention,
 } from "./perturbation.ts";
 import type { PerturbationTask, TextTask } from "./plan.ts";
-import type { Measurement } from "./results.ts";
+import type { Measurement, WindowItem } from "./results.ts";
 import { withSetting } from "./settings.ts";
+import type { TextGroup, TextSource } from "./text_group.ts";
 import { selectWindows, type TextWindow } from "./windows.ts";
 
 /** Remembers what `make` gives until it is released. */
@@ -33,7 +33,7 @@ function lazily<T>(make: () => Promise<T>): {
 /** Windows of all seeds; one that several seeds choose is there once. */
 export function windowsOf(
   { prompt, continuation, stride, windowsPerDocument, documents }: TextTask,
-  { model, documents: all, seeds }: ItemSource,
+  { model, documents: all, seeds }: TextSource,
 ): TextWindow[] {
   const windows = seeds.flatMap((seed) =>
     selectWindows(all, model.codec, {
@@ -50,61 +50,75 @@ export function windowsOf(
 }
 
 /** Windows that are scored, or compared with the full cache. */
-export function textItems(
+export function scoredGroups(
   task: TextTask,
-  source: ItemSource,
-): EvaluationItem[] {
-  const { model } = source;
+  source: TextSource,
+): TextGroup[] {
+  const { model, batch } = source;
   const { kind, prompt, continuation } = task;
   const totalTokens = prompt + continuation;
   const full = withSetting(fullCache({ budget: totalTokens }), "whole", {
     promptLength: prompt,
     chunk: 1,
   });
-  return windowsOf(task, source).map((window) => {
-    const item = { document: window.document, start: window.start };
-    const score = lazily(() => scoreWindow(model, full, window));
-    const logits = lazily(() =>
-      Array.fromAsync(forcedLogits(model, full, window))
-    );
+  return inGroups(windowsOf(task, source), batch).map((windows): TextGroup => {
+    const scores = lazily(() => scoreWindows(model, full, { windows }));
+    const logits = lazily(async () => {
+      const steps = await Array.fromAsync(
+        forcedLogits(model, full, { windows }),
+      );
+      return windows.map((_, text) => steps.map((rows) => rows[text]!));
+    });
     return {
       task: `${kind} ${prompt}+${continuation}`,
-      identity: { kind, window },
+      identities: windows.map((window) => ({ kind, window })),
       promptTokens: prompt,
       totalTokens,
       longestPart: prompt,
       measuresFull: kind === "perplexity",
-      async measure(policy, signal): Promise<Measurement> {
+      async measure(policy, texts, signal): Promise<Measurement[]> {
+        const options = { windows: texts.map((i) => windows[i]!), signal };
         if (kind === "agreement") {
-          const rows = forcedLogits(model, policy, { ...window, signal });
-          const result = await compareLogits(await logits.get(), rows);
-          return { kind, item, result };
+          const reference = await logits.get();
+          const results = await compareLogits(
+            texts.map((i) => reference[i]!),
+            forcedLogits(model, policy, options),
+          );
+          return texts.map((text, i) => ({
+            kind,
+            item: placeOf(windows[text]!),
+            result: results[i]!,
+          }));
         }
-        const reference = await score.get();
+        const all = await scores.get();
+        const reference = texts.map((text) => all[text]!);
         const own = policy.merge.kind === "never"
           ? reference
-          : await scoreWindow(model, policy, { ...window, signal });
-        const result = {
-          tokens: continuation,
-          loss: meanLoss(own.losses),
-          fullLoss: meanLoss(reference.losses),
-          merges: own.merges,
-        };
-        return { kind, item, result };
+          : await scoreWindows(model, policy, options);
+        return texts.map((text, i) => ({
+          kind,
+          item: placeOf(windows[text]!),
+          result: {
+            tokens: continuation,
+            loss: meanLoss(own[i]!.losses),
+            fullLoss: meanLoss(reference[i]!.losses),
+            merges: own[i]!.merges,
+          },
+        }));
       },
       release() {
-        score.release();
+        scores.release();
         logits.release();
       },
     };
   });
 }
 
-/** Windows whose attention is measured. */
-export function perturbationItems(
+/** Windows whose attention is measured, one by one. */
+export function perturbationGroups(
   task: PerturbationTask,
-  source: ItemSource,
-): EvaluationItem[] {
+  source: TextSource,
+): TextGroup[] {
   const { model } = source;
   const { kind, prompt, probes } = task;
   const shape: TextTask = {
@@ -114,25 +128,36 @@ export function perturbationItems(
     // Neighbouring windows would have almost the same prompt.
     stride: prompt + probes,
   };
-  return windowsOf(shape, source).map((window) => {
-    const item = { document: window.document, start: window.start };
+  return windowsOf(shape, source).map((window): TextGroup => {
     const probe = lazily<AttentionProbe>(() => probeAttention(model, window));
     return {
       task: `${kind} ${prompt}+${probes}`,
-      identity: { kind, window },
+      identities: [{ kind, window }],
       promptTokens: prompt,
       totalTokens: prompt,
       longestPart: prompt,
       measuresFull: false,
-      async measure(policy): Promise<Measurement> {
+      async measure(policy): Promise<Measurement[]> {
         const result = await measurePerturbation(
           model,
           policy,
           await probe.get(),
         );
-        return { kind, item, result };
+        return [{ kind, item: placeOf(window), result }];
       },
       release: probe.release,
     };
   });
+}
+
+function placeOf({ document, start }: TextWindow): WindowItem {
+  return { document, start };
+}
+
+/** Cuts a list into groups of `size`; the last one has what is left over. */
+function inGroups<T>(list: readonly T[], size: number): T[][] {
+  return Array.from(
+    { length: Math.ceil(list.length / size) },
+    (_, i) => list.slice(i * size, (i + 1) * size),
+  );
 }

@@ -3,41 +3,45 @@
  *
  * @module
  */
-import type { EvaluationItem, ItemSource } from "./evaluation_item.ts";
 import { fillerLines } from "./haystack.ts";
 import type { PlanTask, RetrievalTask, ThroughputTask } from "./plan.ts";
 import type { Measurement } from "./results.ts";
 import { encodeRetrieval, promptParts, runRetrieval } from "./retrieval.ts";
 import { createRetrieval } from "./retrieval_tasks.ts";
-import { perturbationItems, textItems, windowsOf } from "./text_items.ts";
+import type { TextGroup, TextSource } from "./text_group.ts";
 import { measureThroughput } from "./throughput.ts";
+import {
+  perturbationGroups,
+  scoredGroups,
+  windowsOf,
+} from "./window_groups.ts";
 
 /**
  * The texts of a task.
  *
  * @throws {RangeError} If the documents are too short for it.
  */
-export function createItems(
+export function createGroups(
   task: PlanTask,
-  source: ItemSource,
-): EvaluationItem[] {
+  source: TextSource,
+): TextGroup[] {
   switch (task.kind) {
     case "perplexity":
     case "agreement":
-      return textItems(task, source);
+      return scoredGroups(task, source);
     case "perturbation":
-      return perturbationItems(task, source);
+      return perturbationGroups(task, source);
     case "retrieval":
-      return retrievalItems(task, source);
+      return retrievalGroups(task, source);
     case "throughput":
-      return throughputItems(task, source);
+      return throughputGroups(task, source);
   }
 }
 
-function retrievalItems(
+function retrievalGroups(
   task: RetrievalTask,
-  { model, documents, seeds }: ItemSource,
-): EvaluationItem[] {
+  { model, documents, seeds }: TextSource,
+): TextGroup[] {
   const { kind, form, questions = ["seen", "unseen"], needles } = task;
   const filler = fillerLines(documents);
   const places = seeds.flatMap((seed) =>
@@ -53,29 +57,29 @@ function retrievalItems(
     });
     const ids = encodeRetrieval(model, example);
     const promptTokens = ids.context.length + ids.question.length;
-    return questions.map((question): EvaluationItem => ({
+    return questions.map((question): TextGroup => ({
       task: form,
-      identity: { kind, example, question },
+      identities: [{ kind, example, question }],
       promptTokens,
       totalTokens: promptTokens + example.answerTokens,
       longestPart: Math.max(
         ...promptParts(ids, question).map(({ length }) => length),
       ),
       measuresFull: true,
-      async measure(policy, signal): Promise<Measurement> {
+      async measure(policy, _, signal): Promise<Measurement[]> {
         const options = { example, question, signal };
         const result = await runRetrieval(model, policy, options);
-        return { kind, item: { form, ...place }, question, result };
+        return [{ kind, item: { form, ...place }, question, result }];
       },
       release() {},
     }));
   });
 }
 
-function throughputItems(
+function throughputGroups(
   { kind, prompt, generate, repeats }: ThroughputTask,
-  source: ItemSource,
-): EvaluationItem[] {
+  source: TextSource,
+): TextGroup[] {
   const { model } = source;
   const [window] = windowsOf(
     { kind: "perplexity", prompt, continuation: 1, documents: 1 },
@@ -83,19 +87,19 @@ function throughputItems(
   );
   return [{
     task: `${kind} ${prompt}+${generate}`,
-    identity: { kind, window, generate, repeats },
+    identities: [{ kind, window, generate, repeats }],
     promptTokens: prompt,
     totalTokens: prompt + generate,
     longestPart: prompt,
     measuresFull: true,
-    async measure(policy, signal): Promise<Measurement> {
+    async measure(policy, _, signal): Promise<Measurement[]> {
       const result = await measureThroughput(model, policy, {
         prompt: window!.prompt,
         generate,
         signal,
         ...(repeats !== undefined && { repeats }),
       });
-      return { kind, item: { prompt, generate }, result };
+      return [{ kind, item: { prompt, generate }, result }];
     },
     release() {},
   }];

@@ -1,0 +1,54 @@
+import { assertThrows } from "@std/assert";
+import { criticalKV } from "../../src/policies/critical_kv.ts";
+import { h2o } from "../../src/policies/h2o.ts";
+import { keepKV } from "../../src/policies/keep_kv.ts";
+import type { Policy } from "../../src/policies/parts.ts";
+import { snapKV } from "../../src/policies/snap_kv.ts";
+import { streamingLlm } from "../../src/policies/streaming_llm.ts";
+import { validatePolicy } from "../../src/policies/validate_policy.ts";
+import { weightedKV } from "../../src/policies/weighted_kv.ts";
+
+const budget = 64;
+
+Deno.test("validatePolicy() refuses numbers out of range", () => {
+  const fails = (policy: Policy, message: string) =>
+    assertThrows(() => validatePolicy(policy), RangeError, message);
+  fails(
+    criticalKV({ budget, first: 1.5 }),
+    "values.first is 1.5: expected a number at least 0 and at most 1",
+  );
+  fails(criticalKV({ budget, epsilon: -1 }), "values.epsilon is -1");
+  for (const width of [4, 0, -3, 1.5]) {
+    fails(
+      snapKV({ budget, pool: { kind: "mean", width } }),
+      `select.pool.width is ${width}: expected an odd number at least 1`,
+    );
+  }
+  fails(snapKV({ budget, window: 0 }), "probe.rows is 0");
+});
+
+Deno.test("validatePolicy() refuses parts that do not go together", () => {
+  const fails = (policy: Policy, message: string) =>
+    assertThrows(() => validatePolicy(policy), TypeError, message);
+  const shared = (policy: Policy): Policy => ({
+    ...policy,
+    select: { ...policy.select, scope: "layer" },
+  });
+  fails(
+    criticalKV({ base: streamingLlm({ budget }) }),
+    'values of kind "norm" scale scores of attention, score is of kind "position"',
+  );
+  fails(
+    criticalKV({ base: weightedKV({ budget, rule: "exact" }) }),
+    'merge.rule "exact"',
+  );
+  fails(shared(keepKV({ budget })), 'merge.prefill "mergeFirst"');
+  for (
+    const policy of [
+      criticalKV({ base: keepKV({ budget }) }),
+      criticalKV({ base: shared(h2o({ budget })) }),
+      shared(keepKV({ budget, prefill: "evictFirst" })),
+      shared(snapKV({ budget })),
+    ]
+  ) validatePolicy(policy);
+});

@@ -85,10 +85,10 @@ __global__ void __launch_bounds__(kAttendThreads)
   merge_warps(job, warp, shared);
   uint2 counts;
   if (splits == 1) {
-    counts = finish_alone(args, job, shared);
+    counts = finish_alone(args, job, evidence, shared);
   } else {
     if (!publish(job, parts, splits, shared)) return;
-    counts = combine(args, job, parts, splits, shared);
+    counts = combine(args, job, parts, evidence, splits, shared);
   }
   if (evidence.rows != nullptr) leave_evidence(args, job, evidence, shared);
   if (threadIdx.x == 0) {
@@ -98,9 +98,11 @@ __global__ void __launch_bounds__(kAttendThreads)
   }
 }
 
+// Observes the row, evicts, or both in one go where no other head has a say.
 template <bool ALIGNED>
 __global__ void __launch_bounds__(kEvictThreads)
-    evict_kernel(skv_merge_attend_args args, Evidence evidence) {
+    evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
+                 bool chooses) {
   __shared__ EvictShared shared;
   const uint32_t index = blockIdx.y * args.sizes.kv_heads + blockIdx.x;
   const uint2 row = evidence.rows[index];
@@ -113,24 +115,38 @@ __global__ void __launch_bounds__(kEvictThreads)
   job.high = words[kHeadHigh];
   job.offset = words[kHeadOffset];
   job.words = words;
-  job.logits = evidence.logits +
-               static_cast<size_t>(index) * group * args.cache.max_capacity;
-  job.queries = evidence.queries +
-                static_cast<size_t>(index) * group * args.sizes.head_dim;
+  const size_t capacity = args.cache.max_capacity;
+  const size_t first_query =
+      static_cast<size_t>(index) * group * args.sizes.head_dim;
+  job.logits = evidence.logits + index * group * capacity;
+  job.queries = evidence.queries + first_query;
+  job.outputs = evidence.outputs + first_query;
+  job.keys = evidence.keys + index * capacity;
+  job.ratings = nullptr;
+  float *ratings = nullptr;
+  if (evidence.ratings != nullptr) {
+    job.ratings =
+        evidence.ratings + blockIdx.y * args.sizes.kv_heads * capacity;
+    ratings = evidence.ratings + index * capacity;
+  }
   const bool over = words[kHeadLive] > words[kHeadBudget];
-  if (!over && !args.policy.observe) return;
   if (threadIdx.x < group) {
     shared.log_sums[threadIdx.x] =
         evidence.log_sums[index * kMaxGroup + threadIdx.x];
   }
   __syncthreads();
-  const uint32_t victim = update_scores(args, job, shared);
-  if (!over || victim == ~0u) return;
-  Neighbour nearest = kNoNeighbour;
+  if (observes) observe_slots(args, job, ratings, shared);
+  if (!chooses || !over) return;
+  const uint32_t victim = choose_victim(args, job, shared);
+  if (victim == ~0u) return;
+  uint32_t target = ~0u;
   if (args.policy.merge == SKV_MERGE_VOTES) {
-    nearest = find_nearest<ALIGNED>(args, job, victim, shared);
+    const Neighbour nearest = find_nearest<ALIGNED>(args, job, victim, shared);
+    if (nearest.similarity > args.policy.threshold) target = nearest.item;
+  } else if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
+    target = find_right(args, job, victim, shared);
   }
-  if (warp_id() == 0) evict(args, job, victim, nearest);
+  if (warp_id() == 0) evict(args, job, shared, victim, target);
 }
 
 // How the slots of a head are split, and the sizes that follow.
@@ -184,6 +200,14 @@ size_t take_evidence(const skv_merge_attend_args &args, const Plan &plan,
     evidence->queries = scratch.take<float>(static_cast<size_t>(plan.heads) *
                                             plan.group * args.sizes.head_dim);
   }
+  if (args.policy.exact_values) {
+    evidence->outputs = scratch.take<float>(static_cast<size_t>(plan.heads) *
+                                            plan.group * args.sizes.head_dim);
+  }
+  const size_t slots =
+      static_cast<size_t>(plan.heads) * args.cache.max_capacity;
+  if (args.policy.layer_scope) evidence->ratings = scratch.take<float>(slots);
+  if (args.policy.count_values) evidence->keys = scratch.take<uint64_t>(slots);
   evidence->rows = scratch.take<uint2>(plan.heads);
   return static_cast<size_t>(scratch.take<char>(0) - memory);
 }
@@ -224,8 +248,14 @@ cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
   status = fork(launch, &side);
   if (status != cudaSuccess) return status;
   const dim3 grid(args.sizes.kv_heads, args.step.rows);
-  return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
-                       args, evidence);
+  const auto evict = [&](bool observes, bool chooses) {
+    return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
+                         args, evidence, observes, chooses);
+  };
+  // Where the heads of a layer choose together, all are scored first.
+  if (!args.policy.layer_scope) return evict(true, true);
+  status = evict(true, false);
+  return status == cudaSuccess ? evict(false, true) : status;
 }
 
 }  // namespace

@@ -11,46 +11,27 @@ export const cudaSources: Readonly<Record<string, string>> = {
 // scores go: each is merged into the most similar one that is kept, all that
 // chose the same one together, or is dropped.
 //
+// Where values go to the right neighbour, a run of slots that go is merged into
+// the kept slot after it. Adaptive heads first get their budgets.
+//
 // Searching reads every key once per 64 of the others; the rest is one block
 // per head that reads side fields and writes what it changes. In order:
-// list_items, norms, nearest_keys, choose, nearest_keys, settle; policies that
-// only drop skip the searches.
-//
-// Taking proposals in order looks sequential, but a proposal that is the best
-// of both its ends is taken whatever the others do; so rounds take all of those
-// at once, and give exactly the same pairs. The alternative that lost: sorting
-// proposals and one thread that goes through them.
-#include "lib/merge_slots.cuh"
-#include "lib/nearest_keys.cuh"
-#include "lib/select_smallest.cuh"
+// list_items, [allocate_heads, list_items], norms, nearest_keys, pair, choose,
+// nearest_keys or right_neighbours, settle; policies that only drop skip the
+// searches. Where scores are not the slots' own they are rated before each step
+// that compares them: see lib/ratings.cuh.
+#include "lib/allocate_heads.cuh"
+#include "lib/merge_runs.cuh"
+#include "lib/merge_victims.cuh"
 
 namespace {
-
-constexpr uint32_t kThreads = 512;
-constexpr uint32_t kWarps = kThreads / 32;
 
 __device__ inline bool merges_pairs(const skv_policy &policy) {
   return policy.merge == SKV_MERGE_VOTES && policy.merge_first != 0;
 }
 
-__device__ inline MergeContext merge_context(const skv_chunk_args &args,
-                                             const ChunkHead &head) {
-  const skv_sizes &sizes = args.sizes;
-  const uint32_t group = sizes.heads / sizes.kv_heads;
-  const size_t query =
-      static_cast<size_t>(head.rows - 1) * sizes.heads + head.kv_head * group;
-  return {args.queries + query * sizes.head_dim, group, sizes.head_dim,
-          args.cache.lanes};
-}
-
-__device__ inline bool item_is_evictable(const skv_chunk_args &args,
-                                         const ChunkHead &head, uint32_t item) {
-  return is_evictable(item_slot(args, head, item).word(kSlotPosition),
-                      args.policy, head.words[kHeadRecent], head.newest);
-}
-
 // Lists live slots and staged rows, and what may be merged in pairs.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kCompressThreads)
     list_items_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
   begin_kernel();
@@ -62,17 +43,18 @@ __global__ void __launch_bounds__(kThreads)
         return item_slot(args, head, i).word(kSlotTokens) != 0;
       });
   const uint32_t items = slots + head.rows;
-  for (uint32_t r = threadIdx.x; r < head.rows; r += kThreads) {
+  for (uint32_t r = threadIdx.x; r < head.rows; r += kCompressThreads) {
     work.items[slots + r] = kStaged | r;
   }
-  for (uint32_t i = threadIdx.x; i < items; i += kThreads) work.marks[i] = 0;
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads)
+    work.marks[i] = 0;
   __syncthreads();
   uint32_t queries = 0;
   if (merges_pairs(args.policy) && items > head.words[kHeadBudget]) {
     queries = list_if(items, work.queries, scratch, [&](uint32_t i) {
       return item_is_evictable(args, head, work.items[i]);
     });
-    for (uint32_t i = threadIdx.x; i < queries; i += kThreads) {
+    for (uint32_t i = threadIdx.x; i < queries; i += kCompressThreads) {
       work.candidates[i] = work.queries[i];
     }
   }
@@ -81,22 +63,7 @@ __global__ void __launch_bounds__(kThreads)
     work.counters[kQueries] = queries;
     work.counters[kCandidates] = queries;
     work.counters[kMembers] = 0;
-  }
-}
-
-// Sets 1 / |key| of an item; called by a whole warp.
-__device__ inline void set_norm(const skv_chunk_args &args,
-                                const ChunkHead &head, const HeadWork &work,
-                                uint32_t ordinal) {
-  const Slot slot = item_slot(args, head, work.items[ordinal]);
-  float square = 0.0f;
-  for (uint32_t d = lane_id(); d < args.sizes.head_dim; d += 32) {
-    const float x = to_float(slot.key[d]);
-    square += x * x;
-  }
-  square = warp_sum(square);
-  if (lane_id() == 0) {
-    work.inverse_norms[ordinal] = square == 0.0f ? 0.0f : rsqrtf(square);
+    work.counters[kPairs] = 0;
   }
 }
 
@@ -113,125 +80,27 @@ __global__ void __launch_bounds__(kNormThreads)
   if (i < work.counters[kItems]) set_norm(args, head, work, i);
 }
 
-// Takes proposals in order of similarity while both ends are free, up to
-// \`excess\` of them, and lists who made them in \`queries\`. Returns their number.
-__device__ inline uint32_t match_pairs(const skv_chunk_args &args,
-                                       const ChunkHead &head,
-                                       const CompressWork &all_work,
-                                       const HeadWork &work, uint32_t excess,
-                                       SelectScratch &scratch) {
+// Where values count, takes those out of \`keys\` that stay by their scores
+// alone, and ranks the others. Called by the whole block.
+__device__ inline void contest(const skv_chunk_args &args,
+                               const ChunkHead &head, const HeadWork &work,
+                               uint32_t evictable, uint32_t excess,
+                               SelectScratch &scratch) {
   const uint32_t items = work.counters[kItems];
-  const uint32_t queries = work.counters[kQueries];
-  for (uint32_t i = threadIdx.x; i < items; i += kThreads) {
-    work.keys[i] = kNoKey;
+  const uint32_t stay = first_stage(args.policy, evictable - excess);
+  const uint64_t last =
+      kth_smallest(work.keys, items, evictable - stay, scratch);
+  __syncthreads();
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+    const uint64_t key = work.keys[i];
+    if (key == kNoKey) continue;
+    work.keys[i] = key <= last ? item_rank(args, head, work, i) : kNoKey;
   }
   __syncthreads();
-  for (uint32_t q = threadIdx.x; q < queries; q += kThreads) {
-    const Neighbour nearest = nearest_of_query(args, head, all_work, work, q);
-    if (!nearest.exists() || !(nearest.similarity > args.policy.threshold)) {
-      continue;
-    }
-    const uint32_t i = work.queries[q];
-    const uint32_t position =
-        item_slot(args, head, work.items[i]).word(kSlotPosition);
-    work.keys[i] = order_key(-nearest.similarity, position);
-    work.mates[i] = nearest.item;
-  }
-  auto *best = reinterpret_cast<unsigned long long *>(work.best);
-  const auto is_open = [&](uint32_t i) {
-    return work.keys[i] != kNoKey && (work.marks[i] & kTaken) == 0 &&
-           (work.marks[work.mates[i]] & kTaken) == 0;
-  };
-  bool changed = true;
-  while (changed) {
-    for (uint32_t i = threadIdx.x; i < items; i += kThreads) {
-      best[i] = kNoKey;
-    }
-    __syncthreads();
-    for (uint32_t i = threadIdx.x; i < items; i += kThreads) {
-      if (!is_open(i)) continue;
-      atomicMin(best + i, static_cast<unsigned long long>(work.keys[i]));
-      atomicMin(best + work.mates[i],
-                static_cast<unsigned long long>(work.keys[i]));
-    }
-    __syncthreads();
-    bool accepted = false;
-    for (uint32_t i = threadIdx.x; i < items; i += kThreads) {
-      if (work.keys[i] == kNoKey) continue;
-      // Others may mark this item as taken meanwhile, but only this thread as
-      // accepted.
-      if ((__ldcg(work.marks + i) & kAccepted) != 0) continue;
-      const uint32_t mate = work.mates[i];
-      if (__ldcg(best + i) != work.keys[i] ||
-          __ldcg(best + mate) != work.keys[i]) {
-        continue;
-      }
-      atomicOr(work.marks + i, kTaken | kAccepted);
-      atomicOr(work.marks + mate, kTaken);
-      accepted = true;
-    }
-    changed = __syncthreads_or(accepted);
-  }
-  for (uint32_t i = threadIdx.x; i < items; i += kThreads) {
-    if ((work.marks[i] & kAccepted) == 0) work.keys[i] = kNoKey;
-  }
-  __syncthreads();
-  const auto is_accepted = [&](uint32_t i) { return work.keys[i] != kNoKey; };
-  const uint32_t pairs = list_if(items, work.queries, scratch, is_accepted);
-  if (pairs <= excess) return pairs;
-  const uint64_t last = kth_smallest(work.keys, items, excess, scratch);
-  return list_if(items, work.queries, scratch, [&](uint32_t i) {
-    return is_accepted(i) && work.keys[i] <= last;
-  });
 }
 
-// Merges the pairs that \`queries\` lists: the end that eviction ranks lower
-// goes.
-__device__ inline void merge_pairs(const skv_chunk_args &args,
-                                   const ChunkHead &head, const HeadWork &work,
-                                   uint32_t pairs, SelectScratch &scratch) {
-  const MergeContext context = merge_context(args, head);
-  const uint32_t lanes = args.cache.lanes;
-  for (uint32_t p = warp_id(); p < pairs; p += kWarps) {
-    uint32_t goes = work.queries[p];
-    uint32_t stays = work.mates[goes];
-    Slot gone = item_slot(args, head, work.items[goes]);
-    Slot kept = item_slot(args, head, work.items[stays]);
-    if (eviction_key(kept, args.policy, lanes) <
-        eviction_key(gone, args.policy, lanes)) {
-      const uint32_t other = goes;
-      goes = stays;
-      stays = other;
-      const Slot slot = gone;
-      gone = kept;
-      kept = slot;
-    }
-    const Merged merged = merge_slots(
-        2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
-        args.policy);
-    if (lane_id() == 0) {
-      free_slot(gone, lanes);
-      work.marks[goes] |= kGone;
-      work.divergences[p] = merged.divergence;
-      if (merged.guarded) atomicAdd(head.words + kHeadGuarded, 1);
-    }
-    set_norm(args, head, work, stays);
-  }
-  __syncthreads();
-  float divergence = 0.0f;
-  for (uint32_t p = threadIdx.x; p < pairs; p += kThreads) {
-    divergence += work.divergences[p];
-  }
-  divergence = block_sum(divergence, scratch);
-  if (threadIdx.x == 0) {
-    head.words[kHeadMerged] += pairs;
-    head.words[kHeadDivergence] = __float_as_uint(
-        __uint_as_float(head.words[kHeadDivergence]) + divergence);
-  }
-}
-
-// Merges pairs, and lists who goes and who may take them.
-__global__ void __launch_bounds__(kThreads)
+// Lists who goes and who may take them.
+__global__ void __launch_bounds__(kCompressThreads)
     choose_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
   begin_kernel();
@@ -240,33 +109,33 @@ __global__ void __launch_bounds__(kThreads)
   const HeadWork work = all_work.head(blockIdx.x);
   const uint32_t items = work.counters[kItems];
   const uint32_t budget = head.words[kHeadBudget];
-  uint32_t left = items;
-  if (work.counters[kQueries] > 0) {
-    const uint32_t pairs =
-        match_pairs(args, head, all_work, work, items - budget, scratch);
-    merge_pairs(args, head, work, pairs, scratch);
-    left -= pairs;
-  }
+  const uint32_t left = items - work.counters[kPairs];
   uint32_t victims = 0, targets = 0;
   if (left > budget && args.policy.merge != SKV_MERGE_NEVER) {
+    const bool counts = args.policy.count_values != 0;
     uint32_t evictable = 0;
-    for (uint32_t i = threadIdx.x; i < items; i += kThreads) {
-      const bool goes = (work.marks[i] & kGone) == 0 &&
-                        item_is_evictable(args, head, work.items[i]);
-      work.keys[i] = goes ? eviction_key(item_slot(args, head, work.items[i]),
-                                         args.policy, args.cache.lanes)
-                          : kNoKey;
-      evictable += goes ? 1 : 0;
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      uint64_t key = kNoKey;
+      if ((work.marks[i] & kGone) == 0 &&
+          item_is_evictable(args, head, work.items[i])) {
+        evictable++;
+        const Slot slot = item_slot(args, head, work.items[i]);
+        const float score = item_score(args, head, work, i);
+        key = counts ? score_key(score, slot)
+                     : rank_key(score, slot, args.policy);
+      }
+      work.keys[i] = key;
     }
     uint32_t total;
     block_prefix(evictable, total, scratch.block);
     const uint32_t excess = min(left - budget, total);
     if (excess > 0) {
+      if (counts) contest(args, head, work, total, excess, scratch);
       const uint64_t last = kth_smallest(work.keys, items, excess, scratch);
       victims = list_if(items, work.queries, scratch, [&](uint32_t i) {
         return work.keys[i] != kNoKey && work.keys[i] <= last;
       });
-      for (uint32_t v = threadIdx.x; v < victims; v += kThreads) {
+      for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
         work.marks[work.queries[v]] |= kVictim;
       }
       __syncthreads();
@@ -279,93 +148,17 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
+  if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
+    const RunWork run = run_work(work);
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      run.left[i] = kNoItem;
+    }
+  }
   // The counters that are written were read above.
   __syncthreads();
   if (threadIdx.x == 0) {
     work.counters[kQueries] = victims;
     work.counters[kCandidates] = targets;
-  }
-}
-
-// Merges each victim into its nearest target, all of a target together, or
-// drops it.
-__device__ inline void merge_victims(const skv_chunk_args &args,
-                                     const ChunkHead &head,
-                                     const CompressWork &all_work,
-                                     const HeadWork &work, uint32_t victims,
-                                     SelectScratch &scratch) {
-  const bool merges = args.policy.merge == SKV_MERGE_VOTES;
-  for (uint32_t v = threadIdx.x; v < victims; v += kThreads) {
-    const Neighbour nearest =
-        merges ? nearest_of_query(args, head, all_work, work, v) : kNoNeighbour;
-    const bool fits =
-        nearest.exists() && nearest.similarity > args.policy.threshold;
-    work.mates[v] = fits ? nearest.item : ~0u;
-    work.divergences[v] = 0.0f;
-    if (fits) continue;
-    const uint32_t item = work.items[work.queries[v]];
-    atomicAdd(head.words + kHeadDropped, 1);
-    atomicAdd(head.words + kHeadDroppedTokens,
-              item_slot(args, head, item).word(kSlotTokens));
-  }
-  __syncthreads();
-  if (!merges) return;
-  const MergeContext context = merge_context(args, head);
-  uint32_t merged_slots = 0;
-  for (uint32_t v = warp_id(); v < victims; v += kWarps) {
-    const uint32_t target = work.mates[v];
-    if (target == ~0u) continue;
-    // The first victim of a target merges all of them.
-    bool is_first = true;
-    for (uint32_t u = lane_id(); u < v; u += 32) {
-      if (work.mates[u] == target) is_first = false;
-    }
-    if (!__all_sync(kAllLanes, is_first)) continue;
-    uint32_t count = 0;
-    for (uint32_t u = v + lane_id(); u < victims; u += 32) {
-      count += work.mates[u] == target ? 1 : 0;
-    }
-    count = __reduce_add_sync(kAllLanes, count);
-    // Candidates are not needed any more: their list takes the members.
-    uint32_t first = 0;
-    if (lane_id() == 0) first = atomicAdd(work.counters + kMembers, count);
-    first = __shfl_sync(kAllLanes, first, 0);
-    uint32_t *members = work.candidates + first;
-    for (uint32_t u = v; u < victims; u += 32) {
-      const bool is_member =
-          u + lane_id() < victims && work.mates[u + lane_id()] == target;
-      const uint32_t ballot = __ballot_sync(kAllLanes, is_member);
-      if (is_member) {
-        members[__popc(ballot & ((1u << lane_id()) - 1))] =
-            work.queries[u + lane_id()];
-      }
-      members += __popc(ballot);
-    }
-    members = work.candidates + first;
-    __syncwarp();
-    const Merged merged = merge_slots(
-        count + 1,
-        [&](uint32_t i) {
-          const uint32_t ordinal = i == 0 ? target : members[i - 1];
-          return item_slot(args, head, work.items[ordinal]);
-        },
-        context, args.policy);
-    if (lane_id() == 0) {
-      work.divergences[v] = merged.divergence;
-      merged_slots += count;
-      if (merged.guarded) atomicAdd(head.words + kHeadGuarded, 1);
-    }
-  }
-  if (merged_slots > 0) atomicAdd(head.words + kHeadMerged, merged_slots);
-  __syncthreads();
-  float divergence = 0.0f;
-  for (uint32_t v = threadIdx.x; v < victims; v += kThreads) {
-    divergence += work.divergences[v];
-  }
-  divergence = block_sum(divergence, scratch);
-  if (threadIdx.x == 0) {
-    head.words[kHeadDivergence] = __float_as_uint(
-        __uint_as_float(head.words[kHeadDivergence]) + divergence);
   }
 }
 
@@ -382,7 +175,7 @@ __device__ inline void copy_slot(const Slot &from, const Slot &to,
 }
 
 // Merges or drops victims, and moves the staged rows that are left.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kCompressThreads)
     settle_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
   begin_kernel();
@@ -393,9 +186,13 @@ __global__ void __launch_bounds__(kThreads)
   const uint32_t victims = work.counters[kQueries];
   const uint32_t lanes = args.cache.lanes;
   if (victims > 0) {
-    merge_victims(args, head, all_work, work, victims, scratch);
+    if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
+      merge_runs(args, head, work, victims);
+    } else {
+      merge_victims(args, head, all_work, work, victims, scratch);
+    }
     __syncthreads();
-    for (uint32_t v = threadIdx.x; v < victims; v += kThreads) {
+    for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
       free_slot(item_slot(args, head, work.items[work.queries[v]]), lanes);
     }
     __syncthreads();
@@ -410,7 +207,7 @@ __global__ void __launch_bounds__(kThreads)
         return item_slot(args, head, i).word(kSlotTokens) == 0;
       });
   const uint32_t moved = min(kept, free);
-  for (uint32_t i = warp_id(); i < moved; i += kWarps) {
+  for (uint32_t i = warp_id(); i < moved; i += kCompressWarps) {
     copy_slot(item_slot(args, head, work.items[work.queries[i]]),
               item_slot(args, head, work.candidates[i]), args.sizes.head_dim,
               lanes);
@@ -452,9 +249,21 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
   const uint32_t heads = args.sizes.kv_heads;
   const bool votes = args.policy.merge == SKV_MERGE_VOTES;
   const auto per_head = [&](auto kernel) {
-    return launch_kernel(launch, kernel, heads, kThreads, 0, args, work);
+    return launch_kernel(launch, kernel, heads, kCompressThreads, 0, args,
+                         work);
   };
+  const auto search = [&] { return launch_nearest_keys(args, work, launch); };
+  const auto rate = [&] { return launch_ratings(args, work, launch); };
   cudaError_t status = per_head(list_items_kernel);
+  if (status == cudaSuccess && args.policy.adaptive) {
+    status = rate();
+    if (status == cudaSuccess) {
+      status = launch_kernel(launch, allocate_heads_kernel, 1, kCompressThreads,
+                             0, args, work);
+    }
+    // What may be merged in pairs depends on the budget.
+    if (status == cudaSuccess) status = per_head(list_items_kernel);
+  }
   if (status == cudaSuccess && votes) {
     const dim3 grid((work.most + kNormThreads / 32 - 1) / (kNormThreads / 32),
                     heads);
@@ -462,11 +271,15 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
         launch_kernel(launch, norms_kernel, grid, kNormThreads, 0, args, work);
   }
   if (status == cudaSuccess && votes && args.policy.merge_first) {
-    status = launch_nearest_keys(args, work, launch);
+    status = search();
+    if (status == cudaSuccess) status = rate();
+    if (status == cudaSuccess) status = per_head(pair_kernel);
   }
+  if (status == cudaSuccess) status = rate();
   if (status == cudaSuccess) status = per_head(choose_kernel);
-  if (status == cudaSuccess && votes) {
-    status = launch_nearest_keys(args, work, launch);
+  if (status == cudaSuccess && votes) status = search();
+  if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
+    status = launch_right_neighbours(args, work, launch);
   }
   if (status == cudaSuccess) status = per_head(settle_kernel);
   return status;
@@ -557,6 +370,108 @@ cudaError_t launch_gate_up(const skv_gate_up_args &args, const Launch &launch) {
   return multiply(product_of(args), pairs, Scratch(launch.scratch), launch);
 }
 `,
+  "lib/allocate_heads.cuh": `// Spreads the budget of a layer over its KV heads by the scores of the first
+// chunk of a text: see src/reference/allocate_heads.ts. One block, since it
+// runs once per text and its work is linear in the staged rows.
+#pragma once
+
+#include "ratings.cuh"
+#include "select_smallest.cuh"
+
+constexpr uint32_t kFloorParts = 1024;
+
+// What a head is to get, kept in the list of its items' mates.
+enum AllocationWord { kParts = 0, kFree = 1 };
+
+// Slots of a head beside sinks and recent tokens.
+__device__ inline uint32_t free_slots(const skv_chunk_args &args,
+                                      const ChunkHead &head) {
+  return head.words[kHeadBudget] - args.policy.sinks - head.words[kHeadRecent];
+}
+
+// Rounds the parts of all heads to \`free\` slots in all, and gives each head as
+// many and its place in the layer. By one thread.
+__device__ inline void settle_heads(const skv_chunk_args &args,
+                                    const CompressWork &work, uint32_t free) {
+  const uint32_t heads = args.sizes.kv_heads;
+  const auto parts_of = [&](uint32_t h) { return work.head(h).mates[kParts]; };
+  uint32_t up = free;
+  for (uint32_t h = 0; h < heads; h++) up -= parts_of(h) / kFloorParts;
+  uint32_t offset = chunk_head(args, 0).words[kHeadOffset];
+  for (uint32_t h = 0; h < heads; h++) {
+    const uint32_t remainder = parts_of(h) % kFloorParts;
+    uint32_t before = 0;
+    for (uint32_t other = 0; other < heads; other++) {
+      const uint32_t theirs = parts_of(other) % kFloorParts;
+      if (theirs > remainder || (theirs == remainder && other < h)) before++;
+    }
+    const uint32_t slots = parts_of(h) / kFloorParts + (before < up ? 1 : 0);
+    const uint32_t change = slots - work.head(h).mates[kFree];
+    uint32_t *words = chunk_head(args, h).words;
+    words[kHeadOffset] = offset;
+    words[kHeadBudget] += change;
+    words[kHeadCapacity] += change;
+    offset += words[kHeadCapacity];
+  }
+}
+
+static __global__ void __launch_bounds__(kCompressThreads)
+    allocate_heads_kernel(skv_chunk_args args, CompressWork work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  const uint32_t rows = row_end(args.step);
+  if (rows == 0 || chunk_head(args, 0).words[kHeadLive] > 0) return;
+  const uint32_t heads = args.sizes.kv_heads;
+  // Nothing is in the slots: items are the rows. From the highest score.
+  uint32_t mine = 0, free = 0, least = ~0u, candidates;
+  for (uint32_t h = 0; h < heads; h++) {
+    const ChunkHead head = chunk_head(args, h);
+    const HeadWork own = work.head(h);
+    const uint32_t slots = free_slots(args, head);
+    free += slots;
+    least = min(least, slots);
+    for (uint32_t i = threadIdx.x; i < rows; i += kCompressThreads) {
+      const bool goes = item_is_evictable(args, head, own.items[i]);
+      own.keys[i] =
+          goes ? order_key(-item_score(args, head, own, i), 0) : kNoKey;
+      mine += goes ? 1 : 0;
+    }
+  }
+  block_prefix(mine, candidates, scratch.block);
+  if (candidates <= free) return;
+  const uint64_t last = kth_smallest(
+      heads * rows, free, scratch,
+      [&](uint32_t i) { return work.head(i / rows).keys[i % rows]; });
+  uint32_t left = free;
+  const auto count_if = [&](uint32_t h, auto wanted) {
+    const HeadWork own = work.head(h);
+    uint32_t some = 0, all;
+    for (uint32_t i = threadIdx.x; i < rows; i += kCompressThreads) {
+      some += wanted(own.keys[i]) ? 1 : 0;
+    }
+    block_prefix(some, all, scratch.block);
+    return all;
+  };
+  const auto is_above = [&](uint64_t key) { return key < last; };
+  const auto is_tied = [&](uint64_t key) { return key == last; };
+  for (uint32_t h = 0; h < heads; h++) left -= count_if(h, is_above);
+  const uint32_t floor =
+      max(args.policy.floor_parts, (kFloorParts + least - 1) / least);
+  for (uint32_t h = 0; h < heads; h++) {
+    const uint32_t above = count_if(h, is_above);
+    const uint32_t tied = min(left, count_if(h, is_tied));
+    left -= tied;
+    if (threadIdx.x != 0) continue;
+    const uint32_t slots = free_slots(args, chunk_head(args, h));
+    uint32_t *words = work.head(h).mates;
+    words[kParts] = (kFloorParts - floor) * (above + tied) + floor * slots;
+    words[kFree] = slots;
+  }
+  // All threads have read what thread 0 changes.
+  __syncthreads();
+  if (threadIdx.x == 0) settle_heads(args, work, free);
+}
+`,
   "lib/attend_parts.cuh": `// How the parts of an attention become one: those of the warps of a block, then
 // those of the blocks of a head.
 #pragma once
@@ -572,6 +487,12 @@ struct Evidence {
   float *log_sums;
   // (heads, group, head_dim), where merges need them
   float *queries;
+  // (heads, group, head_dim): the output, where merges need it
+  float *outputs;
+  // (heads, max_capacity): scores, where the heads of a layer share them
+  float *ratings;
+  // (heads, max_capacity): what slots stay by, where values count
+  uint64_t *keys;
   // (heads): whether the row is live, and its position
   uint2 *rows;
 };
@@ -694,12 +615,27 @@ __device__ inline bool publish(const HeadJob &job, const AttendParts &parts,
   return shared.is_last;
 }
 
+// Writes one dimension of the output of a query head.
+__device__ inline void store_output(const skv_merge_attend_args &args,
+                                    const HeadJob &job,
+                                    const Evidence &evidence, uint32_t g,
+                                    uint32_t d, float x) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const size_t head = static_cast<size_t>(job.row) * args.sizes.heads +
+                      job.kv_head * job.group + g;
+  args.output[head * head_dim + d] = x;
+  if (evidence.outputs == nullptr) return;
+  const size_t own = static_cast<size_t>(job.index) * job.group + g;
+  evidence.outputs[own * head_dim + d] = x;
+}
+
 // Adds the parts of all blocks up and writes the output. Returns the counts of
 // live slots and of the first free one.
 template <int DIM>
 __device__ inline uint2 combine(const skv_merge_attend_args &args,
                                 const HeadJob &job, const AttendParts &parts,
-                                uint32_t splits, AttendShared<DIM> &shared) {
+                                const Evidence &evidence, uint32_t splits,
+                                AttendShared<DIM> &shared) {
   const uint32_t first = job.index * parts.most_splits;
   const volatile float2 *states = parts.states;
   if (threadIdx.x < job.group) {
@@ -717,10 +653,6 @@ __device__ inline uint2 combine(const skv_merge_attend_args &args,
   }
   __syncthreads();
   const uint32_t head_dim = args.sizes.head_dim;
-  float *output =
-      args.output + (static_cast<size_t>(job.row) * args.sizes.heads +
-                     job.kv_head * job.group) *
-                        head_dim;
   for (uint32_t i = threadIdx.x; i < job.group * DIM; i += kAttendThreads) {
     const uint32_t g = i / DIM, d = i % DIM;
     if (d >= head_dim) continue;
@@ -730,7 +662,7 @@ __device__ inline uint2 combine(const skv_merge_attend_args &args,
           parts.values + static_cast<size_t>(first + s) * job.group * DIM;
       sum += __ldcg(values + i) * shared.factors[s][g];
     }
-    output[g * head_dim + d] = sum;
+    store_output(args, job, evidence, g, d, sum);
   }
   uint2 counts = {0, ~0u};
   const volatile uint2 *others = parts.counts + first;
@@ -745,17 +677,14 @@ __device__ inline uint2 combine(const skv_merge_attend_args &args,
 template <int DIM>
 __device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
                                      const HeadJob &job,
+                                     const Evidence &evidence,
                                      AttendShared<DIM> &shared) {
   const uint32_t head_dim = args.sizes.head_dim;
-  float *output =
-      args.output + (static_cast<size_t>(job.row) * args.sizes.heads +
-                     job.kv_head * job.group) *
-                        head_dim;
   for (uint32_t i = threadIdx.x; i < job.group * DIM; i += kAttendThreads) {
     const uint32_t g = i / DIM, d = i % DIM;
     if (d >= head_dim) continue;
-    output[g * head_dim + d] =
-        shared.values[value_index<DIM>(g, d)] / shared.states[g].sum;
+    store_output(args, job, evidence, g, d,
+                 shared.values[value_index<DIM>(g, d)] / shared.states[g].sum);
   }
   if (threadIdx.x < kMaxGroup) {
     shared.log_sums[threadIdx.x] = log_sum(shared.states[threadIdx.x]);
@@ -1107,8 +1036,13 @@ __device__ inline void load_queries(const skv_merge_attend_args &args,
 #pragma once
 
 #include "../runtime/launch.cuh"
+#include "scores.cuh"
 #include "slots.cuh"
 #include "step.cuh"
+
+// Threads of the blocks that work on a whole head.
+constexpr uint32_t kCompressThreads = 512;
+constexpr uint32_t kCompressWarps = kCompressThreads / 32;
 
 // Set in an item that is a row of the stage; the rest is its row.
 constexpr uint32_t kStaged = 0x80000000u;
@@ -1124,6 +1058,7 @@ enum Counter {
   kQueries = 1,
   kCandidates = 2,
   kMembers = 3,
+  kPairs = 4,
   kCounters = 8
 };
 
@@ -1132,6 +1067,8 @@ struct HeadWork {
   // Index of a slot in its head, or kStaged and a row.
   uint32_t *items;
   uint32_t *marks;
+  // Where they are not those of the slots themselves: see lib/ratings.cuh.
+  float *scores;
   // 1 / |key|, or 0 for a zero key.
   float *inverse_norms;
   // What items are sorted by, and the best key that touches an item.
@@ -1159,7 +1096,7 @@ struct CompressWork {
 
   // Bytes of one head's lists.
   static size_t bytes(uint32_t most, uint32_t parts) {
-    return aligned(static_cast<size_t>(most) * 4) * (6 + 2 * parts) +
+    return aligned(static_cast<size_t>(most) * 4) * (7 + 2 * parts) +
            aligned(static_cast<size_t>(most) * 8) * 2 + aligned(kCounters * 4);
   }
 
@@ -1178,6 +1115,7 @@ struct CompressWork {
     HeadWork work;
     work.items = reinterpret_cast<uint32_t *>(take(words));
     work.marks = reinterpret_cast<uint32_t *>(take(words));
+    work.scores = reinterpret_cast<float *>(take(words));
     work.inverse_norms = reinterpret_cast<float *>(take(words));
     work.mates = reinterpret_cast<uint32_t *>(take(words));
     work.queries = reinterpret_cast<uint32_t *>(take(words));
@@ -1225,14 +1163,21 @@ __device__ inline Slot item_slot(const skv_chunk_args &args,
   return slot_at(staged ? cache.stage : cache.slots, index,
                  args.sizes.head_dim);
 }
+
+__device__ inline bool item_is_evictable(const skv_chunk_args &args,
+                                         const ChunkHead &head, uint32_t item) {
+  return is_evictable(item_slot(args, head, item).word(kSlotPosition),
+                      args.policy, head.words[kHeadRecent], head.newest);
+}
 `,
-  "lib/evict_one.cuh": `// The policy's work on a head after a decode step: scores, the victim, the key
-// most similar to its own, and the merge. One block per head.
+  "lib/evict_one.cuh": `// The policy's work on a head after a decode step: scores, the victim, where it
+// goes, and the merge. One block per head.
 #pragma once
 
 #include "attend_parts.cuh"
 #include "merge_slots.cuh"
 #include "neighbour.cuh"
+#include "select_smallest.cuh"
 
 constexpr uint32_t kEvictWarps = 16;
 constexpr uint32_t kEvictThreads = 32 * kEvictWarps;
@@ -1244,9 +1189,10 @@ struct EvictShared {
   // The victim's key, zeros beyond its end.
   __align__(16) skv_half key[kMaxHeadDim];
   float log_sums[kMaxGroup];
-  uint64_t victim_keys[kEvictWarps];
-  uint32_t victims[kEvictWarps];
+  uint64_t lowest_keys[kEvictWarps];
+  uint32_t lowest[kEvictWarps];
   Neighbour neighbours[kEvictWarps];
+  SelectScratch select;
 };
 
 // One head and what was seen of it.
@@ -1260,19 +1206,22 @@ struct EvictJob {
   const float *logits;
   // (group, head_dim)
   const float *queries;
+  // (group, head_dim), where merges need it
+  const float *outputs;
+  // (kv_heads, max_capacity): scores of the layer, where its heads share them
+  const float *ratings;
+  // (max_capacity), where values count
+  uint64_t *keys;
 };
 
-// Adds this step to the scores of all slots, and finds the one that goes first:
-// its index, or none. Called by the whole block.
-__device__ inline uint32_t update_scores(const skv_merge_attend_args &args,
-                                         const EvictJob &job,
-                                         EvictShared &shared) {
+// Adds this step to the scores of all slots; \`ratings\` takes the head's where
+// those of the layer are shared. Called by the whole block.
+__device__ inline void observe_slots(const skv_merge_attend_args &args,
+                                     const EvictJob &job, float *ratings,
+                                     const EvictShared &shared) {
   const skv_policy &policy = args.policy;
   const uint32_t lanes = args.cache.lanes;
   const uint32_t capacity = args.cache.max_capacity;
-  const uint32_t recent = job.words[kHeadRecent];
-  uint64_t best = kNoKey;
-  uint32_t victim = ~0u;
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
     const Slot slot =
         slot_at(args.cache.slots, job.offset + i, args.sizes.head_dim);
@@ -1288,27 +1237,108 @@ __device__ inline uint32_t update_scores(const skv_merge_attend_args &args,
           [&](uint32_t g) { return vote_bias(slot, g, lanes); });
       store_scores(slot, scores);
     }
-    if (!is_evictable(slot.word(kSlotPosition), policy, recent, job.position)) {
-      continue;
-    }
-    const uint64_t key = eviction_key(slot, policy, lanes);
-    if (key < best) best = key, victim = i;
+    if (ratings != nullptr) ratings[i] = own_score(slot, policy, lanes);
   }
-  const uint64_t lowest = warp_min(best);
+}
+
+// What the policy's score says of slot \`i\`: where heads share their scores,
+// their slots are the same tokens in the same order.
+__device__ inline float slot_score(const skv_merge_attend_args &args,
+                                   const EvictJob &job, const Slot &slot,
+                                   uint32_t i) {
+  if (job.ratings == nullptr) {
+    return own_score(slot, args.policy, args.cache.lanes);
+  }
+  float sum = no_scores(args.policy);
+  for (uint32_t h = 0; h < args.sizes.kv_heads; h++) {
+    const size_t at = static_cast<size_t>(h) * args.cache.max_capacity + i;
+    sum = add_score(sum, job.ratings[at], args.policy);
+  }
+  return mean_score(sum, args.sizes.kv_heads, args.policy);
+}
+
+// The slot with the lowest key over the block, or none; each thread brings its
+// own.
+__device__ inline uint32_t lowest_of_block(uint64_t key, uint32_t slot,
+                                           EvictShared &shared) {
+  const uint64_t lowest = warp_min(key);
   const uint32_t owner =
-      __reduce_min_sync(kAllLanes, best == lowest ? victim : ~0u);
+      __reduce_min_sync(kAllLanes, key == lowest ? slot : ~0u);
+  __syncthreads();
   if (lane_id() == 0) {
-    shared.victim_keys[warp_id()] = lowest;
-    shared.victims[warp_id()] = owner;
+    shared.lowest_keys[warp_id()] = lowest;
+    shared.lowest[warp_id()] = owner;
   }
   __syncthreads();
-  best = kNoKey;
+  uint64_t best = kNoKey;
+  uint32_t found = ~0u;
   for (uint32_t w = 0; w < kEvictWarps; w++) {
-    if (shared.victim_keys[w] >= best) continue;
-    best = shared.victim_keys[w];
-    victim = shared.victims[w];
+    if (shared.lowest_keys[w] >= best) continue;
+    best = shared.lowest_keys[w];
+    found = shared.lowest[w];
   }
-  return best == kNoKey ? ~0u : victim;
+  return found;
+}
+
+// The slot that goes first, or none. Called by the whole block.
+__device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         EvictShared &shared) {
+  const skv_policy &policy = args.policy;
+  const uint32_t recent = job.words[kHeadRecent];
+  const auto slot_of = [&](uint32_t i) {
+    return slot_at(args.cache.slots, job.offset + i, args.sizes.head_dim);
+  };
+  const auto may_go = [&](const Slot &slot) {
+    return slot.word(kSlotTokens) != 0 &&
+           is_evictable(slot.word(kSlotPosition), policy, recent, job.position);
+  };
+  // Slots above this key stay by their scores alone.
+  uint64_t limit = kNoKey;
+  if (policy.count_values) {
+    uint32_t mine = 0, evictable;
+    for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+      const Slot slot = slot_of(i);
+      const bool goes = may_go(slot);
+      job.keys[i] =
+          goes ? score_key(slot_score(args, job, slot, i), slot) : kNoKey;
+      mine += goes ? 1 : 0;
+    }
+    block_prefix(mine, evictable, shared.select.block);
+    if (evictable == 0) return ~0u;
+    limit = kth_smallest(job.keys, job.high,
+                         evictable - first_stage(policy, evictable - 1),
+                         shared.select);
+  }
+  uint64_t best = kNoKey;
+  uint32_t victim = ~0u;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot = slot_of(i);
+    if (!may_go(slot)) continue;
+    if (policy.count_values && job.keys[i] > limit) continue;
+    const uint64_t key = rank_key(slot_score(args, job, slot, i), slot, policy);
+    if (key < best) best = key, victim = i;
+  }
+  return lowest_of_block(best, victim, shared);
+}
+
+// The next slot to the right of the victim, or none. Called by the whole block.
+__device__ inline uint32_t find_right(const skv_merge_attend_args &args,
+                                      const EvictJob &job, uint32_t victim,
+                                      EvictShared &shared) {
+  const auto slot_of = [&](uint32_t i) {
+    return slot_at(args.cache.slots, job.offset + i, args.sizes.head_dim);
+  };
+  const uint32_t position = slot_of(victim).word(kSlotPosition);
+  uint64_t best = kNoKey;
+  uint32_t nearest = ~0u;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot = slot_of(i);
+    const uint32_t other = slot.word(kSlotPosition);
+    if (slot.word(kSlotTokens) == 0 || other <= position) continue;
+    if (other < best) best = other, nearest = i;
+  }
+  return lowest_of_block(best, nearest, shared);
 }
 
 // The slot with the key most similar to that of the victim, sinks left out.
@@ -1375,38 +1405,96 @@ __device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
   return best;
 }
 
-// Merges the victim into its neighbour, or drops it. Called by one warp.
+// Attention weight of slot \`i\` for query head \`g\`.
+__device__ inline float attention_weight(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         const EvictShared &shared,
+                                         const Slot &slot, uint32_t i,
+                                         uint32_t g) {
+  const float logit =
+      job.logits[static_cast<size_t>(g) * args.cache.max_capacity + i];
+  return expf(logit + vote_bias(slot, g, args.cache.lanes) -
+              shared.log_sums[g]);
+}
+
+// Merges the value of the victim into the slot to its right: see
+// src/reference/merge_values.ts. Called by one warp.
+__device__ inline void merge_value(const skv_merge_attend_args &args,
+                                   const EvictJob &job,
+                                   const EvictShared &shared, uint32_t victim,
+                                   uint32_t right) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const Slot gone = slot_at(args.cache.slots, job.offset + victim, head_dim);
+  const Slot kept = slot_at(args.cache.slots, job.offset + right, head_dim);
+  const bool exact = args.policy.exact_values != 0;
+  const float own = mean_attention(gone), other = mean_attention(kept);
+  const float share = own + other == 0.0f ? 0.5f : own / (own + other);
+  float weights[kMaxGroup], lost = 0.0f, left = 0.0f;
+#pragma unroll
+  for (uint32_t g = 0; g < kMaxGroup; g++) {
+    weights[g] = 0.0f;
+    if (!exact || g >= job.group) continue;
+    weights[g] = attention_weight(args, job, shared, gone, victim, g);
+    lost += weights[g];
+    left += attention_weight(args, job, shared, kept, right, g);
+  }
+  const float scale = fmaxf(left, lost / args.policy.ratio_cap);
+  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
+    const float from = to_float(gone.value[d]);
+    float value = to_float(kept.value[d]);
+    if (exact) {
+      float change = 0.0f;
+#pragma unroll
+      for (uint32_t g = 0; g < kMaxGroup; g++) {
+        if (g >= job.group) continue;
+        change += weights[g] * (from - job.outputs[g * head_dim + d]);
+      }
+      if (scale > 0.0f) value += change / scale;
+    } else {
+      value = share * from + (1.0f - share) * value;
+    }
+    kept.value[d] = to_half(value);
+  }
+  if (lane_id() != 0) return;
+  kept.set_word(kSlotTokens, kept.word(kSlotTokens) + gone.word(kSlotTokens));
+  if (exact) return;
+  kept.set(kSlotValueNorm, share * gone.get(kSlotValueNorm) +
+                               (1.0f - share) * kept.get(kSlotValueNorm));
+}
+
+// Merges the victim into a slot, or drops it where there is none. Called by one
+// warp.
 __device__ inline void evict(const skv_merge_attend_args &args,
-                             const EvictJob &job, uint32_t victim,
-                             const Neighbour &nearest) {
+                             const EvictJob &job, const EvictShared &shared,
+                             uint32_t victim, uint32_t target) {
   const uint32_t head_dim = args.sizes.head_dim;
   const Slot gone = slot_at(args.cache.slots, job.offset + victim, head_dim);
   uint32_t *words = job.words;
-  const bool merges =
-      nearest.exists() && nearest.similarity > args.policy.threshold;
-  if (merges) {
-    const Slot kept =
-        slot_at(args.cache.slots, job.offset + nearest.item, head_dim);
+  Merged merged = {};
+  if (target != ~0u && args.policy.merge == SKV_MERGE_VOTES) {
+    const Slot kept = slot_at(args.cache.slots, job.offset + target, head_dim);
     const MergeContext context = {job.queries, job.group, head_dim,
                                   args.cache.lanes};
-    const Merged merged = merge_slots(
+    merged = merge_slots(
         2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
         args.policy);
-    if (lane_id() == 0) {
-      words[kHeadMerged]++;
-      words[kHeadGuarded] += merged.guarded ? 1 : 0;
-      words[kHeadDivergence] = __float_as_uint(
-          __uint_as_float(words[kHeadDivergence]) + merged.divergence);
-    }
-  } else if (lane_id() == 0) {
+  } else if (target != ~0u) {
+    merge_value(args, job, shared, victim, target);
+  }
+  __syncwarp();
+  if (lane_id() != 0) return;
+  if (target != ~0u) {
+    words[kHeadMerged]++;
+    words[kHeadGuarded] += merged.guarded ? 1 : 0;
+    words[kHeadDivergence] = __float_as_uint(
+        __uint_as_float(words[kHeadDivergence]) + merged.divergence);
+  } else {
     words[kHeadDropped]++;
     words[kHeadDroppedTokens] += gone.word(kSlotTokens);
   }
-  if (lane_id() == 0) {
-    free_slot(gone, args.cache.lanes);
-    words[kHeadLive]--;
-    words[kHeadNext] = min(words[kHeadNext], victim);
-  }
+  free_slot(gone, args.cache.lanes);
+  words[kHeadLive]--;
+  words[kHeadNext] = min(words[kHeadNext], victim);
 }
 `,
   "lib/half.cuh": `// Halves: 16-byte loads of eight of them, and conversions.
@@ -1580,6 +1668,392 @@ __device__ inline void wait_for_previous() {
 #endif
 }
 `,
+  "lib/merge_pairs.cuh": `// Merging similar pairs before anything is evicted.
+//
+// Taking proposals in order looks sequential, but a proposal that is the best
+// of both its ends is taken whatever the others do; so rounds take all of those
+// at once, and give exactly the same pairs. The alternative that lost: sorting
+// proposals and one thread that goes through them.
+#pragma once
+
+#include "merge_slots.cuh"
+#include "nearest_keys.cuh"
+#include "ratings.cuh"
+#include "select_smallest.cuh"
+
+__device__ inline MergeContext merge_context(const skv_chunk_args &args,
+                                             const ChunkHead &head) {
+  const skv_sizes &sizes = args.sizes;
+  const uint32_t group = sizes.heads / sizes.kv_heads;
+  const size_t query =
+      static_cast<size_t>(head.rows - 1) * sizes.heads + head.kv_head * group;
+  return {args.queries + query * sizes.head_dim, group, sizes.head_dim,
+          args.cache.lanes};
+}
+
+// Sets 1 / |key| of an item; called by a whole warp.
+__device__ inline void set_norm(const skv_chunk_args &args,
+                                const ChunkHead &head, const HeadWork &work,
+                                uint32_t ordinal) {
+  const Slot slot = item_slot(args, head, work.items[ordinal]);
+  float square = 0.0f;
+  for (uint32_t d = lane_id(); d < args.sizes.head_dim; d += 32) {
+    const float x = to_float(slot.key[d]);
+    square += x * x;
+  }
+  square = warp_sum(square);
+  if (lane_id() == 0) {
+    work.inverse_norms[ordinal] = square == 0.0f ? 0.0f : rsqrtf(square);
+  }
+}
+
+// Takes proposals in order of similarity while both ends are free, up to
+// \`excess\` of them, and lists who made them in \`queries\`. Returns their number.
+__device__ inline uint32_t match_pairs(const skv_chunk_args &args,
+                                       const ChunkHead &head,
+                                       const CompressWork &all_work,
+                                       const HeadWork &work, uint32_t excess,
+                                       SelectScratch &scratch) {
+  const uint32_t items = work.counters[kItems];
+  const uint32_t queries = work.counters[kQueries];
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+    work.keys[i] = kNoKey;
+  }
+  __syncthreads();
+  for (uint32_t q = threadIdx.x; q < queries; q += kCompressThreads) {
+    const Neighbour nearest = nearest_of_query(args, head, all_work, work, q);
+    if (!nearest.exists() || !(nearest.similarity > args.policy.threshold)) {
+      continue;
+    }
+    const uint32_t i = work.queries[q];
+    const uint32_t position =
+        item_slot(args, head, work.items[i]).word(kSlotPosition);
+    work.keys[i] = order_key(-nearest.similarity, position);
+    work.mates[i] = nearest.item;
+  }
+  auto *best = reinterpret_cast<unsigned long long *>(work.best);
+  const auto is_open = [&](uint32_t i) {
+    return work.keys[i] != kNoKey && (work.marks[i] & kTaken) == 0 &&
+           (work.marks[work.mates[i]] & kTaken) == 0;
+  };
+  bool changed = true;
+  while (changed) {
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      best[i] = kNoKey;
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      if (!is_open(i)) continue;
+      atomicMin(best + i, static_cast<unsigned long long>(work.keys[i]));
+      atomicMin(best + work.mates[i],
+                static_cast<unsigned long long>(work.keys[i]));
+    }
+    __syncthreads();
+    bool accepted = false;
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      if (work.keys[i] == kNoKey) continue;
+      // Others may mark this item as taken meanwhile, but only this thread as
+      // accepted.
+      if ((__ldcg(work.marks + i) & kAccepted) != 0) continue;
+      const uint32_t mate = work.mates[i];
+      if (__ldcg(best + i) != work.keys[i] ||
+          __ldcg(best + mate) != work.keys[i]) {
+        continue;
+      }
+      atomicOr(work.marks + i, kTaken | kAccepted);
+      atomicOr(work.marks + mate, kTaken);
+      accepted = true;
+    }
+    changed = __syncthreads_or(accepted);
+  }
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+    if ((work.marks[i] & kAccepted) == 0) work.keys[i] = kNoKey;
+  }
+  __syncthreads();
+  const auto is_accepted = [&](uint32_t i) { return work.keys[i] != kNoKey; };
+  const uint32_t pairs = list_if(items, work.queries, scratch, is_accepted);
+  if (pairs <= excess) return pairs;
+  const uint64_t last = kth_smallest(work.keys, items, excess, scratch);
+  return list_if(items, work.queries, scratch, [&](uint32_t i) {
+    return is_accepted(i) && work.keys[i] <= last;
+  });
+}
+
+// Merges the pairs that \`queries\` lists: the end that eviction ranks lower
+// goes.
+__device__ inline void merge_pairs(const skv_chunk_args &args,
+                                   const ChunkHead &head, const HeadWork &work,
+                                   uint32_t pairs, SelectScratch &scratch) {
+  const MergeContext context = merge_context(args, head);
+  const uint32_t lanes = args.cache.lanes;
+  for (uint32_t p = warp_id(); p < pairs; p += kCompressWarps) {
+    uint32_t goes = work.queries[p];
+    uint32_t stays = work.mates[goes];
+    Slot gone = item_slot(args, head, work.items[goes]);
+    Slot kept = item_slot(args, head, work.items[stays]);
+    if (item_rank(args, head, work, stays) <
+        item_rank(args, head, work, goes)) {
+      const uint32_t other = goes;
+      goes = stays;
+      stays = other;
+      const Slot slot = gone;
+      gone = kept;
+      kept = slot;
+    }
+    const Merged merged = merge_slots(
+        2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
+        args.policy);
+    if (lane_id() == 0) {
+      free_slot(gone, lanes);
+      work.marks[goes] |= kGone;
+      work.divergences[p] = merged.divergence;
+      if (merged.guarded) atomicAdd(head.words + kHeadGuarded, 1);
+    }
+    set_norm(args, head, work, stays);
+  }
+  __syncthreads();
+  float divergence = 0.0f;
+  for (uint32_t p = threadIdx.x; p < pairs; p += kCompressThreads) {
+    divergence += work.divergences[p];
+  }
+  divergence = block_sum(divergence, scratch);
+  if (threadIdx.x == 0) {
+    head.words[kHeadMerged] += pairs;
+    head.words[kHeadDivergence] = __float_as_uint(
+        __uint_as_float(head.words[kHeadDivergence]) + divergence);
+  }
+}
+
+// Merges pairs until the head fits its budget.
+static __global__ void __launch_bounds__(kCompressThreads)
+    pair_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  if (work.counters[kQueries] == 0) return;
+  const uint32_t excess = work.counters[kItems] - head.words[kHeadBudget];
+  const uint32_t pairs =
+      match_pairs(args, head, all_work, work, excess, scratch);
+  merge_pairs(args, head, work, pairs, scratch);
+  if (threadIdx.x == 0) work.counters[kPairs] = pairs;
+}
+`,
+  "lib/merge_runs.cuh": `// Runs: items that all go, in the order of their positions, up to the kept one
+// to their right, which takes their values. \`runWeights\` in
+// src/reference/merge_values.ts says what weights they have there.
+//
+// The reference reads a run with a stack. Here each member finds its own
+// weight, by walks along the run: which member takes it in (the next one that
+// goes after it, or the kept one), and what the members that are taken in after
+// it leave of it. Runs are short unless the budget is far exceeded.
+#pragma once
+
+#include "compress_work.cuh"
+#include "overlap.cuh"
+
+constexpr uint32_t kNoItem = ~0u;
+
+constexpr uint32_t kRunThreads = 256;
+
+// What is known of the items of a head, by ordinal: other names for lists that
+// only similar keys need.
+struct RunWork {
+  // The next item to the right of one that goes; the kept one, in the end.
+  uint32_t *right;
+  // The item that goes whose right neighbour this is.
+  uint32_t *left;
+  // The item that takes this one in.
+  uint32_t *taker;
+  // What is left of an item's own value by those that it takes in, and in the
+  // end its weight in the kept one.
+  float *share;
+  // What of it stays in the item that takes it in.
+  float *pass;
+};
+
+__device__ inline RunWork run_work(const HeadWork &work) {
+  return {work.mates, work.nearest, work.candidates, work.similarities,
+          work.inverse_norms};
+}
+
+// Finds the right neighbour of each item that goes. A thread has one of them
+// and goes through all items by tiles.
+static __global__ void __launch_bounds__(kRunThreads)
+    right_neighbours_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ uint32_t positions[kRunThreads];
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const RunWork run = run_work(work);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t victims = work.counters[kQueries];
+  const uint32_t first = blockIdx.x * kRunThreads;
+  if (first >= victims) return;
+  const auto position_of = [&](uint32_t i) {
+    return item_slot(args, head, work.items[i]).word(kSlotPosition);
+  };
+  const bool exists = first + threadIdx.x < victims;
+  const uint32_t mine = exists ? work.queries[first + threadIdx.x] : kNoItem;
+  const uint32_t position = exists ? position_of(mine) : ~0u;
+  uint32_t nearest = kNoItem, nearest_position = ~0u;
+  for (uint32_t tile = 0; tile < items; tile += kRunThreads) {
+    const uint32_t i = tile + threadIdx.x;
+    __syncthreads();
+    // Nothing lies to the left of position 0: it stands for no item.
+    positions[threadIdx.x] = i < items ? position_of(i) : 0;
+    __syncthreads();
+    for (uint32_t k = 0; k < kRunThreads; k++) {
+      const uint32_t other = positions[k];
+      if (other <= position || other >= nearest_position) continue;
+      nearest_position = other;
+      nearest = tile + k;
+    }
+  }
+  if (!exists) return;
+  run.right[mine] = nearest;
+  if (nearest != kNoItem) run.left[nearest] = mine;
+}
+
+// A head whose runs are merged.
+struct RunHead {
+  const skv_chunk_args &args;
+  const ChunkHead &head;
+  const HeadWork &work;
+  RunWork run;
+
+  __device__ Slot slot(uint32_t i) const {
+    return item_slot(args, head, work.items[i]);
+  }
+  __device__ bool goes(uint32_t i) const {
+    return (work.marks[i] & kVictim) != 0;
+  }
+  // Items to the left, as long as they go.
+  __device__ uint32_t left_of(uint32_t i) const {
+    const uint32_t left = run.left[i];
+    return left != kNoItem && goes(left) ? left : kNoItem;
+  }
+  // What is left of a value with this mean attention once \`i\` is merged into
+  // it.
+  __device__ float left_by(uint32_t i, float mean) const {
+    const float own = mean_attention(slot(i));
+    return own + mean == 0.0f ? 0.5f : mean / (own + mean);
+  }
+  // What the items from \`i\` leftwards leave of a value: those that go before
+  // \`limit\` and after \`last\`, as long as no nearer one takes them.
+  __device__ float left_from(uint32_t i, float mean, uint64_t last,
+                             uint64_t limit) const {
+    float share = 1.0f;
+    for (; i != kNoItem && work.keys[i] <= limit; i = left_of(i)) {
+      if (work.keys[i] <= last) continue;
+      share *= left_by(i, mean);
+      last = work.keys[i];
+    }
+    return share;
+  }
+};
+
+// Finds which item takes each one in, and what is left of its value then.
+__device__ inline void weigh_victims(const RunHead &run, uint32_t victims) {
+  const HeadWork &work = run.work;
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    const uint32_t i = work.queries[v];
+    const uint64_t key = work.keys[i];
+    uint32_t taker = run.run.right[i];
+    while (taker != kNoItem && run.goes(taker) && work.keys[taker] < key) {
+      taker = run.run.right[taker];
+    }
+    run.run.taker[i] = taker;
+    run.run.share[i] =
+        run.left_from(run.left_of(i), mean_attention(run.slot(i)), 0, key);
+    if (taker == kNoItem) continue;
+    const float mean = mean_attention(run.slot(taker));
+    const uint64_t limit = run.goes(taker) ? work.keys[taker] : kNoKey;
+    run.run.pass[i] = (1.0f - run.left_by(i, mean)) *
+                      run.left_from(run.left_of(i), mean, key, limit);
+  }
+  __syncthreads();
+  // The weights in the kept value, which is where the takers lead.
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    const uint32_t i = work.queries[v];
+    float weight = run.run.share[i];
+    uint32_t taker = i;
+    while (taker != kNoItem && run.goes(taker)) {
+      weight *= run.run.pass[taker];
+      taker = run.run.taker[taker];
+    }
+    work.scores[i] = weight;
+  }
+  __syncthreads();
+}
+
+// Merges the run whose last member is \`last\` into the slot to its right; called
+// by a whole warp. Returns how many members it has.
+__device__ inline uint32_t merge_run(const RunHead &run, uint32_t last) {
+  const HeadWork &work = run.work;
+  const uint32_t kept_item = run.run.right[last];
+  const Slot kept = run.slot(kept_item);
+  const float own = run.left_from(last, mean_attention(kept), 0, kNoKey);
+  for (uint32_t d = lane_id(); d < run.args.sizes.head_dim; d += 32) {
+    float value = own * to_float(kept.value[d]);
+    for (uint32_t i = last; i != kNoItem; i = run.left_of(i)) {
+      value += work.scores[i] * to_float(run.slot(i).value[d]);
+    }
+    kept.value[d] = to_half(value);
+  }
+  float norm = own * kept.get(kSlotValueNorm);
+  uint32_t tokens = kept.word(kSlotTokens), count = 0;
+  for (uint32_t i = last; i != kNoItem; i = run.left_of(i)) {
+    const Slot slot = run.slot(i);
+    norm += work.scores[i] * slot.get(kSlotValueNorm);
+    tokens += slot.word(kSlotTokens);
+    count++;
+  }
+  __syncwarp();
+  if (lane_id() == 0) {
+    kept.set(kSlotValueNorm, norm);
+    kept.set_word(kSlotTokens, tokens);
+  }
+  return count;
+}
+
+// Merges the values of all runs, and drops what has nothing to its right.
+// Called by the whole block; the caller frees the slots.
+__device__ inline void merge_runs(const skv_chunk_args &args,
+                                  const ChunkHead &head, const HeadWork &work,
+                                  uint32_t victims) {
+  const RunHead run = {args, head, work, run_work(work)};
+  weigh_victims(run, victims);
+  for (uint32_t v = warp_id(); v < victims; v += kCompressWarps) {
+    const uint32_t i = work.queries[v];
+    const uint32_t right = run.run.right[i];
+    if (right == kNoItem || run.goes(right)) continue;
+    const uint32_t count = merge_run(run, i);
+    if (lane_id() == 0) atomicAdd(head.words + kHeadMerged, count);
+  }
+  // A run at the end of the text has no kept slot to its right.
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    uint32_t i = work.queries[v];
+    const uint32_t tokens = run.slot(i).word(kSlotTokens);
+    while (i != kNoItem && run.goes(i)) i = run.run.right[i];
+    if (i != kNoItem) continue;
+    atomicAdd(head.words + kHeadDropped, 1);
+    atomicAdd(head.words + kHeadDroppedTokens, tokens);
+  }
+  __syncthreads();
+}
+
+inline cudaError_t launch_right_neighbours(const skv_chunk_args &args,
+                                           const CompressWork &work,
+                                           const Launch &launch) {
+  const dim3 grid((work.most + kRunThreads - 1) / kRunThreads,
+                  args.sizes.kv_heads);
+  return launch_kernel(launch, right_neighbours_kernel, grid, kRunThreads, 0,
+                       args, work);
+}
+`,
   "lib/merge_slots.cuh": `// Merging slots: the twin of src/reference/merge_slots.ts, by one warp.
 //
 // Lanes share the members while votes and masses are summed, and the dimensions
@@ -1717,17 +2191,20 @@ __device__ inline Merged merge_slots(uint32_t count, Member member,
   const auto weight_of = [&](const Slot &slot) {
     return expf(pooled_bias(slot, lanes) + log_score(slot, policy) - mass);
   };
-  float score_sum = 0.0f, accumulated = 0.0f;
+  float score_sum = 0.0f, accumulated = 0.0f, norm_sum = 0.0f;
   uint32_t tokens = 0, observations = 0;
   for (uint32_t i = lane; i < count; i += 32) {
     const Slot slot = member(i);
     score_sum += weight_of(slot) * log_score(slot, policy);
     accumulated += slot.get(kSlotAccumulated);
+    norm_sum += weight_of(slot) * slot.get(kSlotValueNorm);
     tokens += slot.word(kSlotTokens);
     observations = max(observations, slot.word(kSlotObservations));
   }
   const float mean_score = warp_sum(score_sum);
   accumulated = warp_sum(accumulated);
+  // At least the norm of the mean value, by the triangle inequality.
+  const float value_norm = warp_sum(norm_sum);
   tokens = __reduce_add_sync(kAllLanes, tokens);
   observations = __reduce_max_sync(kAllLanes, observations);
   const float divergence = mean_score - (mass - votes);
@@ -1812,12 +2289,100 @@ __device__ inline Merged merge_slots(uint32_t count, Member member,
       kept.set(kSlotEma, mass - pooled + ema_correction(policy, observations));
     }
     kept.set(kSlotAccumulated, accumulated);
+    kept.set(kSlotValueNorm, value_norm);
     kept.set_word(kSlotObservations, observations);
     kept.set_word(kSlotTokens, tokens);
   }
   if (lane < lanes) kept.set(kSlotBias + lane, bias);
   __syncwarp();
   return {divergence, guarded};
+}
+`,
+  "lib/merge_victims.cuh": `// Merging what has to go into the most similar of what is kept.
+#pragma once
+
+#include "merge_pairs.cuh"
+
+// Merges each victim into its nearest target, all of a target together, or
+// drops it.
+__device__ inline void merge_victims(const skv_chunk_args &args,
+                                     const ChunkHead &head,
+                                     const CompressWork &all_work,
+                                     const HeadWork &work, uint32_t victims,
+                                     SelectScratch &scratch) {
+  const bool merges = args.policy.merge == SKV_MERGE_VOTES;
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    const Neighbour nearest =
+        merges ? nearest_of_query(args, head, all_work, work, v) : kNoNeighbour;
+    const bool fits =
+        nearest.exists() && nearest.similarity > args.policy.threshold;
+    work.mates[v] = fits ? nearest.item : ~0u;
+    work.divergences[v] = 0.0f;
+    if (fits) continue;
+    const uint32_t item = work.items[work.queries[v]];
+    atomicAdd(head.words + kHeadDropped, 1);
+    atomicAdd(head.words + kHeadDroppedTokens,
+              item_slot(args, head, item).word(kSlotTokens));
+  }
+  __syncthreads();
+  if (!merges) return;
+  const MergeContext context = merge_context(args, head);
+  uint32_t merged_slots = 0;
+  for (uint32_t v = warp_id(); v < victims; v += kCompressWarps) {
+    const uint32_t target = work.mates[v];
+    if (target == ~0u) continue;
+    // The first victim of a target merges all of them.
+    bool is_first = true;
+    for (uint32_t u = lane_id(); u < v; u += 32) {
+      if (work.mates[u] == target) is_first = false;
+    }
+    if (!__all_sync(kAllLanes, is_first)) continue;
+    uint32_t count = 0;
+    for (uint32_t u = v + lane_id(); u < victims; u += 32) {
+      count += work.mates[u] == target ? 1 : 0;
+    }
+    count = __reduce_add_sync(kAllLanes, count);
+    // Candidates are not needed any more: their list takes the members.
+    uint32_t first = 0;
+    if (lane_id() == 0) first = atomicAdd(work.counters + kMembers, count);
+    first = __shfl_sync(kAllLanes, first, 0);
+    uint32_t *members = work.candidates + first;
+    for (uint32_t u = v; u < victims; u += 32) {
+      const bool is_member =
+          u + lane_id() < victims && work.mates[u + lane_id()] == target;
+      const uint32_t ballot = __ballot_sync(kAllLanes, is_member);
+      if (is_member) {
+        members[__popc(ballot & ((1u << lane_id()) - 1))] =
+            work.queries[u + lane_id()];
+      }
+      members += __popc(ballot);
+    }
+    members = work.candidates + first;
+    __syncwarp();
+    const Merged merged = merge_slots(
+        count + 1,
+        [&](uint32_t i) {
+          const uint32_t ordinal = i == 0 ? target : members[i - 1];
+          return item_slot(args, head, work.items[ordinal]);
+        },
+        context, args.policy);
+    if (lane_id() == 0) {
+      work.divergences[v] = merged.divergence;
+      merged_slots += count;
+      if (merged.guarded) atomicAdd(head.words + kHeadGuarded, 1);
+    }
+  }
+  if (merged_slots > 0) atomicAdd(head.words + kHeadMerged, merged_slots);
+  __syncthreads();
+  float divergence = 0.0f;
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    divergence += work.divergences[v];
+  }
+  divergence = block_sum(divergence, scratch);
+  if (threadIdx.x == 0) {
+    head.words[kHeadDivergence] = __float_as_uint(
+        __uint_as_float(head.words[kHeadDivergence]) + divergence);
+  }
 }
 `,
   "lib/mma.cuh": `// Tensor core products of halves with f32 sums, and how 32-bit floats take part
@@ -2239,6 +2804,122 @@ __device__ inline void load_floats(float (&out)[8], const float *row,
   }
 }
 `,
+  "lib/ratings.cuh": `// Scores of items that are not their slots' own: pooled over neighbours, or
+// shared by the heads of a layer; see src/reference/selection.ts.
+#pragma once
+
+#include "compress_work.cuh"
+#include "overlap.cuh"
+
+constexpr uint32_t kRateThreads = 256;
+
+// Whether items are ranked by other scores than their own.
+__host__ __device__ inline bool is_rated(const skv_policy &policy) {
+  return policy.pool != SKV_POOL_NONE || policy.layer_scope != 0;
+}
+
+__device__ inline float item_score(const skv_chunk_args &args,
+                                   const ChunkHead &head, const HeadWork &work,
+                                   uint32_t ordinal) {
+  if (is_rated(args.policy)) return work.scores[ordinal];
+  return own_score(item_slot(args, head, work.items[ordinal]), args.policy,
+                   args.cache.lanes);
+}
+
+__device__ inline uint64_t item_rank(const skv_chunk_args &args,
+                                     const ChunkHead &head,
+                                     const HeadWork &work, uint32_t ordinal) {
+  return rank_key(item_score(args, head, work, ordinal),
+                  item_slot(args, head, work.items[ordinal]), args.policy);
+}
+
+constexpr uint32_t kNotPooled = ~0u;
+
+// Each item's own score, pooled over its neighbours outside the recent window.
+// A thread has an item and goes through all of them by tiles.
+static __global__ void __launch_bounds__(kRateThreads)
+    rate_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ uint32_t positions[kRateThreads];
+  __shared__ float scores[kRateThreads];
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const skv_policy &policy = args.policy;
+  const uint32_t items = work.counters[kItems];
+  const uint32_t first = blockIdx.x * kRateThreads;
+  if (first >= items) return;
+  // What other threads look at: the position, unless it takes no part.
+  const auto look = [&](uint32_t i, float &score) {
+    score = 0.0f;
+    if (i >= items) return kNotPooled;
+    const Slot slot = item_slot(args, head, work.items[i]);
+    if (slot.word(kSlotTokens) == 0) return kNotPooled;
+    score = own_score(slot, policy, args.cache.lanes);
+    const uint32_t position = slot.word(kSlotPosition);
+    return position + head.words[kHeadRecent] <= head.newest ? position
+                                                             : kNotPooled;
+  };
+  const uint32_t mine = first + threadIdx.x;
+  float score;
+  const uint32_t position = look(mine, score);
+  if (policy.pool != SKV_POOL_NONE) {
+    float sum = no_scores(policy), largest = -INFINITY;
+    uint32_t count = 0;
+    for (uint32_t tile = 0; tile < items; tile += kRateThreads) {
+      float other;
+      const uint32_t there = look(tile + threadIdx.x, other);
+      __syncthreads();
+      positions[threadIdx.x] = there;
+      scores[threadIdx.x] = other;
+      __syncthreads();
+      for (uint32_t k = 0; k < kRateThreads; k++) {
+        const uint32_t at = positions[k];
+        const uint32_t distance = max(at, position) - min(at, position);
+        if (at == kNotPooled || distance > policy.pool_reach) continue;
+        sum = add_score(sum, scores[k], policy);
+        largest = fmaxf(largest, scores[k]);
+        count++;
+      }
+    }
+    if (position != kNotPooled) {
+      score = policy.pool == SKV_POOL_MAX ? largest
+                                          : mean_score(sum, count, policy);
+    }
+  }
+  if (mine < items) work.scores[mine] = score;
+}
+
+// The mean over the heads of the layer, whose items are the same tokens in the
+// same order. A thread has an item of all heads.
+static __global__ void __launch_bounds__(kRateThreads)
+    share_kernel(skv_chunk_args args, CompressWork all_work) {
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const uint32_t heads = args.sizes.kv_heads;
+  const uint32_t i = blockIdx.x * kRateThreads + threadIdx.x;
+  if (i >= all_work.head(0).counters[kItems]) return;
+  float sum = no_scores(args.policy);
+  for (uint32_t h = 0; h < heads; h++) {
+    sum = add_score(sum, all_work.head(h).scores[i], args.policy);
+  }
+  const float score = mean_score(sum, heads, args.policy);
+  for (uint32_t h = 0; h < heads; h++) all_work.head(h).scores[i] = score;
+}
+
+inline cudaError_t launch_ratings(const skv_chunk_args &args,
+                                  const CompressWork &work,
+                                  const Launch &launch) {
+  if (!is_rated(args.policy)) return cudaSuccess;
+  const uint32_t blocks = (work.most + kRateThreads - 1) / kRateThreads;
+  const cudaError_t status =
+      launch_kernel(launch, rate_kernel, dim3(blocks, args.sizes.kv_heads),
+                    kRateThreads, 0, args, work);
+  if (status != cudaSuccess || !args.policy.layer_scope) return status;
+  return launch_kernel(launch, share_kernel, blocks, kRateThreads, 0, args,
+                       work);
+}
+`,
   "lib/reduce.cuh": `// Sums, maxima and minima over the lanes of a warp, and order-preserving keys.
 #pragma once
 
@@ -2456,6 +3137,10 @@ __device__ inline void observe_row(Scores &scores, const skv_policy &policy,
   }
   const float count = static_cast<float>(group);
   const float score = max + logf(sum) - logf(count);
+  if (policy.score == SKV_SCORE_LAST) {
+    scores.accumulated = 0.0f;
+    scores.observations = 0;
+  }
   // A moving sum without a past is its last term: ln 0 is far below any score.
   scores.ema = log_add(scores.ema + policy.log_alpha, score + policy.log_rest);
   scores.accumulated += weight / count;
@@ -2488,20 +3173,75 @@ __device__ inline float vote_bias(const Slot &slot, uint32_t g,
   return slot.get(kSlotBias + (lanes == 1 ? 0 : g));
 }
 
-// What eviction sorts by: the score, ties by position. The lowest goes first.
-__device__ inline uint64_t eviction_key(const Slot &slot,
-                                        const skv_policy &policy,
-                                        uint32_t lanes) {
-  const uint32_t position = slot.word(kSlotPosition);
-  if (policy.score == SKV_SCORE_POSITION) return position;
-  float score;
-  if (policy.score == SKV_SCORE_ACCUMULATED) {
-    score = slot.get(kSlotAccumulated);
-  } else {
-    score = log_score(slot, policy);
-    if (policy.count_votes) score += pooled_bias(slot, lanes);
+// Mean attention weight of the rows that observed a slot.
+__device__ inline float mean_attention(const Slot &slot) {
+  return slot.get(kSlotAccumulated) /
+         static_cast<float>(max(1u, slot.word(kSlotObservations)));
+}
+
+// What the policy's score says of a slot. A position too large for a float is
+// rounded; ties go by position and put it right.
+__device__ inline float own_score(const Slot &slot, const skv_policy &policy,
+                                  uint32_t lanes) {
+  switch (policy.score) {
+    case SKV_SCORE_POSITION:
+      return static_cast<float>(slot.word(kSlotPosition));
+    case SKV_SCORE_EMA:
+      return log_score(slot, policy) +
+             (policy.count_votes ? pooled_bias(slot, lanes) : 0.0f);
+    case SKV_SCORE_MEAN:
+      return mean_attention(slot);
+    default:
+      return slot.get(kSlotAccumulated);
   }
-  return order_key(score, position);
+}
+
+// Smallest norm that counts; the logarithm of less is of no use.
+constexpr float kLeastNorm = 1e-30f;
+
+// A score times the norm of the slot's value, where that counts.
+__device__ inline float rank_of(float score, const Slot &slot,
+                                const skv_policy &policy) {
+  if (!policy.count_values) return score;
+  const float norm = slot.get(kSlotValueNorm);
+  if (policy.score != SKV_SCORE_EMA)
+    return (score + policy.value_epsilon) * norm;
+  return log_add(score, policy.log_value_epsilon) +
+         logf(fmaxf(norm, kLeastNorm));
+}
+
+// What eviction sorts by: the rank, ties by position. The lowest goes first.
+__device__ inline uint64_t rank_key(float score, const Slot &slot,
+                                    const skv_policy &policy) {
+  return order_key(rank_of(score, slot, policy), slot.word(kSlotPosition));
+}
+
+// What slots that stay by their scores alone are chosen by.
+__device__ inline uint64_t score_key(float score, const Slot &slot) {
+  return order_key(score, slot.word(kSlotPosition));
+}
+
+// Of \`fitting\` slots that have room, those that stay by their scores alone.
+__device__ inline uint32_t first_stage(const skv_policy &policy,
+                                       uint32_t fitting) {
+  return static_cast<uint32_t>(policy.first_stage *
+                               static_cast<float>(fitting));
+}
+
+// The sum of no scores; where they are logarithms, of what they stand for.
+__device__ inline float no_scores(const skv_policy &policy) {
+  return policy.score == SKV_SCORE_EMA ? kLogZero : 0.0f;
+}
+
+__device__ inline float add_score(float sum, float score,
+                                  const skv_policy &policy) {
+  return policy.score == SKV_SCORE_EMA ? log_add(sum, score) : sum + score;
+}
+
+__device__ inline float mean_score(float sum, uint32_t count,
+                                   const skv_policy &policy) {
+  const float terms = static_cast<float>(count);
+  return policy.score == SKV_SCORE_EMA ? sum - logf(terms) : sum / terms;
 }
 
 // Whether a slot may be evicted: neither a sink nor a recent token.
@@ -2524,14 +3264,14 @@ struct SelectScratch {
   float sums[32];
 };
 
-// The \`count\`th smallest of \`length\` different keys, \`kNoKey\` left out; there
-// must be as many. Called by the whole block.
+// The \`count\`th smallest of the keys \`key(0)\` to \`key(length - 1)\`, \`kNoKey\`
+// left out; there must be as many. Called by the whole block.
 //
 // One pass per byte from the top narrows the keys down to those that share a
 // prefix. The alternative that lost: sorting, which does more than is asked.
-__device__ inline uint64_t kth_smallest(const uint64_t *keys, uint32_t length,
-                                        uint32_t count,
-                                        SelectScratch &scratch) {
+template <class Key>
+__device__ inline uint64_t kth_smallest(uint32_t length, uint32_t count,
+                                        SelectScratch &scratch, Key key_of) {
   uint64_t prefix = 0, mask = 0;
   for (int shift = 56; shift >= 0; shift -= 8) {
     __syncthreads();
@@ -2540,7 +3280,7 @@ __device__ inline uint64_t kth_smallest(const uint64_t *keys, uint32_t length,
     }
     __syncthreads();
     for (uint32_t i = threadIdx.x; i < length; i += blockDim.x) {
-      const uint64_t key = keys[i];
+      const uint64_t key = key_of(i);
       if (key == kNoKey || (key & mask) != prefix) continue;
       atomicAdd(scratch.histogram + (key >> shift & 255), 1);
     }
@@ -2573,6 +3313,14 @@ __device__ inline uint64_t kth_smallest(const uint64_t *keys, uint32_t length,
     count -= scratch.before;
   }
   return prefix;
+}
+
+// The same of keys in memory.
+__device__ inline uint64_t kth_smallest(const uint64_t *keys, uint32_t length,
+                                        uint32_t count,
+                                        SelectScratch &scratch) {
+  return kth_smallest(length, count, scratch,
+                      [&](uint32_t i) { return keys[i]; });
 }
 
 // Writes the numbers below \`length\` that \`wanted\` accepts to \`list\`, in order;
@@ -2639,7 +3387,8 @@ enum SlotField {
   kSlotObservations = 2,
   kSlotPosition = 3,
   kSlotTokens = 4,
-  kSlotBias = 5
+  kSlotValueNorm = 5,
+  kSlotBias = 6
 };
 
 constexpr float kFreeBias = -1e30f;
@@ -2696,6 +3445,7 @@ __device__ inline void initialise_slot(const Slot &slot, uint32_t position,
   slot.set_word(kSlotObservations, 0);
   slot.set_word(kSlotPosition, position);
   slot.set_word(kSlotTokens, 1);
+  slot.set(kSlotValueNorm, 0.0f);
   for (uint32_t lane = 0; lane < lanes; lane++) {
     slot.set(kSlotBias + lane, 0.0f);
   }
@@ -3594,10 +4344,10 @@ __global__ void __launch_bounds__(kAttendThreads)
   merge_warps(job, warp, shared);
   uint2 counts;
   if (splits == 1) {
-    counts = finish_alone(args, job, shared);
+    counts = finish_alone(args, job, evidence, shared);
   } else {
     if (!publish(job, parts, splits, shared)) return;
-    counts = combine(args, job, parts, splits, shared);
+    counts = combine(args, job, parts, evidence, splits, shared);
   }
   if (evidence.rows != nullptr) leave_evidence(args, job, evidence, shared);
   if (threadIdx.x == 0) {
@@ -3607,9 +4357,11 @@ __global__ void __launch_bounds__(kAttendThreads)
   }
 }
 
+// Observes the row, evicts, or both in one go where no other head has a say.
 template <bool ALIGNED>
 __global__ void __launch_bounds__(kEvictThreads)
-    evict_kernel(skv_merge_attend_args args, Evidence evidence) {
+    evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
+                 bool chooses) {
   __shared__ EvictShared shared;
   const uint32_t index = blockIdx.y * args.sizes.kv_heads + blockIdx.x;
   const uint2 row = evidence.rows[index];
@@ -3622,24 +4374,38 @@ __global__ void __launch_bounds__(kEvictThreads)
   job.high = words[kHeadHigh];
   job.offset = words[kHeadOffset];
   job.words = words;
-  job.logits = evidence.logits +
-               static_cast<size_t>(index) * group * args.cache.max_capacity;
-  job.queries = evidence.queries +
-                static_cast<size_t>(index) * group * args.sizes.head_dim;
+  const size_t capacity = args.cache.max_capacity;
+  const size_t first_query =
+      static_cast<size_t>(index) * group * args.sizes.head_dim;
+  job.logits = evidence.logits + index * group * capacity;
+  job.queries = evidence.queries + first_query;
+  job.outputs = evidence.outputs + first_query;
+  job.keys = evidence.keys + index * capacity;
+  job.ratings = nullptr;
+  float *ratings = nullptr;
+  if (evidence.ratings != nullptr) {
+    job.ratings =
+        evidence.ratings + blockIdx.y * args.sizes.kv_heads * capacity;
+    ratings = evidence.ratings + index * capacity;
+  }
   const bool over = words[kHeadLive] > words[kHeadBudget];
-  if (!over && !args.policy.observe) return;
   if (threadIdx.x < group) {
     shared.log_sums[threadIdx.x] =
         evidence.log_sums[index * kMaxGroup + threadIdx.x];
   }
   __syncthreads();
-  const uint32_t victim = update_scores(args, job, shared);
-  if (!over || victim == ~0u) return;
-  Neighbour nearest = kNoNeighbour;
+  if (observes) observe_slots(args, job, ratings, shared);
+  if (!chooses || !over) return;
+  const uint32_t victim = choose_victim(args, job, shared);
+  if (victim == ~0u) return;
+  uint32_t target = ~0u;
   if (args.policy.merge == SKV_MERGE_VOTES) {
-    nearest = find_nearest<ALIGNED>(args, job, victim, shared);
+    const Neighbour nearest = find_nearest<ALIGNED>(args, job, victim, shared);
+    if (nearest.similarity > args.policy.threshold) target = nearest.item;
+  } else if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
+    target = find_right(args, job, victim, shared);
   }
-  if (warp_id() == 0) evict(args, job, victim, nearest);
+  if (warp_id() == 0) evict(args, job, shared, victim, target);
 }
 
 // How the slots of a head are split, and the sizes that follow.
@@ -3693,6 +4459,14 @@ size_t take_evidence(const skv_merge_attend_args &args, const Plan &plan,
     evidence->queries = scratch.take<float>(static_cast<size_t>(plan.heads) *
                                             plan.group * args.sizes.head_dim);
   }
+  if (args.policy.exact_values) {
+    evidence->outputs = scratch.take<float>(static_cast<size_t>(plan.heads) *
+                                            plan.group * args.sizes.head_dim);
+  }
+  const size_t slots =
+      static_cast<size_t>(plan.heads) * args.cache.max_capacity;
+  if (args.policy.layer_scope) evidence->ratings = scratch.take<float>(slots);
+  if (args.policy.count_values) evidence->keys = scratch.take<uint64_t>(slots);
   evidence->rows = scratch.take<uint2>(plan.heads);
   return static_cast<size_t>(scratch.take<char>(0) - memory);
 }
@@ -3733,8 +4507,14 @@ cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
   status = fork(launch, &side);
   if (status != cudaSuccess) return status;
   const dim3 grid(args.sizes.kv_heads, args.step.rows);
-  return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
-                       args, evidence);
+  const auto evict = [&](bool observes, bool chooses) {
+    return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
+                         args, evidence, observes, chooses);
+  };
+  // Where the heads of a layer choose together, all are scored first.
+  if (!args.policy.layer_scope) return evict(true, true);
+  status = evict(true, false);
+  return status == cudaSuccess ? evict(false, true) : status;
 }
 
 }  // namespace
@@ -4999,6 +5779,10 @@ Needs qkv_rope_append_needs(const skv_qkv_rope_append_args &args,
                             uint32_t multiprocessors);
 cudaError_t launch_qkv_rope_append(const skv_qkv_rope_append_args &args,
                                    const Launch &launch);
+Needs value_norms_needs(const skv_value_norms_args &args,
+                        uint32_t multiprocessors);
+cudaError_t launch_value_norms(const skv_value_norms_args &args,
+                               const Launch &launch);
 Needs merge_attend_needs(const skv_merge_attend_args &args,
                          uint32_t multiprocessors);
 cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
@@ -5194,6 +5978,7 @@ int32_t capture(skv_program *program) {
 
 SKV_KERNEL_CALL(embed, skv_embed_args)
 SKV_KERNEL_CALL(qkv_rope_append, skv_qkv_rope_append_args)
+SKV_KERNEL_CALL(value_norms, skv_value_norms_args)
 SKV_KERNEL_CALL(merge_attend, skv_merge_attend_args)
 SKV_KERNEL_CALL(prefill_attend, skv_chunk_args)
 SKV_KERNEL_CALL(observe, skv_chunk_args)
@@ -6078,7 +6863,7 @@ extern "C" {
 #endif
 
 /** Version of this interface; a library of another version is not used. */
-#define SKV_ABI_VERSION 1
+#define SKV_ABI_VERSION 2
 
 /** What a function returns. */
 enum skv_status {
@@ -6158,7 +6943,7 @@ typedef struct skv_slots {
   skv_half *keys;
   /** (total, head_dim) */
   skv_half *values;
-  /** (5 + lanes, total) floats and words */
+  /** (6 + lanes, total) floats and words */
   float *side;
   uint32_t total;
   uint32_t reserved;
@@ -6184,9 +6969,17 @@ enum skv_probe { SKV_PROBE_NONE = 0, SKV_PROBE_ALL = 1, SKV_PROBE_LAST = 2 };
 enum skv_score {
   SKV_SCORE_POSITION = 0,
   SKV_SCORE_ACCUMULATED = 1,
-  SKV_SCORE_EMA = 2
+  SKV_SCORE_EMA = 2,
+  SKV_SCORE_MEAN = 3,
+  SKV_SCORE_LAST = 4
 };
-enum skv_merge { SKV_MERGE_NEVER = 0, SKV_MERGE_DROP = 1, SKV_MERGE_VOTES = 2 };
+enum skv_pool { SKV_POOL_NONE = 0, SKV_POOL_MEAN = 1, SKV_POOL_MAX = 2 };
+enum skv_merge {
+  SKV_MERGE_NEVER = 0,
+  SKV_MERGE_DROP = 1,
+  SKV_MERGE_VOTES = 2,
+  SKV_MERGE_RIGHT_NEIGHBOUR = 3
+};
 enum skv_key {
   SKV_KEY_ZIP = 0,
   SKV_KEY_MIN_NORM = 1,
@@ -6213,7 +7006,22 @@ typedef struct skv_policy {
   float guard_high;
   /** Whether anything reads the scores of slots. */
   uint32_t observe;
-  uint32_t reserved;
+  /** Whether scores count times the norms of values; what is added to them. */
+  uint32_t count_values;
+  float value_epsilon;
+  float log_value_epsilon;
+  /** Share of the slots with room that stay by their scores alone. */
+  float first_stage;
+  uint32_t pool;
+  uint32_t pool_reach;
+  /** Whether the heads of a layer share the mean of their scores. */
+  uint32_t layer_scope;
+  /** Whether a right neighbour's value keeps the current output exactly. */
+  uint32_t exact_values;
+  float ratio_cap;
+  /** Whether compress gives the heads their budgets, and the even share. */
+  uint32_t adaptive;
+  uint32_t floor_parts;
 } skv_policy;
 
 /** Arguments of the kernels: see the interfaces of the same names. */
@@ -6249,6 +7057,14 @@ typedef struct skv_qkv_rope_append_args {
   skv_step step;
   skv_sizes sizes;
 } skv_qkv_rope_append_args;
+
+typedef struct skv_value_norms_args {
+  /** (hidden, heads * head_dim); no data for norms of the values themselves */
+  skv_matrix weight;
+  skv_cache cache;
+  skv_step step;
+  skv_sizes sizes;
+} skv_value_norms_args;
 
 typedef struct skv_merge_attend_args {
   /** (rows, heads, head_dim) */
@@ -6438,6 +7254,9 @@ SKV_API int32_t skv_embed(skv_program *program, const skv_embed_args *args,
 SKV_API int32_t skv_qkv_rope_append(skv_program *program,
                                     const skv_qkv_rope_append_args *args,
                                     uint64_t size);
+SKV_API int32_t skv_value_norms(skv_program *program,
+                                const skv_value_norms_args *args,
+                                uint64_t size);
 SKV_API int32_t skv_merge_attend(skv_program *program,
                                  const skv_merge_attend_args *args,
                                  uint64_t size);
@@ -6472,5 +7291,198 @@ SKV_API void skv_dispose(skv_program *program);
 #ifdef __cplusplus
 }
 #endif
+`,
+  "value_norms.cu": `// The norm of each value that qkv_rope_append has just written: the mean over
+// the query heads of the group of ‖v · W_O[h]‖₁, W_O[h] being the head's
+// columns of the output projection; or ‖v‖₂.
+//
+// Streams the projection once per tile of 16 rows, 2 bytes per element, from
+// memory to the registers of the tensor cores: columns are dealt to the lanes
+// as they come, which a dot product does not notice. A block leaves a sum of
+// absolute products per row; \`collect\` adds them up in a fixed order. The
+// alternative that lost: the Gram matrix of each head's projection, which takes
+// fewer products but gives the L2 norm, and memory in each layer.
+#include "lib/mma.cuh"
+#include "lib/overlap.cuh"
+#include "lib/row_tiles.cuh"
+#include "lib/slots.cuh"
+#include "lib/step.cuh"
+#include "runtime/launch.cuh"
+
+namespace {
+
+constexpr uint32_t kWarps = 8;
+constexpr uint32_t kThreads = 32 * kWarps;
+constexpr uint32_t kTileRows = 16;
+// Outputs of a block: eight per warp at a time.
+constexpr uint32_t kTileOutputs = 256;
+
+// The slot that a row's value was written to; false if there is none.
+__device__ inline bool appended_slot(const skv_value_norms_args &args,
+                                     uint32_t index, uint32_t kv_head,
+                                     Slot &out) {
+  const skv_cache &cache = args.cache;
+  const Row row = row_of(args.step, index);
+  if (!row.live) return false;
+  if (args.step.kind == SKV_PREFILL) {
+    out = slot_at(cache.stage, kv_head * cache.stage_rows + index,
+                  args.sizes.head_dim);
+    return true;
+  }
+  const uint32_t *head = head_words(cache, args.sizes, row.sequence, kv_head);
+  if (head[kHeadNext] >= head[kHeadCapacity]) return false;
+  out = slot_at(cache.slots, head[kHeadOffset] + head[kHeadNext],
+                args.sizes.head_dim);
+  return true;
+}
+
+// Sums of absolute products of a tile of rows with a tile of outputs of a query
+// head: (rows, heads, parts).
+template <int DIM, bool ALIGNED>
+__global__ void __launch_bounds__(kThreads)
+    project_kernel(skv_value_norms_args args, float *partials) {
+  __shared__ float shared[kWarps][kTileRows];
+  begin_kernel();
+  const skv_sizes &sizes = args.sizes;
+  const uint32_t head = blockIdx.y, head_dim = sizes.head_dim;
+  const uint32_t kv_head = head / (sizes.heads / sizes.kv_heads);
+  const uint32_t first_row = blockIdx.z * kTileRows;
+  if (first_row >= row_end(args.step)) return;
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  // Words of rows g and g + 8: see \`a\` of mma().
+  uint32_t values[2][DIM / 32][4] = {};
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    Slot slot;
+    if (!appended_slot(args, first_row + g + 8 * h, kv_head, slot)) continue;
+#pragma unroll
+    for (int c = 0; c < DIM / 32; c++) {
+      load_halves<8, ALIGNED>(values[h][c], slot.value, 32 * c + 8 * t,
+                              head_dim);
+    }
+  }
+  const uint32_t outputs = args.weight.rows;
+  const uint32_t begin = blockIdx.x * kTileOutputs;
+  const uint32_t end = min(outputs, begin + kTileOutputs);
+  float sums[2] = {};
+  for (uint32_t first = begin + 8 * warp_id(); first < end;
+       first += 8 * kWarps) {
+    const uint32_t output = min(first + g, outputs - 1);
+    const skv_half *row = args.weight.data +
+                          static_cast<size_t>(output) * args.weight.pitch +
+                          head * head_dim;
+    float products[4] = {};
+#pragma unroll
+    for (int c = 0; c < DIM / 32; c++) {
+      uint32_t w[4];
+      load_halves<8, ALIGNED>(w, row, 32 * c + 8 * t, head_dim);
+#pragma unroll
+      for (int s = 0; s < 2; s++) {
+        const uint4 a = {values[0][c][2 * s], values[1][c][2 * s],
+                         values[0][c][2 * s + 1], values[1][c][2 * s + 1]};
+        mma(products, a, w[2 * s], w[2 * s + 1]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (first + 2 * t + i % 2 < end) sums[i / 2] += fabsf(products[i]);
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    sums[h] += __shfl_xor_sync(kAllLanes, sums[h], 1);
+    sums[h] += __shfl_xor_sync(kAllLanes, sums[h], 2);
+    if (t == 0) shared[warp_id()][g + 8 * h] = sums[h];
+  }
+  __syncthreads();
+  const uint32_t row = first_row + threadIdx.x;
+  if (threadIdx.x >= kTileRows || row >= args.step.rows) return;
+  float sum = 0.0f;
+  for (uint32_t w = 0; w < kWarps; w++) sum += shared[w][threadIdx.x];
+  const size_t query = static_cast<size_t>(row) * sizes.heads + head;
+  partials[query * gridDim.x + blockIdx.x] = sum;
+}
+
+// Writes the norm of one value; one warp.
+__global__ void __launch_bounds__(32)
+    collect_kernel(skv_value_norms_args args, const float *partials,
+                   uint32_t parts) {
+  begin_kernel();
+  const skv_sizes &sizes = args.sizes;
+  const uint32_t kv_head = blockIdx.x, row = blockIdx.y;
+  Slot slot;
+  if (!appended_slot(args, row, kv_head, slot)) return;
+  const uint32_t group = sizes.heads / sizes.kv_heads;
+  float sum = 0.0f;
+  if (partials != nullptr) {
+    const float *own =
+        partials +
+        (static_cast<size_t>(row) * sizes.heads + kv_head * group) * parts;
+    for (uint32_t i = lane_id(); i < group * parts; i += 32) sum += own[i];
+  } else {
+    for (uint32_t d = lane_id(); d < sizes.head_dim; d += 32) {
+      const float x = to_float(slot.value[d]);
+      sum += x * x;
+    }
+  }
+  sum = warp_sum(sum);
+  if (lane_id() != 0) return;
+  slot.set(kSlotValueNorm,
+           partials == nullptr ? sqrtf(sum) : sum / static_cast<float>(group));
+}
+
+bool projects(const skv_value_norms_args &args) {
+  return args.weight.data != nullptr;
+}
+
+uint32_t parts_of(const skv_value_norms_args &args) {
+  return (args.weight.rows + kTileOutputs - 1) / kTileOutputs;
+}
+
+template <int DIM>
+cudaError_t launch_width(const skv_value_norms_args &args, float *partials,
+                         const Launch &launch) {
+  const dim3 grid(parts_of(args), args.sizes.heads,
+                  (args.step.rows + kTileRows - 1) / kTileRows);
+  const auto kernel = args.sizes.head_dim % 8 == 0 ? project_kernel<DIM, true>
+                                                   : project_kernel<DIM, false>;
+  return launch_kernel(launch, kernel, grid, kThreads, 0, args, partials);
+}
+
+cudaError_t launch_project(const skv_value_norms_args &args, float *partials,
+                           const Launch &launch) {
+  switch (padded_width(args.sizes.head_dim)) {
+    case 32:
+      return launch_width<32>(args, partials, launch);
+    case 64:
+      return launch_width<64>(args, partials, launch);
+    case 128:
+      return launch_width<128>(args, partials, launch);
+    default:
+      return launch_width<256>(args, partials, launch);
+  }
+}
+
+}  // namespace
+
+Needs value_norms_needs(const skv_value_norms_args &args, uint32_t) {
+  if (!projects(args)) return {};
+  return {static_cast<size_t>(args.step.rows) * args.sizes.heads *
+          parts_of(args) * sizeof(float)};
+}
+
+cudaError_t launch_value_norms(const skv_value_norms_args &args,
+                               const Launch &launch) {
+  float *partials = nullptr;
+  if (projects(args)) {
+    partials = reinterpret_cast<float *>(launch.scratch);
+    const cudaError_t status = launch_project(args, partials, launch);
+    if (status != cudaSuccess) return status;
+  }
+  const dim3 grid(args.sizes.kv_heads, args.step.rows);
+  return launch_kernel(launch, collect_kernel, grid, 32, 0, args,
+                       static_cast<const float *>(partials),
+                       projects(args) ? parts_of(args) : 0u);
+}
 `,
 };

@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 /** Version of this interface; a library of another version is not used. */
-#define SKV_ABI_VERSION 1
+#define SKV_ABI_VERSION 2
 
 /** What a function returns. */
 enum skv_status {
@@ -108,7 +108,7 @@ typedef struct skv_slots {
   skv_half *keys;
   /** (total, head_dim) */
   skv_half *values;
-  /** (5 + lanes, total) floats and words */
+  /** (6 + lanes, total) floats and words */
   float *side;
   uint32_t total;
   uint32_t reserved;
@@ -134,9 +134,17 @@ enum skv_probe { SKV_PROBE_NONE = 0, SKV_PROBE_ALL = 1, SKV_PROBE_LAST = 2 };
 enum skv_score {
   SKV_SCORE_POSITION = 0,
   SKV_SCORE_ACCUMULATED = 1,
-  SKV_SCORE_EMA = 2
+  SKV_SCORE_EMA = 2,
+  SKV_SCORE_MEAN = 3,
+  SKV_SCORE_LAST = 4
 };
-enum skv_merge { SKV_MERGE_NEVER = 0, SKV_MERGE_DROP = 1, SKV_MERGE_VOTES = 2 };
+enum skv_pool { SKV_POOL_NONE = 0, SKV_POOL_MEAN = 1, SKV_POOL_MAX = 2 };
+enum skv_merge {
+  SKV_MERGE_NEVER = 0,
+  SKV_MERGE_DROP = 1,
+  SKV_MERGE_VOTES = 2,
+  SKV_MERGE_RIGHT_NEIGHBOUR = 3
+};
 enum skv_key {
   SKV_KEY_ZIP = 0,
   SKV_KEY_MIN_NORM = 1,
@@ -163,7 +171,22 @@ typedef struct skv_policy {
   float guard_high;
   /** Whether anything reads the scores of slots. */
   uint32_t observe;
-  uint32_t reserved;
+  /** Whether scores count times the norms of values; what is added to them. */
+  uint32_t count_values;
+  float value_epsilon;
+  float log_value_epsilon;
+  /** Share of the slots with room that stay by their scores alone. */
+  float first_stage;
+  uint32_t pool;
+  uint32_t pool_reach;
+  /** Whether the heads of a layer share the mean of their scores. */
+  uint32_t layer_scope;
+  /** Whether a right neighbour's value keeps the current output exactly. */
+  uint32_t exact_values;
+  float ratio_cap;
+  /** Whether compress gives the heads their budgets, and the even share. */
+  uint32_t adaptive;
+  uint32_t floor_parts;
 } skv_policy;
 
 /** Arguments of the kernels: see the interfaces of the same names. */
@@ -199,6 +222,14 @@ typedef struct skv_qkv_rope_append_args {
   skv_step step;
   skv_sizes sizes;
 } skv_qkv_rope_append_args;
+
+typedef struct skv_value_norms_args {
+  /** (hidden, heads * head_dim); no data for norms of the values themselves */
+  skv_matrix weight;
+  skv_cache cache;
+  skv_step step;
+  skv_sizes sizes;
+} skv_value_norms_args;
 
 typedef struct skv_merge_attend_args {
   /** (rows, heads, head_dim) */
@@ -388,6 +419,9 @@ SKV_API int32_t skv_embed(skv_program *program, const skv_embed_args *args,
 SKV_API int32_t skv_qkv_rope_append(skv_program *program,
                                     const skv_qkv_rope_append_args *args,
                                     uint64_t size);
+SKV_API int32_t skv_value_norms(skv_program *program,
+                                const skv_value_norms_args *args,
+                                uint64_t size);
 SKV_API int32_t skv_merge_attend(skv_program *program,
                                  const skv_merge_attend_args *args,
                                  uint64_t size);

@@ -13,6 +13,12 @@ struct Evidence {
   float *log_sums;
   // (heads, group, head_dim), where merges need them
   float *queries;
+  // (heads, group, head_dim): the output, where merges need it
+  float *outputs;
+  // (heads, max_capacity): scores, where the heads of a layer share them
+  float *ratings;
+  // (heads, max_capacity): what slots stay by, where values count
+  uint64_t *keys;
   // (heads): whether the row is live, and its position
   uint2 *rows;
 };
@@ -135,12 +141,27 @@ __device__ inline bool publish(const HeadJob &job, const AttendParts &parts,
   return shared.is_last;
 }
 
+// Writes one dimension of the output of a query head.
+__device__ inline void store_output(const skv_merge_attend_args &args,
+                                    const HeadJob &job,
+                                    const Evidence &evidence, uint32_t g,
+                                    uint32_t d, float x) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const size_t head = static_cast<size_t>(job.row) * args.sizes.heads +
+                      job.kv_head * job.group + g;
+  args.output[head * head_dim + d] = x;
+  if (evidence.outputs == nullptr) return;
+  const size_t own = static_cast<size_t>(job.index) * job.group + g;
+  evidence.outputs[own * head_dim + d] = x;
+}
+
 // Adds the parts of all blocks up and writes the output. Returns the counts of
 // live slots and of the first free one.
 template <int DIM>
 __device__ inline uint2 combine(const skv_merge_attend_args &args,
                                 const HeadJob &job, const AttendParts &parts,
-                                uint32_t splits, AttendShared<DIM> &shared) {
+                                const Evidence &evidence, uint32_t splits,
+                                AttendShared<DIM> &shared) {
   const uint32_t first = job.index * parts.most_splits;
   const volatile float2 *states = parts.states;
   if (threadIdx.x < job.group) {
@@ -158,10 +179,6 @@ __device__ inline uint2 combine(const skv_merge_attend_args &args,
   }
   __syncthreads();
   const uint32_t head_dim = args.sizes.head_dim;
-  float *output =
-      args.output + (static_cast<size_t>(job.row) * args.sizes.heads +
-                     job.kv_head * job.group) *
-                        head_dim;
   for (uint32_t i = threadIdx.x; i < job.group * DIM; i += kAttendThreads) {
     const uint32_t g = i / DIM, d = i % DIM;
     if (d >= head_dim) continue;
@@ -171,7 +188,7 @@ __device__ inline uint2 combine(const skv_merge_attend_args &args,
           parts.values + static_cast<size_t>(first + s) * job.group * DIM;
       sum += __ldcg(values + i) * shared.factors[s][g];
     }
-    output[g * head_dim + d] = sum;
+    store_output(args, job, evidence, g, d, sum);
   }
   uint2 counts = {0, ~0u};
   const volatile uint2 *others = parts.counts + first;
@@ -186,17 +203,14 @@ __device__ inline uint2 combine(const skv_merge_attend_args &args,
 template <int DIM>
 __device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
                                      const HeadJob &job,
+                                     const Evidence &evidence,
                                      AttendShared<DIM> &shared) {
   const uint32_t head_dim = args.sizes.head_dim;
-  float *output =
-      args.output + (static_cast<size_t>(job.row) * args.sizes.heads +
-                     job.kv_head * job.group) *
-                        head_dim;
   for (uint32_t i = threadIdx.x; i < job.group * DIM; i += kAttendThreads) {
     const uint32_t g = i / DIM, d = i % DIM;
     if (d >= head_dim) continue;
-    output[g * head_dim + d] =
-        shared.values[value_index<DIM>(g, d)] / shared.states[g].sum;
+    store_output(args, job, evidence, g, d,
+                 shared.values[value_index<DIM>(g, d)] / shared.states[g].sum);
   }
   if (threadIdx.x < kMaxGroup) {
     shared.log_sums[threadIdx.x] = log_sum(shared.states[threadIdx.x]);

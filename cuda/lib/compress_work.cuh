@@ -3,8 +3,13 @@
 #pragma once
 
 #include "../runtime/launch.cuh"
+#include "scores.cuh"
 #include "slots.cuh"
 #include "step.cuh"
+
+// Threads of the blocks that work on a whole head.
+constexpr uint32_t kCompressThreads = 512;
+constexpr uint32_t kCompressWarps = kCompressThreads / 32;
 
 // Set in an item that is a row of the stage; the rest is its row.
 constexpr uint32_t kStaged = 0x80000000u;
@@ -20,6 +25,7 @@ enum Counter {
   kQueries = 1,
   kCandidates = 2,
   kMembers = 3,
+  kPairs = 4,
   kCounters = 8
 };
 
@@ -28,6 +34,8 @@ struct HeadWork {
   // Index of a slot in its head, or kStaged and a row.
   uint32_t *items;
   uint32_t *marks;
+  // Where they are not those of the slots themselves: see lib/ratings.cuh.
+  float *scores;
   // 1 / |key|, or 0 for a zero key.
   float *inverse_norms;
   // What items are sorted by, and the best key that touches an item.
@@ -55,7 +63,7 @@ struct CompressWork {
 
   // Bytes of one head's lists.
   static size_t bytes(uint32_t most, uint32_t parts) {
-    return aligned(static_cast<size_t>(most) * 4) * (6 + 2 * parts) +
+    return aligned(static_cast<size_t>(most) * 4) * (7 + 2 * parts) +
            aligned(static_cast<size_t>(most) * 8) * 2 + aligned(kCounters * 4);
   }
 
@@ -74,6 +82,7 @@ struct CompressWork {
     HeadWork work;
     work.items = reinterpret_cast<uint32_t *>(take(words));
     work.marks = reinterpret_cast<uint32_t *>(take(words));
+    work.scores = reinterpret_cast<float *>(take(words));
     work.inverse_norms = reinterpret_cast<float *>(take(words));
     work.mates = reinterpret_cast<uint32_t *>(take(words));
     work.queries = reinterpret_cast<uint32_t *>(take(words));
@@ -120,4 +129,10 @@ __device__ inline Slot item_slot(const skv_chunk_args &args,
              : head.words[kHeadOffset] + item;
   return slot_at(staged ? cache.stage : cache.slots, index,
                  args.sizes.head_dim);
+}
+
+__device__ inline bool item_is_evictable(const skv_chunk_args &args,
+                                         const ChunkHead &head, uint32_t item) {
+  return is_evictable(item_slot(args, head, item).word(kSlotPosition),
+                      args.policy, head.words[kHeadRecent], head.newest);
 }

@@ -1,10 +1,11 @@
-// The policy's work on a head after a decode step: scores, the victim, the key
-// most similar to its own, and the merge. One block per head.
+// The policy's work on a head after a decode step: scores, the victim, where it
+// goes, and the merge. One block per head.
 #pragma once
 
 #include "attend_parts.cuh"
 #include "merge_slots.cuh"
 #include "neighbour.cuh"
+#include "select_smallest.cuh"
 
 constexpr uint32_t kEvictWarps = 16;
 constexpr uint32_t kEvictThreads = 32 * kEvictWarps;
@@ -16,9 +17,10 @@ struct EvictShared {
   // The victim's key, zeros beyond its end.
   __align__(16) skv_half key[kMaxHeadDim];
   float log_sums[kMaxGroup];
-  uint64_t victim_keys[kEvictWarps];
-  uint32_t victims[kEvictWarps];
+  uint64_t lowest_keys[kEvictWarps];
+  uint32_t lowest[kEvictWarps];
   Neighbour neighbours[kEvictWarps];
+  SelectScratch select;
 };
 
 // One head and what was seen of it.
@@ -32,19 +34,22 @@ struct EvictJob {
   const float *logits;
   // (group, head_dim)
   const float *queries;
+  // (group, head_dim), where merges need it
+  const float *outputs;
+  // (kv_heads, max_capacity): scores of the layer, where its heads share them
+  const float *ratings;
+  // (max_capacity), where values count
+  uint64_t *keys;
 };
 
-// Adds this step to the scores of all slots, and finds the one that goes first:
-// its index, or none. Called by the whole block.
-__device__ inline uint32_t update_scores(const skv_merge_attend_args &args,
-                                         const EvictJob &job,
-                                         EvictShared &shared) {
+// Adds this step to the scores of all slots; `ratings` takes the head's where
+// those of the layer are shared. Called by the whole block.
+__device__ inline void observe_slots(const skv_merge_attend_args &args,
+                                     const EvictJob &job, float *ratings,
+                                     const EvictShared &shared) {
   const skv_policy &policy = args.policy;
   const uint32_t lanes = args.cache.lanes;
   const uint32_t capacity = args.cache.max_capacity;
-  const uint32_t recent = job.words[kHeadRecent];
-  uint64_t best = kNoKey;
-  uint32_t victim = ~0u;
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
     const Slot slot =
         slot_at(args.cache.slots, job.offset + i, args.sizes.head_dim);
@@ -60,27 +65,108 @@ __device__ inline uint32_t update_scores(const skv_merge_attend_args &args,
           [&](uint32_t g) { return vote_bias(slot, g, lanes); });
       store_scores(slot, scores);
     }
-    if (!is_evictable(slot.word(kSlotPosition), policy, recent, job.position)) {
-      continue;
-    }
-    const uint64_t key = eviction_key(slot, policy, lanes);
-    if (key < best) best = key, victim = i;
+    if (ratings != nullptr) ratings[i] = own_score(slot, policy, lanes);
   }
-  const uint64_t lowest = warp_min(best);
+}
+
+// What the policy's score says of slot `i`: where heads share their scores,
+// their slots are the same tokens in the same order.
+__device__ inline float slot_score(const skv_merge_attend_args &args,
+                                   const EvictJob &job, const Slot &slot,
+                                   uint32_t i) {
+  if (job.ratings == nullptr) {
+    return own_score(slot, args.policy, args.cache.lanes);
+  }
+  float sum = no_scores(args.policy);
+  for (uint32_t h = 0; h < args.sizes.kv_heads; h++) {
+    const size_t at = static_cast<size_t>(h) * args.cache.max_capacity + i;
+    sum = add_score(sum, job.ratings[at], args.policy);
+  }
+  return mean_score(sum, args.sizes.kv_heads, args.policy);
+}
+
+// The slot with the lowest key over the block, or none; each thread brings its
+// own.
+__device__ inline uint32_t lowest_of_block(uint64_t key, uint32_t slot,
+                                           EvictShared &shared) {
+  const uint64_t lowest = warp_min(key);
   const uint32_t owner =
-      __reduce_min_sync(kAllLanes, best == lowest ? victim : ~0u);
+      __reduce_min_sync(kAllLanes, key == lowest ? slot : ~0u);
+  __syncthreads();
   if (lane_id() == 0) {
-    shared.victim_keys[warp_id()] = lowest;
-    shared.victims[warp_id()] = owner;
+    shared.lowest_keys[warp_id()] = lowest;
+    shared.lowest[warp_id()] = owner;
   }
   __syncthreads();
-  best = kNoKey;
+  uint64_t best = kNoKey;
+  uint32_t found = ~0u;
   for (uint32_t w = 0; w < kEvictWarps; w++) {
-    if (shared.victim_keys[w] >= best) continue;
-    best = shared.victim_keys[w];
-    victim = shared.victims[w];
+    if (shared.lowest_keys[w] >= best) continue;
+    best = shared.lowest_keys[w];
+    found = shared.lowest[w];
   }
-  return best == kNoKey ? ~0u : victim;
+  return found;
+}
+
+// The slot that goes first, or none. Called by the whole block.
+__device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         EvictShared &shared) {
+  const skv_policy &policy = args.policy;
+  const uint32_t recent = job.words[kHeadRecent];
+  const auto slot_of = [&](uint32_t i) {
+    return slot_at(args.cache.slots, job.offset + i, args.sizes.head_dim);
+  };
+  const auto may_go = [&](const Slot &slot) {
+    return slot.word(kSlotTokens) != 0 &&
+           is_evictable(slot.word(kSlotPosition), policy, recent, job.position);
+  };
+  // Slots above this key stay by their scores alone.
+  uint64_t limit = kNoKey;
+  if (policy.count_values) {
+    uint32_t mine = 0, evictable;
+    for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+      const Slot slot = slot_of(i);
+      const bool goes = may_go(slot);
+      job.keys[i] =
+          goes ? score_key(slot_score(args, job, slot, i), slot) : kNoKey;
+      mine += goes ? 1 : 0;
+    }
+    block_prefix(mine, evictable, shared.select.block);
+    if (evictable == 0) return ~0u;
+    limit = kth_smallest(job.keys, job.high,
+                         evictable - first_stage(policy, evictable - 1),
+                         shared.select);
+  }
+  uint64_t best = kNoKey;
+  uint32_t victim = ~0u;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot = slot_of(i);
+    if (!may_go(slot)) continue;
+    if (policy.count_values && job.keys[i] > limit) continue;
+    const uint64_t key = rank_key(slot_score(args, job, slot, i), slot, policy);
+    if (key < best) best = key, victim = i;
+  }
+  return lowest_of_block(best, victim, shared);
+}
+
+// The next slot to the right of the victim, or none. Called by the whole block.
+__device__ inline uint32_t find_right(const skv_merge_attend_args &args,
+                                      const EvictJob &job, uint32_t victim,
+                                      EvictShared &shared) {
+  const auto slot_of = [&](uint32_t i) {
+    return slot_at(args.cache.slots, job.offset + i, args.sizes.head_dim);
+  };
+  const uint32_t position = slot_of(victim).word(kSlotPosition);
+  uint64_t best = kNoKey;
+  uint32_t nearest = ~0u;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot = slot_of(i);
+    const uint32_t other = slot.word(kSlotPosition);
+    if (slot.word(kSlotTokens) == 0 || other <= position) continue;
+    if (other < best) best = other, nearest = i;
+  }
+  return lowest_of_block(best, nearest, shared);
 }
 
 // The slot with the key most similar to that of the victim, sinks left out.
@@ -147,36 +233,94 @@ __device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
   return best;
 }
 
-// Merges the victim into its neighbour, or drops it. Called by one warp.
+// Attention weight of slot `i` for query head `g`.
+__device__ inline float attention_weight(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         const EvictShared &shared,
+                                         const Slot &slot, uint32_t i,
+                                         uint32_t g) {
+  const float logit =
+      job.logits[static_cast<size_t>(g) * args.cache.max_capacity + i];
+  return expf(logit + vote_bias(slot, g, args.cache.lanes) -
+              shared.log_sums[g]);
+}
+
+// Merges the value of the victim into the slot to its right: see
+// src/reference/merge_values.ts. Called by one warp.
+__device__ inline void merge_value(const skv_merge_attend_args &args,
+                                   const EvictJob &job,
+                                   const EvictShared &shared, uint32_t victim,
+                                   uint32_t right) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const Slot gone = slot_at(args.cache.slots, job.offset + victim, head_dim);
+  const Slot kept = slot_at(args.cache.slots, job.offset + right, head_dim);
+  const bool exact = args.policy.exact_values != 0;
+  const float own = mean_attention(gone), other = mean_attention(kept);
+  const float share = own + other == 0.0f ? 0.5f : own / (own + other);
+  float weights[kMaxGroup], lost = 0.0f, left = 0.0f;
+#pragma unroll
+  for (uint32_t g = 0; g < kMaxGroup; g++) {
+    weights[g] = 0.0f;
+    if (!exact || g >= job.group) continue;
+    weights[g] = attention_weight(args, job, shared, gone, victim, g);
+    lost += weights[g];
+    left += attention_weight(args, job, shared, kept, right, g);
+  }
+  const float scale = fmaxf(left, lost / args.policy.ratio_cap);
+  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
+    const float from = to_float(gone.value[d]);
+    float value = to_float(kept.value[d]);
+    if (exact) {
+      float change = 0.0f;
+#pragma unroll
+      for (uint32_t g = 0; g < kMaxGroup; g++) {
+        if (g >= job.group) continue;
+        change += weights[g] * (from - job.outputs[g * head_dim + d]);
+      }
+      if (scale > 0.0f) value += change / scale;
+    } else {
+      value = share * from + (1.0f - share) * value;
+    }
+    kept.value[d] = to_half(value);
+  }
+  if (lane_id() != 0) return;
+  kept.set_word(kSlotTokens, kept.word(kSlotTokens) + gone.word(kSlotTokens));
+  if (exact) return;
+  kept.set(kSlotValueNorm, share * gone.get(kSlotValueNorm) +
+                               (1.0f - share) * kept.get(kSlotValueNorm));
+}
+
+// Merges the victim into a slot, or drops it where there is none. Called by one
+// warp.
 __device__ inline void evict(const skv_merge_attend_args &args,
-                             const EvictJob &job, uint32_t victim,
-                             const Neighbour &nearest) {
+                             const EvictJob &job, const EvictShared &shared,
+                             uint32_t victim, uint32_t target) {
   const uint32_t head_dim = args.sizes.head_dim;
   const Slot gone = slot_at(args.cache.slots, job.offset + victim, head_dim);
   uint32_t *words = job.words;
-  const bool merges =
-      nearest.exists() && nearest.similarity > args.policy.threshold;
-  if (merges) {
-    const Slot kept =
-        slot_at(args.cache.slots, job.offset + nearest.item, head_dim);
+  Merged merged = {};
+  if (target != ~0u && args.policy.merge == SKV_MERGE_VOTES) {
+    const Slot kept = slot_at(args.cache.slots, job.offset + target, head_dim);
     const MergeContext context = {job.queries, job.group, head_dim,
                                   args.cache.lanes};
-    const Merged merged = merge_slots(
+    merged = merge_slots(
         2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
         args.policy);
-    if (lane_id() == 0) {
-      words[kHeadMerged]++;
-      words[kHeadGuarded] += merged.guarded ? 1 : 0;
-      words[kHeadDivergence] = __float_as_uint(
-          __uint_as_float(words[kHeadDivergence]) + merged.divergence);
-    }
-  } else if (lane_id() == 0) {
+  } else if (target != ~0u) {
+    merge_value(args, job, shared, victim, target);
+  }
+  __syncwarp();
+  if (lane_id() != 0) return;
+  if (target != ~0u) {
+    words[kHeadMerged]++;
+    words[kHeadGuarded] += merged.guarded ? 1 : 0;
+    words[kHeadDivergence] = __float_as_uint(
+        __uint_as_float(words[kHeadDivergence]) + merged.divergence);
+  } else {
     words[kHeadDropped]++;
     words[kHeadDroppedTokens] += gone.word(kSlotTokens);
   }
-  if (lane_id() == 0) {
-    free_slot(gone, args.cache.lanes);
-    words[kHeadLive]--;
-    words[kHeadNext] = min(words[kHeadNext], victim);
-  }
+  free_slot(gone, args.cache.lanes);
+  words[kHeadLive]--;
+  words[kHeadNext] = min(words[kHeadNext], victim);
 }

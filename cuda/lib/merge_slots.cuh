@@ -135,17 +135,20 @@ __device__ inline Merged merge_slots(uint32_t count, Member member,
   const auto weight_of = [&](const Slot &slot) {
     return expf(pooled_bias(slot, lanes) + log_score(slot, policy) - mass);
   };
-  float score_sum = 0.0f, accumulated = 0.0f;
+  float score_sum = 0.0f, accumulated = 0.0f, norm_sum = 0.0f;
   uint32_t tokens = 0, observations = 0;
   for (uint32_t i = lane; i < count; i += 32) {
     const Slot slot = member(i);
     score_sum += weight_of(slot) * log_score(slot, policy);
     accumulated += slot.get(kSlotAccumulated);
+    norm_sum += weight_of(slot) * slot.get(kSlotValueNorm);
     tokens += slot.word(kSlotTokens);
     observations = max(observations, slot.word(kSlotObservations));
   }
   const float mean_score = warp_sum(score_sum);
   accumulated = warp_sum(accumulated);
+  // At least the norm of the mean value, by the triangle inequality.
+  const float value_norm = warp_sum(norm_sum);
   tokens = __reduce_add_sync(kAllLanes, tokens);
   observations = __reduce_max_sync(kAllLanes, observations);
   const float divergence = mean_score - (mass - votes);
@@ -230,6 +233,7 @@ __device__ inline Merged merge_slots(uint32_t count, Member member,
       kept.set(kSlotEma, mass - pooled + ema_correction(policy, observations));
     }
     kept.set(kSlotAccumulated, accumulated);
+    kept.set(kSlotValueNorm, value_norm);
     kept.set_word(kSlotObservations, observations);
     kept.set_word(kSlotTokens, tokens);
   }

@@ -53,6 +53,10 @@ __device__ inline void observe_row(Scores &scores, const skv_policy &policy,
   }
   const float count = static_cast<float>(group);
   const float score = max + logf(sum) - logf(count);
+  if (policy.score == SKV_SCORE_LAST) {
+    scores.accumulated = 0.0f;
+    scores.observations = 0;
+  }
   // A moving sum without a past is its last term: ln 0 is far below any score.
   scores.ema = log_add(scores.ema + policy.log_alpha, score + policy.log_rest);
   scores.accumulated += weight / count;
@@ -85,20 +89,75 @@ __device__ inline float vote_bias(const Slot &slot, uint32_t g,
   return slot.get(kSlotBias + (lanes == 1 ? 0 : g));
 }
 
-// What eviction sorts by: the score, ties by position. The lowest goes first.
-__device__ inline uint64_t eviction_key(const Slot &slot,
-                                        const skv_policy &policy,
-                                        uint32_t lanes) {
-  const uint32_t position = slot.word(kSlotPosition);
-  if (policy.score == SKV_SCORE_POSITION) return position;
-  float score;
-  if (policy.score == SKV_SCORE_ACCUMULATED) {
-    score = slot.get(kSlotAccumulated);
-  } else {
-    score = log_score(slot, policy);
-    if (policy.count_votes) score += pooled_bias(slot, lanes);
+// Mean attention weight of the rows that observed a slot.
+__device__ inline float mean_attention(const Slot &slot) {
+  return slot.get(kSlotAccumulated) /
+         static_cast<float>(max(1u, slot.word(kSlotObservations)));
+}
+
+// What the policy's score says of a slot. A position too large for a float is
+// rounded; ties go by position and put it right.
+__device__ inline float own_score(const Slot &slot, const skv_policy &policy,
+                                  uint32_t lanes) {
+  switch (policy.score) {
+    case SKV_SCORE_POSITION:
+      return static_cast<float>(slot.word(kSlotPosition));
+    case SKV_SCORE_EMA:
+      return log_score(slot, policy) +
+             (policy.count_votes ? pooled_bias(slot, lanes) : 0.0f);
+    case SKV_SCORE_MEAN:
+      return mean_attention(slot);
+    default:
+      return slot.get(kSlotAccumulated);
   }
-  return order_key(score, position);
+}
+
+// Smallest norm that counts; the logarithm of less is of no use.
+constexpr float kLeastNorm = 1e-30f;
+
+// A score times the norm of the slot's value, where that counts.
+__device__ inline float rank_of(float score, const Slot &slot,
+                                const skv_policy &policy) {
+  if (!policy.count_values) return score;
+  const float norm = slot.get(kSlotValueNorm);
+  if (policy.score != SKV_SCORE_EMA)
+    return (score + policy.value_epsilon) * norm;
+  return log_add(score, policy.log_value_epsilon) +
+         logf(fmaxf(norm, kLeastNorm));
+}
+
+// What eviction sorts by: the rank, ties by position. The lowest goes first.
+__device__ inline uint64_t rank_key(float score, const Slot &slot,
+                                    const skv_policy &policy) {
+  return order_key(rank_of(score, slot, policy), slot.word(kSlotPosition));
+}
+
+// What slots that stay by their scores alone are chosen by.
+__device__ inline uint64_t score_key(float score, const Slot &slot) {
+  return order_key(score, slot.word(kSlotPosition));
+}
+
+// Of `fitting` slots that have room, those that stay by their scores alone.
+__device__ inline uint32_t first_stage(const skv_policy &policy,
+                                       uint32_t fitting) {
+  return static_cast<uint32_t>(policy.first_stage *
+                               static_cast<float>(fitting));
+}
+
+// The sum of no scores; where they are logarithms, of what they stand for.
+__device__ inline float no_scores(const skv_policy &policy) {
+  return policy.score == SKV_SCORE_EMA ? kLogZero : 0.0f;
+}
+
+__device__ inline float add_score(float sum, float score,
+                                  const skv_policy &policy) {
+  return policy.score == SKV_SCORE_EMA ? log_add(sum, score) : sum + score;
+}
+
+__device__ inline float mean_score(float sum, uint32_t count,
+                                   const skv_policy &policy) {
+  const float terms = static_cast<float>(count);
+  return policy.score == SKV_SCORE_EMA ? sum - logf(terms) : sum / terms;
 }
 
 // Whether a slot may be evicted: neither a sink nor a recent token.

@@ -12,14 +12,14 @@ struct SelectScratch {
   float sums[32];
 };
 
-// The `count`th smallest of `length` different keys, `kNoKey` left out; there
-// must be as many. Called by the whole block.
+// The `count`th smallest of the keys `key(0)` to `key(length - 1)`, `kNoKey`
+// left out; there must be as many. Called by the whole block.
 //
 // One pass per byte from the top narrows the keys down to those that share a
 // prefix. The alternative that lost: sorting, which does more than is asked.
-__device__ inline uint64_t kth_smallest(const uint64_t *keys, uint32_t length,
-                                        uint32_t count,
-                                        SelectScratch &scratch) {
+template <class Key>
+__device__ inline uint64_t kth_smallest(uint32_t length, uint32_t count,
+                                        SelectScratch &scratch, Key key_of) {
   uint64_t prefix = 0, mask = 0;
   for (int shift = 56; shift >= 0; shift -= 8) {
     __syncthreads();
@@ -28,7 +28,7 @@ __device__ inline uint64_t kth_smallest(const uint64_t *keys, uint32_t length,
     }
     __syncthreads();
     for (uint32_t i = threadIdx.x; i < length; i += blockDim.x) {
-      const uint64_t key = keys[i];
+      const uint64_t key = key_of(i);
       if (key == kNoKey || (key & mask) != prefix) continue;
       atomicAdd(scratch.histogram + (key >> shift & 255), 1);
     }
@@ -61,6 +61,14 @@ __device__ inline uint64_t kth_smallest(const uint64_t *keys, uint32_t length,
     count -= scratch.before;
   }
   return prefix;
+}
+
+// The same of keys in memory.
+__device__ inline uint64_t kth_smallest(const uint64_t *keys, uint32_t length,
+                                        uint32_t count,
+                                        SelectScratch &scratch) {
+  return kth_smallest(length, count, scratch,
+                      [&](uint32_t i) { return keys[i]; });
 }
 
 // Writes the numbers below `length` that `wanted` accepts to `list`, in order;

@@ -32,7 +32,8 @@ enum SlotField {
   kSlotObservations = 2,
   kSlotPosition = 3,
   kSlotTokens = 4,
-  kSlotBias = 5
+  kSlotValueNorm = 5,
+  kSlotBias = 6
 };
 
 constexpr float kFreeBias = -1e30f;
@@ -89,6 +90,7 @@ __device__ inline void initialise_slot(const Slot &slot, uint32_t position,
   slot.set_word(kSlotObservations, 0);
   slot.set_word(kSlotPosition, position);
   slot.set_word(kSlotTokens, 1);
+  slot.set(kSlotValueNorm, 0.0f);
   for (uint32_t lane = 0; lane < lanes; lane++) {
     slot.set(kSlotBias + lane, 0.0f);
   }

@@ -116,6 +116,10 @@ Needs qkv_rope_append_needs(const skv_qkv_rope_append_args &args,
                             uint32_t multiprocessors);
 cudaError_t launch_qkv_rope_append(const skv_qkv_rope_append_args &args,
                                    const Launch &launch);
+Needs value_norms_needs(const skv_value_norms_args &args,
+                        uint32_t multiprocessors);
+cudaError_t launch_value_norms(const skv_value_norms_args &args,
+                               const Launch &launch);
 Needs merge_attend_needs(const skv_merge_attend_args &args,
                          uint32_t multiprocessors);
 cudaError_t launch_merge_attend(const skv_merge_attend_args &args,

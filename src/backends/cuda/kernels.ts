@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { floorParts } from "../../cache/adaptive_heads.ts";
 import type { Policy } from "../../policies/parts.ts";
 import type {
   CacheLayer,
@@ -64,6 +65,16 @@ export function recordingKernels(add: AddCall): Kernels {
           keyNorm: address(args.keyNorm),
           rope: address(args.rope),
           weight: matrix(args.weight),
+          cache: cache(args.cache),
+          step: step(args.step),
+          sizes: headSizes(args.sizes),
+        }),
+      ),
+    valueNorms: (args) =>
+      add(
+        "skv_value_norms",
+        packStruct(layouts.value_norms_args, {
+          weight: args.weight === undefined ? NO_MATRIX : matrix(args.weight),
           cache: cache(args.cache),
           step: step(args.step),
           sizes: headSizes(args.sizes),
@@ -158,6 +169,8 @@ function matrix(matrix: DeviceMatrix): StructValues<Layouts["matrix"]> {
   return { data: matrix.address, rows, columns, pitch };
 }
 
+const NO_MATRIX = { data: 0, rows: 0, columns: 0, pitch: 0 } as const;
+
 function flag(value: boolean): number {
   return value ? 1 : 0;
 }
@@ -224,8 +237,15 @@ function cache(
 }
 
 const PROBES = { none: 0, all: 1, last: 2 } as const;
-const SCORES = { position: 0, accumulated: 1, ema: 2 } as const;
-const MERGES = { never: 0, drop: 1, votes: 2 } as const;
+const SCORES = {
+  position: 0,
+  accumulated: 1,
+  ema: 2,
+  mean: 3,
+  last: 4,
+} as const;
+const POOLS = { none: 0, mean: 1, max: 2 } as const;
+const MERGES = { never: 0, drop: 1, votes: 2, rightNeighbour: 3 } as const;
 const KEYS = { zip: 0, minNorm: 1, realVotes: 2, convex: 3 } as const;
 
 /** ln 0 for kernels: far below any logit, and still a number. */
@@ -251,10 +271,14 @@ function known(
 }
 
 function policy(
-  { probe, score, select, merge }: Policy,
+  policy: Policy,
 ): StructValues<Layouts["policy"]> {
+  const { probe, score, values, allocate, select, merge } = policy;
   const alpha = score.kind === "ema" ? score.alpha : 0;
   const votes = merge.kind === "votes" ? merge : undefined;
+  const right = merge.kind === "rightNeighbour" ? merge : undefined;
+  const norm = values.kind === "norm" ? values : undefined;
+  const { pool } = select;
   return {
     probe: PROBES[probe.kind],
     probeRows: probe.kind === "last" ? probe.rows : 0,
@@ -271,9 +295,20 @@ function policy(
     guardLow: votes?.guard[0] ?? 0,
     guardHigh: votes?.guard[1] ?? 0,
     observe: flag(
-      merge.kind === "votes" ||
+      votes !== undefined || right !== undefined ||
         (merge.kind === "drop" && score.kind !== "position"),
     ),
+    countValues: flag(norm !== undefined),
+    valueEpsilon: norm?.epsilon ?? 0,
+    logValueEpsilon: Math.max(Math.log(norm?.epsilon ?? 0), LOG_ZERO),
+    firstStage: norm?.first ?? 0,
+    pool: POOLS[pool.kind],
+    poolReach: pool.kind === "none" ? 0 : (pool.width - 1) / 2,
+    layerScope: flag(select.scope === "layer"),
+    exactValues: flag(right?.rule === "exact"),
+    ratioCap: right?.cap ?? 1,
+    adaptive: flag(allocate.heads.kind === "adaptive"),
+    floorParts: floorParts(policy),
   };
 }
 

@@ -79,6 +79,17 @@ const policy = {
   guardLow: "f32",
   guardHigh: "f32",
   observe: "u32",
+  countValues: "u32",
+  valueEpsilon: "f32",
+  logValueEpsilon: "f32",
+  firstStage: "f32",
+  pool: "u32",
+  poolReach: "u32",
+  layerScope: "u32",
+  exactValues: "u32",
+  ratioCap: "f32",
+  adaptive: "u32",
+  floorParts: "u32",
 } as const satisfies StructLayout;
 
 const mergeAttendArgs = {
@@ -131,6 +142,7 @@ export const layouts = {
     step,
     sizes,
   },
+  value_norms_args: { weight: matrix, cache, step, sizes },
   merge_attend_args: mergeAttendArgs,
   chunk_args: chunkArgs,
   project_add_args: {

@@ -32,14 +32,15 @@ constexpr size_t kMostShared = 227 * 1024;
 constexpr size_t kGranule = 16;
 // Bytes that belong to nobody, between allocations.
 constexpr size_t kGap = 512;
-constexpr size_t kCellBytes = 4;
+constexpr size_t kCellBytes = 2;
 
-// Who used four bytes last.
+// Who used two bytes last.
 struct Use {
   // Serial number of the block.
   uint32_t block;
-  uint32_t barriers;
-  uint32_t syncs;
+  // Low bits of how often threads and lanes had synchronized.
+  uint16_t barriers;
+  uint16_t syncs;
   uint16_t thread;
   // Which of the bytes.
   uint8_t bytes;
@@ -183,11 +184,13 @@ bool is_ordered(const Use &use, bool atomic, bool shared) {
     return memory->acquired &&
            memory->released[use.block - memory->first_block];
   }
-  if (use.barriers < block->barriers) return true;
+  if (use.barriers != static_cast<uint16_t>(block->barriers)) return true;
   if ((use.flags & kManyWarps) != 0) return false;
   const uint32_t thread = threadIdx.x;
   if (use.thread / 32 == thread / 32) {
-    if (use.syncs < block->warps[thread / 32].syncs) return true;
+    if (use.syncs != static_cast<uint16_t>(block->warps[thread / 32].syncs)) {
+      return true;
+    }
     return use.thread == thread && (use.flags & kManyLanes) == 0;
   }
   return false;
@@ -197,8 +200,8 @@ bool is_ordered(const Use &use, bool atomic, bool shared) {
 void note(Use &use, uint8_t bytes, bool atomic, bool read) {
   const uint32_t thread = threadIdx.x;
   Use mine = {memory->this_block,
-              block->barriers,
-              block->warps[thread / 32].syncs,
+              static_cast<uint16_t>(block->barriers),
+              static_cast<uint16_t>(block->warps[thread / 32].syncs),
               static_cast<uint16_t>(thread),
               bytes,
               static_cast<uint8_t>(atomic ? kIsAtomic : 0)};

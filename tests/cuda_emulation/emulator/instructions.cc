@@ -113,7 +113,9 @@ void finish_matrices(Lanes &lanes) {
   }
 }
 
-__attribute__((always_inline)) inline const void *caller() { return __builtin_return_address(0); }
+__attribute__((always_inline)) inline const void *caller() {
+  return __builtin_return_address(0);
+}
 
 }  // namespace
 

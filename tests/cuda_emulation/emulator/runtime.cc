@@ -1,6 +1,6 @@
 // The functions of the CUDA runtime. Work runs when it is enqueued, on the
-// thread that enqueues it, but for that of a graph. After a fault every function
-// returns it, as on a device, until the last stream is gone.
+// thread that enqueues it, but for that of a graph. After a fault every
+// function returns it, as on a device, until the last stream is gone.
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -69,7 +69,8 @@ Device &device() {
 using Lock = std::lock_guard<std::mutex>;
 
 bool is_good_launch(const Launch &launch) {
-  const size_t threads = size_t{launch.block.x} * launch.block.y * launch.block.z;
+  const size_t threads =
+      size_t{launch.block.x} * launch.block.y * launch.block.z;
   const auto allowed = device().allowed.find(launch.work.kernel);
   const size_t most =
       allowed == device().allowed.end() ? kPlainShared : allowed->second;

@@ -41,6 +41,11 @@ export {
 } from "./src/policies/define_policy.ts";
 export { adaKV, type AdaKVOptions } from "./src/policies/ada_kv.ts";
 export {
+  criticalAdaKV,
+  type CriticalAdaKVOptions,
+} from "./src/policies/critical_ada_kv.ts";
+export { corm, type CormOptions } from "./src/policies/corm.ts";
+export {
   criticalKV,
   type CriticalKVOptions,
   type CriticalValues,
@@ -58,6 +63,8 @@ export {
 export { h2o, type H2OOptions } from "./src/policies/h2o.ts";
 export { keepKV, type KeepKVOptions } from "./src/policies/keep_kv.ts";
 export { prefixKV, type PrefixKVOptions } from "./src/policies/prefix_kv.ts";
+export { keyDiff, type KeyDiffOptions } from "./src/policies/key_diff.ts";
+export { pyramidKV, type PyramidKVOptions } from "./src/policies/pyramid_kv.ts";
 export { snapKV, type SnapKVOptions } from "./src/policies/snap_kv.ts";
 export {
   streamingLlm,

@@ -11,7 +11,7 @@
 //   merge           merges the sets (many workgroups)
 //   select_victims  lists the slots with the lowest ranks
 // with, before `pair` and `select_victims`, where scores are not the slots' own:
-//   rate            each candidate's own score (many workgroups)
+//   rate            each candidate's own score (many workgroups), or rate_keys
 //   pool            the scores of its neighbours (many workgroups)
 //   share           the mean over the heads (many workgroups)
 // then, where they go to the most similar key:
@@ -73,6 +73,7 @@ override MERGE_FIRST: bool = false;
 
 var<workgroup> proposer_tile: array<u32, PROPOSER_WORDS>;
 var<workgroup> key_tile: array<u32, KEY_WORDS>;
+var<workgroup> part_values: array<vec2<f32>, THREADS>;
 
 // Counts and lists; the first step, whatever the policy.
 @compute @workgroup_size(THREADS)

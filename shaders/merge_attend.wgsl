@@ -40,7 +40,7 @@ struct Params {
 @group(0) @binding(9) var<storage, read_write> raw_logits: array<f32>;
 // (rows, kvHeads, splits, group, 1 + headDim / 2): maximum and sum, then value
 @group(0) @binding(10) var<storage, read_write> partials: array<vec2<f32>>;
-// (rows, kvHeads, maxCapacity): scores, where heads share them
+// (rows, kvHeads, maxCapacity): scores that take more than a slot's own fields
 @group(0) @binding(11) var<storage, read_write> ratings: array<f32>;
 
 const THREADS = 256u;
@@ -219,7 +219,8 @@ fn observe_slot(row: u32, kv_head: u32, slot: u32, index: u32) {
     let logit = raw_logits[logit_at(row, kv_head, i) + index];
     seen = observe_head(seen, logit, vote_bias(slot, i), log_sums[i]);
   }
-  let scores = add_observation(read_scores(slot), seen);
+  let position = position_of_row(row);
+  let scores = add_observation(read_scores(slot), seen, position);
   set_side_float(slot, FIELD_EMA, scores.ema);
   set_side_float(slot, FIELD_ACCUMULATED, scores.accumulated);
   set_side_word(slot, FIELD_OBSERVATIONS, scores.observations);
@@ -373,6 +374,9 @@ fn score_of(index: u32) -> f32 {
   if (!RATED) {
     return plain_score(own_offset + index);
   }
+  if (!LAYER_SCOPE) {
+    return rating(index);
+  }
   // The slots of all heads are the same tokens in the same order.
   var sum = no_scores();
   for (var i = 0u; i < KV_HEADS; i++) {
@@ -402,6 +406,20 @@ fn ranked_position(index: u32) -> u32 {
   return position_of(own_offset + index);
 }
 
+// What `lib/key_distance.wgsl` works on.
+fn rated_slot(index: u32) -> u32 {
+  let slot = own_offset + index;
+  return select(slot, NO_SLOT, tokens_of(slot) == 0u);
+}
+
+fn rating(index: u32) -> f32 {
+  return ratings[rating_at(own_kv_head) + index];
+}
+
+fn set_rating(index: u32, value: f32) {
+  ratings[rating_at(own_kv_head) + index] = value;
+}
+
 // Joins the attention of the head and adds the row to the scores.
 fn attend_and_score(thread: u32) {
   let splits = (own_high + params.split_slots - 1u) / params.split_slots;
@@ -411,10 +429,13 @@ fn attend_and_score(thread: u32) {
     let slot = own_offset + i;
     if (OBSERVE && tokens_of(slot) != 0u) {
       observe_slot(own_row, own_kv_head, slot, i);
-      if (RATED) {
-        ratings[rating_at(own_kv_head) + i] = plain_score(slot);
+      if (RATED && SCORE != SCORE_KEY_DISTANCE) {
+        set_rating(i, plain_score(slot));
       }
     }
+  }
+  if (SCORE == SCORE_KEY_DISTANCE && MERGE != MERGE_NEVER) {
+    rate_by_key(thread);
   }
 }
 

@@ -101,7 +101,8 @@ fn observe(
             log_sums[query_vector(query, kv_head)],
           );
         }
-        scores = add_observation(scores, seen);
+        let position = step_words[CHUNK_POSITION] + row + r;
+        scores = add_observation(scores, seen, position);
       }
     }
   }

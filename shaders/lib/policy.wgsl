@@ -5,6 +5,8 @@ const SCORE_ACCUMULATED = 1u;
 const SCORE_EMA = 2u;
 const SCORE_MEAN = 3u;
 const SCORE_LAST = 4u;
+const SCORE_AGE = 5u;
+const SCORE_KEY_DISTANCE = 6u;
 override SCORE: u32 = SCORE_POSITION;
 // ln alpha and ln(1 - alpha) of the moving sum; alpha is 0 where there is none.
 override LOG_ALPHA: f32 = -1e30;
@@ -22,8 +24,8 @@ override FIRST_STAGE: f32 = 0.0;
 override VALUE_EPSILON: f32 = 0.0;
 override LOG_VALUE_EPSILON: f32 = -1e30;
 
-// Whether slots are ranked by other scores than their own, and what makes them:
-// the neighbours up to a distance, the heads of the layer.
+// Whether scores take more than a slot's own fields: the other keys, the
+// neighbours up to a distance, the heads of the layer.
 override RATED: bool = false;
 const POOL_NONE = 0u;
 const POOL_MEAN = 1u;

@@ -1,5 +1,5 @@
-// Scores of candidates that are not their slots' own: pooled over neighbours,
-// or shared by the heads of a layer.
+// Scores that take more than a slot's own fields: compared with other keys,
+// pooled over neighbours, or shared by the heads of a layer.
 
 // f32: a candidate's own score.
 const WORK_SCORE = 6u;
@@ -27,8 +27,34 @@ fn rate(
 ) {
   let c = group.x * THREADS + thread;
   if (begin(group.y) && c < params.candidates && is_held(c)) {
-    work[work_at(WORK_SCORE, c)] = bitcast<u32>(plain_score(slot_of(c)));
+    set_rating(c, plain_score(slot_of(c)));
   }
+}
+
+// The same where the keys of a head are compared.
+@compute @workgroup_size(THREADS)
+fn rate_keys(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (begin(group.x)) {
+    rate_by_key(thread);
+  }
+}
+
+fn rated_slot(candidate: u32) -> u32 {
+  if (is_held(candidate)) {
+    return slot_of(candidate);
+  }
+  return NO_SLOT;
+}
+
+fn rating(candidate: u32) -> f32 {
+  return bitcast<f32>(work[work_at(WORK_SCORE, candidate)]);
+}
+
+fn set_rating(candidate: u32, value: f32) {
+  work[work_at(WORK_SCORE, candidate)] = bitcast<u32>(value);
 }
 
 // Scores of neighbouring positions, outside the recent window, pooled. A
@@ -50,7 +76,7 @@ fn pool(
     let there = pooled_position(tile + thread);
     var score = 0.0;
     if (there != NOT_POOLED) {
-      score = bitcast<f32>(work[work_at(WORK_SCORE, tile + thread)]);
+      score = rating(tile + thread);
     }
     workgroupBarrier();
     reduce_words[thread] = there;
@@ -69,7 +95,7 @@ fn pool(
   if (mine >= params.candidates || !is_held(mine)) {
     return;
   }
-  var pooled = bitcast<f32>(work[work_at(WORK_SCORE, mine)]);
+  var pooled = rating(mine);
   if (position != NOT_POOLED) {
     pooled = largest;
     if (POOL == POOL_MEAN) {

@@ -60,17 +60,32 @@ fn observe_head(
   );
 }
 
-// Adds a row that all query heads of the group have observed.
-fn add_observation(scores: SlotScores, seen: Observation) -> SlotScores {
+// Share of the mean attention that a slot needs in order to matter.
+const LEAST_SHARE = 0.999;
+
+// Adds the row at `position` of the text, which all query heads of the group
+// have observed.
+fn add_observation(
+  scores: SlotScores,
+  seen: Observation,
+  position: u32,
+) -> SlotScores {
   let score = seen.score - log(f32(GROUP));
   var past = scores;
   if (SCORE == SCORE_LAST) {
     past.accumulated = 0.0;
     past.observations = 0u;
   }
+  let weight = seen.weight / f32(GROUP);
+  var accumulated = past.accumulated + weight;
+  if (SCORE == SCORE_AGE) {
+    let tokens = f32(position + 1u);
+    accumulated =
+      select(past.accumulated, tokens, weight * tokens >= LEAST_SHARE);
+  }
   return SlotScores(
     log_add(past.ema + LOG_ALPHA, score + LOG_REST),
-    past.accumulated + seen.weight / f32(GROUP),
+    accumulated,
     past.observations + 1u,
   );
 }
@@ -106,7 +121,9 @@ fn plain_score(slot: u32) -> f32 {
   if (SCORE == SCORE_POSITION) {
     return f32(position_of(slot));
   }
-  if (SCORE == SCORE_ACCUMULATED || SCORE == SCORE_LAST) {
+  if (
+    SCORE == SCORE_ACCUMULATED || SCORE == SCORE_LAST || SCORE == SCORE_AGE
+  ) {
     return side_float(slot, FIELD_ACCUMULATED);
   }
   if (SCORE == SCORE_MEAN) {

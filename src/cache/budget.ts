@@ -111,7 +111,18 @@ function spread(policy: Policy, mean: number, layers: number): HeadBudget[] {
   // The recent window is the same everywhere; the rest follows the allocation.
   const rest = Array.from({ length: layers }, (_, layer) => {
     // Shares are of all slots, not of those beside the recent window.
-    if (allocation.kind !== "cosine") return 1;
+    if (
+      allocation.kind === "uniform" || allocation.kind === "shares" ||
+      layers === 1
+    ) return 1;
+    if (allocation.kind === "linear") {
+      const window = "slots" in select.recent
+        ? select.recent.slots / mean
+        : share;
+      const last = 1 / allocation.beta;
+      const fall = 2 * (1 - last) * layer / (layers - 1);
+      return window + (1 - window) * (2 - last - fall);
+    }
     const falling = (Math.cos(Math.PI * layer / layers) + 1) / 2;
     return (1 - share) * (allocation.floor + (1 - allocation.floor) * falling) +
       share;

@@ -1,17 +1,10 @@
-import { definePolicy, type MethodOptions } from "./define_policy.ts";
 import type { Policy } from "./parts.ts";
+import { snapKV, type SnapKVOptions } from "./snap_kv.ts";
 
-/** Options of {@link adaKV}. */
-export interface AdaKVOptions extends MethodOptions {
-  /**
-   * Rows at the end of each prompt chunk that are observed, which are also the
-   * newest tokens that are never evicted (default 32).
-   */
-  readonly window?: number;
+/** Options of {@link adaKV}: those of SnapKV, and the floor. */
+export interface AdaKVOptions extends SnapKVOptions {
   /** Share of the budget that is spread evenly over heads (default 0.2). */
   readonly floor?: number;
-  /** First tokens of the text that are never evicted (default 0). */
-  readonly sinks?: number;
 }
 
 /**
@@ -26,11 +19,11 @@ export interface AdaKVOptions extends MethodOptions {
  * bytes of even budgets.
  *
  * Source: "Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation
- * for Efficient LLM Inference", arXiv 2407.11550, algorithm 1; scores of the
- * last 32 rows and a floor of 0.2 as there. The paper compresses a prompt once.
- * Here the first chunk decides, so it must be longer than the budget: read the
- * prompt in larger chunks where it is not (`schedule`). The query heads of a
- * group share a slot, so their weights are averaged.
+ * for Efficient LLM Inference", arXiv 2407.11550, algorithm 1; the scores and
+ * the window are those of {@link snapKV}, the floor of 0.2 is the paper's. The
+ * paper compresses a prompt once. Here the first chunk decides, so it must be
+ * longer than the budget: read the prompt in larger chunks where it is not
+ * (`schedule`).
  *
  * @example
  * ```ts
@@ -41,19 +34,12 @@ export interface AdaKVOptions extends MethodOptions {
  * assertEquals(allocate.heads, { kind: "adaptive", floor: 0.2 });
  * ```
  */
-export function adaKV(options: AdaKVOptions): Policy {
-  const window = options.window ?? 32;
-  return definePolicy({
+export function adaKV({ floor = 0.2, ...options }: AdaKVOptions): Policy {
+  return {
+    ...snapKV({
+      ...options,
+      allocate: { heads: { kind: "adaptive", floor }, ...options.allocate },
+    }),
     name: "adakv",
-    budget: options.budget,
-    probe: { kind: "last", rows: window },
-    score: { kind: "mean" },
-    allocate: {
-      heads: { kind: "adaptive", floor: options.floor ?? 0.2 },
-      ...options.allocate,
-    },
-    select: { sinks: options.sinks ?? 0, recent: { slots: window } },
-    merge: { kind: "drop" },
-    schedule: options.schedule,
-  });
+  };
 }

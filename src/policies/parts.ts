@@ -42,6 +42,17 @@ export type Score =
   /** The attention weight that it received from the newest row (TOVA). */
   | { readonly kind: "last" }
   /**
+   * When it last mattered: the number `t` of tokens that the newest row had
+   * seen which gave it at least `1/t` of its attention (CORM). Slots that never
+   * mattered have 0.
+   */
+  | { readonly kind: "age" }
+  /**
+   * How far its key points away from the others: `−cos(kᵢ, Σ kⱼ / ‖kⱼ‖)` over
+   * the slots of the head. No row is needed (KeyDiff).
+   */
+  | { readonly kind: "keyDistance" }
+  /**
    * Bias-corrected exponential moving average of its score (KeepKV, eq. 8):
    * `S ← alpha · S + (1 − alpha) · s`, `ŝ = S / (1 − alphaⁿ)`.
    */
@@ -106,7 +117,13 @@ export type LayerAllocation =
    * gives them. No layer gets less than its sinks, its recent tokens and one
    * slot more; what that takes comes from the others in proportion.
    */
-  | { readonly kind: "shares"; readonly shares: readonly number[] };
+  | { readonly kind: "shares"; readonly shares: readonly number[] }
+  /**
+   * PyramidKV's pyramid: the part beside the recent window, `b` slots as a
+   * mean, falls along a line from `2b − b / beta` in the first layer to
+   * `b / beta` in the last.
+   */
+  | { readonly kind: "linear"; readonly beta: number };
 
 /** How the budget of a layer is spread over its KV heads. */
 export type HeadAllocation =

@@ -4,11 +4,15 @@
  * @module
  */
 import { adaKV } from "./ada_kv.ts";
+import { criticalAdaKV } from "./critical_ada_kv.ts";
+import { corm } from "./corm.ts";
 import { criticalKV } from "./critical_kv.ts";
 import { fullCache } from "./full_cache.ts";
 import { h2o } from "./h2o.ts";
 import { keepKV } from "./keep_kv.ts";
+import { keyDiff } from "./key_diff.ts";
 import type { Budget, Policy } from "./parts.ts";
+import { pyramidKV } from "./pyramid_kv.ts";
 import { snapKV } from "./snap_kv.ts";
 import { streamingLlm } from "./streaming_llm.ts";
 import { tova } from "./tova.ts";
@@ -25,8 +29,12 @@ export const policies: Readonly<Record<string, PolicyFactory>> = {
   "criticalkv": criticalKV,
   "h2o": h2o,
   "adakv": adaKV,
+  "criticaladakv": criticalAdaKV,
   "snapkv": snapKV,
+  "pyramidkv": pyramidKV,
   "tova": tova,
+  "keydiff": keyDiff,
+  "corm": corm,
   "streaming-llm": streamingLlm,
 };
 

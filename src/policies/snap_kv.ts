@@ -23,8 +23,8 @@ export interface SnapKVOptions extends MethodOptions {
  * surrounds an important token stays too. The window itself stays.
  *
  * Source: "SnapKV: LLM Knows What You are Looking for Before Generation",
- * arXiv 2404.14469, section 4 and listing 1; a window of 32 as in the authors'
- * code, a mean over 5 positions. The paper compresses a prompt once and then
+ * arXiv 2404.14469, listing 1; a window of 32 and a mean over 5 positions are
+ * choices among those of its code. The paper compresses a prompt once and then
  * lets the cache grow. Here every chunk is compressed by its own window, and
  * decoding goes on under the budget with the mean over all rows observed so
  * far, which is not pooled. The query heads of a group share a slot, so their

@@ -11,8 +11,8 @@ export type TovaOptions = MethodOptions;
  * heads of the layer, which all evict the same token. Nothing is protected:
  * sinks stay because they are attended to, and the newest token itself may go.
  *
- * Source: "Transformers are Multi-State RNNs", arXiv 2401.06104, section 3.2.
- * A chunk of a prompt is compressed by its last row.
+ * Source: "Transformers are Multi-State RNNs", arXiv 2401.06104. A chunk of a
+ * prompt is compressed by its last row.
  */
 export function tova(options: TovaOptions): Policy {
   return definePolicy({

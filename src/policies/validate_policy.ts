@@ -36,6 +36,9 @@ export function validatePolicy(policy: Policy): void {
   if (layers.kind === "cosine") {
     check("allocate.layers.floor", layers.floor, { above: 0, to: 1 });
   }
+  if (layers.kind === "linear") {
+    check("allocate.layers.beta", layers.beta, { from: 1, below: Infinity });
+  }
   const checkShares = (field: string, shares: readonly number[]) =>
     shares.forEach((share, i) =>
       check(`${field}[${i}]`, share, { above: 0, below: Infinity })
@@ -50,11 +53,6 @@ export function validatePolicy(policy: Policy): void {
   }
   if (heads.kind === "adaptive") {
     check("allocate.heads.floor", heads.floor, { from: 0, to: 1 });
-    if (merge.kind === "never") {
-      throw new TypeError(
-        `Cannot use policy "${policy.name}": allocate.heads "adaptive" goes by what is evicted: expected a merge of another kind than "never"`,
-      );
-    }
   }
   check("select.sinks", select.sinks, { from: 0, whole: true });
   if ("ratio" in select.recent) {
@@ -94,9 +92,12 @@ function checkPairs(policy: Policy): void {
     throw new TypeError(`Cannot use policy "${policy.name}": ${reason}`);
   };
   if (values.kind === "norm") {
-    if (score.kind === "position") {
+    if (
+      score.kind === "position" || score.kind === "age" ||
+      score.kind === "keyDistance"
+    ) {
       refuse(
-        'values of kind "norm" scale scores of attention, score is of kind "position": expected another kind of score',
+        `values of kind "norm" scale attention, score is of kind "${score.kind}": expected "accumulated", "mean", "last" or "ema"`,
       );
     }
     if (merge.kind === "rightNeighbour" && merge.rule === "exact") {
@@ -104,6 +105,16 @@ function checkPairs(policy: Policy): void {
         'values of kind "norm" do not know the norm that merge.rule "exact" leaves: expected merge.rule "convex"',
       );
     }
+  }
+  if (allocate.heads.kind === "adaptive" && merge.kind === "never") {
+    refuse(
+      'allocate.heads "adaptive" goes by what is evicted, merge is of kind "never": expected another kind of merge',
+    );
+  }
+  if (score.kind === "age" && merge.kind !== "drop") {
+    refuse(
+      `a score of kind "age" says nothing of how much attention slots have, merge is of kind "${merge.kind}": expected kind "drop"`,
+    );
   }
   if (select.scope === "layer") {
     if (allocate.heads.kind !== "uniform") {

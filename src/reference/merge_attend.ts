@@ -57,6 +57,7 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
         observeRow(slot, {
           logits: logits[i]!,
           logSums,
+          position,
           lanes: cache.lanes,
           policy,
         })
@@ -109,7 +110,7 @@ interface Eviction extends MergeContext {
 
 /** Merges or drops the slot with the lowest rank. */
 function evictOne(context: Eviction, ratings: Ratings): void {
-  const { head, slots, policy, lanes } = context;
+  const { head, slots, lanes } = context;
   const [victim] = chooseVictims(context, { ...context, count: 1, ratings });
   if (victim === undefined) return;
   if (!mergeOne(victim, context, ratings)) {

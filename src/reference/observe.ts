@@ -20,7 +20,7 @@ export function observe(args: Compress<HostTensor>): void {
     const head = new HeadView(cache, { sequence, kvHead, kvHeads });
     const live = head.liveSlots();
     const staged = rows.map(({ row }) => head.staged(row));
-    for (const { row } of observed) {
+    for (const { row, position } of observed) {
       const group = queryGroup(args, row, kvHead);
       const at = row * heads + kvHead * groupSize;
       const sums = Array.from(logSums.f32.subarray(at, at + groupSize));
@@ -28,6 +28,7 @@ export function observe(args: Compress<HostTensor>): void {
         observeRow(slot, {
           logits: rawLogits(group, slot, policy),
           logSums: sums,
+          position,
           lanes: cache.lanes,
           policy,
         });

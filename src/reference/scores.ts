@@ -9,7 +9,7 @@ import {
   SlotField,
 } from "../backends/backend.ts";
 import type { Policy } from "../policies/parts.ts";
-import { dot, logSumExp } from "./arithmetic.ts";
+import { cosine, dot, logSumExp } from "./arithmetic.ts";
 import {
   getFloat,
   getWord,
@@ -97,12 +97,14 @@ function emaAlpha({ score }: Policy): number {
  *
  * @param logits `(group)` raw logits of the slot.
  * @param logSums `(group)` ln of the row's softmax sums.
+ * @param position Position of the row's token in the text.
  */
 export function observeRow(
   slot: Slot,
-  { logits, logSums, lanes, policy }: {
+  { logits, logSums, position, lanes, policy }: {
     logits: readonly number[];
     logSums: readonly number[];
+    position: number;
     lanes: number;
     policy: Policy;
   },
@@ -122,10 +124,15 @@ export function observeRow(
     : logSumExp([past + Math.log(alpha), score + Math.log(1 - alpha)]);
   setFloat(slot, SlotField.ema, ema);
   const replaces = policy.score.kind === "last";
+  const before = getFloat(slot, SlotField.accumulated);
+  const seen = position + 1;
+  const matters = weight * seen >= LEAST_SHARE;
   setFloat(
     slot,
     SlotField.accumulated,
-    (replaces ? 0 : getFloat(slot, SlotField.accumulated)) + weight,
+    policy.score.kind === "age"
+      ? (matters ? seen : before)
+      : (replaces ? 0 : before) + weight,
   );
   setWord(
     slot,
@@ -133,6 +140,12 @@ export function observeRow(
     (replaces ? 0 : getWord(slot, SlotField.observations)) + 1,
   );
 }
+
+/**
+ * Share of the mean attention that a slot needs in order to matter: less than
+ * 1, so that rounding does not take it from the only token of a text.
+ */
+const LEAST_SHARE = 0.999;
 
 /** `ln(1 − alphaⁿ)`: the bias correction of a moving sum of `n` terms. */
 export function emaCorrection(n: number, policy: Policy): number {
@@ -151,28 +164,50 @@ export function meanAttention(slot: Slot): number {
     Math.max(1, getWord(slot, SlotField.observations));
 }
 
-/** What the policy's score says of a slot; see `selection.ts` for its use. */
-function ownScore(slot: Slot, policy: Policy, lanes: number): number {
-  switch (policy.score.kind) {
+/** What the policy's score says of a slot by itself. */
+function ownScore(
+  slot: Slot,
+  score: Exclude<Policy["score"], { kind: "keyDistance" }>,
+  { policy, lanes }: { policy: Policy; lanes: number },
+): number {
+  switch (score.kind) {
     case "position":
       return positionOf(slot);
     case "accumulated":
     case "last":
+    case "age":
       return getFloat(slot, SlotField.accumulated);
     case "mean":
       return meanAttention(slot);
     case "ema":
       return logScore(slot, policy) +
-        (policy.score.countVotes ? pooledBias(slot, lanes) : 0);
+        (score.countVotes ? pooledBias(slot, lanes) : 0);
   }
 }
 
 /** What the policy's score says of the slots of one head. */
 export function ownScores(
   slots: readonly Slot[],
-  { policy, lanes }: { policy: Policy; lanes: number },
+  { policy, lanes, headDim }: {
+    policy: Policy;
+    lanes: number;
+    headDim: number;
+  },
 ): number[] {
-  return slots.map((slot) => ownScore(slot, policy, lanes));
+  const { score } = policy;
+  if (score.kind === "keyDistance") return keyDistances(slots, headDim);
+  return slots.map((slot) => ownScore(slot, score, { policy, lanes }));
+}
+
+/** `−cos(kᵢ, Σ kⱼ / ‖kⱼ‖)`: how far each key points away from the others. */
+function keyDistances(slots: readonly Slot[], headDim: number): number[] {
+  const keys = slots.map((slot) => keyOf(slot, headDim));
+  const mean = new Float32Array(headDim);
+  for (const key of keys) {
+    const norm = Math.sqrt(dot(key, key));
+    for (let i = 0; i < headDim && norm > 0; i++) mean[i]! += key[i]! / norm;
+  }
+  return keys.map((key) => -cosine(key, mean));
 }
 
 /** Whether a slot may be evicted: neither a sink nor a recent token. */

@@ -2,7 +2,13 @@
  * What the benchmarks measure: engines with random weights and a full cache,
  * and one thing that each of them does again and again.
  */
-import type { Backend } from "../../src/backends/backend.ts";
+import {
+  type Backend,
+  FREE_BIAS,
+  HeadWord,
+  SlotField,
+} from "../../src/backends/backend.ts";
+import { initialTable } from "../../src/cache/layout.ts";
 import { Engine } from "../../src/generate/engine.ts";
 import type { ModelConfig } from "../../src/model/config.ts";
 import { randomWeights } from "../../src/model/random_weights.ts";
@@ -129,12 +135,18 @@ async function decodingHeads(
   slots: number,
   heads: HeadAllocation,
 ): Promise<Subject> {
-  const engine = await fullEngine(backend, {
-    policy: h2o({ budget: slots, allocate: { heads }, recent: 0.1 }),
-    // The largest head is full, too.
-    tokens: 2 * slots,
-    config: fourHeads,
-  });
+  const engine = openEngine(
+    backend,
+    h2o({ budget: slots, allocate: { heads }, recent: 0.1 }),
+    fourHeads,
+  );
+  const largest = Math.max(
+    ...engine.cache.budgets.flat().map(({ slots }) => slots),
+  );
+  fillSlots(backend, engine);
+  engine.setPosition(largest);
+  engine.prefill(chunkIds, { then: "sample" });
+  await engine.readOutputs(0, 1);
   return { engine, run: () => decode(engine) };
 }
 
@@ -157,12 +169,22 @@ export async function prefilling(
 /** An engine that has read `tokens` tokens and sampled what follows. */
 async function fullEngine(
   backend: Backend,
-  { policy, tokens, config: model = config }: {
-    policy: Policy;
-    tokens: number;
-    config?: ModelConfig;
-  },
+  { policy, tokens }: { policy: Policy; tokens: number },
 ): Promise<Engine> {
+  const engine = openEngine(backend, policy, config);
+  for (let read = 0; read < tokens; read += CHUNK) {
+    engine.prefill(chunkIds, { then: "sample" });
+  }
+  await engine.readOutputs(0, 1);
+  return engine;
+}
+
+/** An empty engine that decodes without end. */
+function openEngine(
+  backend: Backend,
+  policy: Policy,
+  model: ModelConfig,
+): Engine {
   const weights = randomWeights(backend, model, 1);
   const engine = new Engine({ backend, config: model, weights, policy });
   const neverEnds = 2 ** 32 - 1;
@@ -170,11 +192,38 @@ async function fullEngine(
     ...{ temperature: 0, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1 },
     ...{ seed: 0, stopIds: [] },
   }, neverEnds);
-  for (let read = 0; read < tokens; read += CHUNK) {
-    engine.prefill(chunkIds, { then: "sample" });
-  }
-  await engine.readOutputs(0, 1);
   return engine;
+}
+
+/**
+ * Fills every head with tokens whose keys and values are zero, since reading as
+ * many tokens takes a CPU minutes.
+ */
+function fillSlots(backend: Backend, { cache }: Engine): void {
+  const heads = cache.budgets;
+  const table = initialTable(cache.budgets, 1);
+  heads.flat().forEach(({ slots }, head) => {
+    for (const word of [HeadWord.live, HeadWord.next, HeadWord.high]) {
+      table[head * HeadWord.count + word] = slots;
+    }
+  });
+  heads.forEach((layer, l) => {
+    const { slots: { side, total } } = cache.layers[l]!;
+    const fields = new Uint32Array(side.length);
+    new Float32Array(fields.buffer).fill(FREE_BIAS, SlotField.bias * total);
+    let offset = 0;
+    for (const { slots, capacity } of layer) {
+      for (let i = 0; i < slots; i++) {
+        const at = (field: number) => field * total + offset + i;
+        fields[at(SlotField.position)] = i;
+        fields[at(SlotField.tokens)] = 1;
+        fields[at(SlotField.bias)] = 0;
+      }
+      offset += capacity;
+    }
+    backend.write(side, fields);
+  });
+  backend.write(cache.layers[0]!.table, table);
 }
 
 async function decode(engine: Engine): Promise<void> {

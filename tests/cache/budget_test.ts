@@ -6,6 +6,7 @@ import { HeadWord } from "../../src/backends/backend.ts";
 import { fullCache } from "../../src/policies/full_cache.ts";
 import { h2o } from "../../src/policies/h2o.ts";
 import { keepKV } from "../../src/policies/keep_kv.ts";
+import { pyramidKV } from "../../src/policies/pyramid_kv.ts";
 import { eachBackend } from "../backends/each_backend.ts";
 
 const options: BudgetOptions = {
@@ -50,6 +51,42 @@ Deno.test("resolveBudget() spreads a cosine pyramid over the same total", () => 
     assert(Math.abs(ratio - last / first) < 2 / slots[0]!, `${ratio}`);
     assertEquals(new Set(budgets.map((layer) => layer[0]!.recent)).size, 1);
   }
+});
+
+Deno.test("resolveBudget() spreads a linear pyramid over the same total", () => {
+  for (const [budget, beta] of [[96, 20], [97, 4], [200, 1]] as const) {
+    const budgets = resolveBudget(
+      pyramidKV({ budget, beta, window: 16 }),
+      options,
+    );
+    const slots = budgets.map((layer) => layer[0]!.slots);
+    assertEquals(slots.reduce((a, b) => a + b), budget * 5);
+    const base = budget - 16;
+    slots.forEach((count, layer) => {
+      const [first, last] = [2 * base - base / beta, base / beta];
+      const expected = 16 + first - layer * (first - last) / 4;
+      assert(Math.abs(count - expected) < 1, `layer ${layer}: ${count}`);
+    });
+    assertEquals(new Set(budgets.map((layer) => layer[0]!.recent)).size, 1);
+  }
+  const shares = resolveBudget(
+    {
+      ...h2o({ budget: 100, recent: 0.2 }),
+      allocate: {
+        layers: { kind: "linear", beta: 4 },
+        heads: { kind: "uniform" },
+      },
+    },
+    options,
+  );
+  // 20 recent slots, and 140 to 20 others.
+  assertEquals(shares.map((layer) => layer[0]!.slots), [160, 130, 100, 70, 40]);
+  assertEquals(shares[4]![0]!.recent, 20);
+  const single = resolveBudget(pyramidKV({ budget: 64 }), {
+    ...options,
+    layers: 1,
+  });
+  assertEquals(single[0]![0]!.slots, 64);
 });
 
 Deno.test("resolveBudget() takes ratios of the context or of a given length", () => {

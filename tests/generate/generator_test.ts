@@ -17,11 +17,15 @@ import type {
   GenerateOptions,
 } from "../../src/generate/options.ts";
 import { adaKV } from "../../src/policies/ada_kv.ts";
+import { criticalAdaKV } from "../../src/policies/critical_ada_kv.ts";
+import { corm } from "../../src/policies/corm.ts";
 import { criticalKV } from "../../src/policies/critical_kv.ts";
 import { fullCache } from "../../src/policies/full_cache.ts";
 import { h2o } from "../../src/policies/h2o.ts";
 import { keepKV } from "../../src/policies/keep_kv.ts";
+import { keyDiff } from "../../src/policies/key_diff.ts";
 import type { Policy } from "../../src/policies/parts.ts";
+import { pyramidKV } from "../../src/policies/pyramid_kv.ts";
 import type { PolicyFactory } from "../../src/policies/registry.ts";
 import { snapKV } from "../../src/policies/snap_kv.ts";
 import { streamingLlm } from "../../src/policies/streaming_llm.ts";
@@ -38,10 +42,14 @@ const methods: readonly PolicyFactory[] = [
   keepKV,
   weightedKV,
   ({ budget }) => criticalKV({ budget, window: 8 }),
+  ({ budget }) => criticalAdaKV({ budget, window: 8 }),
   h2o,
   ({ budget }) => snapKV({ budget, window: 8 }),
   ({ budget }) => adaKV({ budget, window: 8 }),
+  ({ budget }) => pyramidKV({ budget, window: 8, beta: 1.1 }),
   tova,
+  keyDiff,
+  corm,
   streamingLlm,
 ];
 

@@ -109,6 +109,28 @@ export const adaptiveCases: readonly KernelCase[] = [
     expect: moves,
   }),
   adaptiveCase({
+    name: "with pooled scores and values that count",
+    floor: 0,
+    heads: emptyHeads(30, 14),
+    policy: {
+      score: { kind: "mean" },
+      pool: { kind: "mean", width: 5 },
+      values: { kind: "norm", of: "plain", first: 0.5, epsilon: 1e-4 },
+    },
+    expect: moves,
+  }),
+  adaptiveCase({
+    name: "with pooled scores, that merge pairs first",
+    floor: 0.1,
+    policy: {
+      score: { kind: "mean" },
+      pool: { kind: "max", width: 3 },
+      merge: votes({ threshold: 0.8 }),
+    },
+    clusters: 6,
+    expect: moves,
+  }),
+  adaptiveCase({
     name: "in a chunk that fits",
     floor: 0.2,
     heads: emptyHeads(37, 60),

@@ -6,6 +6,7 @@
  * @module
  */
 import type { ModelSizes } from "../../src/backends/backend.ts";
+import type { Policy } from "../../src/policies/parts.ts";
 import { GARBAGE_KEY } from "./cache_scene.ts";
 import type { SlotBounds } from "./compare_slots.ts";
 import type { Jitter } from "./jitter.ts";
@@ -135,10 +136,15 @@ export function sceneNorm(
  * to halves changes their elements by `2^-11 / √12` on average, at most.
  */
 export function choiceJitter(
-  { headDim }: ModelSizes,
-  { ema }: CacheBounds,
-  comparesMerged: boolean,
+  { score }: Policy,
+  { sizes: { headDim }, bounds: { ema }, comparesMerged = false }: {
+    sizes: ModelSizes;
+    bounds: CacheBounds;
+    comparesMerged?: boolean;
+  },
 ): Jitter {
+  // Ages are counts: the same everywhere, and often equal.
+  const scores = score.kind === "age" ? 0 : 4 * ema;
   const keys = comparesMerged ? F16 / Math.sqrt(12) : 4 * headDim * F32;
-  return { scores: 4 * ema, keys };
+  return { scores, keys };
 }

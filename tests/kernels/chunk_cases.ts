@@ -163,11 +163,11 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   return {
     scene,
     ...(kernel === "compress" && {
-      jitter: choiceJitter(
+      jitter: choiceJitter(policy, {
         sizes,
-        cacheBounds(magnitudes),
-        options.mergesTwice ?? false,
-      ),
+        bounds: cacheBounds(magnitudes),
+        comparesMerged: options.mergesTwice ?? false,
+      }),
     }),
     check(actual, expected) {
       assertWithin(actual.output!.f32, expected.output!.f32, {

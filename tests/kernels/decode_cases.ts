@@ -57,7 +57,8 @@ export function tableChange(scene: Scene, outcome: Outcome): TableChange {
 /** Whether a policy keeps scores: see `needsScores` of the backends. */
 export function keepsScores({ merge, score }: Policy): boolean {
   return merge.kind === "votes" || merge.kind === "rightNeighbour" ||
-    (merge.kind === "drop" && score.kind !== "position");
+    (merge.kind === "drop" && score.kind !== "position" &&
+      score.kind !== "keyDistance");
 }
 
 /** Makes a case of `merge_attend`. */
@@ -131,7 +132,7 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
   return {
     scene,
     ...(merge.kind !== "never" &&
-      { jitter: choiceJitter(sizes, bounds, false) }),
+      { jitter: choiceJitter(policy, { sizes, bounds }) }),
     check(actual, expected) {
       assertWithin(actual.output!.f32, expected.output!.f32, {
         bound: bounds.output,

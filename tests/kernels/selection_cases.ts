@@ -150,6 +150,52 @@ export const selectionCases: readonly KernelCase[] = [
     expect: does({ merges: false, drops: true }),
   }),
   chunkCase({
+    name: "of when slots last mattered",
+    kernel: "observe",
+    policy: testPolicy({ score: { kind: "age" }, merge: drop }),
+  }),
+  ...([
+    [{ kind: "age" }, "head", { kind: "none" }],
+    [{ kind: "keyDistance" }, "head", { kind: "none" }],
+    [{ kind: "keyDistance" }, "layer", { kind: "max", width: 3 }],
+  ] as const).flatMap(([score, scope, pool]) => [
+    decodeCase({
+      name: `of score ${score.kind}, by ${scope}`,
+      policy: testPolicy({ score, merge: drop, scope }),
+      sizes: gqa,
+      heads: scope === "head" ? [variedHeads] : [equalHeads],
+      positions: [90],
+      expect: dropped(2),
+    }),
+    chunkCase({
+      name: `of score ${score.kind}, by ${scope}`,
+      kernel: "compress",
+      policy: testPolicy({ score, merge: drop, scope, pool }),
+      ...(scope === "layer" && { heads: equalHeads }),
+      isObserved: true,
+      expect: does({ merges: false, drops: true }),
+    }),
+  ]),
+  chunkCase({
+    name: "of keys far from the others, pairs first",
+    kernel: "compress",
+    policy: testPolicy({
+      score: { kind: "keyDistance" },
+      merge: votes({ threshold: 0.93 }),
+    }),
+    rows: 16,
+    clusters: 6,
+    mergesTwice: true,
+    expect: does({ merges: true, drops: true }),
+  }),
+  decodeCase({
+    name: "of keys far from the others, in wide heads",
+    policy: testPolicy({ score: { kind: "keyDistance" }, merge: votes({}) }),
+    sizes: modelSizes({ heads: 5, kvHeads: 1, headDim: 256 }),
+    heads: [[variedHeads[0]!]],
+    positions: [90],
+  }),
+  chunkCase({
     name: "of the newest row",
     kernel: "observe",
     policy: testPolicy({ score: tova, merge: drop }),

@@ -1,8 +1,11 @@
 import { assertThrows } from "@std/assert";
+import { corm } from "../../src/policies/corm.ts";
 import { criticalKV } from "../../src/policies/critical_kv.ts";
 import { h2o } from "../../src/policies/h2o.ts";
 import { keepKV } from "../../src/policies/keep_kv.ts";
+import { keyDiff } from "../../src/policies/key_diff.ts";
 import type { Policy } from "../../src/policies/parts.ts";
+import { pyramidKV } from "../../src/policies/pyramid_kv.ts";
 import { snapKV } from "../../src/policies/snap_kv.ts";
 import { streamingLlm } from "../../src/policies/streaming_llm.ts";
 import { validatePolicy } from "../../src/policies/validate_policy.ts";
@@ -24,6 +27,7 @@ Deno.test("validatePolicy() refuses numbers out of range", () => {
       `select.pool.width is ${width}: expected an odd number at least 1`,
     );
   }
+  fails(pyramidKV({ budget, beta: 0.5 }), "allocate.layers.beta is 0.5");
   fails(snapKV({ budget, window: 0 }), "probe.rows is 0");
 });
 
@@ -36,11 +40,16 @@ Deno.test("validatePolicy() refuses parts that do not go together", () => {
   });
   fails(
     criticalKV({ base: streamingLlm({ budget }) }),
-    'values of kind "norm" scale scores of attention, score is of kind "position"',
+    'values of kind "norm" scale attention, score is of kind "position"',
   );
   fails(
     criticalKV({ base: weightedKV({ budget, rule: "exact" }) }),
     'merge.rule "exact"',
+  );
+  fails(criticalKV({ base: keyDiff({ budget }) }), '"keyDistance"');
+  fails(
+    { ...corm({ budget }), merge: keepKV({ budget }).merge },
+    'a score of kind "age"',
   );
   fails(shared(keepKV({ budget })), 'merge.prefill "mergeFirst"');
   for (

@@ -68,6 +68,7 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "merge_values",
     "ordered_bits",
     "select_rank",
+    "key_distance",
   ],
   prefill_attend: [
     "half",
@@ -105,6 +106,7 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "select_rank",
     "candidates",
     "allocate_heads",
+    "key_distance",
     "ratings",
     "pairing",
     "runs",

@@ -15,7 +15,7 @@ export const shaders: Readonly<Record<string, string>> = {
 //   merge           merges the sets (many workgroups)
 //   select_victims  lists the slots with the lowest ranks
 // with, before \`pair\` and \`select_victims\`, where scores are not the slots' own:
-//   rate            each candidate's own score (many workgroups)
+//   rate            each candidate's own score (many workgroups), or rate_keys
 //   pool            the scores of its neighbours (many workgroups)
 //   share           the mean over the heads (many workgroups)
 // then, where they go to the most similar key:
@@ -77,6 +77,7 @@ override MERGE_FIRST: bool = false;
 
 var<workgroup> proposer_tile: array<u32, PROPOSER_WORDS>;
 var<workgroup> key_tile: array<u32, KEY_WORDS>;
+var<workgroup> part_values: array<vec2<f32>, THREADS>;
 
 // Counts and lists; the first step, whatever the policy.
 @compute @workgroup_size(THREADS)
@@ -1000,6 +1001,76 @@ fn head_at(sequence: u32, kv_head: u32) -> u32 {
   return (params.first_head + sequence * KV_HEADS + kv_head) * HEAD_WORDS;
 }
 `,
+  "lib/key_distance.wgsl": `// How far each key points away from the mean direction of the head's keys: the
+// score of KeyDiff. A workgroup rates a head, and reads its keys three times;
+// keeping a running mean would read them once, but slots come and go.
+//
+// A kernel declares \`part_values\`, THREADS of vec2<f32> in workgroup memory,
+// and defines
+//   ranked_count()        entries to look at
+//   rated_slot(i)         the slot of an entry, or NO_SLOT if it holds no token
+//   rating(i)             a number kept for an entry
+//   set_rating(i, value)
+
+// Sets each entry's rating to -cos(k, Σ k / |k|).
+fn rate_by_key(thread: u32) {
+  let half = HEAD_DIM / 2u;
+  let count = ranked_count();
+  for (var i = thread; i < count; i += THREADS) {
+    let slot = rated_slot(i);
+    if (slot == NO_SLOT) {
+      continue;
+    }
+    var squares = 0.0;
+    for (var p = 0u; p < half; p++) {
+      let key = unpack_halves(key_word(slot, p));
+      squares += dot(key, key);
+    }
+    set_rating(i, select(inverseSqrt(squares), 0.0, squares == 0.0));
+  }
+  storageBarrier();
+  // A thread has two elements and every \`parts\`th key.
+  let parts = THREADS / half;
+  let part = thread / half;
+  let pair = thread % half;
+  var sum = vec2<f32>();
+  if (part < parts) {
+    for (var i = part; i < count; i += parts) {
+      let slot = rated_slot(i);
+      if (slot != NO_SLOT) {
+        sum += rating(i) * unpack_halves(key_word(slot, pair));
+      }
+    }
+  }
+  workgroupBarrier();
+  part_values[thread] = sum;
+  workgroupBarrier();
+  if (thread < half) {
+    for (var p = 1u; p < parts; p++) {
+      sum += part_values[p * half + thread];
+    }
+    part_values[thread] = sum;
+  }
+  workgroupBarrier();
+  var squares = 0.0;
+  for (var p = 0u; p < half; p++) {
+    squares += dot(part_values[p], part_values[p]);
+  }
+  let scale = select(inverseSqrt(squares), 0.0, squares == 0.0);
+  for (var i = thread; i < count; i += THREADS) {
+    let slot = rated_slot(i);
+    if (slot == NO_SLOT) {
+      continue;
+    }
+    var product = 0.0;
+    for (var p = 0u; p < half; p++) {
+      product += dot(part_values[p], unpack_halves(key_word(slot, p)));
+    }
+    set_rating(i, -product * scale * rating(i));
+  }
+  storageBarrier();
+}
+`,
   "lib/matrix.wgsl": `// Products of activations with a weight matrix: \`input · weightᵀ\`, where the
 // input may have an RMS norm in front of it.
 //
@@ -1532,6 +1603,8 @@ const SCORE_ACCUMULATED = 1u;
 const SCORE_EMA = 2u;
 const SCORE_MEAN = 3u;
 const SCORE_LAST = 4u;
+const SCORE_AGE = 5u;
+const SCORE_KEY_DISTANCE = 6u;
 override SCORE: u32 = SCORE_POSITION;
 // ln alpha and ln(1 - alpha) of the moving sum; alpha is 0 where there is none.
 override LOG_ALPHA: f32 = -1e30;
@@ -1549,8 +1622,8 @@ override FIRST_STAGE: f32 = 0.0;
 override VALUE_EPSILON: f32 = 0.0;
 override LOG_VALUE_EPSILON: f32 = -1e30;
 
-// Whether slots are ranked by other scores than their own, and what makes them:
-// the neighbours up to a distance, the heads of the layer.
+// Whether scores take more than a slot's own fields: the other keys, the
+// neighbours up to a distance, the heads of the layer.
 override RATED: bool = false;
 const POOL_NONE = 0u;
 const POOL_MEAN = 1u;
@@ -1620,8 +1693,8 @@ fn first_stage(fitting: u32) -> u32 {
   return u32(floor(FIRST_STAGE * f32(fitting)));
 }
 `,
-  "lib/ratings.wgsl": `// Scores of candidates that are not their slots' own: pooled over neighbours,
-// or shared by the heads of a layer.
+  "lib/ratings.wgsl": `// Scores that take more than a slot's own fields: compared with other keys,
+// pooled over neighbours, or shared by the heads of a layer.
 
 // f32: a candidate's own score.
 const WORK_SCORE = 6u;
@@ -1649,8 +1722,34 @@ fn rate(
 ) {
   let c = group.x * THREADS + thread;
   if (begin(group.y) && c < params.candidates && is_held(c)) {
-    work[work_at(WORK_SCORE, c)] = bitcast<u32>(plain_score(slot_of(c)));
+    set_rating(c, plain_score(slot_of(c)));
   }
+}
+
+// The same where the keys of a head are compared.
+@compute @workgroup_size(THREADS)
+fn rate_keys(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (begin(group.x)) {
+    rate_by_key(thread);
+  }
+}
+
+fn rated_slot(candidate: u32) -> u32 {
+  if (is_held(candidate)) {
+    return slot_of(candidate);
+  }
+  return NO_SLOT;
+}
+
+fn rating(candidate: u32) -> f32 {
+  return bitcast<f32>(work[work_at(WORK_SCORE, candidate)]);
+}
+
+fn set_rating(candidate: u32, value: f32) {
+  work[work_at(WORK_SCORE, candidate)] = bitcast<u32>(value);
 }
 
 // Scores of neighbouring positions, outside the recent window, pooled. A
@@ -1672,7 +1771,7 @@ fn pool(
     let there = pooled_position(tile + thread);
     var score = 0.0;
     if (there != NOT_POOLED) {
-      score = bitcast<f32>(work[work_at(WORK_SCORE, tile + thread)]);
+      score = rating(tile + thread);
     }
     workgroupBarrier();
     reduce_words[thread] = there;
@@ -1691,7 +1790,7 @@ fn pool(
   if (mine >= params.candidates || !is_held(mine)) {
     return;
   }
-  var pooled = bitcast<f32>(work[work_at(WORK_SCORE, mine)]);
+  var pooled = rating(mine);
   if (position != NOT_POOLED) {
     pooled = largest;
     if (POOL == POOL_MEAN) {
@@ -2166,17 +2265,32 @@ fn observe_head(
   );
 }
 
-// Adds a row that all query heads of the group have observed.
-fn add_observation(scores: SlotScores, seen: Observation) -> SlotScores {
+// Share of the mean attention that a slot needs in order to matter.
+const LEAST_SHARE = 0.999;
+
+// Adds the row at \`position\` of the text, which all query heads of the group
+// have observed.
+fn add_observation(
+  scores: SlotScores,
+  seen: Observation,
+  position: u32,
+) -> SlotScores {
   let score = seen.score - log(f32(GROUP));
   var past = scores;
   if (SCORE == SCORE_LAST) {
     past.accumulated = 0.0;
     past.observations = 0u;
   }
+  let weight = seen.weight / f32(GROUP);
+  var accumulated = past.accumulated + weight;
+  if (SCORE == SCORE_AGE) {
+    let tokens = f32(position + 1u);
+    accumulated =
+      select(past.accumulated, tokens, weight * tokens >= LEAST_SHARE);
+  }
   return SlotScores(
     log_add(past.ema + LOG_ALPHA, score + LOG_REST),
-    past.accumulated + seen.weight / f32(GROUP),
+    accumulated,
     past.observations + 1u,
   );
 }
@@ -2212,7 +2326,9 @@ fn plain_score(slot: u32) -> f32 {
   if (SCORE == SCORE_POSITION) {
     return f32(position_of(slot));
   }
-  if (SCORE == SCORE_ACCUMULATED || SCORE == SCORE_LAST) {
+  if (
+    SCORE == SCORE_ACCUMULATED || SCORE == SCORE_LAST || SCORE == SCORE_AGE
+  ) {
     return side_float(slot, FIELD_ACCUMULATED);
   }
   if (SCORE == SCORE_MEAN) {
@@ -2697,7 +2813,7 @@ struct Params {
 @group(0) @binding(9) var<storage, read_write> raw_logits: array<f32>;
 // (rows, kvHeads, splits, group, 1 + headDim / 2): maximum and sum, then value
 @group(0) @binding(10) var<storage, read_write> partials: array<vec2<f32>>;
-// (rows, kvHeads, maxCapacity): scores, where heads share them
+// (rows, kvHeads, maxCapacity): scores that take more than a slot's own fields
 @group(0) @binding(11) var<storage, read_write> ratings: array<f32>;
 
 const THREADS = 256u;
@@ -2876,7 +2992,8 @@ fn observe_slot(row: u32, kv_head: u32, slot: u32, index: u32) {
     let logit = raw_logits[logit_at(row, kv_head, i) + index];
     seen = observe_head(seen, logit, vote_bias(slot, i), log_sums[i]);
   }
-  let scores = add_observation(read_scores(slot), seen);
+  let position = position_of_row(row);
+  let scores = add_observation(read_scores(slot), seen, position);
   set_side_float(slot, FIELD_EMA, scores.ema);
   set_side_float(slot, FIELD_ACCUMULATED, scores.accumulated);
   set_side_word(slot, FIELD_OBSERVATIONS, scores.observations);
@@ -3030,6 +3147,9 @@ fn score_of(index: u32) -> f32 {
   if (!RATED) {
     return plain_score(own_offset + index);
   }
+  if (!LAYER_SCOPE) {
+    return rating(index);
+  }
   // The slots of all heads are the same tokens in the same order.
   var sum = no_scores();
   for (var i = 0u; i < KV_HEADS; i++) {
@@ -3059,6 +3179,20 @@ fn ranked_position(index: u32) -> u32 {
   return position_of(own_offset + index);
 }
 
+// What \`lib/key_distance.wgsl\` works on.
+fn rated_slot(index: u32) -> u32 {
+  let slot = own_offset + index;
+  return select(slot, NO_SLOT, tokens_of(slot) == 0u);
+}
+
+fn rating(index: u32) -> f32 {
+  return ratings[rating_at(own_kv_head) + index];
+}
+
+fn set_rating(index: u32, value: f32) {
+  ratings[rating_at(own_kv_head) + index] = value;
+}
+
 // Joins the attention of the head and adds the row to the scores.
 fn attend_and_score(thread: u32) {
   let splits = (own_high + params.split_slots - 1u) / params.split_slots;
@@ -3068,10 +3202,13 @@ fn attend_and_score(thread: u32) {
     let slot = own_offset + i;
     if (OBSERVE && tokens_of(slot) != 0u) {
       observe_slot(own_row, own_kv_head, slot, i);
-      if (RATED) {
-        ratings[rating_at(own_kv_head) + i] = plain_score(slot);
+      if (RATED && SCORE != SCORE_KEY_DISTANCE) {
+        set_rating(i, plain_score(slot));
       }
     }
+  }
+  if (SCORE == SCORE_KEY_DISTANCE && MERGE != MERGE_NEVER) {
+    rate_by_key(thread);
   }
 }
 
@@ -3318,7 +3455,8 @@ fn observe(
             log_sums[query_vector(query, kv_head)],
           );
         }
-        scores = add_observation(scores, seen);
+        let position = step_words[CHUNK_POSITION] + row + r;
+        scores = add_observation(scores, seen, position);
       }
     }
   }

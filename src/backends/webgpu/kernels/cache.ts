@@ -98,6 +98,8 @@ const SCORES = {
   ema: 2,
   mean: 3,
   last: 4,
+  age: 5,
+  keyDistance: 6,
 } as const;
 const POOLS = { none: 0, mean: 1, max: 2 } as const;
 const MERGES = { never: 0, drop: 1, votes: 2, rightNeighbour: 3 } as const;
@@ -146,12 +148,13 @@ export function policyConstants(policy: Policy): Constants {
   };
 }
 
-/** Constants of a kernel whose candidates have other scores than their own. */
+/** Constants of candidates whose scores take more than their slots' fields. */
 export function ratingConstants(
-  { select: { pool, scope } }: Policy,
+  { score, select: { pool, scope } }: Policy,
 ): Constants {
   return {
-    RATED: pool.kind !== "none" || scope === "layer",
+    RATED: pool.kind !== "none" || scope === "layer" ||
+      score.kind === "keyDistance",
     POOL: POOLS[pool.kind],
     POOL_REACH: pool.kind === "none" ? 0 : (pool.width - 1) / 2,
   };
@@ -163,5 +166,6 @@ export function ratingConstants(
  */
 export function needsScores({ score, merge }: Policy): boolean {
   return merge.kind === "votes" || merge.kind === "rightNeighbour" ||
-    (merge.kind === "drop" && score.kind !== "position");
+    (merge.kind === "drop" && score.kind !== "position" &&
+      score.kind !== "keyDistance");
 }

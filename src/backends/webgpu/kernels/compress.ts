@@ -36,8 +36,9 @@ export function compress(
   recorder: Recorder,
   args: Compress<DeviceBuffer>,
 ): void {
-  const { cache, step, sizes, policy: { merge, select, allocate } } = args;
-  const ratings = ratingConstants(args.policy);
+  const { cache, step, sizes, policy } = args;
+  const { score, merge, select, allocate } = policy;
+  const ratings = ratingConstants(policy);
   const { kvHeads, headDim } = sizes;
   const candidates = cache.maxCapacity + cache.stageRows;
   const mergeGroups = Math.min(MERGE_GROUPS, candidates);
@@ -48,7 +49,7 @@ export function compress(
     constants: {
       ...stepConstants(step),
       ...cacheConstants(args),
-      ...policyConstants(args.policy),
+      ...policyConstants(policy),
       ...ratings,
       KEY_TILE: keyTile,
       KEY_WORDS: keyTile * (headDim / 2 + 1),
@@ -79,7 +80,8 @@ export function compress(
   const merges = [mergeGroups, kvHeads] as const;
   const perCandidate = [Math.ceil(candidates / THREADS), kvHeads] as const;
   const rate: Steps = [];
-  if (ratings.RATED) rate.push(["rate", perCandidate]);
+  if (score.kind === "keyDistance") rate.push(["rate_keys", perHead]);
+  else if (ratings.RATED) rate.push(["rate", perCandidate]);
   if (select.pool.kind !== "none") rate.push(["pool", perCandidate]);
   if (select.scope === "layer") rate.push(["share", [perCandidate[0]]]);
   const isAdaptive = allocate.heads.kind === "adaptive";
@@ -91,7 +93,9 @@ export function compress(
     steps.push(["pair", perHead], ["merge", merges]);
   }
   if (merge.kind !== "never") {
-    steps.push(...rate, ["select_victims", perHead]);
+    // Nothing has changed since heads were allocated, unless pairs merged.
+    if (!isAdaptive || isMergeFirst) steps.push(...rate);
+    steps.push(["select_victims", perHead]);
   }
   if (merge.kind === "votes") {
     steps.push(["search", searches], ["link", perHead], ["merge", merges]);

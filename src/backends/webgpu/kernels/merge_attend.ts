@@ -30,6 +30,7 @@ export function mergeAttend(
     Math.ceil(cache.maxCapacity / (SPLIT_SLOTS * MAX_SPLITS));
   const splits = Math.ceil(cache.maxCapacity / splitSlots);
   const isShared = policy.select.scope === "layer";
+  const isRated = isShared || policy.score.kind === "keyDistance";
   const { first_head, total, max_capacity } = cacheParams(args);
   const common = {
     constants: {
@@ -43,7 +44,7 @@ export function mergeAttend(
         keyTiles: [64, 32, 16],
       }),
       SINK_QUERIES: args.sinkQueries !== undefined,
-      RATED: isShared,
+      RATED: isRated,
     },
     params: {
       first_head,
@@ -62,7 +63,7 @@ export function mergeAttend(
       raw_logits: needsScores(policy)
         ? recorder.scratch("raw logits", step.rows * heads * max_capacity)
         : undefined,
-      ratings: isShared
+      ratings: isRated
         ? recorder.scratch("ratings", step.rows * kvHeads * max_capacity)
         : undefined,
       partials: recorder.scratch(

@@ -266,12 +266,16 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     status =
         launch_kernel(launch, norms_kernel, grid, kNormThreads, 0, args, work);
   }
-  if (status == cudaSuccess && votes && args.policy.merge_first) {
+  const bool merges_pairs = votes && args.policy.merge_first;
+  if (status == cudaSuccess && merges_pairs) {
     status = search();
     if (status == cudaSuccess) status = rate();
     if (status == cudaSuccess) status = per_head(pair_kernel);
   }
-  if (status == cudaSuccess) status = rate();
+  // Nothing has changed since heads were allocated, unless pairs merged.
+  if (status == cudaSuccess && (!args.policy.adaptive || merges_pairs)) {
+    status = rate();
+  }
   if (status == cudaSuccess) status = per_head(choose_kernel);
   if (status == cudaSuccess && votes) status = search();
   if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {

@@ -125,9 +125,10 @@ __global__ void __launch_bounds__(kEvictThreads)
   job.ratings = nullptr;
   float *ratings = nullptr;
   if (evidence.ratings != nullptr) {
-    job.ratings =
-        evidence.ratings + blockIdx.y * args.sizes.kv_heads * capacity;
     ratings = evidence.ratings + index * capacity;
+    const bool shares = args.policy.layer_scope != 0;
+    job.ratings = shares ? ratings - blockIdx.x * capacity : ratings;
+    job.rating_heads = shares ? args.sizes.kv_heads : 1;
   }
   const bool over = words[kHeadLive] > words[kHeadBudget];
   if (threadIdx.x < group) {
@@ -135,7 +136,13 @@ __global__ void __launch_bounds__(kEvictThreads)
         evidence.log_sums[index * kMaxGroup + threadIdx.x];
   }
   __syncthreads();
-  if (observes) observe_slots(args, job, ratings, shared);
+  if (observes) {
+    observe_slots(args, job, ratings, shared);
+    if (args.policy.score == SKV_SCORE_KEY_DISTANCE &&
+        (over || args.policy.layer_scope)) {
+      rate_slots(args, job, ratings, shared);
+    }
+  }
   if (!chooses || !over) return;
   const uint32_t victim = choose_victim(args, job, shared);
   if (victim == ~0u) return;
@@ -204,9 +211,11 @@ size_t take_evidence(const skv_merge_attend_args &args, const Plan &plan,
     evidence->outputs = scratch.take<float>(static_cast<size_t>(plan.heads) *
                                             plan.group * args.sizes.head_dim);
   }
+  const bool is_rated =
+      args.policy.layer_scope || args.policy.score == SKV_SCORE_KEY_DISTANCE;
   const size_t slots =
       static_cast<size_t>(plan.heads) * args.cache.max_capacity;
-  if (args.policy.layer_scope) evidence->ratings = scratch.take<float>(slots);
+  if (is_rated) evidence->ratings = scratch.take<float>(slots);
   if (args.policy.count_values) evidence->keys = scratch.take<uint64_t>(slots);
   evidence->rows = scratch.take<uint2>(plan.heads);
   return static_cast<size_t>(scratch.take<char>(0) - memory);

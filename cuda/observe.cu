@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
                               static_cast<size_t>(row + r) * sizes.heads +
                               kv_head * group;
       observe_row(
-          scores, policy, group,
+          scores, policy, group, args.step.chunk[kChunkPosition] + row + r,
           [&](uint32_t g) {
             return shared.logits[(r * group + g) * kLogitPitch + mine];
           },

@@ -270,12 +270,16 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     status =
         launch_kernel(launch, norms_kernel, grid, kNormThreads, 0, args, work);
   }
-  if (status == cudaSuccess && votes && args.policy.merge_first) {
+  const bool merges_pairs = votes && args.policy.merge_first;
+  if (status == cudaSuccess && merges_pairs) {
     status = search();
     if (status == cudaSuccess) status = rate();
     if (status == cudaSuccess) status = per_head(pair_kernel);
   }
-  if (status == cudaSuccess) status = rate();
+  // Nothing has changed since heads were allocated, unless pairs merged.
+  if (status == cudaSuccess && (!args.policy.adaptive || merges_pairs)) {
+    status = rate();
+  }
   if (status == cudaSuccess) status = per_head(choose_kernel);
   if (status == cudaSuccess && votes) status = search();
   if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
@@ -489,7 +493,7 @@ struct Evidence {
   float *queries;
   // (heads, group, head_dim): the output, where merges need it
   float *outputs;
-  // (heads, max_capacity): scores, where the heads of a layer share them
+  // (heads, max_capacity): scores that take more than a slot's own fields
   float *ratings;
   // (heads, max_capacity): what slots stay by, where values count
   uint64_t *keys;
@@ -1175,15 +1179,12 @@ __device__ inline bool item_is_evictable(const skv_chunk_args &args,
 #pragma once
 
 #include "attend_parts.cuh"
-#include "merge_slots.cuh"
+#include "key_distance.cuh"
 #include "neighbour.cuh"
 #include "select_smallest.cuh"
 
 constexpr uint32_t kEvictWarps = 16;
 constexpr uint32_t kEvictThreads = 32 * kEvictWarps;
-
-// Widest head that kernels take.
-constexpr uint32_t kMaxHeadDim = 256;
 
 struct EvictShared {
   // The victim's key, zeros beyond its end.
@@ -1193,6 +1194,7 @@ struct EvictShared {
   uint32_t lowest[kEvictWarps];
   Neighbour neighbours[kEvictWarps];
   SelectScratch select;
+  KeyScratch keys;
 };
 
 // One head and what was seen of it.
@@ -1208,8 +1210,10 @@ struct EvictJob {
   const float *queries;
   // (group, head_dim), where merges need it
   const float *outputs;
-  // (kv_heads, max_capacity): scores of the layer, where its heads share them
+  // (rating_heads, max_capacity): scores that take more than a slot's own
+  // fields, of this head or of all that share them
   const float *ratings;
+  uint32_t rating_heads;
   // (max_capacity), where values count
   uint64_t *keys;
 };
@@ -1229,7 +1233,7 @@ __device__ inline void observe_slots(const skv_merge_attend_args &args,
     if (policy.observe) {
       Scores scores = load_scores(slot);
       observe_row(
-          scores, policy, job.group,
+          scores, policy, job.group, job.position,
           [&](uint32_t g) {
             return job.logits[static_cast<size_t>(g) * capacity + i];
           },
@@ -1237,7 +1241,9 @@ __device__ inline void observe_slots(const skv_merge_attend_args &args,
           [&](uint32_t g) { return vote_bias(slot, g, lanes); });
       store_scores(slot, scores);
     }
-    if (ratings != nullptr) ratings[i] = own_score(slot, policy, lanes);
+    if (ratings != nullptr && policy.score != SKV_SCORE_KEY_DISTANCE) {
+      ratings[i] = own_score(slot, policy, lanes);
+    }
   }
 }
 
@@ -1250,11 +1256,22 @@ __device__ inline float slot_score(const skv_merge_attend_args &args,
     return own_score(slot, args.policy, args.cache.lanes);
   }
   float sum = no_scores(args.policy);
-  for (uint32_t h = 0; h < args.sizes.kv_heads; h++) {
+  for (uint32_t h = 0; h < job.rating_heads; h++) {
     const size_t at = static_cast<size_t>(h) * args.cache.max_capacity + i;
     sum = add_score(sum, job.ratings[at], args.policy);
   }
-  return mean_score(sum, args.sizes.kv_heads, args.policy);
+  return mean_score(sum, job.rating_heads, args.policy);
+}
+
+// The same where keys are compared. Called by the whole block.
+__device__ inline void rate_slots(const skv_merge_attend_args &args,
+                                  const EvictJob &job, float *ratings,
+                                  EvictShared &shared) {
+  static_assert(kEvictWarps == kKeyWarps, "as many warps as rate keys");
+  rate_by_key(
+      job.high, args.sizes.head_dim, ratings, shared.keys, [&](uint32_t i) {
+        return slot_at(args.cache.slots, job.offset + i, args.sizes.head_dim);
+      });
 }
 
 // The slot with the lowest key over the block, or none; each thread brings its
@@ -1666,6 +1683,91 @@ __device__ inline void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+`,
+  "lib/key_distance.cuh": `// How far each key points away from the mean direction of the head's keys, the
+// score of KeyDiff: −cos(k, Σ k / |k|).
+//
+// One block per head reads its keys twice, a warp a key. A running mean would
+// read them once, but slots come and go.
+#pragma once
+
+#include "merge_slots.cuh"
+
+// Widest head that kernels take.
+constexpr uint32_t kMaxHeadDim = 32 * kLaneDims;
+
+// Warps of a block that rates keys.
+constexpr uint32_t kKeyWarps = 16;
+
+struct KeyScratch {
+  float sums[kKeyWarps][kMaxHeadDim];
+};
+
+// The dimensions of a key that this lane holds, zeros beyond its end.
+struct LaneKey {
+  float x[kLaneDims];
+
+  __device__ LaneKey(const Slot &slot, uint32_t head_dim) {
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) {
+      const uint32_t d = lane_id() + 32 * i;
+      x[i] = d < head_dim ? to_float(slot.key[d]) : 0.0f;
+    }
+  }
+  // 1 / |key|, or 0 for a zero key, in every lane.
+  __device__ float inverse_norm() const {
+    float square = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) square += x[i] * x[i];
+    square = warp_sum(square);
+    return square == 0.0f ? 0.0f : rsqrtf(square);
+  }
+};
+
+// Rates the slots \`slot(0)\` to \`slot(count - 1)\`, free ones left out. Called by
+// a whole block of kKeyWarps, which sees all ratings afterwards.
+template <class SlotOf>
+__device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
+                                   float *ratings, KeyScratch &scratch,
+                                   SlotOf slot_of) {
+  float sum[kLaneDims] = {};
+  for (uint32_t i = warp_id(); i < count; i += kKeyWarps) {
+    const Slot slot = slot_of(i);
+    if (slot.word(kSlotTokens) == 0) continue;
+    const LaneKey key(slot, head_dim);
+    const float inverse = key.inverse_norm();
+#pragma unroll
+    for (int d = 0; d < kLaneDims; d++) sum[d] += key.x[d] * inverse;
+  }
+#pragma unroll
+  for (int d = 0; d < kLaneDims; d++) {
+    scratch.sums[warp_id()][lane_id() + 32 * d] = sum[d];
+  }
+  __syncthreads();
+  // Every warp adds the sums up, in the same order.
+  float mean[kLaneDims] = {}, square = 0.0f;
+#pragma unroll
+  for (int d = 0; d < kLaneDims; d++) {
+    for (uint32_t w = 0; w < kKeyWarps; w++) {
+      mean[d] += scratch.sums[w][lane_id() + 32 * d];
+    }
+    square += mean[d] * mean[d];
+  }
+  square = warp_sum(square);
+  const float scale = square == 0.0f ? 0.0f : rsqrtf(square);
+  for (uint32_t i = warp_id(); i < count; i += kKeyWarps) {
+    const Slot slot = slot_of(i);
+    if (slot.word(kSlotTokens) == 0) continue;
+    const LaneKey key(slot, head_dim);
+    float product = 0.0f;
+#pragma unroll
+    for (int d = 0; d < kLaneDims; d++) product += mean[d] * key.x[d];
+    product = warp_sum(product);
+    const float inverse = key.inverse_norm();
+    if (lane_id() == 0) ratings[i] = -product * scale * inverse;
+  }
+  __syncthreads();
 }
 `,
   "lib/merge_pairs.cuh": `// Merging similar pairs before anything is evicted.
@@ -2804,18 +2906,46 @@ __device__ inline void load_floats(float (&out)[8], const float *row,
   }
 }
 `,
-  "lib/ratings.cuh": `// Scores of items that are not their slots' own: pooled over neighbours, or
-// shared by the heads of a layer; see src/reference/selection.ts.
+  "lib/ratings.cuh": `// Scores that take more than a slot's own fields: compared with other keys,
+// pooled over neighbours, or shared by the heads of a layer; see
+// src/reference/selection.ts.
 #pragma once
 
 #include "compress_work.cuh"
+#include "key_distance.cuh"
 #include "overlap.cuh"
 
 constexpr uint32_t kRateThreads = 256;
 
-// Whether items are ranked by other scores than their own.
+__host__ __device__ inline bool compares_keys(const skv_policy &policy) {
+  return policy.score == SKV_SCORE_KEY_DISTANCE;
+}
+
+// Whether scores take more than a slot's own fields.
 __host__ __device__ inline bool is_rated(const skv_policy &policy) {
-  return policy.pool != SKV_POOL_NONE || policy.layer_scope != 0;
+  return policy.pool != SKV_POOL_NONE || policy.layer_scope != 0 ||
+         compares_keys(policy);
+}
+
+// Where scores by keys are left: in memory that pairs need later on where they
+// are still to be pooled.
+__device__ inline float *key_scores(const skv_policy &policy,
+                                    const HeadWork &work) {
+  return policy.pool == SKV_POOL_NONE ? work.scores
+                                      : reinterpret_cast<float *>(work.best);
+}
+
+static __global__ void __launch_bounds__(kCompressThreads)
+    rate_keys_kernel(skv_chunk_args args, CompressWork all_work) {
+  static_assert(kCompressWarps == kKeyWarps, "as many warps as rate keys");
+  __shared__ KeyScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  rate_by_key(work.counters[kItems], args.sizes.head_dim,
+              key_scores(args.policy, work), scratch,
+              [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
 }
 
 __device__ inline float item_score(const skv_chunk_args &args,
@@ -2855,7 +2985,8 @@ static __global__ void __launch_bounds__(kRateThreads)
     if (i >= items) return kNotPooled;
     const Slot slot = item_slot(args, head, work.items[i]);
     if (slot.word(kSlotTokens) == 0) return kNotPooled;
-    score = own_score(slot, policy, args.cache.lanes);
+    score = compares_keys(policy) ? key_scores(policy, work)[i]
+                                  : own_score(slot, policy, args.cache.lanes);
     const uint32_t position = slot.word(kSlotPosition);
     return position + head.words[kHeadRecent] <= head.newest ? position
                                                              : kNotPooled;
@@ -2912,9 +3043,17 @@ inline cudaError_t launch_ratings(const skv_chunk_args &args,
                                   const Launch &launch) {
   if (!is_rated(args.policy)) return cudaSuccess;
   const uint32_t blocks = (work.most + kRateThreads - 1) / kRateThreads;
-  const cudaError_t status =
-      launch_kernel(launch, rate_kernel, dim3(blocks, args.sizes.kv_heads),
-                    kRateThreads, 0, args, work);
+  const uint32_t heads = args.sizes.kv_heads;
+  cudaError_t status = cudaSuccess;
+  if (compares_keys(args.policy)) {
+    status = launch_kernel(launch, rate_keys_kernel, heads, kCompressThreads, 0,
+                           args, work);
+  }
+  const bool pools = args.policy.pool != SKV_POOL_NONE;
+  if (status == cudaSuccess && (pools || !compares_keys(args.policy))) {
+    status = launch_kernel(launch, rate_kernel, dim3(blocks, heads),
+                           kRateThreads, 0, args, work);
+  }
   if (status != cudaSuccess || !args.policy.layer_scope) return status;
   return launch_kernel(launch, share_kernel, blocks, kRateThreads, 0, args,
                        work);
@@ -3108,21 +3247,25 @@ __device__ inline void store_scores(const Slot &slot, const Scores &scores) {
   slot.set_word(kSlotObservations, scores.observations);
 }
 
+// Share of the mean attention that a slot needs in order to matter.
+constexpr float kLeastShare = 0.999f;
+
 // ln(exp(a) + exp(b)).
 __device__ inline float log_add(float a, float b) {
   const float max = fmaxf(a, b);
   return max + log1pf(expf(fminf(a, b) - max));
 }
 
-// Adds one row of attention. \`logit(g)\` are the raw logits of the slot,
-// \`log_sum(g)\` the ln of the row's softmax sums and \`bias(g)\` the vote biases.
+// Adds the row at \`position\` of the text. \`logit(g)\` are the raw logits of the
+// slot, \`log_sum(g)\` the ln of the row's softmax sums and \`bias(g)\` the vote
+// biases.
 //
 // The moving sum is kept as its logarithm, because exp of a raw logit
 // overflows: E ← ln(alpha exp(E) + (1 − alpha) s).
 template <class Logit, class LogSum, class Bias>
 __device__ inline void observe_row(Scores &scores, const skv_policy &policy,
-                                   uint32_t group, Logit logit, LogSum log_sum,
-                                   Bias bias) {
+                                   uint32_t group, uint32_t position,
+                                   Logit logit, LogSum log_sum, Bias bias) {
   const bool raw = policy.raw_scale != 0;
   float max = -INFINITY;
   for (uint32_t g = 0; g < group; g++) {
@@ -3143,7 +3286,13 @@ __device__ inline void observe_row(Scores &scores, const skv_policy &policy,
   }
   // A moving sum without a past is its last term: ln 0 is far below any score.
   scores.ema = log_add(scores.ema + policy.log_alpha, score + policy.log_rest);
-  scores.accumulated += weight / count;
+  weight /= count;
+  if (policy.score == SKV_SCORE_AGE) {
+    const float tokens = static_cast<float>(position + 1);
+    if (weight * tokens >= kLeastShare) scores.accumulated = tokens;
+  } else {
+    scores.accumulated += weight;
+  }
   scores.observations++;
 }
 
@@ -4384,9 +4533,10 @@ __global__ void __launch_bounds__(kEvictThreads)
   job.ratings = nullptr;
   float *ratings = nullptr;
   if (evidence.ratings != nullptr) {
-    job.ratings =
-        evidence.ratings + blockIdx.y * args.sizes.kv_heads * capacity;
     ratings = evidence.ratings + index * capacity;
+    const bool shares = args.policy.layer_scope != 0;
+    job.ratings = shares ? ratings - blockIdx.x * capacity : ratings;
+    job.rating_heads = shares ? args.sizes.kv_heads : 1;
   }
   const bool over = words[kHeadLive] > words[kHeadBudget];
   if (threadIdx.x < group) {
@@ -4394,7 +4544,13 @@ __global__ void __launch_bounds__(kEvictThreads)
         evidence.log_sums[index * kMaxGroup + threadIdx.x];
   }
   __syncthreads();
-  if (observes) observe_slots(args, job, ratings, shared);
+  if (observes) {
+    observe_slots(args, job, ratings, shared);
+    if (args.policy.score == SKV_SCORE_KEY_DISTANCE &&
+        (over || args.policy.layer_scope)) {
+      rate_slots(args, job, ratings, shared);
+    }
+  }
   if (!chooses || !over) return;
   const uint32_t victim = choose_victim(args, job, shared);
   if (victim == ~0u) return;
@@ -4463,9 +4619,11 @@ size_t take_evidence(const skv_merge_attend_args &args, const Plan &plan,
     evidence->outputs = scratch.take<float>(static_cast<size_t>(plan.heads) *
                                             plan.group * args.sizes.head_dim);
   }
+  const bool is_rated =
+      args.policy.layer_scope || args.policy.score == SKV_SCORE_KEY_DISTANCE;
   const size_t slots =
       static_cast<size_t>(plan.heads) * args.cache.max_capacity;
-  if (args.policy.layer_scope) evidence->ratings = scratch.take<float>(slots);
+  if (is_rated) evidence->ratings = scratch.take<float>(slots);
   if (args.policy.count_values) evidence->keys = scratch.take<uint64_t>(slots);
   evidence->rows = scratch.take<uint2>(plan.heads);
   return static_cast<size_t>(scratch.take<char>(0) - memory);
@@ -4730,7 +4888,7 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
                               static_cast<size_t>(row + r) * sizes.heads +
                               kv_head * group;
       observe_row(
-          scores, policy, group,
+          scores, policy, group, args.step.chunk[kChunkPosition] + row + r,
           [&](uint32_t g) {
             return shared.logits[(r * group + g) * kLogitPitch + mine];
           },
@@ -6971,7 +7129,9 @@ enum skv_score {
   SKV_SCORE_ACCUMULATED = 1,
   SKV_SCORE_EMA = 2,
   SKV_SCORE_MEAN = 3,
-  SKV_SCORE_LAST = 4
+  SKV_SCORE_LAST = 4,
+  SKV_SCORE_AGE = 5,
+  SKV_SCORE_KEY_DISTANCE = 6
 };
 enum skv_pool { SKV_POOL_NONE = 0, SKV_POOL_MEAN = 1, SKV_POOL_MAX = 2 };
 enum skv_merge {

@@ -136,7 +136,9 @@ enum skv_score {
   SKV_SCORE_ACCUMULATED = 1,
   SKV_SCORE_EMA = 2,
   SKV_SCORE_MEAN = 3,
-  SKV_SCORE_LAST = 4
+  SKV_SCORE_LAST = 4,
+  SKV_SCORE_AGE = 5,
+  SKV_SCORE_KEY_DISTANCE = 6
 };
 enum skv_pool { SKV_POOL_NONE = 0, SKV_POOL_MEAN = 1, SKV_POOL_MAX = 2 };
 enum skv_merge {

@@ -15,7 +15,7 @@ struct Evidence {
   float *queries;
   // (heads, group, head_dim): the output, where merges need it
   float *outputs;
-  // (heads, max_capacity): scores, where the heads of a layer share them
+  // (heads, max_capacity): scores that take more than a slot's own fields
   float *ratings;
   // (heads, max_capacity): what slots stay by, where values count
   uint64_t *keys;

@@ -3,15 +3,12 @@
 #pragma once
 
 #include "attend_parts.cuh"
-#include "merge_slots.cuh"
+#include "key_distance.cuh"
 #include "neighbour.cuh"
 #include "select_smallest.cuh"
 
 constexpr uint32_t kEvictWarps = 16;
 constexpr uint32_t kEvictThreads = 32 * kEvictWarps;
-
-// Widest head that kernels take.
-constexpr uint32_t kMaxHeadDim = 256;
 
 struct EvictShared {
   // The victim's key, zeros beyond its end.
@@ -21,6 +18,7 @@ struct EvictShared {
   uint32_t lowest[kEvictWarps];
   Neighbour neighbours[kEvictWarps];
   SelectScratch select;
+  KeyScratch keys;
 };
 
 // One head and what was seen of it.
@@ -36,8 +34,10 @@ struct EvictJob {
   const float *queries;
   // (group, head_dim), where merges need it
   const float *outputs;
-  // (kv_heads, max_capacity): scores of the layer, where its heads share them
+  // (rating_heads, max_capacity): scores that take more than a slot's own
+  // fields, of this head or of all that share them
   const float *ratings;
+  uint32_t rating_heads;
   // (max_capacity), where values count
   uint64_t *keys;
 };
@@ -57,7 +57,7 @@ __device__ inline void observe_slots(const skv_merge_attend_args &args,
     if (policy.observe) {
       Scores scores = load_scores(slot);
       observe_row(
-          scores, policy, job.group,
+          scores, policy, job.group, job.position,
           [&](uint32_t g) {
             return job.logits[static_cast<size_t>(g) * capacity + i];
           },
@@ -65,7 +65,9 @@ __device__ inline void observe_slots(const skv_merge_attend_args &args,
           [&](uint32_t g) { return vote_bias(slot, g, lanes); });
       store_scores(slot, scores);
     }
-    if (ratings != nullptr) ratings[i] = own_score(slot, policy, lanes);
+    if (ratings != nullptr && policy.score != SKV_SCORE_KEY_DISTANCE) {
+      ratings[i] = own_score(slot, policy, lanes);
+    }
   }
 }
 
@@ -78,11 +80,22 @@ __device__ inline float slot_score(const skv_merge_attend_args &args,
     return own_score(slot, args.policy, args.cache.lanes);
   }
   float sum = no_scores(args.policy);
-  for (uint32_t h = 0; h < args.sizes.kv_heads; h++) {
+  for (uint32_t h = 0; h < job.rating_heads; h++) {
     const size_t at = static_cast<size_t>(h) * args.cache.max_capacity + i;
     sum = add_score(sum, job.ratings[at], args.policy);
   }
-  return mean_score(sum, args.sizes.kv_heads, args.policy);
+  return mean_score(sum, job.rating_heads, args.policy);
+}
+
+// The same where keys are compared. Called by the whole block.
+__device__ inline void rate_slots(const skv_merge_attend_args &args,
+                                  const EvictJob &job, float *ratings,
+                                  EvictShared &shared) {
+  static_assert(kEvictWarps == kKeyWarps, "as many warps as rate keys");
+  rate_by_key(
+      job.high, args.sizes.head_dim, ratings, shared.keys, [&](uint32_t i) {
+        return slot_at(args.cache.slots, job.offset + i, args.sizes.head_dim);
+      });
 }
 
 // The slot with the lowest key over the block, or none; each thread brings its

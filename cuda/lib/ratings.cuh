@@ -1,15 +1,43 @@
-// Scores of items that are not their slots' own: pooled over neighbours, or
-// shared by the heads of a layer; see src/reference/selection.ts.
+// Scores that take more than a slot's own fields: compared with other keys,
+// pooled over neighbours, or shared by the heads of a layer; see
+// src/reference/selection.ts.
 #pragma once
 
 #include "compress_work.cuh"
+#include "key_distance.cuh"
 #include "overlap.cuh"
 
 constexpr uint32_t kRateThreads = 256;
 
-// Whether items are ranked by other scores than their own.
+__host__ __device__ inline bool compares_keys(const skv_policy &policy) {
+  return policy.score == SKV_SCORE_KEY_DISTANCE;
+}
+
+// Whether scores take more than a slot's own fields.
 __host__ __device__ inline bool is_rated(const skv_policy &policy) {
-  return policy.pool != SKV_POOL_NONE || policy.layer_scope != 0;
+  return policy.pool != SKV_POOL_NONE || policy.layer_scope != 0 ||
+         compares_keys(policy);
+}
+
+// Where scores by keys are left: in memory that pairs need later on where they
+// are still to be pooled.
+__device__ inline float *key_scores(const skv_policy &policy,
+                                    const HeadWork &work) {
+  return policy.pool == SKV_POOL_NONE ? work.scores
+                                      : reinterpret_cast<float *>(work.best);
+}
+
+static __global__ void __launch_bounds__(kCompressThreads)
+    rate_keys_kernel(skv_chunk_args args, CompressWork all_work) {
+  static_assert(kCompressWarps == kKeyWarps, "as many warps as rate keys");
+  __shared__ KeyScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  rate_by_key(work.counters[kItems], args.sizes.head_dim,
+              key_scores(args.policy, work), scratch,
+              [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
 }
 
 __device__ inline float item_score(const skv_chunk_args &args,
@@ -49,7 +77,8 @@ static __global__ void __launch_bounds__(kRateThreads)
     if (i >= items) return kNotPooled;
     const Slot slot = item_slot(args, head, work.items[i]);
     if (slot.word(kSlotTokens) == 0) return kNotPooled;
-    score = own_score(slot, policy, args.cache.lanes);
+    score = compares_keys(policy) ? key_scores(policy, work)[i]
+                                  : own_score(slot, policy, args.cache.lanes);
     const uint32_t position = slot.word(kSlotPosition);
     return position + head.words[kHeadRecent] <= head.newest ? position
                                                              : kNotPooled;
@@ -106,9 +135,17 @@ inline cudaError_t launch_ratings(const skv_chunk_args &args,
                                   const Launch &launch) {
   if (!is_rated(args.policy)) return cudaSuccess;
   const uint32_t blocks = (work.most + kRateThreads - 1) / kRateThreads;
-  const cudaError_t status =
-      launch_kernel(launch, rate_kernel, dim3(blocks, args.sizes.kv_heads),
-                    kRateThreads, 0, args, work);
+  const uint32_t heads = args.sizes.kv_heads;
+  cudaError_t status = cudaSuccess;
+  if (compares_keys(args.policy)) {
+    status = launch_kernel(launch, rate_keys_kernel, heads, kCompressThreads, 0,
+                           args, work);
+  }
+  const bool pools = args.policy.pool != SKV_POOL_NONE;
+  if (status == cudaSuccess && (pools || !compares_keys(args.policy))) {
+    status = launch_kernel(launch, rate_kernel, dim3(blocks, heads),
+                           kRateThreads, 0, args, work);
+  }
   if (status != cudaSuccess || !args.policy.layer_scope) return status;
   return launch_kernel(launch, share_kernel, blocks, kRateThreads, 0, args,
                        work);

@@ -24,21 +24,25 @@ __device__ inline void store_scores(const Slot &slot, const Scores &scores) {
   slot.set_word(kSlotObservations, scores.observations);
 }
 
+// Share of the mean attention that a slot needs in order to matter.
+constexpr float kLeastShare = 0.999f;
+
 // ln(exp(a) + exp(b)).
 __device__ inline float log_add(float a, float b) {
   const float max = fmaxf(a, b);
   return max + log1pf(expf(fminf(a, b) - max));
 }
 
-// Adds one row of attention. `logit(g)` are the raw logits of the slot,
-// `log_sum(g)` the ln of the row's softmax sums and `bias(g)` the vote biases.
+// Adds the row at `position` of the text. `logit(g)` are the raw logits of the
+// slot, `log_sum(g)` the ln of the row's softmax sums and `bias(g)` the vote
+// biases.
 //
 // The moving sum is kept as its logarithm, because exp of a raw logit
 // overflows: E ← ln(alpha exp(E) + (1 − alpha) s).
 template <class Logit, class LogSum, class Bias>
 __device__ inline void observe_row(Scores &scores, const skv_policy &policy,
-                                   uint32_t group, Logit logit, LogSum log_sum,
-                                   Bias bias) {
+                                   uint32_t group, uint32_t position,
+                                   Logit logit, LogSum log_sum, Bias bias) {
   const bool raw = policy.raw_scale != 0;
   float max = -INFINITY;
   for (uint32_t g = 0; g < group; g++) {
@@ -59,7 +63,13 @@ __device__ inline void observe_row(Scores &scores, const skv_policy &policy,
   }
   // A moving sum without a past is its last term: ln 0 is far below any score.
   scores.ema = log_add(scores.ema + policy.log_alpha, score + policy.log_rest);
-  scores.accumulated += weight / count;
+  weight /= count;
+  if (policy.score == SKV_SCORE_AGE) {
+    const float tokens = static_cast<float>(position + 1);
+    if (weight * tokens >= kLeastShare) scores.accumulated = tokens;
+  } else {
+    scores.accumulated += weight;
+  }
   scores.observations++;
 }
 

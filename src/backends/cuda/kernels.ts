@@ -243,6 +243,8 @@ const SCORES = {
   ema: 2,
   mean: 3,
   last: 4,
+  age: 5,
+  keyDistance: 6,
 } as const;
 const POOLS = { none: 0, mean: 1, max: 2 } as const;
 const MERGES = { never: 0, drop: 1, votes: 2, rightNeighbour: 3 } as const;
@@ -296,7 +298,8 @@ function policy(
     guardHigh: votes?.guard[1] ?? 0,
     observe: flag(
       votes !== undefined || right !== undefined ||
-        (merge.kind === "drop" && score.kind !== "position"),
+        (merge.kind === "drop" && score.kind !== "position" &&
+          score.kind !== "keyDistance"),
     ),
     countValues: flag(norm !== undefined),
     valueEpsilon: norm?.epsilon ?? 0,

@@ -6,6 +6,7 @@
 import { EvaluationFormatError } from "../evaluate/format_error.ts";
 import { type EvaluationPlan, parsePlan } from "../evaluate/plan.ts";
 import { retrievalForms } from "../evaluate/retrieval_tasks.ts";
+import { parseBudget } from "../policies/parse_budget.ts";
 import { policies } from "../policies/registry.ts";
 import {
   choice,
@@ -83,15 +84,13 @@ export const evaluationFlags = {
     Object.keys(policies),
   ),
   budget: several<number | string>("AMOUNT", {
-    help: "Slots per head (64), or a share of each prompt (10%) (default: " +
-      "50%, 20%, 10%)",
-    expected: "slots (64) or a share of the prompt (10%)",
-    parse: (text) =>
-      /^\d+$/.test(text)
-        ? Number(text)
-        : /^\d+(\.\d+)?%$/.test(text)
-        ? text
-        : undefined,
+    help: "Slots per head (64), a share of each prompt (10%), or memory of " +
+      "the slots (4MiB) (default: 50%, 20%, 10%)",
+    expected: "slots (64), a share of the prompt (10%) or memory (4MiB)",
+    parse: (text) => {
+      const budget = parseBudget(text);
+      return typeof budget === "object" ? text : budget as number | undefined;
+    },
   }),
   tasks: words("NAME", `${TASKS.join(", ")} (default: perplexity)`, TASKS),
   setting: words("NAME", "whole, streaming (default: both)", [
@@ -116,7 +115,7 @@ export const sizeFlags = {
   prompt: whole("N", {
     help: "Tokens that are read first (default: 512)",
     from: 1,
-    to: 4096,
+    to: 2 ** 17,
   }),
   continuation: whole("N", {
     help: "Tokens that are scored (default: 128)",

@@ -7,7 +7,7 @@ import type { BackendName } from "../backends/backend.ts";
 import type { ChatOptions } from "../generate/options.ts";
 import type { Budget, Policy } from "../policies/parts.ts";
 import { createPolicy, policies } from "../policies/registry.ts";
-import { BUDGET_FORMS, parseBudget } from "./budget_flag.ts";
+import { BUDGET_FORMS, parseBudget } from "../policies/parse_budget.ts";
 import {
   choice,
   list,
@@ -46,6 +46,12 @@ export const modelFlags = {
     help: "Tokens of the prompt read at a time (default: 256)",
     from: 1,
     to: 4096,
+  }),
+  whole: whole("TOKENS", {
+    help: "Read prompts of up to so many tokens in one piece, and compress " +
+      "once at the end; memory grows with them",
+    from: 1,
+    to: 2 ** 17,
   }),
 } as const;
 
@@ -96,12 +102,26 @@ export const quietFlag = {
   quiet: toggle("Print nothing but the text: no progress, no statistics"),
 } as const;
 
-/** Policy that the flags describe. */
+/**
+ * Policy that the flags describe.
+ *
+ * @throws {UsageError} If the flags ask for two schedules.
+ */
 export function policyOf(
-  { policy: name = "keepkv", budget, chunk }: Values<typeof modelFlags>,
+  { policy: name = "keepkv", budget, chunk, whole: longest }: Values<
+    typeof modelFlags
+  >,
 ): Policy {
+  if (chunk !== undefined && longest !== undefined) {
+    throw new UsageError(
+      "Cannot read a prompt in chunks and whole: expected --chunk or --whole",
+    );
+  }
   const share = name === "full" ? 1 : 0.25;
   const policy = createPolicy(name, budget ?? { ratio: share });
+  if (longest !== undefined) {
+    return { ...policy, schedule: { kind: "whole", longest } };
+  }
   return chunk === undefined
     ? policy
     : { ...policy, schedule: { kind: "streaming", chunk } };

@@ -1,23 +1,25 @@
 /**
- * Cutting prompts into chunks so that what belongs together stays together.
+ * Cutting prompts so that what belongs together stays together.
  *
  * @module
  */
+import type { Schedule } from "../policies/parts.ts";
+import { promptPieces } from "../policies/schedule.ts";
 
 /**
- * Cuts ids into chunks of `chunk`; the first one has what is left over. So the
- * end of a prompt, where a question stands, is never cut from what is before
- * it unless it is longer than a chunk.
+ * Cuts ids into the pieces of a schedule; where there are several, the first
+ * one has what is left over. So the end of a prompt, where a question stands,
+ * is never cut from what is before it unless it is longer than a chunk.
+ *
+ * @throws {RangeError} If the schedule reads prompts whole, and this one is
+ * too long.
  */
-export function chunksFromEnd(
+export function piecesFromEnd(
   ids: readonly number[],
-  chunk: number,
-): number[][] {
-  const chunks: number[][] = [];
-  const first = ids.length % chunk || Math.min(chunk, ids.length);
-  for (let start = 0, end = first; start < ids.length;) {
-    chunks.push(ids.slice(start, end));
-    [start, end] = [end, end + chunk];
-  }
-  return chunks;
+  schedule: Schedule,
+): (readonly number[])[] {
+  if (schedule.kind === "whole") return promptPieces(ids, schedule);
+  const first = ids.length % schedule.chunk;
+  const rest = promptPieces(ids.slice(first), schedule);
+  return first === 0 ? rest : [ids.slice(0, first), ...rest];
 }

@@ -10,7 +10,7 @@ import type { ForcedWindows } from "./perplexity.ts";
 import { TappedBackend } from "./tapped_backend.ts";
 
 /**
- * Reads the prompts in chunks of the policy's schedule, one after the other,
+ * Reads the prompts as the policy's schedule says, one after the other,
  * then the continuations token by token, all together, as if they had been
  * generated. All continuations have the same length.
  *
@@ -26,13 +26,13 @@ export async function* forcedLogits(
   const sequences = windows.length;
   using engine = await openEngine(model, policy, { backend: tap, sequences });
   const { vocabulary } = model.config.sizes;
-  const { chunk } = policy.schedule;
   const breathe = createBreather();
   const first: Float32Array[] = [];
   for (const [sequence, { prompt, continuation }] of windows.entries()) {
     engine.start(GREEDY, continuation.length, sequence);
     engine.force(continuation.slice(0, 1), { first: 0, sequence });
-    await readPrompt(engine, prompt, { chunk, sequence, signal, breathe });
+    const pieces = engine.pieces(prompt);
+    await readPrompt(engine, pieces, { sequence, signal, breathe });
     // A prompt leaves its logits in the first row, whatever its sequence.
     first.push(await tap.readLabelled("logits", vocabulary));
   }

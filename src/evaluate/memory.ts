@@ -4,10 +4,12 @@
  * @module
  */
 import type { Backend } from "../backends/backend.ts";
+import { resolveBudget } from "../cache/budget.ts";
 import { SlotCache } from "../cache/slot_cache.ts";
 import type { ModelConfig } from "../model/config.ts";
 import { fullCache } from "../policies/full_cache.ts";
 import type { Policy } from "../policies/parts.ts";
+import { longestPiece } from "../policies/schedule.ts";
 
 /** Bytes that a cache holds on the device. */
 export interface CacheMemory {
@@ -43,7 +45,7 @@ export function measureMemory(
   using cache = new SlotCache(backend, policy, {
     ...config,
     sequences: 1,
-    stageRows: policy.schedule.chunk,
+    stageRows: longestPiece(policy.schedule),
   });
   const { keys, values, side } = cache.layers[0]!.stage;
   const stageBytes = keys.byteLength + values.byteLength + side.byteLength;
@@ -54,4 +56,25 @@ export function measureMemory(
 export function fullCacheBytes(place: CachePlace, tokens: number): number {
   const policy = fullCache({ budget: tokens });
   return measureMemory(place, policy).slotBytes;
+}
+
+/**
+ * Slots per head, averaged, that a policy may have where slots and head table
+ * take at most `bytes`. The stage does not count.
+ *
+ * @throws {RangeError} If the bytes do not suit the policy or the model.
+ */
+export function slotsWithin(
+  { config, backend }: CachePlace,
+  policy: Policy,
+  bytes: number,
+): number {
+  const budgets = resolveBudget({ ...policy, budget: { bytes } }, {
+    ...config,
+    sequences: 1,
+    stageRows: 0,
+    halfBytes: backend.halfBytes,
+  }).flat();
+  const total = budgets.reduce((sum, { slots }) => sum + slots, 0);
+  return Math.round(total / budgets.length);
 }

@@ -77,18 +77,16 @@ export {
   probeAttention,
 } from "./perturbation.ts";
 export {
-  budgetLabel,
-  budgetSlots,
   type EvaluationPlan,
   parsePlan,
   type PerturbationTask,
-  type PlanBudget,
   type PlanPolicy,
   type PlanTask,
   type RetrievalTask,
   type TextTask,
   type ThroughputTask,
 } from "./plan.ts";
+export { budgetLabel, type PlanBudget, promptBudget } from "./plan_budget.ts";
 export { fillerLines } from "./haystack.ts";
 export { measureProfile, type ProfileOptions } from "./profile.ts";
 export type { AttentionProfile } from "../policies/allocations/attention_profile.ts";

@@ -48,7 +48,6 @@ export async function scoreWindows(
   const sequences = windows.length;
   using engine = await openEngine(model, policy, { sequences });
   const scores = await scoreTokens(engine, windows, {
-    chunk: policy.schedule.chunk,
     stepsPerRead: model.backend.stepsPerRead,
     signal,
   });

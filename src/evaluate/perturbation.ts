@@ -92,9 +92,8 @@ export async function measurePerturbation(
   { prompt, layers }: AttentionProbe,
 ): Promise<Perturbation> {
   using engine = await openEngine(model, policy);
-  const { chunk } = policy.schedule;
-  for (let at = 0; at < prompt.length; at += chunk) {
-    engine.prefill(prompt.slice(at, at + chunk), { then: "nothing" });
+  for (const piece of engine.pieces(prompt)) {
+    engine.prefill(piece, { then: "nothing" });
     await engine.done();
   }
   const [compressed] = await readHeads(engine.cache, model);

@@ -4,6 +4,8 @@
  * @module
  */
 import * as v from "valibot";
+import { definePolicy, type PolicyParts } from "../policies/define_policy.ts";
+import { checkKinds } from "../policies/part_kinds.ts";
 import { validatePolicy } from "../policies/validate_policy.ts";
 import { policies as registry } from "../policies/registry.ts";
 import type { Budget, Policy } from "../policies/parts.ts";
@@ -13,6 +15,7 @@ import {
   EvaluationFormatError,
   parseJsonAt,
 } from "./format_error.ts";
+import { type PlanBudget, PlanBudgetSchema } from "./plan_budget.ts";
 import { type RetrievalForm, retrievalForms } from "./retrieval_tasks.ts";
 import type { QuestionSetting, Setting } from "./settings.ts";
 
@@ -23,12 +26,6 @@ export interface PlanPolicy {
   /** The policy with a budget. */
   readonly create: (budget: Budget) => Policy;
 }
-
-/**
- * A budget of a plan: slots per head, or `{ ratio }`, a share of the tokens of
- * each prompt.
- */
-export type PlanBudget = number | { readonly ratio: number };
 
 /** Perplexity, or agreement with the full cache, on windows of documents. */
 export interface TextTask {
@@ -142,8 +139,8 @@ const list = <T>(item: v.GenericSchema<unknown, T>) =>
 const oneOf = <const T extends readonly string[]>(names: T) =>
   v.picklist(names, `one of ${names.join(", ")}`);
 
-/** A prompt is one chunk in the setting `whole`, and chunks have a limit. */
-const promptTokens = whole(1, 4096);
+/** The longest prompt that a policy may read whole. */
+const promptTokens = whole(1, 2 ** 17);
 
 const TaskSchema = v.variant("kind", [
   v.strictObject({
@@ -177,29 +174,26 @@ const TaskSchema = v.variant("kind", [
   }, "a known field"),
 ], "one of perplexity, agreement, perturbation, retrieval, throughput");
 
-const PolicySchema = v.strictObject({
-  policy: oneOf(Object.keys(registry)),
-  label: v.optional(v.string("a string")),
-  options: v.optional(v.record(v.string(), v.unknown(), "an object")),
-}, "a known field");
-
-const BUDGET = 'a number of slots, or a share of the prompt such as "10%"';
-const BudgetSchema = v.union([
-  whole(1),
-  v.pipe(
-    v.string(BUDGET),
-    v.regex(/^\d+(\.\d+)?%$/, BUDGET),
-    v.check((text) => {
-      const percent = parseFloat(text);
-      return percent > 0 && percent <= 100;
-    }, BUDGET),
-    v.transform((text) => ({ ratio: parseFloat(text) / 100 })),
+const anObject = v.record(v.string(), v.unknown(), "an object");
+const PolicySchema = v.pipe(
+  v.strictObject({
+    policy: v.optional(oneOf(Object.keys(registry))),
+    label: v.optional(v.string("a string")),
+    options: v.optional(anObject),
+    parts: v.optional(anObject),
+  }, "a known field"),
+  v.check(
+    ({ policy, label, options, parts }) =>
+      parts === undefined
+        ? policy !== undefined
+        : label !== undefined && policy === undefined && options === undefined,
+    "policy, label and options, or label and parts",
   ),
-], BUDGET);
+);
 
 const PlanSchema = v.strictObject({
   policies: list(PolicySchema),
-  budgets: list(BudgetSchema),
+  budgets: list(PlanBudgetSchema),
   settings: v.optional(list(oneOf(["whole", "streaming"])), [
     "whole",
     "streaming",
@@ -213,20 +207,20 @@ const PlanSchema = v.strictObject({
 
 /**
  * Parses a plan in JSON. Policies are `{ policy, label?, options? }`: the name
- * of a published method and what its function takes beside the budget.
+ * of a published method and what its function takes beside the budget; or
+ * `{ label, parts }`: what `definePolicy` takes beside name and budget.
  *
  * @throws {EvaluationFormatError} If a field is missing, unknown or out of
  * range, naming it.
+ * @throws {TypeError} If a part of a policy is of no kind that there is.
+ * @throws {RangeError} If a number of a policy is out of range.
  */
 export function parsePlan(text: string, file: string): EvaluationPlan {
   const at = { file, place: "the plan" };
   const plan = checkFields(PlanSchema, parseJsonAt(text, at), at);
   // The full cache is always there, and takes no budget.
-  const named = plan.policies.filter(({ policy }) => policy !== "full");
-  const policies = named.map(({ policy, label = policy, options }) => ({
-    label,
-    create: (budget: Budget) => registry[policy]!({ ...options, budget }),
-  }));
+  const policies = plan.policies.filter(({ policy }) => policy !== "full")
+    .map(planPolicy);
   const labels = policies.map(({ label }) => label);
   const twice = labels.find((label, i) => labels.indexOf(label) !== i);
   if (twice !== undefined) {
@@ -235,21 +229,25 @@ export function parsePlan(text: string, file: string): EvaluationPlan {
       `the plan: policies has the label "${twice}" twice, expected labels that differ`,
     );
   }
-  for (const { create } of policies) validatePolicy(create(64));
+  for (const { create } of policies) {
+    const policy = create(64);
+    checkKinds(policy);
+    validatePolicy(policy);
+  }
   return { ...plan, policies };
 }
 
-/** How tables write a budget. */
-export function budgetLabel(budget: PlanBudget): string {
-  return typeof budget === "number"
-    ? String(budget)
-    // Shares such as 7 % are no binary fractions.
-    : `${Number((budget.ratio * 100).toPrecision(6))}%`;
-}
-
-/** Slots per head for a prompt of `tokens` tokens. */
-export function budgetSlots(budget: PlanBudget, tokens: number): number {
-  return typeof budget === "number"
-    ? budget
-    : Math.max(1, Math.floor(budget.ratio * tokens + 1e-9));
+/** The policy of an entry of a plan, which has either `parts` or `policy`. */
+function planPolicy(
+  { policy, label, options, parts }: v.InferOutput<typeof PolicySchema>,
+): PlanPolicy {
+  const name = label ?? policy!;
+  return {
+    label: name,
+    create: (budget) =>
+      parts === undefined
+        ? registry[policy!]!({ ...options, budget })
+        // The kinds of the parts are checked before the policy is used.
+        : definePolicy({ ...parts, name, budget } as PolicyParts),
+  };
 }

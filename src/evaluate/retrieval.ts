@@ -5,7 +5,7 @@
  */
 import { sampleTokens } from "../generate/token_loop.ts";
 import type { Policy } from "../policies/parts.ts";
-import { chunksFromEnd } from "./feed.ts";
+import { piecesFromEnd } from "./feed.ts";
 import { type EvaluationModel, GREEDY, openEngine } from "./model.ts";
 import type { RetrievalExample } from "./retrieval_tasks.ts";
 import type { QuestionSetting } from "./settings.ts";
@@ -65,7 +65,7 @@ export function promptParts(
 }
 
 /**
- * Reads context and question in chunks of the policy's schedule, then takes
+ * Reads context and question as the policy's schedule says, then takes
  * the most likely ids as the answer.
  */
 export async function runRetrieval(
@@ -75,16 +75,9 @@ export async function runRetrieval(
 ): Promise<RetrievalOutcome> {
   using engine = await openEngine(model, policy);
   engine.start(GREEDY, example.answerTokens);
-  const { chunk } = policy.schedule;
-  const chunks = promptParts(encodeRetrieval(model, example), question)
-    .flatMap((part) => chunksFromEnd(part, chunk));
-  for (const piece of chunks.slice(0, -1)) {
-    engine.prefill(piece, { then: "nothing" });
-    await engine.done();
-    signal?.throwIfAborted();
-  }
-  const sampled = sampleTokens(engine, chunks.at(-1)!, {
-    chunk,
+  const pieces = promptParts(encodeRetrieval(model, example), question)
+    .flatMap((part) => piecesFromEnd(part, policy.schedule));
+  const sampled = sampleTokens(engine, pieces, {
     stepsPerRead: model.backend.stepsPerRead,
     limit: example.answerTokens,
     stopIds: [],

@@ -7,10 +7,12 @@ import { resolveBudget } from "../cache/budget.ts";
 import { fullCache } from "../policies/full_cache.ts";
 import { validatePolicy } from "../policies/validate_policy.ts";
 import type { Policy } from "../policies/parts.ts";
+import { longestPiece } from "../policies/schedule.ts";
 import { type EvaluationDocument, halfOf } from "./documents.ts";
-import { fullCacheBytes, measureMemory } from "./memory.ts";
+import { fullCacheBytes, measureMemory, slotsWithin } from "./memory.ts";
 import type { EvaluationModel } from "./model.ts";
-import { budgetLabel, budgetSlots, type EvaluationPlan } from "./plan.ts";
+import type { EvaluationPlan } from "./plan.ts";
+import { budgetLabel, promptBudget } from "./plan_budget.ts";
 import { RESULT_VERSION, type ResultRow, type ResultStore } from "./results.ts";
 import { type Setting, withSetting } from "./settings.ts";
 import type { TextGroup } from "./text_group.ts";
@@ -156,7 +158,13 @@ async function createCells(
     for (const setting of plan.settings) {
       for (const { label, create } of plan.policies) {
         for (const budget of plan.budgets) {
-          await add(create(budgetSlots(budget, group.promptTokens)), setting, {
+          const amount = promptBudget(budget, group.promptTokens);
+          const policy = create(amount);
+          // Sequences of a batch have the bytes that each would have alone.
+          const slots = typeof amount === "number"
+            ? amount
+            : slotsWithin(model, policy, amount.bytes);
+          await add({ ...policy, budget: slots }, setting, {
             policy: label,
             budget: budgetLabel(budget),
             setting,
@@ -178,7 +186,7 @@ function checkBudget(
     resolveBudget(policy, {
       ...config,
       sequences: 1,
-      stageRows: policy.schedule.chunk,
+      stageRows: longestPiece(policy.schedule),
       halfBytes: backend.halfBytes,
     });
   } catch (cause) {

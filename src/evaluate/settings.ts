@@ -39,9 +39,8 @@ export function withSetting(
 ): Policy {
   return {
     ...policy,
-    schedule: {
-      kind: "streaming",
-      chunk: setting === "whole" ? promptLength : chunk,
-    },
+    schedule: setting === "whole"
+      ? { kind: "whole", longest: promptLength }
+      : { kind: "streaming", chunk },
   };
 }

@@ -29,6 +29,11 @@ import {
 } from "../model/rope.ts";
 import type { Weights } from "../model/weights.ts";
 import type { Policy } from "../policies/parts.ts";
+import {
+  checkLength,
+  longestPiece,
+  promptPieces,
+} from "../policies/schedule.ts";
 import { validatePolicy } from "../policies/validate_policy.ts";
 import type { ResolvedSampling } from "./sampling.ts";
 import { OUTPUT_RING, WorkingBuffers } from "./working_buffers.ts";
@@ -82,7 +87,7 @@ export class Engine implements Disposable {
       new SlotCache(backend, policy, {
         ...config,
         sequences,
-        stageRows: policy.schedule.chunk,
+        stageRows: longestPiece(policy.schedule),
       }),
     );
     this.#buffers = memory.use(new WorkingBuffers(backend, this.#options));
@@ -125,6 +130,16 @@ export class Engine implements Disposable {
    */
   setPosition(position: number, sequence = 0): void {
     this.#positions[sequence] = position;
+  }
+
+  /**
+   * Cuts a prompt into the pieces that the policy's schedule reads at once.
+   *
+   * @throws {RangeError} If the schedule reads prompts whole, and this one is
+   * too long.
+   */
+  pieces(prompt: readonly number[]): (readonly number[])[] {
+    return promptPieces(prompt, this.#options.policy.schedule);
   }
 
   /** Empties the cache. */
@@ -181,10 +196,12 @@ export class Engine implements Disposable {
   }
 
   /**
-   * Enqueues one chunk of a prompt, at most `policy.schedule.chunk` ids.
+   * Enqueues one piece of a prompt: see {@link pieces}.
    *
    * @param then What follows the last row: nothing, the next id sampled, or
    * the logits of all rows kept for {@link readLogits}.
+   * @throws {RangeError} If it is longer than the policy's schedule reads at
+   * once.
    */
   prefill(
     ids: readonly number[],
@@ -193,7 +210,8 @@ export class Engine implements Disposable {
       then: "nothing" | "sample" | "logits";
     },
   ): void {
-    const { backend } = this.#options;
+    const { backend, policy } = this.#options;
+    checkLength(ids.length, longestPiece(policy.schedule));
     const position = this.#positions[sequence]!;
     this.#updateRope(position + ids.length);
     const chunk = new Uint32Array(ChunkWord.count);

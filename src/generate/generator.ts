@@ -12,6 +12,7 @@ import { type ModelFolder, openModelFolder } from "../model/model_folder.ts";
 import { loadWeights, type Weights } from "../model/weights.ts";
 import { keepKV } from "../policies/keep_kv.ts";
 import type { Policy } from "../policies/parts.ts";
+import { longestPiece } from "../policies/schedule.ts";
 import { validatePolicy } from "../policies/validate_policy.ts";
 import type { ChatMessage } from "../tokens/chat_template.ts";
 import { TextStream } from "../tokens/text_stream.ts";
@@ -96,7 +97,7 @@ export class Generator implements AsyncDisposable {
       resolveBudget(policy, {
         ...config,
         sequences: 1,
-        stageRows: policy.schedule.chunk,
+        stageRows: longestPiece(policy.schedule),
         halfBytes: backend.halfBytes,
       });
       weights = await loadWeights(backend, model, options);
@@ -129,7 +130,8 @@ export class Generator implements AsyncDisposable {
    * Generates text, token by token. Leaving the loop stops the generation.
    *
    * @param prompt Text, or ids.
-   * @throws {RangeError} If the prompt is empty or an option is out of range.
+   * @throws {RangeError} If the prompt is empty, or longer than the policy's
+   * schedule reads at once, or an option is out of range.
    * @throws {CacheFullError} If a cache that does not compress is full.
    * @throws {Error} If another generation of this generator is running.
    */
@@ -284,6 +286,7 @@ export class Generator implements AsyncDisposable {
       ? engine.cache.capacity
       : Infinity;
     if (length > capacity) throw new CacheFullError(capacity, length);
+    const pieces = engine.pieces(feed);
     // The last id is sampled, but takes no slot.
     const limit = Math.min(maxTokens, capacity - length + 1);
     engine.start(sampling, limit);
@@ -292,8 +295,7 @@ export class Generator implements AsyncDisposable {
     const text = new TextStream(model.tokenizer, { context: feed });
     let generated = 0;
     for await (
-      const { id, logprob } of sampleTokens(engine, feed, {
-        chunk: policy.schedule.chunk,
+      const { id, logprob } of sampleTokens(engine, pieces, {
         stepsPerRead: backend.stepsPerRead,
         limit,
         stopIds,

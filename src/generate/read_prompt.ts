@@ -5,44 +5,43 @@
  */
 import type { Engine } from "./engine.ts";
 
-/** Prompt chunks that may be enqueued while an earlier one is worked on. */
-const CHUNKS_AHEAD = 2;
+/** Pieces of a prompt that may be enqueued while an earlier one is worked on. */
+const PIECES_AHEAD = 2;
 
 /** Options of {@link readPrompt}. */
 export interface ReadPromptOptions {
-  /** Prompt ids per chunk. */
-  readonly chunk: number;
   /** Sequence that reads the prompt (default 0). */
   readonly sequence?: number;
   /** Stops with the signal's reason. */
   readonly signal?: AbortSignal | undefined;
-  /** Told after each chunk of the prompt is enqueued. */
+  /** Told after each piece of the prompt is enqueued. */
   readonly onPrefill?: ((done: number, total: number) => void) | undefined;
-  /** Called after each chunk; see {@link createBreather}. */
+  /** Called after each piece; see {@link createBreather}. */
   readonly breathe: () => Promise<void>;
 }
 
 /**
- * Enqueues the prompt chunk by chunk, a few chunks ahead of the device, and
- * samples the id after it.
+ * Enqueues the pieces of a prompt, a few of them ahead of the device, and
+ * samples the id after the last one.
  */
 export async function readPrompt(
   engine: Engine,
-  prompt: readonly number[],
-  { chunk, sequence = 0, signal, onPrefill, breathe }: ReadPromptOptions,
+  pieces: readonly (readonly number[])[],
+  { sequence = 0, signal, onPrefill, breathe }: ReadPromptOptions,
 ): Promise<void> {
+  const total = pieces.reduce((sum, { length }) => sum + length, 0);
   const pending: Promise<void>[] = [];
-  for (let at = 0; at < prompt.length; at += chunk) {
+  let done = 0;
+  for (const piece of pieces) {
     signal?.throwIfAborted();
-    const ids = prompt.slice(at, at + chunk);
-    const done = at + ids.length;
-    engine.prefill(ids, {
+    done += piece.length;
+    engine.prefill(piece, {
       sequence,
-      then: done === prompt.length ? "sample" : "nothing",
+      then: done === total ? "sample" : "nothing",
     });
     pending.push(quiet(engine.done()));
-    if (pending.length > CHUNKS_AHEAD) await pending.shift();
-    onPrefill?.(done, prompt.length);
+    if (pending.length > PIECES_AHEAD) await pending.shift();
+    onPrefill?.(done, total);
     await breathe();
   }
 }

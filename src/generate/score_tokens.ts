@@ -17,8 +17,6 @@ export interface ScoredText {
 
 /** Options of {@link scoreTokens}. */
 export interface ScoreTokensOptions {
-  /** Prompt ids per chunk. */
-  readonly chunk: number;
   /** Decode steps per batch, at most half of `OUTPUT_RING`. */
   readonly stepsPerRead: number;
   /** Stops with the signal's reason. */
@@ -26,20 +24,21 @@ export interface ScoreTokensOptions {
 }
 
 /**
- * Reads each prompt chunk by chunk, one after the other, then the
+ * Reads each prompt as the policy's schedule says, one after the other, then the
  * continuations token by token, all together, as if they had been generated:
  * the cache is compressed at every step.
  *
  * @param texts One for each sequence of the engine.
  * @returns For each text `(continuation)` natural-log probabilities, each
  * given all before. They are those of the text alone.
- * @throws {RangeError} If there are more or fewer texts than sequences.
+ * @throws {RangeError} If there are more or fewer texts than sequences, or a
+ * prompt is too long for the schedule.
  * @throws {Error} If the model gives no probabilities.
  */
 export async function scoreTokens(
   engine: Engine,
   texts: readonly ScoredText[],
-  { chunk, stepsPerRead, signal }: ScoreTokensOptions,
+  { stepsPerRead, signal }: ScoreTokensOptions,
 ): Promise<Float32Array[]> {
   if (texts.length !== engine.sequences) {
     throw new RangeError(
@@ -50,7 +49,8 @@ export async function scoreTokens(
   for (const [sequence, { prompt, continuation }] of texts.entries()) {
     engine.start(GREEDY, continuation.length, sequence);
     engine.force(continuation.slice(0, 1), { first: 0, sequence });
-    await readPrompt(engine, prompt, { chunk, sequence, signal, breathe });
+    const pieces = engine.pieces(prompt);
+    await readPrompt(engine, pieces, { sequence, signal, breathe });
   }
   const scores = texts.map(({ continuation }) =>
     new Float32Array(continuation.length)

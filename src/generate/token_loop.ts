@@ -12,8 +12,6 @@ import { createBreather, quiet, readPrompt } from "./read_prompt.ts";
 
 /** Options of {@link sampleTokens}. */
 export interface TokenLoopOptions {
-  /** Prompt ids per chunk. */
-  readonly chunk: number;
   /** Decode steps per batch. */
   readonly stepsPerRead: number;
   /** Ids to sample at most. */
@@ -22,12 +20,12 @@ export interface TokenLoopOptions {
   readonly stopIds: readonly number[];
   /** Stops the loop with the signal's reason. */
   readonly signal?: AbortSignal | undefined;
-  /** Told after each chunk of the prompt is enqueued. */
+  /** Told after each piece of the prompt is enqueued. */
   readonly onPrefill?: ((done: number, total: number) => void) | undefined;
 }
 
 /**
- * Feeds `prompt` and yields sampled ids, the stop id included.
+ * Feeds the pieces of a prompt and yields sampled ids, the stop id included.
  *
  * Call `engine.start` first. When the loop ends by itself, every id but the
  * last one is in the cache.
@@ -37,12 +35,12 @@ export interface TokenLoopOptions {
  */
 export async function* sampleTokens(
   engine: Engine,
-  prompt: readonly number[],
+  pieces: readonly (readonly number[])[],
   options: TokenLoopOptions,
 ): AsyncGenerator<SampledId, void, undefined> {
-  const { chunk, limit, stepsPerRead, stopIds, signal, onPrefill } = options;
+  const { limit, stepsPerRead, stopIds, signal, onPrefill } = options;
   const breathe = createBreather();
-  await readPrompt(engine, prompt, { chunk, signal, onPrefill, breathe });
+  await readPrompt(engine, pieces, { signal, onPrefill, breathe });
   const start = engine.position();
   const batchesAhead = stepsPerRead > 1 ? 2 : 1;
   const pending = [quiet(engine.readOutputs(0, 1))];

@@ -15,6 +15,7 @@ import {
 import type { ModelConfig } from "../model/config.ts";
 import type { Activations } from "../model/forward.ts";
 import type { Policy } from "../policies/parts.ts";
+import { longestPiece } from "../policies/schedule.ts";
 
 /**
  * Sampled ids per sequence that the device keeps until they are read: more than
@@ -64,8 +65,8 @@ export class WorkingBuffers implements Disposable {
     this.#backend = backend;
     this.#options = options;
     const { config: { sizes }, policy, sequences } = options;
-    const { chunk } = policy.schedule;
-    const rows = Math.max(chunk, sequences);
+    const promptRows = longestPiece(policy.schedule);
+    const rows = Math.max(promptRows, sequences);
     const headsWidth = sizes.heads * sizes.headDim;
     const f32 = (label: string, length: number) =>
       this.#allocate(label, "f32", length);
@@ -85,7 +86,7 @@ export class WorkingBuffers implements Disposable {
       this.rope = f32("rope", 3 * 256 * sizes.headDim);
       this.state = u32("state", sequences * StateWord.count);
       this.chunk = u32("chunk", ChunkWord.count);
-      this.prompt = u32("prompt ids", chunk);
+      this.prompt = u32("prompt ids", promptRows);
       this.tokens = u32("ids", sequences);
       this.seen = u32("ids seen", sequences * Math.ceil(sizes.vocabulary / 32));
       this.sampling = u32("sampling", sequences * SamplingWord.count);
@@ -104,7 +105,7 @@ export class WorkingBuffers implements Disposable {
     return this.#chunkLogits ??= this.#allocate(
       "logits of a chunk",
       "f32",
-      policy.schedule.chunk * config.sizes.vocabulary,
+      longestPiece(policy.schedule) * config.sizes.vocabulary,
     );
   }
 
@@ -118,7 +119,7 @@ export class WorkingBuffers implements Disposable {
     const { policy, sequences } = this.#options;
     return {
       kind,
-      rows: kind === "decode" ? sequences : policy.schedule.chunk,
+      rows: kind === "decode" ? sequences : longestPiece(policy.schedule),
       tokens: kind === "decode" ? this.tokens : this.prompt,
       chunk: this.chunk,
       state: this.state,

@@ -247,7 +247,14 @@ export type Precision =
 /** When the cache is compressed while a prompt is read. */
 export type Schedule =
   /** After every `chunk` tokens: constant memory for a prompt of any length. */
-  { readonly kind: "streaming"; readonly chunk: number };
+  | { readonly kind: "streaming"; readonly chunk: number }
+  /**
+   * Once, at the end of the prompt, which is read in full before: the setting
+   * of most papers. A prompt has at most `longest` tokens, and the memory that
+   * it is read in grows with them: the stage of the cache by one slot per KV
+   * head and token, activations by one row.
+   */
+  | { readonly kind: "whole"; readonly longest: number };
 
 /** A cache policy. */
 export interface Policy {

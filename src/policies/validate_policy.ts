@@ -63,11 +63,12 @@ export function validatePolicy(policy: Policy): void {
   if (select.pool.kind !== "none") {
     check("select.pool.width", select.pool.width, { from: 1, odd: true });
   }
-  check("schedule.chunk", schedule.chunk, {
-    from: 1,
-    to: 2 ** 17,
-    whole: true,
-  });
+  const rows = { from: 1, to: 2 ** 17, whole: true };
+  if (schedule.kind === "whole") {
+    check("schedule.longest", schedule.longest, rows);
+  } else {
+    check("schedule.chunk", schedule.chunk, rows);
+  }
   checkPairs(policy);
   if (merge.kind === "rightNeighbour") {
     check("merge.cap", merge.cap, { above: 0 });

@@ -13,6 +13,7 @@ import { cosine, dot, logSumExp } from "./arithmetic.ts";
 import {
   getFloat,
   getWord,
+  keyOf,
   positionOf,
   setFloat,
   setWord,

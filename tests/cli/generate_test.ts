@@ -126,12 +126,13 @@ Deno.test("generate rejects a wrong command line with status 2", async () => {
     [["--prompt-file", "a", "b"], "Cannot use several prompts"],
     [["--buget=5", "a"], "Cannot use flag --buget"],
     [["--budget=5x", "a"], "--budget 5x: expected slots (256), a share"],
-    [["--policy=best", "a"], "expected one of full, keepkv, h2o"],
+    [["--policy=best", "a"], "expected one of full, keepkv"],
     [["--backend=tpu", "a"], "expected one of auto, cuda, webgpu, cpu"],
     [["--max-tokens=0", "a"], "expected a whole number of at least 1"],
     [["--temperature=-1", "a"], "expected a number from 0 to 100"],
     [["--top-p=0", "a"], "expected a number above 0 and at most 1"],
     [["--chunk=5000", "a"], "expected a whole number from 1 to 4096"],
+    [["--chunk=8", "--whole=9", "a"], "expected --chunk or --whole"],
   ];
   await forEachOfTwo(cases, async ([args, message]) => {
     assertFailure(await runCli("generate", args), { code: 2, message });

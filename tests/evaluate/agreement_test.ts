@@ -93,7 +93,7 @@ Deno.test("the settings differ in nothing but the schedule", () => {
   const sizes = { promptLength: 40, chunk: 12 };
   const whole = withSetting(policy, "whole", sizes);
   const streaming = withSetting(policy, "streaming", sizes);
-  assertEquals(whole.schedule, { kind: "streaming", chunk: 40 });
+  assertEquals(whole.schedule, { kind: "whole", longest: 40 });
   assertEquals(streaming.schedule, { kind: "streaming", chunk: 12 });
   assertEquals({ ...whole, schedule: 0 }, { ...streaming, schedule: 0 });
   assertEquals({ ...whole, schedule: 0 }, { ...policy, schedule: 0 });

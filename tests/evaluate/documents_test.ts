@@ -6,7 +6,7 @@ import {
   parseDocuments,
 } from "../../src/evaluate/documents.ts";
 import { EvaluationFormatError } from "../../src/evaluate/format_error.ts";
-import { chunksFromEnd } from "../../src/evaluate/feed.ts";
+import { piecesFromEnd } from "../../src/evaluate/feed.ts";
 import { selectWindows, slideWindows } from "../../src/evaluate/windows.ts";
 import { tinyDocuments } from "./tiny_evaluation.ts";
 
@@ -104,9 +104,15 @@ Deno.test("the choice of windows follows from the seed", () => {
 
 Deno.test("chunks are cut so that the end stays together", () => {
   const ids = [1, 2, 3, 4, 5, 6, 7];
-  assertEquals(chunksFromEnd(ids, 3), [[1], [2, 3, 4], [5, 6, 7]]);
-  assertEquals(chunksFromEnd(ids.slice(0, 6), 3), [[1, 2, 3], [4, 5, 6]]);
-  assertEquals(chunksFromEnd(ids, 7), [ids]);
-  assertEquals(chunksFromEnd(ids, 100), [ids]);
-  assertEquals(chunksFromEnd([], 3), []);
+  const every = (chunk: number) => ({ kind: "streaming", chunk } as const);
+  assertEquals(piecesFromEnd(ids, every(3)), [[1], [2, 3, 4], [5, 6, 7]]);
+  assertEquals(piecesFromEnd(ids.slice(0, 6), every(3)), [[1, 2, 3], [
+    4,
+    5,
+    6,
+  ]]);
+  assertEquals(piecesFromEnd(ids, every(7)), [ids]);
+  assertEquals(piecesFromEnd(ids, every(100)), [ids]);
+  assertEquals(piecesFromEnd([], every(3)), []);
+  assertEquals(piecesFromEnd(ids, { kind: "whole", longest: 8 }), [ids]);
 });

@@ -57,10 +57,10 @@ Deno.test("throughput has the bytes that the device holds", async () => {
     repeats: 2,
   });
   const { sizes, layers } = model.config;
-  // 17 slots per head and 256 staged rows, each a key, a value and 6 fields.
+  // 17 slots per head and 256 staged rows, each a key, a value and 7 fields.
   const slots = sizes.kvHeads * (17 * layers + 256);
   const table = layers * sizes.kvHeads * 16 * 4;
-  assertEquals(result.cacheBytes, slots * 4 * (2 * sizes.headDim + 6) + table);
+  assertEquals(result.cacheBytes, slots * 4 * (2 * sizes.headDim + 7) + table);
   assertEquals(result.tokensPerSecond > 0, true);
   // The generator's own copy of the weights is gone, and none was loaded here.
   assertEquals(backend.bytesAllocated, 0);

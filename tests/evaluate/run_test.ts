@@ -138,6 +138,23 @@ Deno.test("the same plan gives the same results", async () => {
   assertEquals(second.rows, first.rows);
 });
 
+Deno.test("a budget of bytes is kept by slots and head table", async () => {
+  const tasks = [
+    { kind: "perplexity", prompt: 32, continuation: 3, documents: 2 },
+  ];
+  const budgets = ["6000B"];
+  const own = plan({ tasks, budgets, policies: [{ policy: "h2o" }], batch: 2 });
+  const { rows } = await run(own, memoryResults());
+  const limited = rows.filter(({ policy }) => policy === "h2o");
+  assertEquals(limited.length, 4);
+  for (const { memory, budget } of limited) {
+    assertEquals(budget, "5.85938 KiB");
+    assert(memory.slotBytes <= 6000);
+    // One more slot for each of 2 layers and 2 heads would not fit.
+    assert(memory.slotBytes + 4 * 200 > 6000, String(memory.slotBytes));
+  }
+});
+
 Deno.test("texts measured together have the results of each alone", async () => {
   const tasks = ["perplexity", "agreement"].map((kind) => ({
     kind,

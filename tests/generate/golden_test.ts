@@ -11,6 +11,7 @@ import { openCheckpoint } from "../../src/model/checkpoint.ts";
 import { type ModelConfig, parseModelConfig } from "../../src/model/config.ts";
 import { openModelFolder } from "../../src/model/model_folder.ts";
 import { loadWeights, type Weights } from "../../src/model/weights.ts";
+import { longestPiece } from "../../src/policies/schedule.ts";
 import { fullCache } from "../../src/policies/full_cache.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 import { eachBackend } from "../backends/each_backend.ts";
@@ -89,7 +90,7 @@ async function tolerances(
 ): Promise<number[]> {
   if (backend.halfBytes === 4) return ids.map(() => 1e-3);
   await using half = new HalfCpuBackend();
-  const { chunk } = model.policy.schedule;
+  const chunk = longestPiece(model.policy.schedule);
   const errors = await withEngine(
     half,
     model,
@@ -173,7 +174,11 @@ eachBackend(
           rowError(top8_ids.map((id) => rows.at(-1)![id]!), top8_logits),
         ];
         const [tolerance] = await tolerances(backend, model, { ids, errorsOf });
-        const rows = await allLogits(engine, ids, model.policy.schedule.chunk);
+        const rows = await allLogits(
+          engine,
+          ids,
+          longestPiece(model.policy.schedule),
+        );
         const [error] = errorsOf(rows);
         assert(error! <= tolerance!, `logits: ${error} > ${tolerance}`);
         const last = rows.at(-1)!;

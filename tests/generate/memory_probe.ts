@@ -47,8 +47,7 @@ if (import.meta.main) {
   const samples: MemorySample[] = [];
   let read = 0;
   for await (
-    const _ of sampleTokens(engine, [1, 2, 3], {
-      chunk: 256,
+    const _ of sampleTokens(engine, [[1, 2, 3]], {
       stepsPerRead: backend.stepsPerRead,
       limit,
       stopIds: [],

@@ -4,6 +4,7 @@ import { scoreTokens } from "../../src/generate/score_tokens.ts";
 import { randomWeights } from "../../src/model/random_weights.ts";
 import { fullCache } from "../../src/policies/full_cache.ts";
 import { keepKV } from "../../src/policies/keep_kv.ts";
+import type { Schedule } from "../../src/policies/parts.ts";
 import { weightedKV } from "../../src/policies/weighted_kv.ts";
 import { eachBackend } from "../backends/each_backend.ts";
 import { tinyConfig } from "./tiny_model.ts";
@@ -23,7 +24,7 @@ eachBackend(
       weights,
       policy: fullCache({ budget: 256 }),
     });
-    const options = { chunk: 256, stepsPerRead: 8 };
+    const options = { stepsPerRead: 8 };
     const texts = [{ prompt, continuation }];
     const [scores] = await scoreTokens(engine, texts, options);
     assertEquals(scores!.length, 200);
@@ -52,7 +53,7 @@ eachBackend("scoreTokens() compresses at every step", async (backend) => {
     weights,
     policy: keepKV({ budget: 32 }),
   });
-  const options = { chunk: 256, stepsPerRead: 8 };
+  const options = { stepsPerRead: 8 };
   const texts = [{ prompt, continuation }];
   const [scores] = await scoreTokens(engine, texts, options);
   assert(scores!.every((score) => score < 0 && score > -30));
@@ -63,7 +64,7 @@ eachBackend("scoreTokens() compresses at every step", async (backend) => {
 
 eachBackend("texts together get the scores of each alone", async (backend) => {
   using weights = randomWeights(backend, tinyConfig, 2);
-  const options = { chunk: 16, stepsPerRead: 8 };
+  const options = { stepsPerRead: 8 };
   const parts = { backend, config: tinyConfig, weights };
   // Prompts and continuations of different lengths.
   const texts = [[0, 20, 70], [30, 45, 46], [7, 60, 99], [100, 140, 170]].map((
@@ -73,7 +74,10 @@ eachBackend("texts together get the scores of each alone", async (backend) => {
     continuation: ids.slice(middle, end),
   }));
   for (const create of [keepKV, weightedKV]) {
-    const policy = create({ budget: 16 });
+    const policy = create({
+      budget: 16,
+      schedule: { kind: "streaming", chunk: 16 },
+    });
     using together = new Engine({ ...parts, policy, sequences: texts.length });
     const scores = await scoreTokens(together, texts, options);
     using alone = new Engine({ ...parts, policy });
@@ -88,4 +92,31 @@ eachBackend("texts together get the scores of each alone", async (backend) => {
       "Cannot score 4 texts",
     );
   }
+});
+
+eachBackend("a prompt read whole is compressed once", async (backend) => {
+  using weights = randomWeights(backend, tinyConfig, 2);
+  const options = { stepsPerRead: 8 };
+  const text = { prompt: ids.slice(0, 60), continuation: ids.slice(60, 90) };
+  const score = async (schedule: Schedule) => {
+    const policy = keepKV({ budget: 16, schedule });
+    using engine = new Engine({ backend, config: tinyConfig, weights, policy });
+    const [scores] = await scoreTokens(engine, [text], options);
+    return scores;
+  };
+  // Room for longer prompts changes nothing.
+  assertEquals(
+    await score({ kind: "whole", longest: 100 }),
+    await score({ kind: "streaming", chunk: 60 }),
+  );
+  await assertRejects(
+    () => score({ kind: "whole", longest: 59 }),
+    RangeError,
+    "Cannot read 60 tokens in one piece: expected at most 59",
+  );
+  await assertRejects(
+    () => score({ kind: "whole", longest: 0 }),
+    RangeError,
+    "schedule.longest is 0",
+  );
 });

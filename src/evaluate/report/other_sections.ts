@@ -129,16 +129,23 @@ function lowerMatrix(
   if (entries.length < 2) return undefined;
   const policies = entries.map(({ policy }) => policy);
   const matrix = matrixTable("changes less than", policies, (row, column) => {
-    const share = entries.find(({ policy }) => policy === row)
-      ?.lowerThan.find(({ policy }) => policy === column)?.share;
-    if (share === undefined) return undefined;
+    const lower = entries.find(({ policy }) => policy === row)
+      ?.lowerThan.find(({ policy }) => policy === column);
+    if (lower === undefined) return undefined;
+    const { share, layers } = lower;
+    const byLayer = layers.map(({ mean }, layer) =>
+      `layer ${layer}: ${percent(0)(mean)}`
+    ).join(", ");
     return {
-      content: interval(share, percent(1)),
+      content: markup`<span title="${byLayer}">${
+        interval(share, percent(1))
+      }</span>`,
       verdict: verdictOf(share, { border: 0.5, better: "above" }),
     };
   });
   return markup`<p class="note">Share of heads whose output changes less under the row
-than under the column; colored where the interval excludes one half.</p>
+than under the column; colored where the interval excludes one half. Point at a
+share to see it by layer.</p>
 ${matrix}`;
 }
 

@@ -19,6 +19,8 @@ export interface LowerShare {
   readonly policy: string;
   /** Share of heads. */
   readonly share: Estimate;
+  /** `(layers)`: share of the heads of a layer. */
+  readonly layers: readonly Estimate[];
 }
 
 /** Perturbation under a policy at a budget. */
@@ -70,8 +72,18 @@ export function summarizePerturbation(
           return [{
             policy: other.variant.policy,
             share: estimateMean(
-              byDocument(pairs, ({ a, b }) => lowerShare(a.result, b.result)),
+              byDocument(
+                pairs,
+                ({ a, b }) => mean(lowerHeads(a.result, b.result).flat()),
+              ),
             ),
+            layers: Array.from({ length: layers }, (_, layer) =>
+              estimateMean(
+                byDocument(
+                  pairs,
+                  ({ a, b }) => mean(lowerHeads(a.result, b.result)[layer]!),
+                ),
+              )),
           }];
         }),
       };
@@ -79,11 +91,12 @@ export function summarizePerturbation(
   }));
 }
 
-/** Share of heads at which `a` changes the output less than `b`. */
-function lowerShare(
+/** `(layers, heads)`: 1 where `a` changes the output less than `b`, else 0. */
+function lowerHeads(
   a: { readonly absolute: readonly (readonly number[])[] },
   b: { readonly absolute: readonly (readonly number[])[] },
-): number {
-  const others = b.absolute.flat();
-  return mean(a.absolute.flat().map((value, i) => value < others[i]! ? 1 : 0));
+): number[][] {
+  return a.absolute.map((heads, layer) =>
+    heads.map((value, head) => value < b.absolute[layer]![head]! ? 1 : 0)
+  );
 }

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Budget } from "../policies/parts.ts";
+import type { Budget } from "./parts.ts";
 
 /** What {@linkcode parseBudget} understands, in words. */
 export const BUDGET_FORMS =

@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { parseBudget } from "../../src/cli/budget_flag.ts";
+import { parseBudget } from "../../src/policies/parse_budget.ts";
 
 Deno.test("parseBudget() reads slots, shares and memory", () => {
   assertEquals(parseBudget("256"), 256);

@@ -60,8 +60,8 @@ __global__ void __launch_bounds__(kAttendThreads)
   wait_for_previous();
   const Row row = row_of(args.step, blockIdx.z);
   if (!row.live) {
-    if (evidence.rows != nullptr && blockIdx.x == 0 && threadIdx.x == 0) {
-      evidence.rows[blockIdx.z * args.sizes.kv_heads + blockIdx.y] = {0, 0};
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+      evidence.rows[blockIdx.z * args.sizes.kv_heads + blockIdx.y] = {};
     }
     return;
   }
@@ -90,29 +90,25 @@ __global__ void __launch_bounds__(kAttendThreads)
     if (!publish(job, parts, splits, shared)) return;
     counts = combine(args, job, parts, evidence, splits, shared);
   }
-  if (evidence.rows != nullptr) leave_evidence(args, job, evidence, shared);
-  if (threadIdx.x == 0) {
-    job.words[kHeadLive] = counts.x;
-    job.words[kHeadNext] = min(counts.y, job.high);
-    job.words[kHeadHigh] = job.high;
-  }
+  leave_evidence(args, job, evidence, counts, shared);
 }
 
-// Observes the row, evicts, or both in one go where no other head has a say.
+// Takes over what attention found of the head and observes the row; evicts; or
+// both in one go where no other head has a say.
 template <bool ALIGNED>
 __global__ void __launch_bounds__(kEvictThreads)
     evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
                  bool chooses) {
   __shared__ EvictShared shared;
   const uint32_t index = blockIdx.y * args.sizes.kv_heads + blockIdx.x;
-  const uint2 row = evidence.rows[index];
-  if (row.x == 0) return;
+  const uint4 seen = evidence.rows[index];
+  if (seen.w == 0) return;
   const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
   uint32_t *words = head_words(args.cache, args.sizes, blockIdx.y, blockIdx.x);
   EvictJob job;
   job.group = group;
-  job.position = row.y;
-  job.high = words[kHeadHigh];
+  job.position = seen.x;
+  job.high = seen.w;
   job.offset = words[kHeadOffset];
   job.words = words;
   const size_t capacity = args.cache.max_capacity;
@@ -130,7 +126,13 @@ __global__ void __launch_bounds__(kEvictThreads)
     job.ratings = shares ? ratings - blockIdx.x * capacity : ratings;
     job.rating_heads = shares ? args.sizes.kv_heads : 1;
   }
-  const bool over = words[kHeadLive] > words[kHeadBudget];
+  const bool over = seen.y > words[kHeadBudget];
+  if (observes && threadIdx.x == 0) {
+    words[kHeadLive] = seen.y;
+    words[kHeadNext] = seen.z;
+    words[kHeadHigh] = seen.w;
+  }
+  if (args.policy.merge == SKV_MERGE_NEVER) return;
   if (threadIdx.x < group) {
     shared.log_sums[threadIdx.x] =
         evidence.log_sums[index * kMaxGroup + threadIdx.x];
@@ -196,8 +198,9 @@ Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
 size_t take_evidence(const skv_merge_attend_args &args, const Plan &plan,
                      char *memory, Evidence *evidence) {
   *evidence = {};
-  if (!plan.evicts) return 0;
   Scratch scratch(memory);
+  evidence->rows = scratch.take<uint4>(plan.heads);
+  if (!plan.evicts) return static_cast<size_t>(scratch.take<char>(0) - memory);
   if (args.policy.observe) {
     evidence->logits = scratch.take<float>(
         static_cast<size_t>(plan.heads) * plan.group * args.cache.max_capacity);
@@ -217,7 +220,6 @@ size_t take_evidence(const skv_merge_attend_args &args, const Plan &plan,
       static_cast<size_t>(plan.heads) * args.cache.max_capacity;
   if (is_rated) evidence->ratings = scratch.take<float>(slots);
   if (args.policy.count_values) evidence->keys = scratch.take<uint64_t>(slots);
-  evidence->rows = scratch.take<uint2>(plan.heads);
   return static_cast<size_t>(scratch.take<char>(0) - memory);
 }
 
@@ -252,7 +254,7 @@ cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
     default:
       status = launch_attend<256, ALIGNED>(args, parts, evidence, launch);
   }
-  if (status != cudaSuccess || !plan.evicts) return status;
+  if (status != cudaSuccess) return status;
   Launch side;
   status = fork(launch, &side);
   if (status != cudaSuccess) return status;

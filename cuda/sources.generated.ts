@@ -482,8 +482,9 @@ static __global__ void __launch_bounds__(kCompressThreads)
 
 #include "attend_slots.cuh"
 
-// What attention leaves for the eviction, which goes on when the next layers
-// are at work already.
+// What attention leaves for the policy, which goes on when the next layers are
+// at work already. Attention itself changes no word of a head: blocks that come
+// late, to find that there are no slots for them, still read those.
 struct Evidence {
   // (heads, group, max_capacity): raw logits
   float *logits;
@@ -497,8 +498,9 @@ struct Evidence {
   float *ratings;
   // (heads, max_capacity): what slots stay by, where values count
   uint64_t *keys;
-  // (heads): whether the row is live, and its position
-  uint2 *rows;
+  // (heads): the row's position, live slots, the first free one, and how far
+  // slots are used; 0 of them for rows that are not live
+  uint4 *rows;
 };
 
 // Memory between the blocks of a head.
@@ -698,14 +700,17 @@ __device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
   return counts;
 }
 
-// Notes what the eviction needs to know; \`log_sums\` are in shared memory.
+// Notes what the policy needs to know; \`log_sums\` are in shared memory.
 template <int DIM>
 __device__ inline void leave_evidence(const skv_merge_attend_args &args,
                                       const HeadJob &job,
-                                      const Evidence &evidence,
+                                      const Evidence &evidence, uint2 counts,
                                       const AttendShared<DIM> &shared) {
-  if (threadIdx.x == 0) evidence.rows[job.index] = {1, job.position};
-  if (threadIdx.x < job.group) {
+  if (threadIdx.x == 0) {
+    evidence.rows[job.index] = {job.position, counts.x, min(counts.y, job.high),
+                                job.high};
+  }
+  if (evidence.log_sums != nullptr && threadIdx.x < job.group) {
     evidence.log_sums[job.index * kMaxGroup + threadIdx.x] =
         shared.log_sums[threadIdx.x];
   }
@@ -4468,8 +4473,8 @@ __global__ void __launch_bounds__(kAttendThreads)
   wait_for_previous();
   const Row row = row_of(args.step, blockIdx.z);
   if (!row.live) {
-    if (evidence.rows != nullptr && blockIdx.x == 0 && threadIdx.x == 0) {
-      evidence.rows[blockIdx.z * args.sizes.kv_heads + blockIdx.y] = {0, 0};
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+      evidence.rows[blockIdx.z * args.sizes.kv_heads + blockIdx.y] = {};
     }
     return;
   }
@@ -4498,29 +4503,25 @@ __global__ void __launch_bounds__(kAttendThreads)
     if (!publish(job, parts, splits, shared)) return;
     counts = combine(args, job, parts, evidence, splits, shared);
   }
-  if (evidence.rows != nullptr) leave_evidence(args, job, evidence, shared);
-  if (threadIdx.x == 0) {
-    job.words[kHeadLive] = counts.x;
-    job.words[kHeadNext] = min(counts.y, job.high);
-    job.words[kHeadHigh] = job.high;
-  }
+  leave_evidence(args, job, evidence, counts, shared);
 }
 
-// Observes the row, evicts, or both in one go where no other head has a say.
+// Takes over what attention found of the head and observes the row; evicts; or
+// both in one go where no other head has a say.
 template <bool ALIGNED>
 __global__ void __launch_bounds__(kEvictThreads)
     evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
                  bool chooses) {
   __shared__ EvictShared shared;
   const uint32_t index = blockIdx.y * args.sizes.kv_heads + blockIdx.x;
-  const uint2 row = evidence.rows[index];
-  if (row.x == 0) return;
+  const uint4 seen = evidence.rows[index];
+  if (seen.w == 0) return;
   const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
   uint32_t *words = head_words(args.cache, args.sizes, blockIdx.y, blockIdx.x);
   EvictJob job;
   job.group = group;
-  job.position = row.y;
-  job.high = words[kHeadHigh];
+  job.position = seen.x;
+  job.high = seen.w;
   job.offset = words[kHeadOffset];
   job.words = words;
   const size_t capacity = args.cache.max_capacity;
@@ -4538,7 +4539,13 @@ __global__ void __launch_bounds__(kEvictThreads)
     job.ratings = shares ? ratings - blockIdx.x * capacity : ratings;
     job.rating_heads = shares ? args.sizes.kv_heads : 1;
   }
-  const bool over = words[kHeadLive] > words[kHeadBudget];
+  const bool over = seen.y > words[kHeadBudget];
+  if (observes && threadIdx.x == 0) {
+    words[kHeadLive] = seen.y;
+    words[kHeadNext] = seen.z;
+    words[kHeadHigh] = seen.w;
+  }
+  if (args.policy.merge == SKV_MERGE_NEVER) return;
   if (threadIdx.x < group) {
     shared.log_sums[threadIdx.x] =
         evidence.log_sums[index * kMaxGroup + threadIdx.x];
@@ -4604,8 +4611,9 @@ Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
 size_t take_evidence(const skv_merge_attend_args &args, const Plan &plan,
                      char *memory, Evidence *evidence) {
   *evidence = {};
-  if (!plan.evicts) return 0;
   Scratch scratch(memory);
+  evidence->rows = scratch.take<uint4>(plan.heads);
+  if (!plan.evicts) return static_cast<size_t>(scratch.take<char>(0) - memory);
   if (args.policy.observe) {
     evidence->logits = scratch.take<float>(
         static_cast<size_t>(plan.heads) * plan.group * args.cache.max_capacity);
@@ -4625,7 +4633,6 @@ size_t take_evidence(const skv_merge_attend_args &args, const Plan &plan,
       static_cast<size_t>(plan.heads) * args.cache.max_capacity;
   if (is_rated) evidence->ratings = scratch.take<float>(slots);
   if (args.policy.count_values) evidence->keys = scratch.take<uint64_t>(slots);
-  evidence->rows = scratch.take<uint2>(plan.heads);
   return static_cast<size_t>(scratch.take<char>(0) - memory);
 }
 
@@ -4660,7 +4667,7 @@ cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
     default:
       status = launch_attend<256, ALIGNED>(args, parts, evidence, launch);
   }
-  if (status != cudaSuccess || !plan.evicts) return status;
+  if (status != cudaSuccess) return status;
   Launch side;
   status = fork(launch, &side);
   if (status != cudaSuccess) return status;

@@ -4,8 +4,9 @@
 
 #include "attend_slots.cuh"
 
-// What attention leaves for the eviction, which goes on when the next layers
-// are at work already.
+// What attention leaves for the policy, which goes on when the next layers are
+// at work already. Attention itself changes no word of a head: blocks that come
+// late, to find that there are no slots for them, still read those.
 struct Evidence {
   // (heads, group, max_capacity): raw logits
   float *logits;
@@ -19,8 +20,9 @@ struct Evidence {
   float *ratings;
   // (heads, max_capacity): what slots stay by, where values count
   uint64_t *keys;
-  // (heads): whether the row is live, and its position
-  uint2 *rows;
+  // (heads): the row's position, live slots, the first free one, and how far
+  // slots are used; 0 of them for rows that are not live
+  uint4 *rows;
 };
 
 // Memory between the blocks of a head.
@@ -220,14 +222,17 @@ __device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
   return counts;
 }
 
-// Notes what the eviction needs to know; `log_sums` are in shared memory.
+// Notes what the policy needs to know; `log_sums` are in shared memory.
 template <int DIM>
 __device__ inline void leave_evidence(const skv_merge_attend_args &args,
                                       const HeadJob &job,
-                                      const Evidence &evidence,
+                                      const Evidence &evidence, uint2 counts,
                                       const AttendShared<DIM> &shared) {
-  if (threadIdx.x == 0) evidence.rows[job.index] = {1, job.position};
-  if (threadIdx.x < job.group) {
+  if (threadIdx.x == 0) {
+    evidence.rows[job.index] = {job.position, counts.x, min(counts.y, job.high),
+                                job.high};
+  }
+  if (evidence.log_sums != nullptr && threadIdx.x < job.group) {
     evidence.log_sums[job.index * kMaxGroup + threadIdx.x] =
         shared.log_sums[threadIdx.x];
   }

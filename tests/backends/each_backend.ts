@@ -53,6 +53,14 @@ for (const { label, unavailable } of [...candidates, emulated]) {
   }
 }
 
+/** Which backends a test runs on. */
+export interface EachBackendOptions {
+  /** Backends; all of them unless given. */
+  readonly only?: readonly BackendName[];
+  /** Whether the test is too much for an emulated device. */
+  readonly large?: boolean;
+}
+
 /**
  * Registers one test per backend. Where a backend is not available its test is
  * ignored, with the reason in its name.
@@ -60,9 +68,9 @@ for (const { label, unavailable } of [...candidates, emulated]) {
 export function eachBackend(
   name: string,
   body: (backend: Backend, candidate: Candidate) => Promise<void>,
-  { only }: { only?: readonly BackendName[] } = {},
+  { only, large = false }: EachBackendOptions = {},
 ): void {
-  for (const candidate of [...candidates, emulated]) {
+  for (const candidate of [...candidates, ...large ? [] : [emulated]]) {
     if (only !== undefined && !only.includes(candidate.name)) continue;
     const { label, unavailable } = candidate;
     Deno.test({

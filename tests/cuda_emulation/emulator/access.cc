@@ -435,7 +435,10 @@ using emulation::Access;
 
 inline void hook(void *address, size_t bytes, Access access, bool aligned,
                  const void *code) {
-  if (emulation::block == nullptr || emulation::block->current == nullptr) {
+  // Host code is instrumented too, also that of other threads meanwhile.
+  const emulation::Block *block = emulation::block;
+  if (block == nullptr || block->current == nullptr ||
+      block->host != __builtin_thread_pointer()) {
     return;
   }
   const auto at = reinterpret_cast<uintptr_t>(address);

@@ -70,6 +70,8 @@ struct Block {
   uint32_t barriers;
   // The thread that runs, or null for the scheduler.
   Thread *current;
+  // The host's thread that they all run on.
+  const void *host;
 };
 
 extern Block *block;

@@ -179,6 +179,7 @@ __attribute__((destructor)) void free_block() {
 void run_blocks(const Launch &launch) {
   if (block == nullptr) allocate_block();
   const uint32_t number = launches++;
+  block->host = __builtin_thread_pointer();
   work = &launch.work;
   grid_size = launch.grid;
   block_size = launch.block;

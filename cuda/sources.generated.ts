@@ -6505,9 +6505,9 @@ int32_t write_rows(skv_context *context, skv_half *to, const float *data,
   void *on_device = nullptr;
   error = cudaHostGetDevicePointer(&on_device, piece, 0);
   if (error != cudaSuccess) return check(context, error, "stage a write");
-  error = start_kernel(context->stream, store_halves, blocks_for(count),
-                       kThreads, to, static_cast<const float *>(on_device),
-                       rows);
+  error =
+      start_kernel(context->stream, store_halves, blocks_for(count), kThreads,
+                   to, static_cast<const float *>(on_device), rows);
   if (error == cudaSuccess) error = context->writes.keep(context->stream);
   return check(context, error, "write halves");
 }
@@ -6588,10 +6588,9 @@ int32_t skv_read(skv_context *context, uint64_t address, uint64_t count,
     void *on_device = nullptr;
     error = cudaHostGetDevicePointer(&on_device, read->memory, 0);
     if (error == cudaSuccess) {
-      error =
-          start_kernel(context->stream, load_floats, blocks_for(count),
-                       kThreads, static_cast<float *>(on_device),
-                       reinterpret_cast<const skv_half *>(address), count);
+      error = start_kernel(context->stream, load_floats, blocks_for(count),
+                           kThreads, static_cast<float *>(on_device),
+                           reinterpret_cast<const skv_half *>(address), count);
     }
   } else if (count > 0) {
     error = cudaMemcpyAsync(read->memory, reinterpret_cast<void *>(address),

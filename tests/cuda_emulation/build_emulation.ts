@@ -18,9 +18,12 @@ const COMMON = [
   ...["-Iinclude", "-include", "cuda_runtime.h", "-fno-strict-aliasing"],
 ];
 
-/** Calls before every load and store; the emulation has the functions. */
+/**
+ * Calls before every load and store, and where an address is not aligned; the
+ * emulation has the functions.
+ */
 const INSTRUMENTED = [
-  ...["-x", "c++", "-fsanitize=thread"],
+  ...["-x", "c++", "-fsanitize=thread,alignment"],
   ...["--param", "tsan-instrument-func-entry-exit=0"],
   ...["--param", "tsan-distinguish-volatile=1"],
 ];

@@ -433,61 +433,56 @@ namespace {
 
 using emulation::Access;
 
-inline void hook(void *address, size_t bytes, Access access, bool aligned,
-                 const void *code) {
-  // Host code is instrumented too, also that of other threads meanwhile.
+// Host code is instrumented too, also that of other threads meanwhile.
+inline bool in_kernel() {
   const emulation::Block *block = emulation::block;
-  if (block == nullptr || block->current == nullptr ||
-      block->host != __builtin_thread_pointer()) {
-    return;
-  }
-  const auto at = reinterpret_cast<uintptr_t>(address);
-  if (aligned && at % bytes != 0) {
-    emulation::fault(cudaErrorMisalignedAddress,
-                     "%s of %zu bytes at %#zx (code %#zx)",
-                     emulation::name_of(access), bytes, static_cast<size_t>(at),
-                     static_cast<size_t>(emulation::offset_of(code)));
-  }
-  emulation::check_access(at, bytes, access, code);
+  return block != nullptr && block->current != nullptr &&
+         block->host == __builtin_thread_pointer();
+}
+
+inline void hook(void *address, size_t bytes, Access access, const void *code) {
+  if (!in_kernel()) return;
+  emulation::check_access(reinterpret_cast<uintptr_t>(address), bytes, access,
+                          code);
 }
 
 }  // namespace
 
 extern "C" {
 
-#define SKV_HOOKS(bytes)                                                      \
-  void __tsan_read##bytes(void *address) {                                    \
-    hook(address, bytes, Access::kRead, true, __builtin_return_address(0));   \
-  }                                                                           \
-  void __tsan_write##bytes(void *address) {                                   \
-    hook(address, bytes, Access::kWrite, true, __builtin_return_address(0));  \
-  }                                                                           \
-  void __tsan_unaligned_read##bytes(void *address) {                          \
-    hook(address, bytes, Access::kRead, false, __builtin_return_address(0));  \
-  }                                                                           \
-  void __tsan_unaligned_write##bytes(void *address) {                         \
-    hook(address, bytes, Access::kWrite, false, __builtin_return_address(0)); \
-  }                                                                           \
-  void __tsan_volatile_read##bytes(void *address) {                           \
-    hook(address, bytes, Access::kAtomicRead, true,                           \
-         __builtin_return_address(0));                                        \
-  }                                                                           \
-  void __tsan_volatile_write##bytes(void *address) {                          \
-    hook(address, bytes, Access::kWrite, true, __builtin_return_address(0));  \
+#define SKV_HOOK(name, bytes, access)                          \
+  void __tsan_##name##bytes(void *address) {                   \
+    hook(address, bytes, access, __builtin_return_address(0)); \
   }
+#define SKV_HOOKS(bytes)                              \
+  SKV_HOOK(read, bytes, Access::kRead)                \
+  SKV_HOOK(write, bytes, Access::kWrite)              \
+  SKV_HOOK(unaligned_read, bytes, Access::kRead)      \
+  SKV_HOOK(unaligned_write, bytes, Access::kWrite)    \
+  SKV_HOOK(volatile_read, bytes, Access::kAtomicRead) \
+  SKV_HOOK(volatile_write, bytes, Access::kWrite)
 SKV_HOOKS(1)
 SKV_HOOKS(2)
 SKV_HOOKS(4)
 SKV_HOOKS(8)
 SKV_HOOKS(16)
 #undef SKV_HOOKS
+#undef SKV_HOOK
 
 void __tsan_read_range(void *address, size_t bytes) {
-  hook(address, bytes, Access::kRead, false, __builtin_return_address(0));
+  hook(address, bytes, Access::kRead, __builtin_return_address(0));
 }
 void __tsan_write_range(void *address, size_t bytes) {
-  hook(address, bytes, Access::kWrite, false, __builtin_return_address(0));
+  hook(address, bytes, Access::kWrite, __builtin_return_address(0));
 }
+// An address that its type cannot have.
+void __ubsan_handle_type_mismatch_v1(void *, void *address) {
+  if (!in_kernel()) return;
+  emulation::fault(cudaErrorMisalignedAddress, "%#zx (code %#zx)",
+                   reinterpret_cast<size_t>(address),
+                   emulation::offset_of(__builtin_return_address(0)));
+}
+
 void __tsan_init() {}
 void __tsan_func_entry(void *) {}
 void __tsan_func_exit() {}

@@ -117,6 +117,16 @@ __attribute__((always_inline)) inline const void *caller() {
   return __builtin_return_address(0);
 }
 
+// Checks the sixteen bytes of an instruction that takes no others.
+void check_line(const void *address, Access access, const void *code) {
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  if (at % 16 != 0) {
+    fault(cudaErrorMisalignedAddress, "%#zx, of 16 bytes",
+          static_cast<size_t>(at));
+  }
+  check_access(at, 16, access, code);
+}
+
 }  // namespace
 
 void mma_halves(float (&c)[4], const uint4 &a, uint32_t b0, uint32_t b1,
@@ -137,7 +147,7 @@ uint4 load_matrices(const uint16_t *row, bool transposed, Place place) {
   if (!is_shared(row)) {
     fault(cudaErrorInvalidAddressSpace, "matrix row that is not shared memory");
   }
-  check_access(reinterpret_cast<uintptr_t>(row), 16, Access::kRead, caller());
+  check_line(row, Access::kRead, caller());
   MatrixLane mine = {row, transposed, {}};
   meet(Meeting::kLoadMatrices, ~0u, reinterpret_cast<uint64_t>(&mine), place,
        finish_matrices);
@@ -145,8 +155,7 @@ uint4 load_matrices(const uint16_t *row, bool transposed, Place place) {
 }
 
 uint4 load_constant(const uint16_t *address) {
-  check_access(reinterpret_cast<uintptr_t>(address), 16, Access::kRead,
-               caller());
+  check_line(address, Access::kRead, caller());
   uint4 v;
   memcpy(&v, address, sizeof(v));
   return v;
@@ -162,10 +171,9 @@ void copy_async(uint16_t *to, const uint16_t *from, bool wanted) {
   if (!is_shared(to)) {
     fault(cudaErrorInvalidAddressSpace, "copy to what is not shared memory");
   }
-  check_access(reinterpret_cast<uintptr_t>(to), 16, Access::kWrite, caller());
+  check_line(to, Access::kWrite, caller());
   if (wanted) {
-    check_access(reinterpret_cast<uintptr_t>(from), 16, Access::kRead,
-                 caller());
+    check_line(from, Access::kRead, caller());
   }
   self.copies[self.copy_count++] = {to, wanted ? from : nullptr, self.group};
 }
@@ -181,8 +189,7 @@ void wait_copies(int left) {
       self.copies[kept++] = copy;
       continue;
     }
-    check_access(reinterpret_cast<uintptr_t>(copy.to), 16, Access::kWrite,
-                 caller());
+    check_line(copy.to, Access::kWrite, caller());
     if (copy.from == nullptr) {
       memset(copy.to, 0, 16);
     } else {

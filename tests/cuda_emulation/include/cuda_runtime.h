@@ -198,11 +198,11 @@ inline cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config,
                                       void (*kernel)(P...), A &&...arguments) {
   using Call = emulation::Call<P...>;
   static_assert(std::is_trivially_destructible_v<Call>, "a copy of bytes");
-  Call *call = new (malloc(sizeof(Call))) Call{
-      kernel, std::tuple<P...>(static_cast<A &&>(arguments)...)};
+  Call *call = new (malloc(sizeof(Call)))
+      Call{kernel, std::tuple<P...>(static_cast<A &&>(arguments)...)};
   return emulation::launch(
-      *config, {Call::run, reinterpret_cast<const void *>(kernel), call,
-                sizeof(Call)});
+      *config,
+      {Call::run, reinterpret_cast<const void *>(kernel), call, sizeof(Call)});
 }
 
 template <class Kernel>

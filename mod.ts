@@ -34,6 +34,7 @@ export type { LoadProgress } from "./src/model/weights.ts";
 export type { ChatMessage } from "./src/tokens/chat_template.ts";
 export type { CacheStats } from "./src/cache/slot_cache.ts";
 export type * from "./src/policies/parts.ts";
+export { citrus, type CitrusOptions } from "./src/policies/citrus.ts";
 export {
   definePolicy,
   type MethodOptions,
@@ -44,12 +45,15 @@ export {
   criticalAdaKV,
   type CriticalAdaKVOptions,
 } from "./src/policies/critical_ada_kv.ts";
+export { ahaKV, type AhaKVOptions } from "./src/policies/aha_kv.ts";
 export { corm, type CormOptions } from "./src/policies/corm.ts";
 export {
   criticalKV,
   type CriticalKVOptions,
   type CriticalValues,
 } from "./src/policies/critical_kv.ts";
+export { cam, type CamOptions } from "./src/policies/cam.ts";
+export { d2o, type D2OOptions } from "./src/policies/d2o.ts";
 export { fullCache, type FullCacheOptions } from "./src/policies/full_cache.ts";
 export type { AttentionProfile } from "./src/policies/allocations/attention_profile.ts";
 export {
@@ -66,6 +70,7 @@ export { prefixKV, type PrefixKVOptions } from "./src/policies/prefix_kv.ts";
 export { keyDiff, type KeyDiffOptions } from "./src/policies/key_diff.ts";
 export { pyramidKV, type PyramidKVOptions } from "./src/policies/pyramid_kv.ts";
 export { snapKV, type SnapKVOptions } from "./src/policies/snap_kv.ts";
+export { steady, type SteadyOptions } from "./src/policies/steady.ts";
 export {
   streamingLlm,
   type StreamingLlmOptions,

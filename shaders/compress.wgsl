@@ -5,23 +5,28 @@
 // `max_capacity`. Whatever is proportional to them lives in scratch, so only
 // memory bounds their number. The steps, each a dispatch:
 //   allocate_heads  where heads are adaptive, gives them their budgets
-//   survey          counts; with merge-first, lists what may pair up
-//   search          the nearest key for each that is listed (many workgroups)
-//   pair            takes similar pairs, best first, until the head fits
+//   survey          clears the counters
+// then, once with merge-first, or some times where the cheapest pairs merge:
+//   list_pairs      lists what may pair up, if the head is over its budget
+//   find_targets    the best partner for each that is listed (many workgroups)
+//   pair            takes pairs, best first, until the head fits
 //   merge           merges the sets (many workgroups)
+// then
 //   select_victims  lists the slots with the lowest ranks
 // with, before `pair` and `select_victims`, where scores are not the slots' own:
 //   rate            each candidate's own score (many workgroups), or rate_keys
 //   pool            the scores of its neighbours (many workgroups)
 //   share           the mean over the heads (many workgroups)
-// then, where they go to the most similar key:
-//   search          the nearest kept key for each of them
+// then, where they go to the most similar key or the cheapest target:
+//   find_targets    the best kept target for each of them
 //   link            chains those that chose the same target
 //   merge           merges the chains
 // or, where their values go to the right neighbour:
 //   neighbours      the next slot to the right of each of them (many workgroups)
 //   weigh           what weight each has in the kept value that takes it
 //   merge_runs      merges the values (many workgroups)
+// or, where their values go to the slots after them:
+//   pass_values     adds them, one by one
 // and at the end:
 //   settle          frees what is dropped, fills free slots, updates the head
 // A single workgroup per head could do it all in one dispatch, but the searches
@@ -31,6 +36,7 @@
 // position, sets are disjoint, and sums are taken in the order of candidates.
 
 struct Params {
+  layer: u32,
   first_head: u32,
   total: u32,
   stage_total: u32,
@@ -64,18 +70,9 @@ struct Params {
 
 const THREADS = 256u;
 
-const PROPOSERS = 32u;
-override KEY_TILE: u32 = 32u;
-// Sizes of the tiles: PROPOSERS * HEAD_DIM / 2, KEY_TILE * (HEAD_DIM / 2 + 1).
-override PROPOSER_WORDS: u32 = 64u;
-override KEY_WORDS: u32 = 96u;
-override MERGE_FIRST: bool = false;
-
-var<workgroup> proposer_tile: array<u32, PROPOSER_WORDS>;
-var<workgroup> key_tile: array<u32, KEY_WORDS>;
 var<workgroup> part_values: array<vec2<f32>, THREADS>;
 
-// Counts and lists; the first step, whatever the policy.
+// Clears what the other steps add to; the first step, whatever the policy.
 @compute @workgroup_size(THREADS)
 fn survey(
   @builtin(workgroup_id) group: vec3<u32>,
@@ -87,24 +84,47 @@ fn survey(
   if (thread < COUNTERS) {
     atomicStore(&counters[kv_head * COUNTERS + thread], 0u);
   }
-  let excess = count_excess(thread);
   for (var c = thread; c < params.candidates; c += THREADS) {
     work[work_at(WORK_DIVERGENCE, c)] = 0u;
-    let is_listed = MERGE_FIRST && excess > 0u && is_held(c) && may_go(c);
+    work[work_at(WORK_FLAGS, c)] = 0u;
+  }
+  storageBarrier();
+  if (MERGE == MERGE_PAIR) {
+    let spread = value_spread(thread, params.candidates);
+    if (thread == 0u) {
+      let at = kv_head * COUNTERS + COUNT_SPREAD;
+      atomicStore(&counters[at], bitcast<u32>(spread));
+    }
+  }
+}
+
+// Lists what may pair up, if the head is over its budget.
+@compute @workgroup_size(THREADS)
+fn list_pairs(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let excess = count_excess(thread);
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    let is_listed = excess > 0u && is_held(c) && may_go(c);
     work[work_at(WORK_FLAGS, c)] =
       select(0u, FLAG_LISTED | FLAG_TARGET, is_listed);
   }
   storageBarrier();
   make_list(thread);
+  list_targets(thread);
   if (thread == 0u) {
     atomicStore(&counters[kv_head * COUNTERS + COUNT_EXCESS], excess);
   }
 }
 
-// For each listed candidate, the target with the most similar key, if that is
-// similar enough. A workgroup compares a tile of candidates with all targets.
+// For each listed candidate, the target that it is merged into, if there is
+// one. A workgroup compares a tile of candidates with all targets.
 @compute @workgroup_size(THREADS)
-fn search(
+fn find_targets(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
 ) {
@@ -116,95 +136,34 @@ fn search(
   if (first >= listed) {
     return;
   }
-  let count = min(PROPOSERS, listed - first);
-  let half = HEAD_DIM / 2u;
-  let pitch = half + 1u;
-  for (var i = thread; i < count * half; i += THREADS) {
-    let c = work[work_at(WORK_LIST, first + i / half)];
-    proposer_tile[i] = key_word(slot_of(c), i % half);
-  }
-  let high = uniform_word(thread, table[head + HEAD_HIGH]);
-  let cache_tiles = (high + KEY_TILE - 1u) / KEY_TILE;
-  let rows = step_words[CHUNK_ROWS];
-  let stage_tiles = (rows + KEY_TILE - 1u) / KEY_TILE;
-
-  // A thread has target `j` and every `strands`th proposer: 4 at most.
-  let j = thread % KEY_TILE;
-  let strand = thread / KEY_TILE;
-  let strands = THREADS / KEY_TILE;
-  var best: array<Ranked, 4>;
-  for (var n = 0u; n < 4u; n++) {
-    best[n] = unranked();
-  }
-  for (var tile = 0u; tile < cache_tiles + stage_tiles; tile++) {
-    var first_target = tile * KEY_TILE;
-    var targets = min(KEY_TILE, high - min(high, first_target));
-    if (tile >= cache_tiles) {
-      let row = (tile - cache_tiles) * KEY_TILE;
-      first_target = params.max_capacity + row;
-      targets = min(KEY_TILE, rows - row);
-    }
-    workgroupBarrier();
-    for (var i = thread; i < targets * half; i += THREADS) {
-      key_tile[i / half * pitch + i % half] =
-        key_word(slot_of(first_target + i / half), i % half);
-    }
-    workgroupBarrier();
-    let c = first_target + j;
-    if (
-      j < targets && (work[work_at(WORK_FLAGS, c)] & FLAG_TARGET) != 0u
-    ) {
-      let position = position_of(slot_of(c));
-      for (var n = 0u; strand + n * strands < count; n++) {
-        let i = strand + n * strands;
-        if (work[work_at(WORK_LIST, first + i)] == c) {
-          continue;
-        }
-        let mine = Ranked(-cosine(i, j), position, c);
-        if (is_before(mine, best[n])) {
-          best[n] = mine;
-        }
-      }
-    }
-  }
-  for (var n = 0u; n * strands < count; n++) {
-    workgroupBarrier();
-    reduce_ranked[thread] = best[n];
-    workgroupBarrier();
-    let i = strand + n * strands;
-    if (j == 0u && i < count) {
-      var nearest = best[n];
-      for (var k = 1u; k < KEY_TILE; k++) {
-        if (is_before(reduce_ranked[thread + k], nearest)) {
-          nearest = reduce_ranked[thread + k];
-        }
-      }
-      let c = work[work_at(WORK_LIST, first + i)];
-      let is_similar = nearest.slot != NO_SLOT && -nearest.key > THRESHOLD;
-      work[work_at(WORK_KEY, c)] = ordered(nearest.key);
-      work[work_at(WORK_CHOICE, c)] =
-        select(NO_SLOT, nearest.slot, is_similar);
-    }
-  }
+  let targets = read_counter(thread, COUNT_TARGETS);
+  let spread = bitcast<f32>(read_counter(thread, COUNT_SPREAD));
+  search(thread, first, min(PROPOSERS, listed - first), targets, pair_scale(spread));
 }
 
-// Cosine of proposer `i` and target `j` of the tiles.
-fn cosine(i: u32, j: u32) -> f32 {
-  let half = HEAD_DIM / 2u;
-  var product = 0.0;
-  var squares = vec2<f32>();
-  for (var p = 0u; p < half; p++) {
-    let a = unpack_halves(proposer_tile[i * half + p]);
-    let b = unpack_halves(key_tile[j * (half + 1u) + p]);
-    product += dot(a, b);
-    squares += vec2(dot(a, a), dot(b, b));
-  }
-  let norms = sqrt(squares.x * squares.y);
-  return select(product / max(norms, 1e-30), 0.0, norms == 0.0);
+fn proposer_at(i: u32) -> u32 {
+  return work[work_at(WORK_LIST, i)];
 }
 
-// Takes the most similar pairs, as many as the head is over its budget, and
-// lists the ends that go.
+fn target_at(t: u32) -> u32 {
+  return work[work_at(WORK_TARGETS, t)];
+}
+
+fn is_open_to(i: u32, t: u32) -> bool {
+  return true;
+}
+
+fn propose(i: u32, best: Ranked) {
+  let candidate = proposer_at(i);
+  // A moving threshold is only known once all victims have a target.
+  let is_close = MERGE != MERGE_VOTES || -best.key > THRESHOLD;
+  work[work_at(WORK_KEY, candidate)] = ordered(best.key);
+  work[work_at(WORK_CHOICE, candidate)] =
+    select(NO_SLOT, best.slot, best.slot != NO_SLOT && is_close);
+}
+
+// Takes the best pairs, as many as the head is over its budget, and lists the
+// ends that go.
 @compute @workgroup_size(THREADS)
 fn pair(
   @builtin(workgroup_id) group: vec3<u32>,
@@ -291,7 +250,12 @@ fn merge(
       continue;
     }
     let first = slot_of(goes);
-    let merged = merge_slots(thread, slot_of(stays), first);
+    var merged = Merged(0u, 0u, 0.0);
+    if (MERGE == MERGE_COSINE) {
+      merged.count = blend_slots(thread, slot_of(stays), first);
+    } else {
+      merged = merge_slots(thread, slot_of(stays), first);
+    }
     storageBarrier();
     if (thread == 0u) {
       var slot = first;
@@ -364,13 +328,24 @@ fn select_victims(
     if (victims > 0u && is_listed && is_within(c, last)) {
       flags = FLAG_LISTED;
       work[work_at(WORK_CHOICE, c)] = NO_SLOT;
-    } else if (is_held(c) && position_of(slot_of(c)) >= SINKS) {
+    } else if (is_held(c) && takes_victims(c)) {
       flags = FLAG_TARGET;
     }
     work[work_at(WORK_FLAGS, c)] = flags;
   }
   storageBarrier();
   make_list(thread);
+  if (MERGE == MERGE_VOTES || MERGE == MERGE_PAIR || MERGE == MERGE_COSINE) {
+    list_targets(thread);
+  }
+}
+
+// Whether victims may be merged into a candidate that stays.
+fn takes_victims(candidate: u32) -> bool {
+  if (MERGE == MERGE_PAIR) {
+    return may_go(candidate);
+  }
+  return position_of(slot_of(candidate)) >= SINKS;
 }
 
 // Chains victims with the same target in the order of the list.
@@ -383,6 +358,9 @@ fn link(
     return;
   }
   let listed = read_counter(thread, COUNT_LISTED);
+  if (MERGE == MERGE_COSINE) {
+    move_threshold(thread, listed);
+  }
   for (var i = thread; i < listed; i += THREADS) {
     let c = work[work_at(WORK_LIST, i)];
     let choice = work[work_at(WORK_CHOICE, c)];
@@ -408,6 +386,37 @@ fn link(
       work[work_at(WORK_FLAGS, c)] |= FLAG_LEADER;
     }
   }
+}
+
+// Moves the threshold of the head and takes their targets from those victims
+// that are not similar enough.
+fn move_threshold(thread: u32, listed: u32) {
+  var cosines = 0.0;
+  var count = 0u;
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    if (work[work_at(WORK_CHOICE, c)] != NO_SLOT) {
+      cosines -= unordered(work[work_at(WORK_KEY, c)]);
+      count += 1u;
+    }
+  }
+  cosines = sum_floats(thread, cosines);
+  count = sum_words(thread, count);
+  if (count == 0u) {
+    return;
+  }
+  let past = bitcast<f32>(uniform_word(thread, table[head + HEAD_THRESHOLD]));
+  let threshold = next_threshold(past, cosines / f32(count));
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    if (-unordered(work[work_at(WORK_KEY, c)]) < threshold) {
+      work[work_at(WORK_CHOICE, c)] = NO_SLOT;
+    }
+  }
+  if (thread == 0u) {
+    table[head + HEAD_THRESHOLD] = bitcast<u32>(threshold);
+  }
+  storageBarrier();
 }
 
 // Frees what is dropped and moves the staged rows that are left, in order,
@@ -492,6 +501,9 @@ fn settle(
   var live = 0u;
   var free = high;
   for (var c = thread; c < high; c += THREADS) {
+    if (PARTNERS) {
+      set_side_word(slot_of(c), partner_field(), 0u);
+    }
     if (tokens_of(slot_of(c)) == 0u) {
       free = min(free, c);
     } else {

@@ -32,7 +32,7 @@ fn embed(
   @builtin(local_invocation_index) thread: u32,
 ) {
   let row = group.x;
-  if (!is_live(row)) {
+  if (!is_forwarded(row)) {
     return;
   }
   let id = tokens[row];
@@ -44,7 +44,7 @@ fn embed(
     hidden[row * HIDDEN + 2u * i] = pair.x;
     hidden[row * HIDDEN + 2u * i + 1u] = pair.y;
   }
-  if (thread == 0u) {
+  if (thread == 0u && is_live(row)) {
     let word = sequence_of(row) * params.seen_words + id / 32u;
     atomicOr(&seen[word], 1u << (id % 32u));
   }

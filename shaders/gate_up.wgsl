@@ -39,13 +39,13 @@ fn input_row(row: u32) -> u32 {
 }
 
 fn is_needed(row: u32) -> bool {
-  return is_live(row);
+  return is_forwarded(row);
 }
 
 // `slot` is that of the gate; the one after it is that of `up`.
 fn activate(row: u32, slot: u32, pair: vec2<f32>) {
   let i = first_slot + slot;
-  if (row >= ROWS || !is_live(row) || i >= params.block_rows) {
+  if (row >= ROWS || !is_forwarded(row) || i >= params.block_rows) {
     return;
   }
   let at = params.first_output + i / 2u;
@@ -87,7 +87,7 @@ fn tile(
   @builtin(local_invocation_index) thread: u32,
 ) {
   let first_row = group.y * TILE_ROWS;
-  if (PREFILL && !is_live(first_row)) {
+  if (PREFILL && !is_forwarded(first_row)) {
     return;
   }
   first_slot = group.x * TILE_OUTPUTS;

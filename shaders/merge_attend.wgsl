@@ -10,11 +10,12 @@
 // softmax state and, where scores are kept, raw logits. `finish`, a workgroup
 // per head, joins the states and does the rest, because a victim can only be
 // chosen once all slots are scored. Where the heads of a layer choose together
-// it is split: `score` first, then `choose`. It reads the keys again for the nearest
-// one; riding with the attention as another query would save that, but needs
+// it is split: `score` first, then `choose`. It reads the keys again for the
+// nearest one; riding with the attention as another query would save that, but needs
 // the victim before the scores of this step.
 
 struct Params {
+  layer: u32,
   first_head: u32,
   total: u32,
   max_capacity: u32,
@@ -42,6 +43,8 @@ struct Params {
 @group(0) @binding(10) var<storage, read_write> partials: array<vec2<f32>>;
 // (rows, kvHeads, maxCapacity): scores that take more than a slot's own fields
 @group(0) @binding(11) var<storage, read_write> ratings: array<f32>;
+// (rows, kvHeads, PAIR_HEADER + 3 * maxCapacity): see `lib/pair_step.wgsl`
+@group(0) @binding(12) var<storage, read_write> pairs: array<u32>;
 
 const THREADS = 256u;
 
@@ -50,6 +53,8 @@ var<workgroup> state_keep: array<f32, MAX_GROUP>;
 var<workgroup> part_values: array<vec2<f32>, THREADS>;
 var<workgroup> part_sums: array<f32, THREADS>;
 var<workgroup> log_sums: array<f32, MAX_GROUP>;
+// The same at the scale of scores.
+var<workgroup> gain_sums: array<f32, MAX_GROUP>;
 var<workgroup> head_words: array<u32, HEAD_WORDS>;
 
 // Slots that may be live once the new token is in its slot.
@@ -214,10 +219,16 @@ fn join(thread: u32, row: u32, kv_head: u32, splits: u32) {
 
 // Adds this row to the scores of a slot.
 fn observe_slot(row: u32, kv_head: u32, slot: u32, index: u32) {
+  let gain = score_gain(position_of_row(row), head_words[HEAD_BUDGET]);
   var seen = init_observation();
   for (var i = 0u; i < GROUP; i++) {
     let logit = raw_logits[logit_at(row, kv_head, i) + index];
-    seen = observe_head(seen, logit, vote_bias(slot, i), log_sums[i]);
+    var log_sum = log_sums[i];
+    if (STEP_GAIN) {
+      log_sum = gain_sums[i];
+    }
+    seen =
+      observe_head(seen, gain * logit, gain * vote_bias(slot, i), log_sum);
   }
   let position = position_of_row(row);
   let scores = add_observation(read_scores(slot), seen, position);
@@ -342,82 +353,27 @@ fn attention_weight(
   return exp(logit + vote_bias(slot, query_head) - log_sums[query_head]);
 }
 
-// The head that a workgroup has turned to.
-var<private> own_row: u32;
-var<private> own_kv_head: u32;
-var<private> own_offset: u32;
-var<private> own_high: u32;
-
-// Turns to a head: reads its words.
-fn begin(thread: u32, kv_head: u32, row: u32) {
-  let head = head_at(sequence_of(row), kv_head);
-  if (thread < HEAD_WORDS) {
-    head_words[thread] = table[head + thread];
-    if (thread == HEAD_HIGH) {
-      head_words[thread] = used_slots(head);
+// Sums up the row's softmax at the scale of scores. The sum
+// of the attention is at least its largest term, so nothing overflows.
+fn sum_gained(thread: u32) {
+  let gain = score_gain(position_of_row(own_row), head_words[HEAD_BUDGET]);
+  for (var query_head = 0u; query_head < GROUP; query_head++) {
+    let first = logit_at(own_row, own_kv_head, query_head);
+    let log_sum = log_sums[query_head];
+    var sum = 0.0;
+    for (var i = thread; i < own_high; i += THREADS) {
+      if (tokens_of(own_offset + i) != 0u) {
+        let logit = raw_logits[first + i] +
+          vote_bias(own_offset + i, query_head);
+        sum += exp(gain * (logit - log_sum));
+      }
+    }
+    sum = sum_floats(thread, sum);
+    if (thread == 0u) {
+      gain_sums[query_head] = gain * log_sum + log(sum);
     }
   }
-  own_row = row;
-  own_kv_head = kv_head;
-  own_offset = workgroupUniformLoad(&head_words[HEAD_OFFSET]);
-  own_high = workgroupUniformLoad(&head_words[HEAD_HIGH]);
-}
-
-fn may_go(slot: u32) -> bool {
-  let newest = position_of_row(own_row);
-  return tokens_of(slot) != 0u &&
-    is_evictable(position_of(slot), head_words[HEAD_RECENT], newest);
-}
-
-// What the policy's score says of slot `index` of the head.
-fn score_of(index: u32) -> f32 {
-  if (!RATED) {
-    return plain_score(own_offset + index);
-  }
-  if (!LAYER_SCOPE) {
-    return rating(index);
-  }
-  // The slots of all heads are the same tokens in the same order.
-  var sum = no_scores();
-  for (var i = 0u; i < KV_HEADS; i++) {
-    sum = add_score(sum, ratings[rating_at(i) + index]);
-  }
-  return mean_score(sum, KV_HEADS);
-}
-
-fn rating_at(kv_head: u32) -> u32 {
-  return (own_row * KV_HEADS + kv_head) * params.max_capacity;
-}
-
-// What `lib/select_rank.wgsl` looks at.
-fn ranked_count() -> u32 {
-  return own_high;
-}
-
-fn is_ranked(index: u32, flag: u32) -> bool {
-  return may_go(own_offset + index);
-}
-
-fn ranked_key(index: u32) -> u32 {
-  return ordered(score_of(index));
-}
-
-fn ranked_position(index: u32) -> u32 {
-  return position_of(own_offset + index);
-}
-
-// What `lib/key_distance.wgsl` works on.
-fn rated_slot(index: u32) -> u32 {
-  let slot = own_offset + index;
-  return select(slot, NO_SLOT, tokens_of(slot) == 0u);
-}
-
-fn rating(index: u32) -> f32 {
-  return ratings[rating_at(own_kv_head) + index];
-}
-
-fn set_rating(index: u32, value: f32) {
-  ratings[rating_at(own_kv_head) + index] = value;
+  workgroupBarrier();
 }
 
 // Joins the attention of the head and adds the row to the scores.
@@ -425,6 +381,9 @@ fn attend_and_score(thread: u32) {
   let splits = (own_high + params.split_slots - 1u) / params.split_slots;
   join(thread, own_row, own_kv_head, splits);
   workgroupBarrier();
+  if (STEP_GAIN && OBSERVE) {
+    sum_gained(thread);
+  }
   for (var i = thread; i < own_high; i += THREADS) {
     let slot = own_offset + i;
     if (OBSERVE && tokens_of(slot) != 0u) {
@@ -437,35 +396,6 @@ fn attend_and_score(thread: u32) {
   if (SCORE == SCORE_KEY_DISTANCE && MERGE != MERGE_NEVER) {
     rate_by_key(thread);
   }
-}
-
-// The slot with the lowest rank of those that may go and do not stay by their
-// scores alone.
-fn choose_victim(thread: u32) -> u32 {
-  var last = vec2(0xffffffffu);
-  if (COUNT_VALUES) {
-    var evictable = 0u;
-    for (var i = thread; i < own_high; i += THREADS) {
-      evictable += select(0u, 1u, may_go(own_offset + i));
-    }
-    evictable = sum_words(thread, evictable);
-    if (evictable == 0u) {
-      return NO_SLOT;
-    }
-    last = select_rank(thread, 0u, evictable - first_stage(evictable - 1u));
-  }
-  var lowest = unranked();
-  for (var i = thread; i < own_high; i += THREADS) {
-    let slot = own_offset + i;
-    if (may_go(slot) && (!COUNT_VALUES || is_within(i, last))) {
-      let rank = rank_of(score_of(i), slot);
-      let mine = Ranked(rank, position_of(slot), slot);
-      if (is_before(mine, lowest)) {
-        lowest = mine;
-      }
-    }
-  }
-  return first_ranked(thread, lowest).slot;
 }
 
 // Takes the head down to its budget and updates its words.
@@ -484,19 +414,45 @@ fn evict(thread: u32) {
   }
   live = sum_words(thread, live);
   free = min_words(thread, free);
-  var merged = Merged(0u, 0u, 0.0);
-  var dropped = 0u;
+  let head = head_at(sequence_of(own_row), kv_head);
+  if (thread == 0u) {
+    table[head + HEAD_LIVE] = live;
+    table[head + HEAD_NEXT] = free;
+    table[head + HEAD_HIGH] = high;
+  }
+  storageBarrier();
   let budget = workgroupUniformLoad(&head_words[HEAD_BUDGET]);
+  if (MERGE == MERGE_PAIR) {
+    list_pairs(thread, select(0u, high, live > budget));
+    return;
+  }
   if (MERGE != MERGE_NEVER && live > budget) {
-    storageBarrier();
     let victim = choose_victim(thread);
     if (victim != NO_SLOT) {
+      var merged = Merged(0u, 0u, 0.0);
       if (MERGE == MERGE_VOTES) {
         let chosen = nearest(thread, victim, offset, high);
         if (chosen.slot != NO_SLOT && -chosen.key > THRESHOLD) {
           merge_vector = query_vector(own_row * GROUP, kv_head);
           merged = merge_slots(thread, chosen.slot, victim);
         }
+      }
+      if (MERGE == MERGE_COSINE) {
+        let chosen = nearest(thread, victim, offset, high);
+        let past = bitcast<f32>(head_words[HEAD_THRESHOLD]);
+        let threshold = next_threshold(past, -chosen.key);
+        if (chosen.slot != NO_SLOT) {
+          if (thread == 0u) {
+            table[head + HEAD_THRESHOLD] = bitcast<u32>(threshold);
+          }
+          if (-chosen.key >= threshold) {
+            merged.count = blend_slots(thread, chosen.slot, victim);
+          }
+        }
+      }
+      if (MERGE == MERGE_NEXT_VALUES) {
+        let taker = pass_on(thread, victim - offset, high, kv_head);
+        merged.count = select(1u, 0u, taker == NO_SLOT);
       }
       if (MERGE == MERGE_RIGHT_NEIGHBOUR) {
         let kept = right_neighbour(thread, victim, offset, high);
@@ -506,33 +462,29 @@ fn evict(thread: u32) {
         }
       }
       workgroupBarrier();
-      if (thread == 0u) {
-        if (merged.count == 0u) {
-          dropped = tokens_of(victim);
-        }
-        free_slot(victim);
-      }
-      live -= 1u;
-      free = min(free, victim - offset);
+      remove(thread, head, victim, merged);
     }
   }
-  if (thread == 0u) {
-    let head = head_at(sequence_of(own_row), kv_head);
-    table[head + HEAD_LIVE] = live;
-    table[head + HEAD_NEXT] = free;
-    table[head + HEAD_HIGH] = high;
-    if (MERGE != MERGE_NEVER) {
-      table[head + HEAD_MERGED] += merged.count;
-      table[head + HEAD_GUARDED] += merged.guarded;
-      table[head + HEAD_DIVERGENCE] = bitcast<u32>(
-        bitcast<f32>(head_words[HEAD_DIVERGENCE]) + merged.divergence,
-      );
-      if (dropped > 0u) {
-        table[head + HEAD_DROPPED] += 1u;
-        table[head + HEAD_DROPPED_TOKENS] += dropped;
-      }
-    }
+}
+
+// Frees the slot that goes, and counts what became of it.
+fn remove(thread: u32, head: u32, victim: u32, merged: Merged) {
+  if (thread != 0u) {
+    return;
   }
+  if (merged.count == 0u) {
+    table[head + HEAD_DROPPED] += 1u;
+    table[head + HEAD_DROPPED_TOKENS] += tokens_of(victim);
+  }
+  free_slot(victim);
+  let index = victim - table[head + HEAD_OFFSET];
+  table[head + HEAD_LIVE] -= 1u;
+  table[head + HEAD_NEXT] = min(table[head + HEAD_NEXT], index);
+  table[head + HEAD_MERGED] += merged.count;
+  table[head + HEAD_GUARDED] += merged.guarded;
+  table[head + HEAD_DIVERGENCE] = bitcast<u32>(
+    bitcast<f32>(table[head + HEAD_DIVERGENCE]) + merged.divergence,
+  );
 }
 
 @compute @workgroup_size(THREADS)

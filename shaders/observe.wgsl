@@ -13,7 +13,7 @@ struct Params {
   stage_rows: u32,
   // Tiles of cache slots; the tiles after them are of staged rows.
   cache_tiles: u32,
-  // Rows observed at the end of the chunk.
+  // Rows observed at the end of the chunk, guests included.
   probe_rows: u32,
 }
 
@@ -73,9 +73,10 @@ fn observe(
   }
   // A tile holds whole rows: QUERY_TILE is a multiple of GROUP.
   let tile_rows = QUERY_TILE / GROUP;
-  let first_row = rows - min(rows, params.probe_rows);
-  for (var row = first_row; row < rows; row += tile_rows) {
-    let queries_left = (rows - row) * GROUP;
+  let end_row = rows + step_words[CHUNK_GUESTS];
+  let first_row = end_row - min(end_row, params.probe_rows);
+  for (var row = first_row; row < end_row; row += tile_rows) {
+    let queries_left = (end_row - row) * GROUP;
     workgroupBarrier();
     load_queries(thread, row * GROUP, min(QUERY_TILE, queries_left), kv_head);
     workgroupBarrier();
@@ -90,18 +91,19 @@ fn observe(
       // A row does not see the rows after it.
       let first_seeing = select(0u, tile * KEY_TILE + j, is_staged);
       let start = max(first_seeing, row) - row;
-      for (var r = start; r < min(tile_rows, rows - row); r++) {
+      for (var r = start; r < min(tile_rows, end_row - row); r++) {
+        let position = step_words[CHUNK_POSITION] + row + r;
+        let gain = score_gain(position, table[head + HEAD_BUDGET]);
         var seen = init_observation();
         for (var i = 0u; i < GROUP; i++) {
           let query = (row + r) * GROUP + i;
           seen = observe_head(
             seen,
-            logits[(r * GROUP + i) * logit_pitch() + j],
-            vote_bias(slot, i),
+            gain * logits[(r * GROUP + i) * logit_pitch() + j],
+            gain * vote_bias(slot, i),
             log_sums[query_vector(query, kv_head)],
           );
         }
-        let position = step_words[CHUNK_POSITION] + row + r;
         scores = add_observation(scores, seen, position);
       }
     }

@@ -47,6 +47,25 @@ override MAX_TILE: u32 = 32u;
 var<workgroup> row_max: array<f32, MAX_TILE>;
 var<workgroup> row_sum: array<f32, MAX_TILE>;
 var<workgroup> row_keep: array<f32, MAX_TILE>;
+// The same sum at the scale of scores.
+var<workgroup> gain_sum: array<f32, MAX_TILE>;
+
+// Adds a tile of logits to a query's sum at the scale of scores. Its
+// largest logit is that of the attention.
+fn add_gained(i: u32, gain: f32) {
+  var top = row_max[i];
+  for (var k = 0u; k < KEY_TILE; k++) {
+    top = max(top, logits[i * logit_pitch() + k]);
+  }
+  var sum = gain_sum[i] * exp(gain * (row_max[i] - top));
+  for (var k = 0u; k < KEY_TILE; k++) {
+    let logit = logits[i * logit_pitch() + k];
+    if (logit > LEAST_LOGIT) {
+      sum += exp(gain * (logit - top));
+    }
+  }
+  gain_sum[i] = sum;
+}
 
 @compute @workgroup_size(THREADS)
 fn attend(
@@ -55,7 +74,7 @@ fn attend(
 ) {
   let kv_head = group.y;
   let first = group.x * QUERY_TILE;
-  let rows = step_words[CHUNK_ROWS];
+  let rows = step_words[CHUNK_ROWS] + step_words[CHUNK_GUESTS];
   if (first >= rows * GROUP) {
     return;
   }
@@ -71,7 +90,11 @@ fn attend(
   if (thread < QUERY_TILE) {
     row_max[thread] = LEAST_LOGIT;
     row_sum[thread] = 0.0;
+    gain_sum[thread] = 0.0;
   }
+  // Of the query that the first threads sum up.
+  let position = step_words[CHUNK_POSITION] + (first + thread) / GROUP;
+  let gain = score_gain(position, table[head + HEAD_BUDGET]);
 
   // Logits: a thread has key `j` and every `strands`th query.
   let j = thread % KEY_TILE;
@@ -122,6 +145,9 @@ fn attend(
         weights[n] = exp(logit - top);
       }
     }
+    if (STEP_GAIN && thread < QUERY_TILE) {
+      add_gained(thread, gain);
+    }
     workgroupBarrier();
     for (var n = 0u; strand + n * strands < QUERY_TILE; n++) {
       let i = strand + n * strands;
@@ -160,6 +186,11 @@ fn attend(
       output[vector * half + pair] = sums[n] / row_sum[i];
       if (pair == 0u) {
         log_sums[vector] = row_max[i] + log(row_sum[i]);
+        if (STEP_GAIN) {
+          let at = step_words[CHUNK_POSITION] + (first + i) / GROUP;
+          let own_gain = score_gain(at, table[head + HEAD_BUDGET]);
+          log_sums[vector] = own_gain * row_max[i] + log(gain_sum[i]);
+        }
       }
     }
   }

@@ -40,12 +40,12 @@ fn input_row(row: u32) -> u32 {
 }
 
 fn is_needed(row: u32) -> bool {
-  return is_live(row);
+  return is_forwarded(row);
 }
 
 fn add(row: u32, slot: u32, product: f32) {
   let i = first_slot + slot;
-  if (row >= ROWS || !is_live(row) || i >= params.outputs) {
+  if (row >= ROWS || !is_forwarded(row) || i >= params.outputs) {
     return;
   }
   let output = params.first_output + i;
@@ -77,7 +77,7 @@ fn tile(
   @builtin(local_invocation_index) thread: u32,
 ) {
   let first_row = group.y * TILE_ROWS;
-  if (PREFILL && !is_live(first_row)) {
+  if (PREFILL && !is_forwarded(first_row)) {
     return;
   }
   first_slot = group.x * TILE_OUTPUTS;

@@ -90,7 +90,7 @@ fn input_row(row: u32) -> u32 {
 }
 
 fn is_needed(row: u32) -> bool {
-  return is_live(row);
+  return is_forwarded(row);
 }
 
 // Turns a pair by the angle of `position`: the product of the rotations of its
@@ -231,7 +231,7 @@ fn vector(
   for (var i = thread; i < ROWS * couples; i += VECTOR_THREADS) {
     let row = i / couples;
     let index = i % couples * 2u;
-    if (is_live(row) && pair_offset + index < HEAD_DIM / 2u) {
+    if (is_forwarded(row) && pair_offset + index < HEAD_DIM / 2u) {
       write_pairs(row, head, index, row * SLOTS);
     }
   }
@@ -243,7 +243,7 @@ fn tile(
   @builtin(local_invocation_index) thread: u32,
 ) {
   let first_row = group.y * TILE_ROWS;
-  if (PREFILL && !is_live(first_row)) {
+  if (PREFILL && !is_forwarded(first_row)) {
     return;
   }
   first_weight_row = group.x * TILE_OUTPUTS;
@@ -268,7 +268,7 @@ fn append(
 ) {
   let head = group.x;
   let row = group.y;
-  if (!is_live(row)) {
+  if (!is_forwarded(row)) {
     return;
   }
   let base = (row * (HEADS + 2u * KV_HEADS) + head) * HEAD_DIM;

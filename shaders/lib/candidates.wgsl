@@ -13,6 +13,8 @@ const WORK_LIST = 3u;
 const WORK_NEXT = 4u;
 // f32: divergence of the merges into a candidate.
 const WORK_DIVERGENCE = 5u;
+// Candidates that others may be merged into.
+const WORK_TARGETS = 8u;
 
 const FLAG_LISTED = 1u;
 const FLAG_TARGET = 2u;
@@ -23,11 +25,14 @@ const FLAG_ACCEPTED = 8u;
 // The first of those that chose its target.
 const FLAG_LEADER = 16u;
 
-const COUNTERS = 4u;
+const COUNTERS = 6u;
 const COUNT_LISTED = 0u;
 const COUNT_EXCESS = 1u;
 const COUNT_MERGED = 2u;
 const COUNT_GUARDED = 3u;
+const COUNT_TARGETS = 4u;
+// f32: how far the values of the head scatter, before anything is merged.
+const COUNT_SPREAD = 5u;
 
 var<private> kv_head: u32;
 var<private> head: u32;
@@ -41,14 +46,6 @@ fn begin(index: u32) -> bool {
   kv_head = index;
   head = head_at(step_words[CHUNK_SEQUENCE], index);
   return step_words[CHUNK_ROWS] > 0u;
-}
-
-// A word that is the same for all threads, whoever wrote it.
-fn uniform_word(thread: u32, word: u32) -> u32 {
-  if (thread == 0u) {
-    shared_words[0] = word;
-  }
-  return workgroupUniformLoad(&shared_words[0]);
 }
 
 fn read_counter(thread: u32, counter: u32) -> u32 {
@@ -94,24 +91,34 @@ fn count_excess(thread: u32) -> u32 {
   return count - min(count, budget);
 }
 
-// Lists the candidates with FLAG_LISTED in order, and counts them.
-fn make_list(thread: u32) {
+// Lists the candidates with a flag in order, and counts them.
+fn list_flagged(thread: u32, flag: u32, section: u32, counter: u32) {
   var count = 0u;
   for (var first = 0u; first < params.candidates; first += THREADS) {
     let c = first + thread;
     var listed = 0u;
     if (c < params.candidates) {
-      listed = work[work_at(WORK_FLAGS, c)] & FLAG_LISTED;
+      listed = select(0u, 1u, (work[work_at(WORK_FLAGS, c)] & flag) != 0u);
     }
     let place = prefix_sum(thread, listed);
     if (listed != 0u) {
-      work[work_at(WORK_LIST, count + place - 1u)] = c;
+      work[work_at(section, count + place - 1u)] = c;
     }
     count += sum_words(thread, listed);
   }
   if (thread == 0u) {
-    atomicStore(&counters[kv_head * COUNTERS + COUNT_LISTED], count);
+    atomicStore(&counters[kv_head * COUNTERS + counter], count);
   }
+}
+
+// Lists what is searched for, merged away or dropped.
+fn make_list(thread: u32) {
+  list_flagged(thread, FLAG_LISTED, WORK_LIST, COUNT_LISTED);
+}
+
+// Lists what that may be merged into.
+fn list_targets(thread: u32) {
+  list_flagged(thread, FLAG_TARGET, WORK_TARGETS, COUNT_TARGETS);
 }
 
 // What `lib/select_rank.wgsl` looks at.

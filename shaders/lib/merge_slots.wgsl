@@ -36,9 +36,8 @@ fn merge_slots(thread: u32, kept: u32, first: u32) -> Merged {
   var votes = -1e30;
   var merged = Merged(0u, 0u, 0.0);
   for (var slot = kept; slot != NO_SLOT; slot = member_after(slot, kept, first)) {
-    let bias = pooled_bias(slot);
-    mass = log_add(mass, bias + log_score(slot));
-    votes = log_add(votes, bias);
+    mass = log_add(mass, log_weight(slot));
+    votes = log_add(votes, pooled_bias(slot));
     merged.count += 1u;
   }
   merged.count -= 1u;
@@ -55,7 +54,7 @@ fn merge_slots(thread: u32, kept: u32, first: u32) -> Merged {
   var tokens = 0u;
   for (var slot = kept; slot != NO_SLOT; slot = member_after(slot, kept, first)) {
     let score = log_score(slot);
-    let weight = exp(pooled_bias(slot) + score - mass);
+    let weight = exp(log_weight(slot) - mass);
     mean_score += weight * score;
     if (thread < half) {
       key += weight * unpack_halves(key_word(slot, thread));

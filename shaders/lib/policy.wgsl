@@ -7,6 +7,7 @@ const SCORE_MEAN = 3u;
 const SCORE_LAST = 4u;
 const SCORE_AGE = 5u;
 const SCORE_KEY_DISTANCE = 6u;
+const SCORE_STEP_GAIN = 7u;
 override SCORE: u32 = SCORE_POSITION;
 // ln alpha and ln(1 - alpha) of the moving sum; alpha is 0 where there is none.
 override LOG_ALPHA: f32 = -1e30;
@@ -17,10 +18,11 @@ override COUNT_VOTES: bool = false;
 // Whether anything reads the scores of slots.
 override OBSERVE: bool = true;
 
-// Whether scores count times the norms of values, beside a first stage; what is
-// added to a score then, and its logarithm.
+// Whether scores count times the norms of values, beside a first stage; the
+// power of a norm; what is added to a score then, and its logarithm.
 override COUNT_VALUES: bool = false;
 override FIRST_STAGE: f32 = 0.0;
+override VALUE_POWER: u32 = 1u;
 override VALUE_EPSILON: f32 = 0.0;
 override LOG_VALUE_EPSILON: f32 = -1e30;
 
@@ -38,7 +40,13 @@ const MERGE_NEVER = 0u;
 const MERGE_DROP = 1u;
 const MERGE_VOTES = 2u;
 const MERGE_RIGHT_NEIGHBOUR = 3u;
+const MERGE_PAIR = 4u;
+const MERGE_COSINE = 5u;
+const MERGE_NEXT_VALUES = 6u;
 override MERGE: u32 = MERGE_NEVER;
+
+// Whether slots remember the partner that they would be merged with.
+override PARTNERS: bool = false;
 
 const KEY_ZIP = 0u;
 const KEY_MIN_NORM = 1u;

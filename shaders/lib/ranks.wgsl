@@ -29,9 +29,10 @@ fn rank_of(score: f32, slot: u32) -> f32 {
   }
   let norm = side_float(slot, FIELD_VALUE_NORM);
   if (SCORE == SCORE_EMA) {
-    return log_add(score, LOG_VALUE_EPSILON) + log(max(norm, LEAST_NORM));
+    return log_add(score, LOG_VALUE_EPSILON) +
+      f32(VALUE_POWER) * log(max(norm, LEAST_NORM));
   }
-  return (score + VALUE_EPSILON) * norm;
+  return (score + VALUE_EPSILON) * select(norm, norm * norm, VALUE_POWER == 2u);
 }
 
 // Of `fitting` slots that have room, those that stay by their scores alone.

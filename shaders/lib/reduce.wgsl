@@ -8,6 +8,14 @@ const NO_SLOT = 0xffffffffu;
 var<workgroup> reduce_words: array<u32, THREADS>;
 var<workgroup> reduce_floats: array<f32, THREADS>;
 
+// A word that is the same for all threads, whoever wrote it.
+fn uniform_word(thread: u32, word: u32) -> u32 {
+  if (thread == 0u) {
+    reduce_words[0] = word;
+  }
+  return workgroupUniformLoad(&reduce_words[0]);
+}
+
 fn sum_words(thread: u32, value: u32) -> u32 {
   reduce_words[thread] = value;
   for (var width = THREADS / 2u; width > 0u; width /= 2u) {

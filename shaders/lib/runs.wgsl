@@ -9,11 +9,11 @@
 
 // f32: what is left of a candidate's own value by those that it takes in; from
 // the second half of `weigh` on, its weight in the kept value.
-const WORK_SHARE = 8u;
+const WORK_SHARE = 9u;
 // f32: what of it stays in the candidate that takes it in.
-const WORK_PASS = 9u;
+const WORK_PASS = 10u;
 // Candidate that takes it in, or NO_SLOT.
-const WORK_PARENT = 10u;
+const WORK_PARENT = 11u;
 
 // Finds the right neighbour of each victim: WORK_CHOICE, and the way back:
 // WORK_NEXT. A thread has a victim and goes through all candidates by tiles.

@@ -108,6 +108,11 @@ fn log_score(slot: u32) -> f32 {
   return side_float(slot, FIELD_EMA) - ema_correction(observations);
 }
 
+// ln of the weight that a slot has in a merge: votes · ŝ.
+fn log_weight(slot: u32) -> f32 {
+  return pooled_bias(slot) + log_score(slot);
+}
+
 // Mean attention weight of the rows that observed a slot.
 fn mean_attention(slot: u32) -> f32 {
   return side_float(slot, FIELD_ACCUMULATED) /
@@ -126,7 +131,7 @@ fn plain_score(slot: u32) -> f32 {
   ) {
     return side_float(slot, FIELD_ACCUMULATED);
   }
-  if (SCORE == SCORE_MEAN) {
+  if (SCORE == SCORE_MEAN || SCORE == SCORE_STEP_GAIN) {
     return mean_attention(slot);
   }
   var score = log_score(slot);

@@ -19,6 +19,10 @@ const FIELD_POSITION = 3u;
 const FIELD_TOKENS = 4u;
 const FIELD_VALUE_NORM = 5u;
 const FIELD_BIAS = 6u;
+// The field after the vote biases: see `partnerField` of the backends.
+fn partner_field() -> u32 {
+  return FIELD_BIAS + LANES;
+}
 
 // Vote bias of a free slot.
 const FREE_BIAS = -1e30;

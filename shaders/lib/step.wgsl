@@ -11,6 +11,14 @@ fn is_live(row: u32) -> bool {
   return step_words[row * STATE_WORDS + STATE_FINISHED] == 0u;
 }
 
+// The same, or a guest, which goes through the layers but is no part of the text.
+fn is_forwarded(row: u32) -> bool {
+  if (PREFILL) {
+    return row < step_words[CHUNK_ROWS] + step_words[CHUNK_GUESTS];
+  }
+  return is_live(row);
+}
+
 // Sequence that a row belongs to.
 fn sequence_of(row: u32) -> u32 {
   if (PREFILL) {

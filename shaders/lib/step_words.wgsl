@@ -3,6 +3,7 @@
 const CHUNK_SEQUENCE = 0u;
 const CHUNK_ROWS = 1u;
 const CHUNK_POSITION = 2u;
+const CHUNK_GUESTS = 3u;
 
 const STATE_POSITION = 0u;
 const STATE_FINISHED = 1u;

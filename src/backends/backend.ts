@@ -178,10 +178,17 @@ export interface Step<T> {
 export const ChunkWord = {
   /** Sequence that the rows belong to. */
   sequence: 0,
-  /** Live rows, at most `step.rows`. */
+  /** Live rows; with the guests at most `step.rows`. */
   rows: 1,
   /** Position of row 0 in the text. */
   position: 2,
+  /**
+   * Rows after the live ones that are guests: they go through the layers and
+   * attend like rows of the text, at the positions after it, but are not part
+   * of it. They are never stored, sampled from or counted as seen; the policy's
+   * probe may observe them.
+   */
+  guests: 3,
   /** Words in all. */
   count: 4,
 } as const;
@@ -254,6 +261,17 @@ export const SlotField = {
   bias: 6,
 } as const;
 
+/**
+ * Field after the vote biases, where the policy's slots remember partners: u32,
+ * one more than the index in its head of the slot that this one would be merged
+ * into, or 0 if it knows none. A free slot knows none.
+ *
+ * @param lanes Vote biases of a slot.
+ */
+export function partnerField(lanes: number): number {
+  return SlotField.bias + lanes;
+}
+
 /** Vote bias of a free slot: finite, and zero weight in any softmax. */
 export const FREE_BIAS: number = -1e30;
 
@@ -269,7 +287,10 @@ export interface Slots<T> {
   readonly keys: T;
   /** `(total, headDim)` half: values. */
   readonly values: T;
-  /** `(SlotField.bias + lanes, total)`: see {@link SlotField}. */
+  /**
+   * `(SlotField.bias + lanes, total)`: see {@link SlotField}; one field more
+   * where slots remember partners: see {@link partnerField}.
+   */
   readonly side: T;
   /** Slots in all, over sequences and KV heads. */
   readonly total: number;
@@ -306,6 +327,8 @@ export const HeadWord = {
   guarded: 10,
   /** f32: sum over merges of KL(merge weights, vote shares). */
   divergence: 11,
+  /** f32: cosine that a slot needs to be merged (D2O); 0 before the first. */
+  threshold: 12,
   /** Words in all. */
   count: 16,
 } as const;
@@ -411,7 +434,10 @@ export interface MergeAttend<T> extends AttentionArgs<T> {
 export interface PrefillAttend<T> extends AttentionArgs<T> {
   /** Output `(rows, heads, headDim)` f32. */
   readonly output: T;
-  /** Output `(rows, heads)` f32: ln of the softmax sum of each row. */
+  /**
+   * Output `(rows, heads)` f32: ln of the softmax sum of each row, at the scale
+   * of the policy's scores.
+   */
   readonly logSums: T;
 }
 

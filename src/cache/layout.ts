@@ -22,9 +22,20 @@ export interface LayoutOptions {
 
 /** Vote biases that a policy keeps per slot. */
 export function voteLanes({ merge }: Policy, sizes: ModelSizes): number {
-  return merge.kind === "votes" && merge.votesPerQueryHead
+  return "votesPerQueryHead" in merge && merge.votesPerQueryHead
     ? sizes.heads / sizes.kvHeads
     : 1;
+}
+
+/** Whether the slots of a policy remember partners: see `partnerField`. */
+export function remembersPartners({ merge }: Policy): boolean {
+  return merge.kind === "pair" && merge.search === "incremental";
+}
+
+/** Fields that a slot has beside its key and value. */
+export function sideFields(policy: Policy, sizes: ModelSizes): number {
+  return SlotField.bias + voteLanes(policy, sizes) +
+    (remembersPartners(policy) ? 1 : 0);
 }
 
 /** Slots of one layer over all sequences and heads. */
@@ -40,8 +51,7 @@ export function slotBytes(
   policy: Policy,
   { sizes, halfBytes }: LayoutOptions,
 ): number {
-  const fields = SlotField.bias + voteLanes(policy, sizes);
-  return 2 * sizes.headDim * halfBytes + 4 * fields;
+  return 2 * sizes.headDim * halfBytes + 4 * sideFields(policy, sizes);
 }
 
 /** Bytes that a cache with these budgets takes: slots, stage and head table. */

@@ -19,7 +19,7 @@ import {
   type HeadBudget,
   resolveBudget,
 } from "./budget.ts";
-import { initialTable, layerSlots, voteLanes } from "./layout.ts";
+import { initialTable, layerSlots, sideFields, voteLanes } from "./layout.ts";
 
 /** What a cache has done and what it holds. Slots are averaged over heads. */
 export interface CacheStats {
@@ -76,7 +76,7 @@ export class SlotCache implements Disposable {
       side: this.#allocate(
         `${label} side fields`,
         "f32",
-        total * (SlotField.bias + lanes),
+        total * sideFields(policy, sizes),
       ),
       total,
     });
@@ -127,9 +127,10 @@ export class SlotCache implements Disposable {
       this.#table,
       initialTable(this.budgets, this.#sequences),
     );
-    for (const { slots } of this.layers) {
+    for (const { slots, lanes } of this.layers) {
       const side = new Float32Array(slots.side.length);
-      side.fill(FREE_BIAS, SlotField.bias * slots.total);
+      const [from, to] = [SlotField.bias, SlotField.bias + lanes];
+      side.fill(FREE_BIAS, from * slots.total, to * slots.total);
       this.#backend.write(slots.side, side);
     }
   }

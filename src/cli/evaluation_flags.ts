@@ -1,12 +1,11 @@
 /**
- * Flags that say what an evaluation measures, and the plan that they make.
+ * Flags that say what an evaluation measures.
  *
  * @module
  */
-import { EvaluationFormatError } from "../evaluate/format_error.ts";
-import { type EvaluationPlan, parsePlan } from "../evaluate/plan.ts";
 import { retrievalForms } from "../evaluate/retrieval_tasks.ts";
 import { parseBudget } from "../policies/parse_budget.ts";
+import { questionSettings } from "../evaluate/settings.ts";
 import { policies } from "../policies/registry.ts";
 import {
   choice,
@@ -18,7 +17,7 @@ import {
 } from "./flags.ts";
 
 /** Tasks by name. */
-const TASKS = [
+export const TASKS = [
   "perplexity",
   "agreement",
   "perturbation",
@@ -99,15 +98,16 @@ export const evaluationFlags = {
   ]),
   question: words(
     "NAME",
-    "Whether compression sees the question: seen, unseen (default: both)",
-    ["seen", "unseen"],
+    "What compression knows of the question: seen, probe, unseen (default: " +
+      "seen and unseen)",
+    questionSettings,
   ),
   half: choice("NAME", {
     help: "Documents to use: tune, report or all (default: report)",
     words: ["tune", "report", "all"],
   }),
   seed: numbers("N", "Seeds of windows and retrieval tasks (default: 1)"),
-  plan: text("FILE", "A plan in JSON, instead of all flags but --out"),
+  plan: text("FILE", "A plan in JSON; flags beside it change what it says"),
 } as const;
 
 /** How much is measured. */
@@ -147,70 +147,5 @@ export const sizeFlags = {
   }),
 } as const;
 
-/**
- * The plan that the flags describe.
- *
- * @throws {UsageError} If a flag is out of range.
- * @throws {EvaluationFormatError} If the file of `--plan` is damaged.
- */
-export async function planOf(
-  values: Values<typeof evaluationFlags & typeof sizeFlags>,
-): Promise<EvaluationPlan> {
-  const { plan: file } = values;
-  if (file !== undefined) return parsePlan(await readPlan(file), file);
-  const names = values.policy ?? Object.keys(policies);
-  const plan = {
-    policies: [...new Set(names)].map((policy) => ({ policy })),
-    budgets: values.budget ?? ["50%", "20%", "10%"],
-    settings: values.setting,
-    chunk: values.chunk,
-    batch: values.batch,
-    seeds: values.seed,
-    half: values.half,
-    tasks: (values.tasks ?? ["perplexity"]).map((task) => taskOf(task, values)),
-  };
-  try {
-    return parsePlan(JSON.stringify(plan), "the command line");
-  } catch (cause) {
-    if (!(cause instanceof EvaluationFormatError)) throw cause;
-    throw new UsageError(cause.message);
-  }
-}
-
-/** A task of the plan in JSON. */
-function taskOf(
-  task: typeof TASKS[number],
-  values: Values<typeof evaluationFlags & typeof sizeFlags>,
-): object {
-  const { prompt = 512, continuation = 128, probes = 8 } = values;
-  const amount = {
-    windowsPerDocument: values.windows,
-    documents: values["max-documents"],
-  };
-  switch (task) {
-    case "perplexity":
-    case "agreement":
-      return { kind: task, prompt, continuation, ...amount };
-    case "perturbation":
-      return { kind: task, prompt, probes, ...amount };
-    case "throughput":
-      return { kind: task, prompt, generate: continuation };
-    default:
-      return {
-        kind: "retrieval",
-        form: task,
-        lengths: values.length ?? [256, 512],
-        depths: values.depth ?? [0, 0.25, 0.5, 0.75, 1],
-        questions: values.question,
-      };
-  }
-}
-
-async function readPlan(file: string): Promise<string> {
-  try {
-    return await Deno.readTextFile(file);
-  } catch (cause) {
-    if (!(cause instanceof Deno.errors.NotFound)) throw cause;
-    throw new EvaluationFormatError(file, "there is no such file", { cause });
-  }
-}
+/** Values of the flags. */
+export type PlanValues = Values<typeof evaluationFlags & typeof sizeFlags>;

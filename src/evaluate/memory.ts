@@ -9,7 +9,7 @@ import { SlotCache } from "../cache/slot_cache.ts";
 import type { ModelConfig } from "../model/config.ts";
 import { fullCache } from "../policies/full_cache.ts";
 import type { Policy } from "../policies/parts.ts";
-import { longestPiece } from "../policies/schedule.ts";
+import { stageRows } from "../policies/schedule.ts";
 
 /** Bytes that a cache holds on the device. */
 export interface CacheMemory {
@@ -45,7 +45,7 @@ export function measureMemory(
   using cache = new SlotCache(backend, policy, {
     ...config,
     sequences: 1,
-    stageRows: longestPiece(policy.schedule),
+    stageRows: stageRows(policy),
   });
   const { keys, values, side } = cache.layers[0]!.stage;
   const stageBytes = keys.byteLength + values.byteLength + side.byteLength;

@@ -17,7 +17,11 @@ import {
 } from "./format_error.ts";
 import { type PlanBudget, PlanBudgetSchema } from "./plan_budget.ts";
 import { type RetrievalForm, retrievalForms } from "./retrieval_tasks.ts";
-import type { QuestionSetting, Setting } from "./settings.ts";
+import {
+  type QuestionSetting,
+  questionSettings,
+  type Setting,
+} from "./settings.ts";
 
 /** A policy of a plan, without its budget. */
 export interface PlanPolicy {
@@ -67,7 +71,7 @@ export interface RetrievalTask {
   readonly lengths: readonly number[];
   /** Shares of the context before the fact. */
   readonly depths: readonly number[];
-  /** Whether compression sees the question (default: both). */
+  /** What compression knows of the question (default: seen and unseen). */
   readonly questions?: readonly QuestionSetting[] | undefined;
   /** Facts of the form `needles` (default 4). */
   readonly needles?: number | undefined;
@@ -163,7 +167,7 @@ const TaskSchema = v.variant("kind", [
     form: oneOf(retrievalForms),
     lengths: list(promptTokens),
     depths: list(share),
-    questions: v.optional(list(oneOf(["seen", "unseen"]))),
+    questions: v.optional(list(oneOf(questionSettings))),
     needles: v.optional(whole(2, 100)),
   }, "a known field"),
   v.strictObject({

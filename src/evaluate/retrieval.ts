@@ -32,7 +32,7 @@ export interface RetrievalIds {
 export interface RetrievalOptions {
   /** The task. */
   readonly example: RetrievalExample;
-  /** Whether the context is compressed together with the question. */
+  /** What compressing the context knows of the question. */
   readonly question: QuestionSetting;
   /** Stops with the signal's reason. */
   readonly signal?: AbortSignal | undefined;
@@ -55,13 +55,20 @@ export function encodeRetrieval(
 
 /**
  * The pieces that are read before a compression may happen: context and
- * question together, or one after the other.
+ * question together where it is seen, or one after the other.
  */
 export function promptParts(
   { context, question }: RetrievalIds,
   setting: QuestionSetting,
 ): (readonly number[])[] {
   return setting === "seen" ? [[...context, ...question]] : [context, question];
+}
+
+/** The policy with a question as its probe, where it observes attention. */
+function observing(policy: Policy, question: readonly number[]): Policy {
+  return policy.probe.kind === "none"
+    ? policy
+    : { ...policy, probe: { kind: "instruction", tokens: question } };
 }
 
 /**
@@ -73,9 +80,13 @@ export async function runRetrieval(
   policy: Policy,
   { example, question, signal }: RetrievalOptions,
 ): Promise<RetrievalOutcome> {
-  using engine = await openEngine(model, policy);
+  const ids = encodeRetrieval(model, example);
+  using engine = await openEngine(
+    model,
+    question === "probe" ? observing(policy, ids.question) : policy,
+  );
   engine.start(GREEDY, example.answerTokens);
-  const pieces = promptParts(encodeRetrieval(model, example), question)
+  const pieces = promptParts(ids, question)
     .flatMap((part) => piecesFromEnd(part, policy.schedule));
   const sampled = sampleTokens(engine, pieces, {
     stepsPerRead: model.backend.stepsPerRead,
@@ -83,11 +94,11 @@ export async function runRetrieval(
     stopIds: [],
     signal,
   });
-  const ids: number[] = [];
+  const said: number[] = [];
   let text = "";
   for await (const { id } of sampled) {
-    ids.push(id);
-    text = model.codec.decode(ids);
+    said.push(id);
+    text = model.codec.decode(said);
     if (/\d\D/.test(text)) break;
   }
   const [answer = text, number] = /^\D*(\d+)/.exec(text) ?? [];

@@ -7,7 +7,7 @@ import { resolveBudget } from "../cache/budget.ts";
 import { fullCache } from "../policies/full_cache.ts";
 import { validatePolicy } from "../policies/validate_policy.ts";
 import type { Policy } from "../policies/parts.ts";
-import { longestPiece } from "../policies/schedule.ts";
+import { stageRows } from "../policies/schedule.ts";
 import { type EvaluationDocument, halfOf } from "./documents.ts";
 import { fullCacheBytes, measureMemory, slotsWithin } from "./memory.ts";
 import type { EvaluationModel } from "./model.ts";
@@ -186,7 +186,7 @@ function checkBudget(
     resolveBudget(policy, {
       ...config,
       sequences: 1,
-      stageRows: longestPiece(policy.schedule),
+      stageRows: stageRows(policy),
       halfBytes: backend.halfBytes,
     });
   } catch (cause) {

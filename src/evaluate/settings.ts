@@ -19,9 +19,15 @@ export type Setting = "whole" | "streaming";
  *
  * - `seen`: the question is part of the last chunk, compressed together with
  *   the context before it;
+ * - `probe`: the context is compressed first, by what the question attends to
+ *   (CItruS), then the question is read. Policies that observe no attention
+ *   make no use of it;
  * - `unseen`: the context is compressed first, then the question is read.
  */
-export type QuestionSetting = "seen" | "unseen";
+export type QuestionSetting = "seen" | "probe" | "unseen";
+
+/** All question settings. */
+export const questionSettings = ["seen", "probe", "unseen"] as const;
 
 /** Options of {@linkcode withSetting}. */
 export interface SettingOptions {

@@ -31,8 +31,10 @@ import type { Weights } from "../model/weights.ts";
 import type { Policy } from "../policies/parts.ts";
 import {
   checkLength,
+  guestTokens,
   longestPiece,
   promptPieces,
+  stageRows,
 } from "../policies/schedule.ts";
 import { validatePolicy } from "../policies/validate_policy.ts";
 import type { ResolvedSampling } from "./sampling.ts";
@@ -87,7 +89,7 @@ export class Engine implements Disposable {
       new SlotCache(backend, policy, {
         ...config,
         sequences,
-        stageRows: longestPiece(policy.schedule),
+        stageRows: stageRows(policy),
       }),
     );
     this.#buffers = memory.use(new WorkingBuffers(backend, this.#options));
@@ -213,13 +215,15 @@ export class Engine implements Disposable {
     const { backend, policy } = this.#options;
     checkLength(ids.length, longestPiece(policy.schedule));
     const position = this.#positions[sequence]!;
-    this.#updateRope(position + ids.length);
+    const guests = guestTokens(policy);
+    this.#updateRope(position + ids.length + guests.length);
     const chunk = new Uint32Array(ChunkWord.count);
     chunk[ChunkWord.sequence] = sequence;
     chunk[ChunkWord.rows] = ids.length;
     chunk[ChunkWord.position] = position;
+    chunk[ChunkWord.guests] = guests.length;
     backend.write(this.#buffers.chunk, chunk);
-    backend.write(this.#buffers.prompt, Uint32Array.from(ids));
+    backend.write(this.#buffers.prompt, Uint32Array.from([...ids, ...guests]));
     this.#prefill.run();
     if (then === "sample") this.#sampleFirst.run();
     if (then === "logits") this.#recordHeadOfChunk().run();

@@ -12,7 +12,7 @@ import { type ModelFolder, openModelFolder } from "../model/model_folder.ts";
 import { loadWeights, type Weights } from "../model/weights.ts";
 import { keepKV } from "../policies/keep_kv.ts";
 import type { Policy } from "../policies/parts.ts";
-import { longestPiece } from "../policies/schedule.ts";
+import { stageRows } from "../policies/schedule.ts";
 import { validatePolicy } from "../policies/validate_policy.ts";
 import type { ChatMessage } from "../tokens/chat_template.ts";
 import { TextStream } from "../tokens/text_stream.ts";
@@ -97,7 +97,7 @@ export class Generator implements AsyncDisposable {
       resolveBudget(policy, {
         ...config,
         sequences: 1,
-        stageRows: longestPiece(policy.schedule),
+        stageRows: stageRows(policy),
         halfBytes: backend.halfBytes,
       });
       weights = await loadWeights(backend, model, options);

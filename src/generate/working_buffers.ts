@@ -15,7 +15,7 @@ import {
 import type { ModelConfig } from "../model/config.ts";
 import type { Activations } from "../model/forward.ts";
 import type { Policy } from "../policies/parts.ts";
-import { longestPiece } from "../policies/schedule.ts";
+import { stageRows } from "../policies/schedule.ts";
 
 /**
  * Sampled ids per sequence that the device keeps until they are read: more than
@@ -65,7 +65,7 @@ export class WorkingBuffers implements Disposable {
     this.#backend = backend;
     this.#options = options;
     const { config: { sizes }, policy, sequences } = options;
-    const promptRows = longestPiece(policy.schedule);
+    const promptRows = stageRows(policy);
     const rows = Math.max(promptRows, sequences);
     const headsWidth = sizes.heads * sizes.headDim;
     const f32 = (label: string, length: number) =>
@@ -105,7 +105,7 @@ export class WorkingBuffers implements Disposable {
     return this.#chunkLogits ??= this.#allocate(
       "logits of a chunk",
       "f32",
-      longestPiece(policy.schedule) * config.sizes.vocabulary,
+      stageRows(policy) * config.sizes.vocabulary,
     );
   }
 
@@ -119,7 +119,7 @@ export class WorkingBuffers implements Disposable {
     const { policy, sequences } = this.#options;
     return {
       kind,
-      rows: kind === "decode" ? sequences : longestPiece(policy.schedule),
+      rows: kind === "decode" ? sequences : stageRows(policy),
       tokens: kind === "decode" ? this.tokens : this.prompt,
       chunk: this.chunk,
       state: this.state,

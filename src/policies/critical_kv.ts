@@ -57,6 +57,7 @@ export function criticalKV(options: CriticalKVOptions): Policy {
     kind: "norm",
     of: of ?? "projected",
     first: first ?? 0.5,
+    power: 1,
     epsilon: epsilon ?? 1e-4,
   };
   return base === undefined

@@ -21,7 +21,12 @@ type KindsOf<Part extends { readonly kind: string }> = Readonly<
   Record<Part["kind"], true>
 >;
 
-const probe: KindsOf<Probe> = { none: true, all: true, last: true };
+const probe: KindsOf<Probe> = {
+  none: true,
+  all: true,
+  last: true,
+  instruction: true,
+};
 const score: KindsOf<Score> = {
   position: true,
   accumulated: true,
@@ -29,6 +34,7 @@ const score: KindsOf<Score> = {
   last: true,
   age: true,
   keyDistance: true,
+  stepGain: true,
   ema: true,
 };
 const values: KindsOf<Values> = { ignored: true, norm: true };
@@ -48,7 +54,10 @@ const merge: KindsOf<Merge> = {
   drop: true,
   never: true,
   votes: true,
+  pair: true,
+  cosine: true,
   rightNeighbour: true,
+  nextValues: true,
 };
 const precision: KindsOf<Precision> = { half: true };
 const schedule: KindsOf<Schedule> = { streaming: true, whole: true };

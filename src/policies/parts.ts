@@ -29,7 +29,13 @@ export type Probe =
   /** Every row. */
   | { readonly kind: "all" }
   /** The last `rows` rows of each chunk. */
-  | { readonly kind: "last"; readonly rows: number };
+  | { readonly kind: "last"; readonly rows: number }
+  /**
+   * The rows of an instruction that is known beforehand (CItruS): its `tokens`
+   * are read after each chunk, at the positions that follow, and see slots,
+   * chunk and each other. They are observed, and then forgotten.
+   */
+  | { readonly kind: "instruction"; readonly tokens: readonly number[] };
 
 /** What makes a slot important; the slot with the lowest score goes first. */
 export type Score =
@@ -41,6 +47,14 @@ export type Score =
   | { readonly kind: "mean" }
   /** The attention weight that it received from the newest row (TOVA). */
   | { readonly kind: "last" }
+  /**
+   * Mean of the attention weights that it received at another scale than the
+   * model's: `softmax(g · (q·k/√d + ln votes))`, `g = √(2 ln(t/b))` for `t` tokens of text
+   * and `b` slots of the head, 0 while they all fit. The longer the text, the
+   * sharper the scores, so that as many slots stand out as there is room for
+   * (AhaKV).
+   */
+  | { readonly kind: "stepGain" }
   /**
    * When it last mattered: the number `t` of tokens that the newest row had
    * seen which gave it at least `1/t` of its attention (CORM). Slots that never
@@ -79,7 +93,7 @@ export type Values =
    * budget that goes by scores alone (CriticalKV). Of the slots that may be
    * evicted, `b` of which fit, the `⌊first · b⌋` with the highest scores `A`
    * stay whatever their values; of the others those with the lowest
-   * `(A + epsilon) · u` go.
+   * `(A + epsilon) · u^power` go.
    */
   | {
     readonly kind: "norm";
@@ -91,6 +105,8 @@ export type Values =
     readonly of: "projected" | "plain";
     /** Share of the budget that goes by scores alone, in `[0, 1]`. */
     readonly first: number;
+    /** Whether norms count as they are or squared (AhaKV). */
+    readonly power: 1 | 2;
     /** What a slot without any score counts as. */
     readonly epsilon: number;
   };
@@ -191,6 +207,23 @@ export interface Select {
   readonly scope: "head" | "layer";
 }
 
+/** How slots are merged so that the one that stays has the mass of both. */
+export interface VoteMerge {
+  /**
+   * How the merged key keeps the current output unchanged.
+   *
+   * - `zip`: the paper's scaled mean key (KeepKV, eq. 7), guarded;
+   * - `minNorm`: the key nearest to the mean that has the exact logit;
+   * - `realVotes`: the mean key, and votes shrunk to the exact mass;
+   * - `convex`: the mean key and summed votes: not exact, as released.
+   */
+  readonly key: "zip" | "minNorm" | "realVotes" | "convex";
+  /** One vote bias per query head of the group instead of one per slot. */
+  readonly votesPerQueryHead: boolean;
+  /** Smallest and largest scale that `zip` may apply to a key. */
+  readonly guard: readonly [number, number];
+}
+
 /** What happens to a slot that has to go. */
 export type Merge =
   /** It is dropped. */
@@ -198,25 +231,60 @@ export type Merge =
   /** Nothing ever goes: the cache holds all tokens up to its capacity. */
   | { readonly kind: "never" }
   /** It is merged into the slot with the most similar key (KeepKV). */
+  | (
+    & {
+      readonly kind: "votes";
+      /** Cosine that the two keys must exceed; otherwise the slot is dropped. */
+      readonly threshold: number;
+      /** Order in a prefill: merge similar pairs first, or evict first. */
+      readonly prefill: "mergeFirst" | "evictFirst";
+    }
+    & VoteMerge
+  )
+  /**
+   * No slot is singled out: of all pairs of slots that may go, the one whose
+   * merge costs least is merged (Ward, 1963, "Hierarchical Grouping to
+   * Optimize an Objective Function"). With the weights `w = votes · ŝ` of the
+   * merge itself, the cost is what the merge adds to the weighted squared
+   * distance of all members from their slots:
+   *
+   * `wₐ w_b / (wₐ + w_b) · (keyWeight · ‖kₐ − k_b‖² / √d + valueWeight · ‖vₐ − v_b‖² / var)`
+   *
+   * where `var` is the mean squared distance of the head's values from their
+   * mean. Of the two, the one with the lower score goes.
+   */
+  | (
+    & {
+      readonly kind: "pair";
+      /** Weight of squared distances of keys over `√d`; 1/4 is a good start. */
+      readonly keyWeight: number;
+      /** Weight of squared distances of values over their variance. */
+      readonly valueWeight: number;
+      /**
+       * Rounds of pairing that a chunk of a prompt gets: in each, every slot
+       * proposes to its cheapest heavier partner, and the cheapest proposals
+       * without a slot in common are merged. What is over the budget after
+       * that goes to its cheapest partner among the slots that stay.
+       */
+      readonly rounds: number;
+      /**
+       * How a decode step finds the pair. `exhaustive`: all pairs are compared.
+       * `incremental`: each slot remembers its nearest partner, and only what
+       * changed is compared again; the pair that is found costs at most twice
+       * what the cheapest does (see `src/reference/partners.ts`).
+       */
+      readonly search: "exhaustive" | "incremental";
+    }
+    & VoteMerge
+  )
+  /**
+   * It is merged into the slot with the most similar key if their cosine
+   * reaches a moving average of such cosines, and is dropped if not (D2O).
+   */
   | {
-    readonly kind: "votes";
-    /**
-     * How the merged key keeps the current output unchanged.
-     *
-     * - `zip`: the paper's scaled mean key (eq. 7), guarded;
-     * - `minNorm`: the key nearest to the mean that has the exact logit;
-     * - `realVotes`: the mean key, and votes shrunk to the exact mass;
-     * - `convex`: the mean key and summed votes: not exact, as released.
-     */
-    readonly key: "zip" | "minNorm" | "realVotes" | "convex";
-    /** Cosine that the two keys must exceed; otherwise the slot is dropped. */
-    readonly threshold: number;
-    /** Order in a prefill: merge similar pairs first, or evict first. */
-    readonly prefill: "mergeFirst" | "evictFirst";
-    /** One vote bias per query head of the group instead of one per slot. */
-    readonly votesPerQueryHead: boolean;
-    /** Smallest and largest scale that `zip` may apply to a key. */
-    readonly guard: readonly [number, number];
+    readonly kind: "cosine";
+    /** Weight of the past in the moving average, in `[0, 1)`. */
+    readonly keep: number;
   }
   /**
    * Its value goes to the slot with the next higher position, which keeps its
@@ -237,6 +305,23 @@ export type Merge =
     readonly rule: "convex" | "exact";
     /** Largest `A₁/A₂` that `exact` applies; what is above is cut to it. */
     readonly cap: number;
+  }
+  /**
+   * Its value is added to those of the slots in the next positions, and its key
+   * is dropped (CaM). A chunk of a prompt ends as if its slots had gone one by
+   * one.
+   */
+  | {
+    readonly kind: "nextValues";
+    /** Positions after the slot whose values take its value in, up to 256. */
+    readonly count: number;
+    /**
+     * Whether it is passed on: drawn with the probability that the paper
+     * gives, or `expected`, that probability of it always.
+     */
+    readonly rule: "sampled" | "expected";
+    /** Seed of the draws, below 2^32. */
+    readonly seed: number;
   };
 
 /** How keys and values are stored. */

@@ -5,8 +5,11 @@
  */
 import { adaKV } from "./ada_kv.ts";
 import { criticalAdaKV } from "./critical_ada_kv.ts";
+import { ahaKV } from "./aha_kv.ts";
 import { corm } from "./corm.ts";
 import { criticalKV } from "./critical_kv.ts";
+import { cam } from "./cam.ts";
+import { d2o } from "./d2o.ts";
 import { fullCache } from "./full_cache.ts";
 import { h2o } from "./h2o.ts";
 import { keepKV } from "./keep_kv.ts";
@@ -14,6 +17,7 @@ import { keyDiff } from "./key_diff.ts";
 import type { Budget, Policy } from "./parts.ts";
 import { pyramidKV } from "./pyramid_kv.ts";
 import { snapKV } from "./snap_kv.ts";
+import { steady } from "./steady.ts";
 import { streamingLlm } from "./streaming_llm.ts";
 import { tova } from "./tova.ts";
 import { weightedKV } from "./weighted_kv.ts";
@@ -24,6 +28,7 @@ export type PolicyFactory = (options: { readonly budget: Budget }) => Policy;
 /** Every published method in the package, by name. */
 export const policies: Readonly<Record<string, PolicyFactory>> = {
   "full": fullCache,
+  "steady": steady,
   "keepkv": keepKV,
   "weightedkv": weightedKV,
   "criticalkv": criticalKV,
@@ -35,6 +40,9 @@ export const policies: Readonly<Record<string, PolicyFactory>> = {
   "tova": tova,
   "keydiff": keyDiff,
   "corm": corm,
+  "ahakv": ahaKV,
+  "d2o": d2o,
+  "cam": cam,
   "streaming-llm": streamingLlm,
 };
 

@@ -1,13 +1,24 @@
 /**
- * How a schedule cuts prompts into the pieces that are compressed.
+ * The pieces of a prompt that a policy reads at once, and what it reads with
+ * them.
  *
  * @module
  */
-import type { Schedule } from "./parts.ts";
+import type { Policy, Schedule } from "./parts.ts";
 
 /** Tokens that are read before a compression, at most. */
 export function longestPiece(schedule: Schedule): number {
   return schedule.kind === "whole" ? schedule.longest : schedule.chunk;
+}
+
+/** Ids that are read after each piece of a prompt, and observed only. */
+export function guestTokens({ probe }: Policy): readonly number[] {
+  return probe.kind === "instruction" ? probe.tokens : [];
+}
+
+/** Rows that the stage of a cache needs: the longest piece and its guests. */
+export function stageRows(policy: Policy): number {
+  return longestPiece(policy.schedule) + guestTokens(policy).length;
 }
 
 /**

@@ -25,6 +25,16 @@ export function validatePolicy(policy: Policy): void {
   if (probe.kind === "last") {
     check("probe.rows", probe.rows, { from: 1, whole: true });
   }
+  if (probe.kind === "instruction") {
+    check("probe.tokens.length", probe.tokens.length, {
+      from: 1,
+      to: 2 ** 12,
+      whole: true,
+    });
+    for (const [i, id] of probe.tokens.entries()) {
+      check(`probe.tokens[${i}]`, id, { from: 0, whole: true });
+    }
+  }
   if (score.kind === "ema") {
     check("score.alpha", score.alpha, { from: 0, below: 1 });
   }
@@ -73,8 +83,22 @@ export function validatePolicy(policy: Policy): void {
   if (merge.kind === "rightNeighbour") {
     check("merge.cap", merge.cap, { above: 0 });
   }
-  if (merge.kind !== "votes") return;
-  check("merge.threshold", merge.threshold, { from: -1, to: 1 });
+  if (merge.kind === "votes") {
+    check("merge.threshold", merge.threshold, { from: -1, to: 1 });
+  }
+  if (merge.kind === "cosine") {
+    check("merge.keep", merge.keep, { from: 0, below: 1 });
+  }
+  if (merge.kind === "nextValues") {
+    check("merge.count", merge.count, { from: 1, to: 256, whole: true });
+    check("merge.seed", merge.seed, { from: 0, below: 2 ** 32, whole: true });
+  }
+  if (merge.kind === "pair") {
+    check("merge.keyWeight", merge.keyWeight, { from: 0, to: 1e6 });
+    check("merge.valueWeight", merge.valueWeight, { from: 0, to: 1e6 });
+    check("merge.rounds", merge.rounds, { from: 0, to: 64, whole: true });
+  }
+  if (!("votesPerQueryHead" in merge)) return;
   check("merge.guard[0]", merge.guard[0], { above: 0, to: 1 });
   check("merge.guard[1]", merge.guard[1], { from: 1 });
   if (
@@ -98,7 +122,7 @@ function checkPairs(policy: Policy): void {
       score.kind === "keyDistance"
     ) {
       refuse(
-        `values of kind "norm" scale attention, score is of kind "${score.kind}": expected "accumulated", "mean", "last" or "ema"`,
+        `values of kind "norm" scale attention, score is of kind "${score.kind}": expected "accumulated", "mean", "last", "stepGain" or "ema"`,
       );
     }
     if (merge.kind === "rightNeighbour" && merge.rule === "exact") {
@@ -121,6 +145,11 @@ function checkPairs(policy: Policy): void {
     if (allocate.heads.kind !== "uniform") {
       refuse(
         `select.scope "layer" evicts the same tokens in all heads, allocate.heads is of kind "${allocate.heads.kind}": expected kind "uniform"`,
+      );
+    }
+    if (merge.kind === "pair") {
+      refuse(
+        'select.scope "layer" evicts the same tokens in all heads, merge of kind "pair" chooses them head by head: expected another kind of merge',
       );
     }
     if (merge.kind === "votes" && merge.prefill === "mergeFirst") {

@@ -35,6 +35,13 @@ export function cosine(a: Float32Array, b: Float32Array): number {
   return norms === 0 ? 0 : dot(a, b) / norms;
 }
 
+/** `‖a − b‖²`. */
+export function squaredDistance(a: Float32Array, b: Float32Array): number {
+  let sum = 0;
+  for (let i = 0; i < a.length; i++) sum += (a[i]! - b[i]!) ** 2;
+  return sum;
+}
+
 /** `x / √(mean(x²) + epsilon) · weight`: RMS norm of one row. */
 export function rmsNorm(
   row: Float32Array,

@@ -4,7 +4,9 @@ import {
   type HostTensor,
   SlotField,
 } from "../backends/backend.ts";
+import { remembersPartners } from "../cache/layout.ts";
 import { allocateHeads } from "./allocate_heads.ts";
+import { blendSlots, moveThreshold } from "./blend_slots.ts";
 import {
   HeadView,
   keyOf,
@@ -14,24 +16,21 @@ import {
   tokensOf,
   valueOf,
 } from "./host.ts";
-import {
-  freeSlot,
-  isTarget,
-  type MergeContext,
-  mergeSlots,
-  nearestKey,
-} from "./merge_slots.ts";
+import { freeSlot, isTarget, mergeSlots } from "./merge_slots.ts";
 import { mergeRun } from "./merge_values.ts";
+import { passOnValue } from "./next_values.ts";
+import {
+  type ChunkHead,
+  mergePairs,
+  nearestProposal,
+  pairCosts,
+  pairingRounds,
+  type Proposal,
+} from "./pairing.ts";
+import { valueSpread } from "./pairs.ts";
+import { forgetAllPartners } from "./partners.ts";
 import { isEvictable, queryGroup } from "./scores.ts";
-import { byRank, chooseVictims, rateLayer, type Ratings } from "./selection.ts";
-
-/** What compressing one head needs. */
-interface Context extends MergeContext {
-  /** The candidates: live slots, then staged rows. */
-  slots: Slot[];
-  readonly recent: number;
-  readonly newest: number;
-}
+import { chooseVictims, rateLayer, type Ratings } from "./selection.ts";
 
 /**
  * Reference of `compress`: takes the live slots and the staged rows of a chunk
@@ -39,35 +38,45 @@ interface Context extends MergeContext {
  * free slots. Adaptive heads first get their budgets: see `allocateHeads`.
  *
  * With `mergeFirst`, similar pairs are merged before anything is evicted
- * (KeepKV, table 3). Then the slots with the lowest ranks go: each is merged
- * into the kept slot with the most similar key if that is similar enough, all
- * that chose the same one together, and is dropped if not. Where values go to
+ * (KeepKV, table 3); where pairs are merged by cost, for some rounds. Then the
+ * slots with the lowest ranks go: each is merged into the kept slot with the
+ * most similar key if that is similar enough, or into the cheapest, all that
+ * chose the same one together, and is dropped if there is none. Where values go to
  * the right neighbour, a run of slots that go is merged into the slot after it.
  */
 export function compress(args: Compress<HostTensor>): void {
   const { cache, step, sizes, policy } = args;
   const last = liveRows(step).at(-1);
   if (last === undefined) return;
-  const heads = Array.from({ length: sizes.kvHeads }, (_, kvHead): Context => {
-    const head = new HeadView(cache, {
-      sequence: last.sequence,
-      kvHead,
-      kvHeads: sizes.kvHeads,
-    });
-    return {
-      head,
-      slots: [
+  const heads = Array.from(
+    { length: sizes.kvHeads },
+    (_, kvHead): ChunkHead => {
+      const head = new HeadView(cache, {
+        sequence: last.sequence,
+        kvHead,
+        kvHeads: sizes.kvHeads,
+      });
+      const slots = [
         ...head.liveSlots(),
         ...liveRows(step).map(({ row }) => head.staged(row)),
-      ],
-      group: queryGroup(args, last.row, kvHead),
-      lanes: cache.lanes,
-      policy,
-      sizes,
-      recent: head.get("recent"),
-      newest: last.position,
-    };
-  });
+      ];
+      return {
+        head,
+        slots,
+        layer: cache.layer,
+        kvHead,
+        spread: policy.merge.kind === "pair"
+          ? valueSpread(slots, sizes.headDim)
+          : 0,
+        group: queryGroup(args, last.row, kvHead),
+        lanes: cache.lanes,
+        policy,
+        sizes,
+        recent: head.get("recent"),
+        newest: last.position,
+      };
+    },
+  );
   const rate = () =>
     rateLayer(heads, {
       policy,
@@ -77,7 +86,7 @@ export function compress(args: Compress<HostTensor>): void {
       pool: policy.select.pool,
     });
   if (policy.allocate.heads.kind === "adaptive") allocateHeads(heads, rate());
-  if (policy.merge.kind === "votes" && policy.merge.prefill === "mergeFirst") {
+  for (let round = 0; round < pairingRounds(policy.merge); round++) {
     const ratings = rate();
     heads.forEach((head, h) => head.slots = mergePairs(head, ratings[h]!));
   }
@@ -85,48 +94,8 @@ export function compress(args: Compress<HostTensor>): void {
   heads.forEach((head, h) => settle(evict(head, ratings[h]!), head));
 }
 
-/**
- * Merges similar pairs until the head fits its budget or none is left. Every
- * evictable slot proposes to the evictable slot with the most similar key;
- * proposals are taken in order of similarity while both ends are still free.
- */
-function mergePairs(context: Context, ratings: Ratings): Slot[] {
-  const { head, slots, policy, sizes, lanes } = context;
-  if (policy.merge.kind !== "votes") return [...slots];
-  const { threshold } = policy.merge;
-  let excess = slots.length - head.get("budget");
-  if (excess <= 0) return [...slots];
-  const evictable = slots.filter((slot) => isEvictable(slot, context));
-  const proposals = evictable.flatMap((slot) => {
-    const others = evictable.filter((other) => other !== slot);
-    const nearest = nearestKey(slot, others, sizes.headDim);
-    return nearest !== undefined && nearest.similarity > threshold
-      ? [{ slot, ...nearest }]
-      : [];
-  });
-  proposals.sort((a, b) =>
-    b.similarity - a.similarity || positionOf(a.slot) - positionOf(b.slot)
-  );
-  const order = byRank(ratings);
-  const taken = new Set<Slot>();
-  const merged = new Set<Slot>();
-  for (const { slot, target } of proposals) {
-    if (excess === 0) break;
-    if (taken.has(slot) || taken.has(target)) continue;
-    taken.add(slot).add(target);
-    const [goes, stays] = order(slot, target) < 0
-      ? [slot, target]
-      : [target, slot];
-    mergeSlots([stays, goes], context);
-    freeSlot(goes, FREE_BIAS, lanes);
-    merged.add(goes);
-    excess--;
-  }
-  return slots.filter((slot) => !merged.has(slot));
-}
-
 /** Evicts the lowest ranks down to the budget; returns the slots kept. */
-function evict(context: Context, ratings: Ratings): Slot[] {
+function evict(context: ChunkHead, ratings: Ratings): Slot[] {
   const { head, slots, policy, sizes, lanes } = context;
   if (policy.merge.kind === "never") return slots;
   const count = Math.max(0, slots.length - head.get("budget"));
@@ -134,18 +103,22 @@ function evict(context: Context, ratings: Ratings): Slot[] {
     chooseVictims(context, { ...context, count, ratings }),
   );
   const kept = slots.filter((slot) => !victims.has(slot));
+  if (policy.merge.kind === "nextValues") {
+    passOnValues(victims, context);
+    return kept;
+  }
   const groups = policy.merge.kind === "rightNeighbour"
     ? runs(slots, victims)
-    : similar(kept, victims, context);
+    : byTarget(kept, victims, context);
   const merged = new Set([...groups.values()].flat());
   for (const victim of victims) {
-    if (merged.has(victim)) continue;
-    head.set("dropped", head.get("dropped") + 1);
-    head.set("droppedTokens", head.get("droppedTokens") + tokensOf(victim));
+    if (!merged.has(victim)) drop(victim, head);
   }
   for (const [target, members] of groups) {
-    if (policy.merge.kind === "votes") {
+    if ("votesPerQueryHead" in policy.merge) {
       mergeSlots([target, ...members], context);
+    } else if (policy.merge.kind === "cosine") {
+      blendSlots([target, ...members], { head, headDim: sizes.headDim });
     } else {
       mergeRun([...members, target], {
         head,
@@ -158,23 +131,67 @@ function evict(context: Context, ratings: Ratings): Slot[] {
   return kept;
 }
 
-/** Victims by the kept slot with the most similar key, if similar enough. */
-function similar(
+/** Adds the values of victims, one by one, to those that are still there. */
+function passOnValues(victims: ReadonlySet<Slot>, context: ChunkHead): void {
+  const { head, slots, policy: { merge }, sizes: { headDim }, lanes } = context;
+  if (merge.kind !== "nextValues") return;
+  const left = new Set(slots);
+  for (const victim of victims) {
+    left.delete(victim);
+    if (!passOnValue(victim, [...left], { ...context, merge, headDim })) {
+      drop(victim, head);
+    }
+    freeSlot(victim, FREE_BIAS, lanes);
+  }
+}
+
+/** Counts a slot that is dropped. */
+function drop(slot: Slot, head: HeadView): void {
+  head.set("dropped", head.get("dropped") + 1);
+  head.set("droppedTokens", head.get("droppedTokens") + tokensOf(slot));
+}
+
+/** Victims by the kept slot that they are merged into, if there is one. */
+function byTarget(
   kept: readonly Slot[],
   victims: ReadonlySet<Slot>,
-  { policy, sizes }: Context,
+  context: ChunkHead,
 ): Map<Slot, Slot[]> {
   const groups = new Map<Slot, Slot[]>();
-  if (policy.merge.kind !== "votes") return groups;
-  const { threshold } = policy.merge;
-  const targets = kept.filter((slot) => isTarget(slot, policy));
-  for (const victim of victims) {
-    const nearest = nearestKey(victim, targets, sizes.headDim);
-    if (nearest === undefined || !(nearest.similarity > threshold)) continue;
-    const members = groups.get(nearest.target) ?? [];
-    groups.set(nearest.target, [...members, victim]);
+  for (const { slot, target } of targetsOf(kept, [...victims], context)) {
+    groups.set(target, [...groups.get(target) ?? [], slot]);
   }
   return groups;
+}
+
+/** Victims with the kept slots that they are merged into. */
+function targetsOf(
+  kept: readonly Slot[],
+  victims: readonly Slot[],
+  context: ChunkHead,
+): Proposal[] {
+  const { policy, head } = context;
+  const targets = kept.filter((slot) => isTarget(slot, policy));
+  const nearest = () =>
+    victims.flatMap((slot) => nearestProposal(slot, targets, context) ?? []);
+  switch (policy.merge.kind) {
+    case "votes":
+      return nearest();
+    case "pair": {
+      const others = kept.filter((slot) => isEvictable(slot, context));
+      const costs = pairCosts([...others, ...victims], context);
+      return victims.flatMap((slot) => costs.cheapest(slot, others) ?? []);
+    }
+    case "cosine": {
+      const found = nearest();
+      if (found.length === 0) return found;
+      const cosines = found.map(({ cost }) => -cost);
+      const threshold = moveThreshold(head, policy, cosines);
+      return found.filter(({ cost }) => -cost >= threshold);
+    }
+    default:
+      return [];
+  }
 }
 
 /** Victims by the next kept slot to their right, in the order of positions. */
@@ -196,7 +213,8 @@ function runs(
 }
 
 /** Moves staged slots into free ones, in order, and updates the head. */
-function settle(slots: readonly Slot[], { head, lanes, sizes }: Context): void {
+function settle(slots: readonly Slot[], context: ChunkHead): void {
+  const { head, lanes, sizes, policy } = context;
   for (const slot of slots) {
     if (slot.home === head.slot(0).home) continue;
     const free = head.firstFree();
@@ -204,6 +222,7 @@ function settle(slots: readonly Slot[], { head, lanes, sizes }: Context): void {
     copySlot(slot, head.slot(free), { headDim: sizes.headDim, lanes });
     head.set("high", Math.max(head.get("high"), free + 1));
   }
+  if (remembersPartners(policy)) forgetAllPartners(context);
   head.set("live", head.liveSlots().length);
   head.set("next", head.firstFree());
 }

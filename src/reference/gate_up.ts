@@ -1,6 +1,6 @@
 import type { GateUp, HostTensor } from "../backends/backend.ts";
 import { rmsNorm } from "./arithmetic.ts";
-import { type HostMatrix, liveRows } from "./host.ts";
+import { forwardRows, type HostMatrix } from "./host.ts";
 import { forEachProduct } from "./products.ts";
 
 /** Reference of `gate_up`: RMS norm, then `silu(gate) * up`. */
@@ -11,7 +11,7 @@ export function gateUp(
   >,
 ): void {
   const width = sizes.hidden;
-  forEachProduct(liveRows(step), {
+  forEachProduct(forwardRows(step), {
     weight,
     input: ({ row }) =>
       rmsNorm(

@@ -40,7 +40,7 @@ export interface LiveRow {
   readonly position: number;
 }
 
-/** The live rows of a step, in order. */
+/** The live rows of a step, in order; guests are not among them. */
 export function liveRows(step: Step<HostTensor>): LiveRow[] {
   const rows: LiveRow[] = [];
   if (step.kind === "prefill") {
@@ -60,6 +60,19 @@ export function liveRows(step: Step<HostTensor>): LiveRow[] {
   return rows;
 }
 
+/** The live rows of a step and, in a prefill step, the guests after them. */
+export function forwardRows(step: Step<HostTensor>): LiveRow[] {
+  const rows = liveRows(step);
+  const last = rows.at(-1);
+  if (step.kind === "decode" || last === undefined) return rows;
+  const { row, sequence, position } = last;
+  const guests = step.chunk.u32[ChunkWord.guests]!;
+  for (let i = 1; i <= guests; i++) {
+    rows.push({ row: row + i, sequence, position: position + i });
+  }
+  return rows;
+}
+
 /** One slot: its index in the cache or in the stage. */
 export interface Slot {
   /** The slots it belongs to. */
@@ -67,6 +80,10 @@ export interface Slot {
   /** Its index there. */
   readonly index: number;
 }
+
+/** Words of the head table that are floats, and all others. */
+type FloatWord = "divergence" | "threshold";
+type CountWord = Exclude<keyof typeof HeadWord, "count" | FloatWord>;
 
 /** The part of one layer's cache that belongs to one sequence and KV head. */
 export class HeadView {
@@ -92,21 +109,28 @@ export class HeadView {
   }
 
   /** Reads a word of the head table. */
-  get(word: Exclude<keyof typeof HeadWord, "count" | "divergence">): number {
+  get(word: CountWord): number {
     return this.#table[this.#row + HeadWord[word]]!;
   }
 
   /** Writes a word of the head table. */
-  set(
-    word: Exclude<keyof typeof HeadWord, "count" | "divergence">,
-    value: number,
-  ): void {
+  set(word: CountWord, value: number): void {
     this.#table[this.#row + HeadWord[word]] = value;
+  }
+
+  /** Reads a float of the head table. */
+  getFloat(word: FloatWord): number {
+    return this.#cache.table.f32[this.#row + HeadWord[word]]!;
+  }
+
+  /** Writes a float of the head table. */
+  setFloat(word: FloatWord, value: number): void {
+    this.#cache.table.f32[this.#row + HeadWord[word]] = value;
   }
 
   /** Adds to the head's sum of merge divergences. */
   addDivergence(value: number): void {
-    this.#cache.table.f32[this.#row + HeadWord.divergence]! += value;
+    this.setFloat("divergence", this.getFloat("divergence") + value);
   }
 
   /** Slot `index` of the head, counted from its offset. */

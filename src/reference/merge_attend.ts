@@ -1,25 +1,16 @@
+import type { HostTensor, MergeAttend } from "../backends/backend.ts";
+import { logSumExp } from "./arithmetic.ts";
+import { type Eviction, evictOne } from "./evict_one.ts";
+import { HeadView, liveRows } from "./host.ts";
+import { groupRows } from "./merge_values.ts";
 import {
-  FREE_BIAS,
-  type HostTensor,
-  type MergeAttend,
-} from "../backends/backend.ts";
-import { HeadView, liveRows, type Slot, tokensOf } from "./host.ts";
-import {
-  freeSlot,
-  isTarget,
-  type MergeContext,
-  mergeSlots,
-  nearestKey,
-} from "./merge_slots.ts";
-import {
-  type CurrentRow,
-  groupRows,
-  mergeExactly,
-  mergeRun,
-  rightNeighbour,
-} from "./merge_values.ts";
-import { observeRow, queryGroup, rawLogits, voteBias } from "./scores.ts";
-import { chooseVictims, rateLayer, type Ratings } from "./selection.ts";
+  observeRow,
+  queryGroup,
+  rawLogits,
+  scoreGain,
+  voteBias,
+} from "./scores.ts";
+import { rateLayer } from "./selection.ts";
 import { addSoftmax, initSoftmax, normalizeSoftmax } from "./softmax_state.ts";
 
 /**
@@ -53,10 +44,19 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
         const offset = (row * heads + kvHead * groupSize + g) * headDim;
         return normalizeSoftmax(state, { output: output.f32, offset });
       });
+      const gain = scoreGain(policy, { position, budget: head.get("budget") });
+      const scoreSums = gain === 1 ? logSums : logSums.map((_, g) =>
+        logSumExp(
+          slots.map((slot, i) =>
+            gain * (logits[i]![g]! + voteBias(slot, g, cache.lanes))
+          ),
+        )
+      );
       slots.forEach((slot, i) =>
         observeRow(slot, {
           logits: logits[i]!,
-          logSums,
+          gain,
+          logSums: scoreSums,
           position,
           lanes: cache.lanes,
           policy,
@@ -65,6 +65,8 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
       head.set("live", slots.length);
       attended.push({
         head,
+        layer: cache.layer,
+        kvHead,
         slots,
         recent: head.get("recent"),
         group,
@@ -97,60 +99,5 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
       }
       head.set("next", head.firstFree());
     });
-  }
-}
-
-/** What evicting a slot needs. */
-interface Eviction extends MergeContext {
-  readonly slots: readonly Slot[];
-  readonly recent: number;
-  readonly newest: number;
-  readonly row: CurrentRow;
-}
-
-/** Merges or drops the slot with the lowest rank. */
-function evictOne(context: Eviction, ratings: Ratings): void {
-  const { head, slots, lanes } = context;
-  const [victim] = chooseVictims(context, { ...context, count: 1, ratings });
-  if (victim === undefined) return;
-  if (!mergeOne(victim, context, ratings)) {
-    head.set("dropped", head.get("dropped") + 1);
-    head.set("droppedTokens", head.get("droppedTokens") + tokensOf(victim));
-  }
-  freeSlot(victim, FREE_BIAS, lanes);
-  head.set("live", slots.length - 1);
-}
-
-/** Merges a slot into the one that the policy names; false if there is none. */
-function mergeOne(
-  victim: Slot,
-  context: Eviction,
-  ratings: Ratings,
-): boolean {
-  const { slots, policy, sizes: { headDim } } = context;
-  const { merge } = policy;
-  switch (merge.kind) {
-    case "never":
-    case "drop":
-      return false;
-    case "votes": {
-      const nearest = nearestKey(
-        victim,
-        slots.filter((slot) => slot !== victim && isTarget(slot, policy)),
-        headDim,
-      );
-      if (nearest === undefined || !(nearest.similarity > merge.threshold)) {
-        return false;
-      }
-      mergeSlots([nearest.target, victim], context);
-      return true;
-    }
-    case "rightNeighbour": {
-      const target = rightNeighbour(victim, slots);
-      if (target === undefined) return false;
-      if (merge.rule === "exact") mergeExactly([target, victim], context);
-      else mergeRun([victim, target], { ...context, ratings, headDim });
-      return true;
-    }
   }
 }

@@ -26,14 +26,12 @@ import {
 import {
   emaCorrection,
   logScore,
+  logWeight,
   pooledBias,
   type QueryGroup,
   rawLogits,
   voteBias,
 } from "./scores.ts";
-
-/** A merge part of kind `votes`. */
-type Votes = Extract<Policy["merge"], { kind: "votes" }>;
 
 /** What a merge needs beside its members. */
 export interface MergeContext {
@@ -85,14 +83,17 @@ export function mergeSlots(
   context: MergeContext,
 ): void {
   const { head, group, lanes, policy } = context;
-  const merge = policy.merge as Votes;
+  if (!("votesPerQueryHead" in policy.merge)) {
+    throw new TypeError(`Cannot merge votes: merge is ${policy.merge.kind}`);
+  }
+  const { merge } = policy;
   const headDim = group.queries[0]!.length;
   const kept = members[0]!;
 
   // Merge weights a ∝ votes · ŝ, and how far they are from the vote shares.
   const scores = members.map((slot) => logScore(slot, policy));
   const biases = members.map((slot) => pooledBias(slot, lanes));
-  const masses = biases.map((bias, i) => bias + scores[i]!);
+  const masses = members.map((slot) => logWeight(slot, { policy, lanes }));
   const mass = logSumExp(masses);
   const votes = logSumExp(biases);
   const weights = masses.map((m) => Math.exp(m - mass));

@@ -1,11 +1,12 @@
 import type { Compress, HostTensor } from "../backends/backend.ts";
-import { HeadView, liveRows } from "./host.ts";
-import { observeRow, queryGroup, rawLogits } from "./scores.ts";
+import { forwardRows, HeadView, liveRows } from "./host.ts";
+import { observeRow, queryGroup, rawLogits, scoreGain } from "./scores.ts";
 
 /**
  * Reference of `observe`: adds the attention of the chunk's observed rows to
  * the scores of the slots and of the staged rows, row by row. The logits are
- * computed again from queries and keys: attention never stores them.
+ * computed again from queries and keys: attention never stores them. Guests may
+ * be observed, but have no scores of their own.
  */
 export function observe(args: Compress<HostTensor>): void {
   const { logSums, cache, step, sizes, policy } = args;
@@ -14,7 +15,11 @@ export function observe(args: Compress<HostTensor>): void {
   const rows = liveRows(step);
   const { probe } = policy;
   if (probe.kind === "none") return;
-  const observed = probe.kind === "all" ? rows : rows.slice(-probe.rows);
+  const observed = probe.kind === "all"
+    ? rows
+    : probe.kind === "last"
+    ? rows.slice(-probe.rows)
+    : forwardRows(step).slice(rows.length);
   for (let kvHead = 0; kvHead < kvHeads && rows.length > 0; kvHead++) {
     const { sequence } = rows[0]!;
     const head = new HeadView(cache, { sequence, kvHead, kvHeads });
@@ -24,9 +29,12 @@ export function observe(args: Compress<HostTensor>): void {
       const group = queryGroup(args, row, kvHead);
       const at = row * heads + kvHead * groupSize;
       const sums = Array.from(logSums.f32.subarray(at, at + groupSize));
+      const budget = head.get("budget");
+      const gain = scoreGain(policy, { position, budget });
       for (const slot of [...live, ...staged.slice(0, row + 1)]) {
         observeRow(slot, {
           logits: rawLogits(group, slot, policy),
+          gain,
           logSums: sums,
           position,
           lanes: cache.lanes,

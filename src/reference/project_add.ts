@@ -1,5 +1,5 @@
 import type { HostTensor, ProjectAdd } from "../backends/backend.ts";
-import { type HostMatrix, liveRows } from "./host.ts";
+import { forwardRows, type HostMatrix } from "./host.ts";
 import { forEachProduct } from "./products.ts";
 
 /** Reference of `project_add`: `hidden += input · weightᵀ + bias`. */
@@ -7,7 +7,7 @@ export function projectAdd(
   { hidden, input, weight, bias, step }: ProjectAdd<HostTensor, HostMatrix>,
 ): void {
   const { rows, columns } = weight;
-  forEachProduct(liveRows(step), {
+  forEachProduct(forwardRows(step), {
     weight,
     input: ({ row }) => input.f32.subarray(row * columns, (row + 1) * columns),
     use({ row }, product) {

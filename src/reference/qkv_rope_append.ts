@@ -7,11 +7,11 @@ import {
 } from "../backends/backend.ts";
 import { rmsNorm } from "./arithmetic.ts";
 import {
+  forwardRows,
   HeadView,
   type HostMatrix,
   keyOf,
   type LiveRow,
-  liveRows,
   setFloat,
   setWord,
   type Slot,
@@ -28,7 +28,7 @@ export function qkvRopeAppend(
   args: QkvRopeAppend<HostTensor, HostMatrix>,
 ): void {
   const { hidden, norm, step, sizes } = args;
-  forEachProduct(liveRows(step), {
+  forEachProduct(forwardRows(step), {
     weight: args.weight,
     input: ({ row }) =>
       rmsNorm(

@@ -70,6 +70,21 @@ export function rawLogits(
   );
 }
 
+/**
+ * What a row's logits are multiplied with for its scores: 1, or the gain of a
+ * policy whose scores have a scale of their own.
+ *
+ * @param position Position of the row's token in the text.
+ * @param budget Slots of the head.
+ */
+export function scoreGain(
+  { score }: Policy,
+  { position, budget }: { position: number; budget: number },
+): number {
+  if (score.kind !== "stepGain") return 1;
+  return Math.sqrt(2 * Math.max(0, Math.log((position + 1) / budget)));
+}
+
 /** Vote bias of a slot for query head `g` of its group. */
 export function voteBias(slot: Slot, g: number, lanes: number): number {
   return getFloat(slot, SlotField.bias + (lanes === 1 ? 0 : g));
@@ -97,13 +112,15 @@ function emaAlpha({ score }: Policy): number {
  * overflows: `E ← ln(alpha · exp(E) + (1 − alpha) · s)`.
  *
  * @param logits `(group)` raw logits of the slot.
- * @param logSums `(group)` ln of the row's softmax sums.
+ * @param gain What they and the votes' are multiplied with: see {@link scoreGain}.
+ * @param logSums `(group)` ln of the row's softmax sums at that scale.
  * @param position Position of the row's token in the text.
  */
 export function observeRow(
   slot: Slot,
-  { logits, logSums, position, lanes, policy }: {
+  { logits, gain, logSums, position, lanes, policy }: {
     logits: readonly number[];
+    gain: number;
     logSums: readonly number[];
     position: number;
     lanes: number;
@@ -112,10 +129,13 @@ export function observeRow(
 ): void {
   const group = logits.length;
   const raw = policy.score.kind === "ema" && policy.score.scale === "raw";
-  const score = logSumExp(logits.map((l, g) => raw ? l : l - logSums[g]!)) -
+  const score =
+    logSumExp(logits.map((l, g) => raw ? gain * l : gain * l - logSums[g]!)) -
     Math.log(group);
   const weight = logits.reduce(
-    (sum, l, g) => sum + Math.exp(l + voteBias(slot, g, lanes) - logSums[g]!),
+    (sum, l, g) =>
+      sum +
+      Math.exp(gain * (l + voteBias(slot, g, lanes)) - logSums[g]!),
     0,
   ) / group;
   const alpha = emaAlpha(policy);
@@ -159,6 +179,14 @@ export function logScore(slot: Slot, policy: Policy): number {
   return n === 0 ? 0 : getFloat(slot, SlotField.ema) - emaCorrection(n, policy);
 }
 
+/** ln of the weight that a slot has in a merge: `votes · ŝ`. */
+export function logWeight(
+  slot: Slot,
+  { policy, lanes }: { policy: Policy; lanes: number },
+): number {
+  return pooledBias(slot, lanes) + logScore(slot, policy);
+}
+
 /** Mean attention weight of the rows that observed a slot. */
 export function meanAttention(slot: Slot): number {
   return getFloat(slot, SlotField.accumulated) /
@@ -179,6 +207,7 @@ function ownScore(
     case "age":
       return getFloat(slot, SlotField.accumulated);
     case "mean":
+    case "stepGain":
       return meanAttention(slot);
     case "ema":
       return logScore(slot, policy) +

@@ -97,15 +97,17 @@ function meanOf(scores: readonly number[], { score }: Policy): number {
 const LEAST_NORM = 1e-30;
 
 /**
- * `(score + epsilon) · u` for the norm `u` of the slot's value, or its
+ * `(score + epsilon) · u^power` for the norm `u` of the slot's value, or its
  * logarithm where the score is one.
  */
 function rankOf(score: number, slot: Slot, { score: kind, values }: Policy) {
   if (values.kind === "ignored") return score;
   const norm = getFloat(slot, SlotField.valueNorm);
-  if (kind.kind !== "ema") return (score + values.epsilon) * norm;
+  if (kind.kind !== "ema") {
+    return (score + values.epsilon) * norm ** values.power;
+  }
   return logSumExp([score, Math.log(values.epsilon)]) +
-    Math.log(Math.max(norm, LEAST_NORM));
+    values.power * Math.log(Math.max(norm, LEAST_NORM));
 }
 
 /** Sorts slots so that the first is evicted first; ties go by position. */

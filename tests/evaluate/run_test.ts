@@ -39,7 +39,7 @@ function plan(change: object = {}): EvaluationPlan {
         form: "ledger",
         lengths: [60],
         depths: [0, 1],
-        questions: ["seen"],
+        questions: ["seen", "probe"],
       },
     ],
     ...change,
@@ -74,12 +74,13 @@ async function temporaryFile(): Promise<{ path: string } & AsyncDisposable> {
 Deno.test("a plan measures every policy, budget, setting and text", async () => {
   const { rows, progress } = await run(plan(), memoryResults());
   const limited = 2 * 2 * 2; // settings, policies, budgets
-  const [texts, seen] = [2, 2 + 2]; // windows; needle twice, ledger at 2 depths
+  // Windows; needle seen and unseen, ledger at 2 depths seen and as probe.
+  const [texts, asked] = [2, 2 + 4];
   const expected = {
     perplexity: texts * (limited + 1),
     agreement: limited,
     perturbation: limited,
-    retrieval: seen * (limited + 1),
+    retrieval: asked * (limited + 1),
   };
   const counts = Object.fromEntries(
     [...Map.groupBy(rows, ({ kind }) => kind)]

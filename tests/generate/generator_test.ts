@@ -18,6 +18,7 @@ import type {
 } from "../../src/generate/options.ts";
 import { adaKV } from "../../src/policies/ada_kv.ts";
 import { criticalAdaKV } from "../../src/policies/critical_ada_kv.ts";
+import { ahaKV } from "../../src/policies/aha_kv.ts";
 import { corm } from "../../src/policies/corm.ts";
 import { criticalKV } from "../../src/policies/critical_kv.ts";
 import { fullCache } from "../../src/policies/full_cache.ts";
@@ -25,9 +26,12 @@ import { h2o } from "../../src/policies/h2o.ts";
 import { keepKV } from "../../src/policies/keep_kv.ts";
 import { keyDiff } from "../../src/policies/key_diff.ts";
 import type { Policy } from "../../src/policies/parts.ts";
+import { cam } from "../../src/policies/cam.ts";
+import { d2o } from "../../src/policies/d2o.ts";
 import { pyramidKV } from "../../src/policies/pyramid_kv.ts";
 import type { PolicyFactory } from "../../src/policies/registry.ts";
 import { snapKV } from "../../src/policies/snap_kv.ts";
+import { steady } from "../../src/policies/steady.ts";
 import { streamingLlm } from "../../src/policies/streaming_llm.ts";
 import { tova } from "../../src/policies/tova.ts";
 import { weightedKV } from "../../src/policies/weighted_kv.ts";
@@ -50,7 +54,11 @@ const methods: readonly PolicyFactory[] = [
   tova,
   keyDiff,
   corm,
+  ({ budget }) => ahaKV({ budget, window: 8 }),
   streamingLlm,
+  d2o,
+  cam,
+  steady,
 ];
 
 async function collect(

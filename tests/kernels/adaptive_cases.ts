@@ -115,7 +115,13 @@ export const adaptiveCases: readonly KernelCase[] = [
     policy: {
       score: { kind: "mean" },
       pool: { kind: "mean", width: 5 },
-      values: { kind: "norm", of: "plain", first: 0.5, epsilon: 1e-4 },
+      values: {
+        kind: "norm",
+        of: "plain",
+        first: 0.5,
+        power: 1,
+        epsilon: 1e-4,
+      },
     },
     expect: moves,
   }),

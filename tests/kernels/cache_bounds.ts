@@ -29,6 +29,8 @@ export interface Magnitudes {
   readonly merges: number;
   /** Slots whose values one slot takes in, as a right neighbour. */
   readonly run: number;
+  /** Values of others that are added to a slot's, one after the other. */
+  readonly passes?: number;
 }
 
 /** Bounds on what attention kernels write. */
@@ -92,6 +94,11 @@ export function cacheBounds(magnitudes: Magnitudes): CacheBounds {
   const shift = group * divergence * 4 / Math.sqrt(headDim) *
     element(magnitudes.query);
   const merges = magnitudes.merges;
+  // Each value that is added has a weight that is a ratio like those below, and
+  // may carry what was added to it before, as much again; the sum is rounded to
+  // halves each time, at up to twice the size of a value.
+  const passes = magnitudes.passes ?? 0;
+  const added = passes * 2 * magnitudes.value * (share + F16);
   return {
     output: magnitudes.value * 2 * weights,
     logSum,
@@ -104,7 +111,7 @@ export function cacheBounds(magnitudes: Magnitudes): CacheBounds {
     // at most `run + 1` shares; each is a ratio of mean weights of attention,
     // which are as exact as one row's (see `accumulated`), so less than `share`
     // apart. All weights add up to 1.
-    value: (merges + 2 * magnitudes.run) * magnitudes.value * share,
+    value: (merges + 2 * magnitudes.run) * magnitudes.value * share + added,
     roundings: Math.max(merges, Math.min(1, magnitudes.run)),
   };
 }

@@ -11,6 +11,7 @@ import {
   HeadWord,
   LOG_ZERO,
   type ModelSizes,
+  partnerField,
   SlotField,
 } from "../../src/backends/backend.ts";
 import { Random, roundToHalf } from "./random.ts";
@@ -31,6 +32,8 @@ export interface SceneHead {
 export interface CacheOptions {
   readonly sizes: ModelSizes;
   readonly lanes: number;
+  /** Slots that remember partners, among those that may go. */
+  readonly partners?: { readonly sinks: number };
   readonly stageRows: number;
   /** `(sequences, kvHeads)`. */
   readonly heads: readonly (readonly SceneHead[])[];
@@ -42,6 +45,8 @@ export interface CacheOptions {
   readonly lockstep?: boolean;
   /** Whether the step's own token stands in the `next` slot of each head. */
   readonly hasNewest: boolean;
+  /** {@link HeadWord.threshold} of all heads, 0 if left out. */
+  readonly threshold?: number;
   /** Whether a head may grow to what all heads of its sequence have. */
   readonly isAdaptive?: boolean;
   readonly random: Random;
@@ -67,7 +72,7 @@ const SPREAD = 0.4;
 export function makeCache(options: CacheOptions): SceneCache {
   const { sizes, lanes, stageRows, heads, positions, random } = options;
   const { headDim, kvHeads } = sizes;
-  const fields = SlotField.bias + lanes;
+  const fields = SlotField.bias + lanes + (options.partners ? 1 : 0);
   const total = heads.flat().reduce((sum, { capacity }) => sum + capacity, 0);
   const stageTotal = stageRows * kvHeads;
   const keyOf = keySource(options);
@@ -79,8 +84,9 @@ export function makeCache(options: CacheOptions): SceneCache {
   const values = new Float32Array(total * headDim).fill(-333);
   const side = new Float32Array(total * fields);
   const sideWords = new Uint32Array(side.buffer);
-  side.fill(FREE_BIAS, SlotField.bias * total);
+  side.fill(FREE_BIAS, SlotField.bias * total, partnerField(lanes) * total);
   const table = new Uint32Array(2 * heads.length * kvHeads * HeadWord.count);
+  const tableFloats = new Float32Array(table.buffer);
   const lockstep: { order: number[]; texts: number[] }[] = [];
   let offset = 0;
   heads.forEach((sequenceHeads, sequence) => {
@@ -118,8 +124,25 @@ export function makeCache(options: CacheOptions): SceneCache {
       if (options.hasNewest && next < head.capacity) {
         fill(next, tokensBefore, true);
       }
+      if (options.partners !== undefined) {
+        // The newest token of the step before, and what it kept.
+        const { sinks } = options.partners;
+        const old = texts.flatMap((position, i) =>
+          position >= sinks && position + head.recent < tokensBefore
+            ? [taken[i]!]
+            : []
+        );
+        for (const index of old) {
+          const other = old[random.below(old.length)]!;
+          const knows = other !== index && random.uniform() < 0.7;
+          sideWords[partnerField(lanes) * total + offset + index] = knows
+            ? other + 1
+            : 0;
+        }
+      }
       const at = ((layer * heads.length + sequence) * kvHeads + kvHead) *
         HeadWord.count;
+      tableFloats[at + HeadWord.threshold] = options.threshold ?? 0;
       table[at + HeadWord.offset] = offset;
       table[at + HeadWord.capacity] = head.capacity;
       table[at + HeadWord.budget] = head.budget;

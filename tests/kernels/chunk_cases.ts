@@ -8,8 +8,10 @@ import { assert, assertEquals } from "@std/assert";
 import {
   type Kernels,
   type ModelSizes,
+  partnerField,
   SlotField,
 } from "../../src/backends/backend.ts";
+import { remembersPartners, voteLanes } from "../../src/cache/layout.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 import { cacheBounds, choiceJitter, sceneNorm } from "./cache_bounds.ts";
 import { makeCache, type SceneHead } from "./cache_scene.ts";
@@ -17,7 +19,7 @@ import { assertSameCache } from "./compare_slots.ts";
 import { keepsScores, type TableChange, tableChange } from "./decode_cases.ts";
 import type { Draw, KernelCase } from "./kernel_case.ts";
 import { modelSizes } from "./matrix_cases.ts";
-import { emaScore, testPolicy, votes } from "./policies.ts";
+import { cam, emaScore, pairs, testPolicy, votes } from "./policies.ts";
 import { garbage, Random } from "./random.ts";
 import type { Scene } from "./scene.ts";
 import { prefillStep } from "./steps.ts";
@@ -36,10 +38,14 @@ export interface ChunkOptions {
   readonly live?: number;
   readonly position?: number;
   readonly clusters?: number;
+  /** Cosine that heads have come to ask for. */
+  readonly threshold?: number;
   /** Whether `compress` comes after `observe`, so that staged rows have scores. */
   readonly isObserved?: boolean;
   /** Whether merged slots are compared, or merged, again. */
   readonly mergesTwice?: boolean;
+  /** Times that a slot may be merged, 2 at most if left out. */
+  readonly merges?: number;
   /** Slots that may go between two that stay, 20 if left out. */
   readonly run?: number;
   /** What the case is there for, seen in the reference's outcome. */
@@ -72,20 +78,24 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   const sizes = options.sizes ?? gqa;
   const heads = options.heads ?? variedHeads;
   const rows = options.rows ?? 37;
-  const live = options.live ?? rows;
+  const guests = options.policy.probe.kind === "instruction"
+    ? options.policy.probe.tokens.length
+    : 0;
+  const live = options.live ?? rows - guests;
   const position = options.position ?? 90;
   const { merge, allocate } = policy;
   const isAdaptive = allocate.heads.kind === "adaptive";
   // Weights of values and claims of heads are scores: staged rows need some.
   const isObserved = kernel === "observe" || options.isObserved ||
-    kernel === "compress" && (merge.kind === "rightNeighbour" || isAdaptive);
-  const lanes = merge.kind === "votes" && merge.votesPerQueryHead
-    ? sizes.heads / sizes.kvHeads
-    : 1;
+    kernel === "compress" &&
+      (merge.kind === "rightNeighbour" || merge.kind === "nextValues" ||
+        isAdaptive);
+  const lanes = voteLanes(policy, sizes);
   // The chunk belongs to the last of two sequences.
   const step = prefillStep({
     rows,
     live,
+    guests,
     position,
     sequence: 1,
     sequences: 2,
@@ -93,6 +103,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   const cache = makeCache({
     sizes,
     lanes,
+    ...(remembersPartners(policy) && { partners: policy.select }),
     stageRows: rows + 2,
     heads: [
       variedHeads.slice(0, 1).flatMap((head) =>
@@ -104,6 +115,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
     clusters: options.clusters ?? 0,
     lockstep: policy.select.scope === "layer",
     hasNewest: false,
+    threshold: options.threshold ?? 0,
     isAdaptive,
     random,
   });
@@ -111,6 +123,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   const hasSinkQueries = policy.select.sinkPositions === "cache";
   const scene: Scene = {
     slots: cache.slots,
+    ...(remembersPartners(policy) && { partners: partnerField(lanes) }),
     stageSlots: cache.stageSlots,
     tensors: {
       ...step.tensors,
@@ -139,26 +152,30 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   };
   const norm = (...tensors: string[]) => sceneNorm(scene, sizes, tensors);
   const { probe } = policy;
-  const isMerging = kernel === "compress" && merge.kind === "votes";
+  const isMerging = kernel === "compress" &&
+    ("votesPerQueryHead" in merge || merge.kind === "cosine");
   const magnitudes = {
     sizes,
     query: norm("queries", ...(hasSinkQueries ? ["sinkQueries"] : [])),
     key: norm("keys", "stageKeys"),
     value: 5,
-    slots: Math.max(...heads.map((head) => head.live)) + live,
+    slots: Math.max(...heads.map((head) => head.live)) + live + guests,
     rows: !isObserved
       ? 0
       : probe.kind === "last"
       ? Math.min(probe.rows, live)
+      : probe.kind === "instruction"
+      ? guests
       : live,
     merges: isMerging ? 1 : 0,
     run: kernel === "compress" && merge.kind === "rightNeighbour"
       ? options.run ?? RUN
       : 0,
+    passes: merge.kind === "nextValues" ? merge.count : 0,
   };
   const bounds = cacheBounds({
     ...magnitudes,
-    merges: options.mergesTwice ? 2 : magnitudes.merges,
+    merges: options.merges ?? (options.mergesTwice ? 2 : magnitudes.merges),
   });
   return {
     scene,
@@ -184,6 +201,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
         total: cache.slots,
         bounds,
         scored: keepsScores(policy),
+        partners: remembersPartners(policy),
       });
       if (kernel !== "observe" || !keepsScores(policy)) return;
       const total = cache.stageSlots;
@@ -229,9 +247,21 @@ const h2o = testPolicy({
   sinks: 0,
 });
 
+const d2o = testPolicy({
+  score: { kind: "accumulated" },
+  merge: { kind: "cosine", keep: 0.5 },
+});
+
 const weighted = testPolicy({
   score: { kind: "mean" },
   merge: { kind: "rightNeighbour", rule: "convex", cap: 1 },
+});
+
+/** Scores that come from guests. */
+const guided = testPolicy({
+  probe: { kind: "instruction", tokens: [1, 2, 3, 4, 5] },
+  score: { kind: "mean" },
+  merge: { kind: "drop" },
 });
 
 const zip = testPolicy({
@@ -266,6 +296,12 @@ const attention: readonly Omit<ChunkOptions, "kernel">[] = [
   { name: "of a full chunk", policy: testPolicy({}) },
   { name: "of 5 of 37 rows", policy: testPolicy({}), live: 5 },
   { name: "of an empty chunk", policy: testPolicy({}), live: 0 },
+  { name: "of a chunk with guests", policy: guided },
+  { name: "of 3 rows with guests", policy: guided, live: 3 },
+  {
+    name: "of guests of a moving average",
+    policy: { ...testPolicy({}), probe: guided.probe },
+  },
   {
     name: "of the first chunk",
     policy: testPolicy({}),
@@ -337,6 +373,12 @@ export const chunkCases: readonly KernelCase[] = [
       })
     )
   ),
+  chunkCase({
+    name: "of a chunk with guests",
+    kernel: "compress",
+    policy: guided,
+    expect: does({ merges: false, drops: true }),
+  }),
   ...(["mergeFirst", "evictFirst"] as const).flatMap((prefill) => [
     chunkCase({
       name: `merges and drops with ${prefill}`,
@@ -398,6 +440,91 @@ export const chunkCases: readonly KernelCase[] = [
       expect: ({ merged }) => assert(merged > 0),
     }),
   ]),
+  ...(["realVotes", "convex", "minNorm", "zip"] as const).map((key) =>
+    chunkCase({
+      name: `merges the cheapest pairs with ${key}`,
+      kernel: "compress",
+      policy: testPolicy({
+        ...(key === "zip" && { score: zip.score }),
+        merge: pairs({
+          key,
+          votesPerQueryHead: key === "minNorm",
+          guard: [-100, 100],
+        }),
+      }),
+      heads: pairedHeads,
+      rows: 9,
+      clusters: 6,
+      expect: does({ merges: true, drops: false }),
+    })
+  ),
+  ...[0, 1, 2, 5].map((rounds) =>
+    chunkCase({
+      name: `merges the cheapest pairs in ${rounds} rounds`,
+      kernel: "compress",
+      policy: testPolicy({ merge: pairs({ rounds }) }),
+      heads: [
+        { capacity: 13, budget: 12, recent: 4, live: 12, holes: 0 },
+        { capacity: 30, budget: 10, recent: 4, live: 9, holes: 4 },
+      ],
+      rows: 13,
+      mergesTwice: rounds > 0,
+      merges: rounds + 1,
+      expect: does({ merges: true, drops: false }),
+    })
+  ),
+  chunkCase({
+    name: "forgets partners",
+    kernel: "compress",
+    policy: testPolicy({ merge: pairs({ search: "incremental" }) }),
+    heads: pairedHeads,
+    rows: 9,
+    expect: does({ merges: true, drops: false }),
+  }),
+  chunkCase({
+    name: "merges the cheapest pairs of what fits",
+    kernel: "compress",
+    policy: testPolicy({ merge: pairs({}) }),
+    heads: [
+      { capacity: 90, budget: 89, recent: 4, live: 12, holes: 3 },
+      { capacity: 70, budget: 69, recent: 4, live: 30, holes: 0 },
+    ],
+    expect: does({ merges: false, drops: false }),
+  }),
+  chunkCase({
+    name: "drops what has no partner",
+    kernel: "compress",
+    policy: testPolicy({ sinks: 0, merge: pairs({}) }),
+    heads: [
+      { capacity: 10, budget: 9, recent: 9, live: 9, holes: 0 },
+      { capacity: 30, budget: 9, recent: 9, live: 9, holes: 4 },
+    ],
+    position: 9,
+    rows: 1,
+    expect: does({ merges: false, drops: true }),
+  }),
+  chunkCase({
+    name: "merges the cheapest pairs of an empty chunk",
+    kernel: "compress",
+    policy: testPolicy({ merge: pairs({}) }),
+    live: 0,
+    expect: does({ merges: false, drops: false }),
+  }),
+  chunkCase({
+    name: "merges the cheapest of many pairs",
+    kernel: "compress",
+    policy: testPolicy({ merge: pairs({ rounds: 1 }) }),
+    sizes: modelSizes({ heads: 2, kvHeads: 1, headDim: 32 }),
+    heads: [{ capacity: 401, budget: 350, recent: 40, live: 280, holes: 20 }],
+    position: 900,
+    rows: 140,
+    live: 130,
+    clusters: 40,
+    expect: ({ merged, dropped }) => {
+      assertEquals(merged, 60);
+      assertEquals(dropped, 0);
+    },
+  }),
   chunkCase({
     name: "behind the guard of zip",
     kernel: "compress",
@@ -423,6 +550,48 @@ export const chunkCases: readonly KernelCase[] = [
     policy: h2o,
     expect: does({ merges: false, drops: true }),
   }),
+  ...[0, 0.95].map((threshold) =>
+    chunkCase({
+      name: `of D2O at a threshold of ${threshold}`,
+      kernel: "compress",
+      policy: d2o,
+      clusters: 6,
+      threshold,
+      expect: does({ merges: true, drops: true }),
+    })
+  ),
+  chunkCase({
+    name: "of D2O that merges many into one",
+    kernel: "compress",
+    policy: d2o,
+    heads: [
+      { capacity: 13, budget: 12, recent: 4, live: 12, holes: 0 },
+      { capacity: 30, budget: 10, recent: 4, live: 9, holes: 4 },
+    ],
+    rows: 13,
+    clusters: 2,
+    expect: does({ merges: true, drops: true }),
+  }),
+  ...(["sampled", "expected"] as const).flatMap((rule) => [
+    chunkCase({
+      name: `of CaM, ${rule}`,
+      kernel: "compress",
+      policy: cam({ rule }),
+      expect: ({ merged, dropped }) => {
+        assert(merged > 0);
+        assert(rule === "expected" || dropped > 0);
+      },
+    }),
+    chunkCase({
+      name: `of CaM, ${rule}, the first chunk by scores`,
+      kernel: "compress",
+      policy: { ...cam({ rule, count: 3 }), score: { kind: "mean" } },
+      heads: emptyHeads,
+      position: 0,
+      rows: 26,
+      expect: ({ merged }) => assert(merged > 0),
+    }),
+  ]),
   chunkCase({
     name: "of WeightedKV",
     kernel: "compress",

@@ -7,10 +7,11 @@ import { assertEquals } from "@std/assert";
 import {
   HeadWord,
   type ModelSizes,
+  partnerField,
   SlotField,
 } from "../../src/backends/backend.ts";
 import type { Outcome } from "./scene.ts";
-import { assertWithin, halfError } from "./tolerance.ts";
+import { assertWithin, halfError, sumError } from "./tolerance.ts";
 
 /** How far slots may be apart. */
 export interface SlotBounds {
@@ -33,13 +34,15 @@ export interface SlotBounds {
 export function assertSameCache(
   actual: Outcome,
   expected: Outcome,
-  { sizes, lanes, total, bounds, scored }: {
+  { sizes, lanes, total, bounds, scored, partners }: {
     sizes: ModelSizes;
     lanes: number;
     total: number;
     bounds: SlotBounds;
     /** Whether scores are kept at all. */
     scored: boolean;
+    /** Whether slots remember partners. */
+    partners: boolean;
   },
 ): void {
   const { headDim } = sizes;
@@ -48,6 +51,13 @@ export function assertSameCache(
     const row = (outcome: Outcome) =>
       Array.from(outcome.table!.u32.subarray(at, at + HeadWord.divergence));
     assertEquals(row(actual), row(expected), `head table from word ${at}`);
+    // A mean of cosines, sums of headDim products over as many slots.
+    const threshold = at + HeadWord.threshold;
+    assertWithin(
+      [actual.table!.f32[threshold]!],
+      [expected.table!.f32[threshold]!],
+      { bound: sumError(headDim + 256, 1), what: "threshold" },
+    );
     const divergence = at + HeadWord.divergence;
     assertWithin(
       [actual.table!.f32[divergence]!],
@@ -71,6 +81,13 @@ export function assertSameCache(
       tokens,
       `tokens ${what}`,
     );
+    if (partners) {
+      assertEquals(
+        word(actual, partnerField(lanes), slot),
+        word(expected, partnerField(lanes), slot),
+        `partner ${what}`,
+      );
+    }
     if (tokens === 0) continue;
     for (const field of [SlotField.position, SlotField.observations]) {
       if (field === SlotField.observations && !scored) continue;

@@ -4,14 +4,19 @@
  * @module
  */
 import { assertEquals, assertNotEquals } from "@std/assert";
-import { HeadWord, type ModelSizes } from "../../src/backends/backend.ts";
+import {
+  HeadWord,
+  type ModelSizes,
+  partnerField,
+} from "../../src/backends/backend.ts";
+import { remembersPartners, voteLanes } from "../../src/cache/layout.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 import { cacheBounds, choiceJitter, sceneNorm } from "./cache_bounds.ts";
 import { makeCache, type SceneHead } from "./cache_scene.ts";
 import { assertSameCache } from "./compare_slots.ts";
 import type { Draw, KernelCase } from "./kernel_case.ts";
 import { modelSizes } from "./matrix_cases.ts";
-import { testPolicy, votes } from "./policies.ts";
+import { cam, pairs, testPolicy, votes } from "./policies.ts";
 import { garbage, Random } from "./random.ts";
 import type { Outcome, Scene } from "./scene.ts";
 import { decodeStep } from "./steps.ts";
@@ -26,6 +31,8 @@ export interface DecodeOptions {
   readonly positions: readonly number[];
   readonly finished?: readonly number[];
   readonly clusters?: number;
+  /** Cosine that heads have come to ask for. */
+  readonly threshold?: number;
   /** What the case is there for, seen in the reference's outcome. */
   readonly expect?: (change: TableChange) => void;
 }
@@ -56,9 +63,9 @@ export function tableChange(scene: Scene, outcome: Outcome): TableChange {
 
 /** Whether a policy keeps scores: see `needsScores` of the backends. */
 export function keepsScores({ merge, score }: Policy): boolean {
-  return merge.kind === "votes" || merge.kind === "rightNeighbour" ||
-    (merge.kind === "drop" && score.kind !== "position" &&
-      score.kind !== "keyDistance");
+  return merge.kind !== "never" &&
+    (merge.kind !== "drop" ||
+      score.kind !== "position" && score.kind !== "keyDistance");
 }
 
 /** Makes a case of `merge_attend`. */
@@ -74,25 +81,26 @@ export function decodeCase(options: DecodeOptions): KernelCase {
 function drawDecode(options: DecodeOptions, random: Random): Draw {
   const { policy, sizes, heads, positions } = options;
   const { merge } = policy;
-  const lanes = merge.kind === "votes" && merge.votesPerQueryHead
-    ? sizes.heads / sizes.kvHeads
-    : 1;
+  const lanes = voteLanes(policy, sizes);
   const step = decodeStep(positions, { finished: options.finished ?? [] });
   const cache = makeCache({
     sizes,
     lanes,
+    ...(remembersPartners(policy) && { partners: policy.select }),
     stageRows: 1,
     heads,
     positions,
     clusters: options.clusters ?? 0,
     lockstep: policy.select.scope === "layer",
     hasNewest: true,
+    threshold: options.threshold ?? 0,
     random,
   });
   const length = step.rows * sizes.heads * sizes.headDim;
   const hasSinkQueries = policy.select.sinkPositions === "cache";
   const scene: Scene = {
     slots: cache.slots,
+    ...(remembersPartners(policy) && { partners: partnerField(lanes) }),
     stageSlots: cache.stageSlots,
     tensors: {
       ...step.tensors,
@@ -120,7 +128,7 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
     value: 5,
     slots: Math.max(...heads.flat().map(({ live }) => live + 1)),
     rows: 1,
-    merges: merge.kind === "votes" ? 1 : 0,
+    merges: "votesPerQueryHead" in merge || merge.kind === "cosine" ? 1 : 0,
     // One merge of two, or a change of at most `cap` times two values with
     // five rounded factors.
     run: merge.kind !== "rightNeighbour"
@@ -128,6 +136,7 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
       : merge.rule === "exact"
       ? 5 * merge.cap
       : 1,
+    passes: merge.kind === "nextValues" ? 1 : 0,
   });
   return {
     scene,
@@ -144,6 +153,7 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
         total: cache.slots,
         bounds,
         scored: keepsScores(policy),
+        partners: remembersPartners(policy),
       });
     },
   };
@@ -175,6 +185,11 @@ const zipScore = {
   scale: "raw",
   countVotes: false,
 } as const;
+
+const d2o = testPolicy({
+  score: { kind: "accumulated" },
+  merge: { kind: "cosine", keep: 0.5 },
+});
 
 /** All cases. */
 export const decodeCases: readonly KernelCase[] = [
@@ -291,6 +306,172 @@ export const decodeCases: readonly KernelCase[] = [
     heads: [variedHeads],
     positions: [90],
     expect: merged(2),
+  }),
+  ...(["realVotes", "convex", "minNorm", "zip"] as const).map((key) =>
+    decodeCase({
+      name: `merges the cheapest pair with ${key}`,
+      policy: testPolicy({
+        ...(key === "zip" && { score: zipScore }),
+        merge: pairs({
+          key,
+          votesPerQueryHead: key === "minNorm",
+          guard: [-100, 100],
+        }),
+      }),
+      sizes: gqa,
+      heads: [variedHeads],
+      positions: [90],
+      clusters: 3,
+      expect: merged(2),
+    })
+  ),
+  decodeCase({
+    name: "merges the cheapest pair of remembered partners",
+    policy: testPolicy({ merge: pairs({ search: "incremental" }) }),
+    sizes: gqa,
+    heads: [variedHeads],
+    positions: [90],
+    expect: merged(2),
+  }),
+  decodeCase({
+    name: "remembers partners of many slots, votes per head",
+    policy: testPolicy({
+      merge: pairs({ search: "incremental", votesPerQueryHead: true }),
+    }),
+    sizes: modelSizes({ heads: 2, kvHeads: 1, headDim: 12 }),
+    heads: [[
+      { capacity: 401, budget: 390, recent: 20, live: 390, holes: 9 },
+    ]],
+    positions: [900],
+    expect: merged(1),
+  }),
+  decodeCase({
+    name: "remembers partners of 3 sequences, one finished",
+    policy: testPolicy({ merge: pairs({ search: "incremental" }) }),
+    sizes: gqa,
+    heads: [
+      variedHeads,
+      [variedHeads[1]!, { ...variedHeads[0]!, live: 0 }],
+      variedHeads,
+    ],
+    positions: [90, 45, 77],
+    finished: [2],
+    expect: merged(3),
+  }),
+  ...([[0.01, 2, 0], [0.9999, 0, 2]] as const).map(([threshold, m, d]) =>
+    decodeCase({
+      name: `of D2O at a threshold of ${threshold}`,
+      policy: d2o,
+      sizes: gqa,
+      heads: [variedHeads],
+      positions: [90],
+      clusters: 3,
+      threshold,
+      expect: (change) =>
+        assertEquals(change, { merged: m, dropped: d, guarded: 0 }),
+    })
+  ),
+  decodeCase({
+    name: "of D2O without a threshold yet",
+    policy: d2o,
+    sizes: modelSizes({ heads: 5, kvHeads: 1, headDim: 256 }),
+    heads: [[variedHeads[1]!]],
+    positions: [90],
+    clusters: 3,
+    expect: merged(1),
+  }),
+  decodeCase({
+    name: "of CaM passes the expected value on",
+    policy: cam({ rule: "expected" }),
+    sizes: gqa,
+    heads: [variedHeads],
+    positions: [90],
+    expect: merged(2),
+  }),
+  decodeCase({
+    name: "of CaM draws",
+    policy: cam({ count: 200, seed: 4 }),
+    sizes: modelSizes({ heads: 8, kvHeads: 8, headDim: 12 }),
+    heads: [
+      Array.from({ length: 8 }, () => variedHeads[0]!),
+      Array.from({ length: 8 }, () => variedHeads[1]!),
+    ],
+    positions: [90, 130],
+    expect({ merged, dropped }) {
+      assertEquals(merged + dropped, 16);
+      assertNotEquals(merged, 0);
+      assertNotEquals(dropped, 0);
+    },
+  }),
+  decodeCase({
+    name: "of CaM with nobody to pass the value on to",
+    policy: {
+      ...testPolicy({ sinks: 3 }),
+      score: { kind: "position" },
+      merge: cam({ rule: "expected", count: 1 }).merge,
+    },
+    sizes: gqa,
+    heads: [[
+      { capacity: 21, budget: 5, recent: 0, live: 5, holes: 0 },
+      { capacity: 12, budget: 4, recent: 0, live: 4, holes: 2 },
+    ]],
+    positions: [900],
+    expect: dropped(2),
+  }),
+  ...([[0, 1], [1, 0]] as const).map(([keyWeight, valueWeight]) =>
+    decodeCase({
+      name: `merges the cheapest pair by ${keyWeight ? "keys" : "values"} only`,
+      policy: testPolicy({ merge: pairs({ keyWeight, valueWeight }) }),
+      sizes: gqa,
+      heads: [variedHeads],
+      positions: [90],
+      expect: merged(2),
+    })
+  ),
+  decodeCase({
+    name: "drops a slot that has no partner",
+    policy: testPolicy({ sinks: 0, merge: pairs({}) }),
+    sizes: gqa,
+    heads: [[
+      { capacity: 9, budget: 8, recent: 8, live: 8, holes: 0 },
+      { capacity: 12, budget: 8, recent: 40, live: 8, holes: 2 },
+    ]],
+    positions: [8],
+    expect: dropped(1),
+  }),
+  decodeCase({
+    name: "merges the cheapest pairs of 3 sequences, one finished",
+    policy: testPolicy({ merge: pairs({}) }),
+    sizes: gqa,
+    heads: [
+      variedHeads,
+      [variedHeads[1]!, { ...variedHeads[0]!, live: 0 }],
+      variedHeads,
+    ],
+    positions: [90, 45, 77],
+    finished: [2],
+    expect: merged(3),
+  }),
+  ...([[16, 1, 48], [5, 1, 256], [4, 4, 4]] as const)
+    .map(([heads, kvHeads, headDim]) =>
+      decodeCase({
+        name: `merges the cheapest pair of width ${headDim}`,
+        policy: testPolicy({ merge: pairs({}), sinkPositions: "cache" }),
+        sizes: modelSizes({ heads, kvHeads, headDim }),
+        heads: [Array.from({ length: kvHeads }, () => variedHeads[1]!)],
+        positions: [90],
+        expect: merged(kvHeads),
+      })
+    ),
+  decodeCase({
+    name: "merges the cheapest pair of more slots than a workgroup has threads",
+    policy: testPolicy({ merge: pairs({}) }),
+    sizes: modelSizes({ heads: 2, kvHeads: 1, headDim: 8 }),
+    heads: [[
+      { capacity: 401, budget: 390, recent: 20, live: 390, holes: 9 },
+    ]],
+    positions: [900],
+    expect: merged(1),
   }),
   decodeCase({
     name: "ranks by raw scores without votes",

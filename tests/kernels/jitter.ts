@@ -11,7 +11,7 @@ import { type Outcome, play, type Scene } from "./scene.ts";
 
 /** Standard deviations of the changes that must not matter. */
 export interface Jitter {
-  /** Of elements of keys, relative. */
+  /** Of elements of keys and values, relative. */
   readonly keys: number;
   /** Of scores. */
   readonly scores: number;
@@ -21,8 +21,8 @@ export interface Jitter {
 const TRIES = 3;
 
 /**
- * Asserts that `scene` chooses the same slots when its keys and scores are a
- * little different.
+ * Asserts that `scene` chooses the same slots when its keys, values and scores
+ * are a little different.
  */
 export async function assertStable(
   scene: Scene,
@@ -39,18 +39,20 @@ export async function assertStable(
   }
 }
 
-/** Positions and tokens of all slots: who was kept, and who took whom. */
-function choices(scene: Scene, { side }: Outcome): Uint32Array {
+/** Positions, tokens and partners: who was kept, and who took whom. */
+function choices(scene: Scene, { side }: Outcome): number[] {
   const total = scene.slots!;
-  return side!.u32.slice(
-    SlotField.position * total,
-    (SlotField.tokens + 1) * total,
+  const { partners } = scene;
+  const fields: number[] = [SlotField.position, SlotField.tokens];
+  if (partners !== undefined) fields.push(partners);
+  return fields.flatMap((field) =>
+    Array.from(side!.u32.subarray(field * total, (field + 1) * total))
   );
 }
 
 function change(scene: Scene, jitter: Jitter, random: Random): Scene {
   const tensors = { ...scene.tensors };
-  for (const name of ["keys", "stageKeys"]) {
+  for (const name of ["keys", "stageKeys", "values", "stageValues"]) {
     const { type, data } = tensors[name]!;
     const floats = data as Float32Array;
     tensors[name] = {

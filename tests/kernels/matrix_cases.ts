@@ -8,7 +8,12 @@ import type { ModelSizes } from "../../src/backends/backend.ts";
 import type { KernelCase } from "./kernel_case.ts";
 import { garbage, Random } from "./random.ts";
 import type { MatrixSpec } from "./scene.ts";
-import { decodeStep, prefillStep, type SceneStep } from "./steps.ts";
+import {
+  decodeStep,
+  prefillStep,
+  type SceneRow,
+  type SceneStep,
+} from "./steps.ts";
 import { assertWithin, expError, F32, sumError } from "./tolerance.ts";
 
 /** Sizes of a model; those a kernel does not use are 1. */
@@ -84,8 +89,8 @@ interface ValueError {
   readonly error: number;
 }
 
-function isLive(step: SceneStep, row: number): boolean {
-  return step.live.some((live) => live.row === row);
+function isAmong(rows: readonly SceneRow[], row: number): boolean {
+  return rows.some((one) => one.row === row);
 }
 
 function embedCase(
@@ -179,7 +184,7 @@ function projectAddCase(
           what: "hidden",
           bound: (i) => {
             const [row, output] = [Math.floor(i / rows), i % rows];
-            if (!isLive(step, row)) return 0;
+            if (!isAmong(step.forwarded, row)) return 0;
             // Two more additions: bias and residual.
             const sum = Math.abs(hidden[i]!) + Math.abs(bias[output]!) +
               Math.abs(expected.hidden!.f32[i]!);
@@ -240,7 +245,7 @@ function gateUpCase(
           what: "output",
           bound: (i) => {
             const [row, at] = [Math.floor(i / ffn), i % ffn];
-            if (!isLive(step, row)) return 0;
+            if (!isAmong(step.forwarded, row)) return 0;
             const [gate, up] = [2 * at, 2 * at + 1].map((slot) => {
               const term = hasBias ? bias[slot]! : 0;
               const value = products.value(row, slot) + term;
@@ -311,7 +316,9 @@ function lmHeadCase(
             const row = isLast
               ? step.live.at(-1)?.row ?? 0
               : Math.floor(i / vocabulary);
-            return isLive(step, row) ? products.error(row, i % vocabulary) : 0;
+            return isAmong(step.live, row)
+              ? products.error(row, i % vocabulary)
+              : 0;
           },
         });
       },
@@ -331,6 +338,10 @@ const steps: readonly (readonly [string, SceneStep])[] = [
     ),
   ],
   ["for a chunk of 3 of 6 rows", prefillStep({ rows: 6, live: 3 })],
+  [
+    "for a chunk of 2 of 9 rows and 5 guests",
+    prefillStep({ rows: 9, live: 2, guests: 5 }),
+  ],
   ["for a chunk of 70 of 150 rows", prefillStep({ rows: 150, live: 70 })],
   ["for an empty chunk", prefillStep({ rows: 70, live: 0 })],
 ];
@@ -350,6 +361,11 @@ export const matrixCases: readonly KernelCase[] = [
       sequences: 2,
       ids: [3, 0, 3, 31, 2],
     }),
+    hidden: 20,
+    vocabulary: 32,
+  }),
+  embedCase("of a chunk with guests", {
+    step: prefillStep({ rows: 5, live: 2, guests: 2, ids: [3, 0, 9, 31, 2] }),
     hidden: 20,
     vocabulary: 32,
   }),

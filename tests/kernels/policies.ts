@@ -71,3 +71,36 @@ export function votes(
     ...options,
   };
 }
+
+/** A merge part that merges the cheapest pairs. */
+export function pairs(
+  options: Partial<Extract<Merge, { kind: "pair" }>>,
+): Extract<Merge, { kind: "pair" }> {
+  return {
+    kind: "pair",
+    keyWeight: 0.25,
+    valueWeight: 1,
+    rounds: 2,
+    search: "exhaustive",
+    key: "convex",
+    votesPerQueryHead: false,
+    guard: [0.5, 1.5],
+    ...options,
+  };
+}
+
+/** CaM with few positions. */
+export function cam(
+  options: Partial<Extract<Merge, { kind: "nextValues" }>>,
+): Policy {
+  return testPolicy({
+    score: { kind: "position" },
+    merge: {
+      kind: "nextValues",
+      count: 6,
+      rule: "sampled",
+      seed: 1,
+      ...options,
+    },
+  });
+}

@@ -169,7 +169,7 @@ function elementBound(
 ): number {
   const magnitude = 16;
   let product = 0;
-  for (const { row } of step.live) {
+  for (const { row } of step.forwarded) {
     for (let i = 0; i < outputs; i++) {
       product = Math.max(product, products.error(row, i));
     }
@@ -221,6 +221,15 @@ export const qkvCases: readonly KernelCase[] = [
     sizes: gqa,
     step: decodeStep(Array.from({ length: 10 }, (_, i) => 40 + i)),
     hasHeadNorms: true,
+    hasSinkQueries: true,
+  }),
+  qkvCase({
+    name: "of a chunk of 3 of 9 rows and 4 guests",
+    sizes: gqa,
+    step: prefillStep({
+      ...{ rows: 9, live: 3, guests: 4 },
+      ...{ position: 300, sequence: 1, sequences: 2 },
+    }),
     hasSinkQueries: true,
   }),
   ...[5, 70].flatMap((rows) =>

@@ -32,6 +32,7 @@ function norm(options: Partial<Extract<Values, { kind: "norm" }>>): Values {
     kind: "norm",
     of: "projected",
     first: 0.5,
+    power: 1,
     epsilon: 1e-4,
     ...options,
   };
@@ -43,6 +44,8 @@ const valuePolicies = [
   ["all by scores", { kind: "last" }, norm({ first: 1 }), drop],
   ["moving averages", emaScore, norm({ first: 0.7, epsilon: 0.1 }), drop],
   ["no epsilon", emaScore, norm({ first: 0.3, epsilon: 0 }), drop],
+  ["squares", { kind: "stepGain" }, norm({ power: 2 }), drop],
+  ["squares of moving averages", emaScore, norm({ power: 2 }), drop],
   ["votes", emaScore, norm({}), votes({ threshold: -1 })],
   ["right neighbours", { kind: "mean" }, norm({}), {
     kind: "rightNeighbour",
@@ -148,6 +151,31 @@ export const selectionCases: readonly KernelCase[] = [
     live: 290,
     isObserved: true,
     expect: does({ merges: false, drops: true }),
+  }),
+  ...(["prefillAttend", "observe"] as const).flatMap((kernel) => [
+    chunkCase({
+      name: "at the scale of a step gain",
+      kernel,
+      policy: testPolicy({ score: { kind: "stepGain" }, merge: drop }),
+    }),
+    chunkCase({
+      name: "at the scale of a step gain, from the first chunk on",
+      kernel,
+      policy: testPolicy({ score: { kind: "stepGain" }, merge: drop }),
+      heads: [
+        { capacity: 21, budget: 20, recent: 6, live: 0, holes: 0 },
+        { capacity: 90, budget: 89, recent: 6, live: 0, holes: 0 },
+      ],
+      position: 0,
+    }),
+  ]),
+  decodeCase({
+    name: "at the scale of a step gain",
+    policy: testPolicy({ score: { kind: "stepGain" }, merge: drop }),
+    sizes: gqa,
+    heads: [variedHeads, variedHeads],
+    positions: [90, 200],
+    expect: dropped(4),
   }),
   chunkCase({
     name: "of when slots last mattered",

@@ -11,16 +11,21 @@ import {
 } from "../../src/backends/backend.ts";
 import type { Stage, TensorSpec } from "./scene.ts";
 
+/** A row of a step. */
+export interface SceneRow {
+  readonly row: number;
+  readonly sequence: number;
+  readonly position: number;
+}
+
 /** A step as a scene has it. */
 export interface SceneStep {
   readonly kind: "decode" | "prefill";
   readonly rows: number;
   /** Rows that are live, with their sequence and position. */
-  readonly live: readonly {
-    readonly row: number;
-    readonly sequence: number;
-    readonly position: number;
-  }[];
+  readonly live: readonly SceneRow[];
+  /** The same and the guests after them. */
+  readonly forwarded: readonly SceneRow[];
   readonly tensors: Readonly<Record<string, TensorSpec>>;
   /** The step in the buffers of a backend. */
   at(stage: Stage): Step<DeviceBuffer>;
@@ -53,10 +58,19 @@ export function decodeStep(
   });
 }
 
-/** A prefill step of `live` rows in a program of `rows`. */
+/** A prefill step of `live` rows, and guests, in a program of `rows`. */
 export function prefillStep(
-  { rows, live = rows, position = 0, sequence = 0, sequences = 1, ids }: {
+  {
+    rows,
+    guests = 0,
+    live = rows - guests,
+    position = 0,
+    sequence = 0,
+    sequences = 1,
+    ids,
+  }: {
     rows: number;
+    guests?: number;
     live?: number;
     position?: number;
     sequence?: number;
@@ -68,13 +82,16 @@ export function prefillStep(
   chunk[ChunkWord.sequence] = sequence;
   chunk[ChunkWord.rows] = live;
   chunk[ChunkWord.position] = position;
+  chunk[ChunkWord.guests] = guests;
+  const forwarded = Array.from(
+    { length: live + guests },
+    (_, row) => ({ row, sequence, position: position + row }),
+  );
   return makeStep({
     kind: "prefill",
     rows,
-    live: Array.from(
-      { length: live },
-      (_, row) => ({ row, sequence, position: position + row }),
-    ),
+    live: forwarded.slice(0, live),
+    forwarded,
     ids: ids ?? Array.from({ length: rows }, () => 0),
     state: new Uint32Array(sequences * StateWord.count),
     chunk,
@@ -82,10 +99,11 @@ export function prefillStep(
 }
 
 function makeStep(
-  { kind, rows, live, ids, state, chunk }: {
+  { kind, rows, live, forwarded = live, ids, state, chunk }: {
     kind: "decode" | "prefill";
     rows: number;
-    live: SceneStep["live"];
+    live: readonly SceneRow[];
+    forwarded?: readonly SceneRow[];
     ids: readonly number[];
     state: Uint32Array;
     chunk: Uint32Array;
@@ -95,6 +113,7 @@ function makeStep(
     kind,
     rows,
     live,
+    forwarded,
     tensors: {
       tokens: { type: "u32", data: Uint32Array.from(ids) },
       state: { type: "u32", data: state },

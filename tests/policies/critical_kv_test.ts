@@ -301,6 +301,7 @@ Deno.test("criticalKV() changes nothing of its base but values and name", () => 
     kind: "norm",
     of: "projected",
     first: 0.5,
+    power: 1,
     epsilon: 1e-4,
   });
   assertEquals(

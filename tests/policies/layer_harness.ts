@@ -10,12 +10,13 @@ import {
   FREE_BIAS,
   HeadWord,
   type ModelSizes,
+  partnerField,
   SlotField,
   type Slots,
   StateWord,
   type Step,
 } from "../../src/backends/backend.ts";
-import { voteLanes } from "../../src/cache/layout.ts";
+import { sideFields, voteLanes } from "../../src/cache/layout.ts";
 import { keepKV, type KeepKVOptions } from "../../src/policies/keep_kv.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 
@@ -106,7 +107,7 @@ export class LayerHarness implements Disposable {
       side: this.allocate(
         `${label} side`,
         "f32",
-        total * (SlotField.bias + this.lanes),
+        total * sideFields(policy, sizes),
       ),
       total,
     });
@@ -154,6 +155,26 @@ export class LayerHarness implements Disposable {
     this.#write(this.cache.slots, slots, maxCapacity);
   }
 
+  /** Writes a new token's slot where the only head takes the next one. */
+  async append(slot: TestSlot): Promise<void> {
+    const [index] = await this.readTable("next");
+    const { keys, values, side, total } = this.cache.slots;
+    const { headDim } = this.#sizes;
+    this.#backend.write(keys, slot.key, index! * headDim);
+    this.#backend.write(values, slot.value, index! * headDim);
+    const fields = new Float32Array(SlotField.bias + this.lanes);
+    const words = new Uint32Array(fields.buffer);
+    fields[SlotField.ema] = slot.ema;
+    fields[SlotField.accumulated] = slot.accumulated;
+    words[SlotField.observations] = slot.observations;
+    words[SlotField.position] = slot.position;
+    words[SlotField.tokens] = slot.tokens;
+    fields.set(slot.bias, SlotField.bias);
+    words.forEach((word, field) =>
+      this.#backend.write(side, Uint32Array.of(word), field * total + index!)
+    );
+  }
+
   /** Writes staged rows: `rows[kvHead]`. */
   writeStage(rows: readonly (readonly TestSlot[])[]): void {
     this.#write(this.cache.stage, rows, this.cache.stageRows);
@@ -169,7 +190,11 @@ export class LayerHarness implements Disposable {
     const values = new Float32Array(home.total * headDim);
     const f32 = new Float32Array(home.side.length);
     const u32 = new Uint32Array(f32.buffer);
-    f32.fill(FREE_BIAS, SlotField.bias * home.total);
+    f32.fill(
+      FREE_BIAS,
+      SlotField.bias * home.total,
+      partnerField(this.lanes) * home.total,
+    );
     slots.forEach((head, kvHead) =>
       head.forEach((slot, i) => {
         const index = kvHead * perHead + i;
@@ -227,7 +252,8 @@ export class LayerHarness implements Disposable {
     word: Exclude<keyof typeof HeadWord, "count">,
   ): Promise<number[]> {
     const { u32, f32 } = await this.#backend.read(this.cache.table);
-    const source = word === "divergence" ? f32 : u32;
+    const isFloat = word === "divergence" || word === "threshold";
+    const source = isFloat ? f32 : u32;
     return Array.from(
       { length: this.#sizes.kvHeads },
       (_, kvHead) => source[kvHead * HeadWord.count + HeadWord[word]]!,

@@ -1,8 +1,9 @@
 /**
- * Which slots KeyDiff and CORM let go, on every backend.
+ * Which slots KeyDiff, CORM and AhaKV let go, on every backend.
  */
 import { assertAlmostEquals, assertEquals } from "@std/assert";
 import type { ModelSizes } from "../../src/backends/backend.ts";
+import { ahaKV } from "../../src/policies/aha_kv.ts";
 import { corm } from "../../src/policies/corm.ts";
 import { keyDiff } from "../../src/policies/key_diff.ts";
 import { eachBackend } from "../backends/each_backend.ts";
@@ -100,6 +101,46 @@ eachBackend(
       );
       for (const { position, accumulated } of after!) {
         assertAlmostEquals(accumulated, ages[position]!);
+      }
+    }
+  },
+);
+
+eachBackend(
+  "AhaKV scores by attention at the scale √(2 ln(t/b)), squared values count",
+  async (backend) => {
+    for (const [seed, position] of [[1, 49], [2, 399], [3, 9]] as const) {
+      const random = randomNumbers(seed);
+      const slots = Array.from({ length: 10 }, (_, position) => ({
+        ...freshSlot(random, { headDim: 16, lanes: 1, position }),
+        observations: 0,
+        valueNorm: 0.5 + random(),
+      }));
+      using layer = new LayerHarness(backend, {
+        sizes,
+        policy: ahaKV({ budget: 9, window: 2 }),
+        capacity: 10,
+      });
+      layer.writeSlots([slots], { budget: 9, recent: 2, live: 9 });
+      const queries = normalVector(random, 2 * 16, 1.5);
+      await layer.mergeAttend(queries, position);
+      const gain = Math.sqrt(2 * Math.log((position + 1) / 9));
+      const means = slots.map(() => 0);
+      for (const head of [0, 1]) {
+        const query = queries.slice(head * 16, (head + 1) * 16);
+        const { weights } = exactAttention(query.map((x) => gain * x), slots);
+        weights.forEach((weight, i) => means[i]! += weight / 2);
+      }
+      const ranks = slots.filter(({ position: p }) => p + 2 <= position)
+        .map(({ valueNorm }, i) => means[i]! * valueNorm ** 2);
+      const victim = ranks.indexOf(Math.min(...ranks));
+      const [after] = await layer.readSlots();
+      assertEquals(
+        after!.map(({ position }) => position),
+        slots.map(({ position }) => position).filter((p) => p !== victim),
+      );
+      for (const { position, accumulated } of after!) {
+        assertAlmostEquals(accumulated, means[position]!, 1e-5);
       }
     }
   },

@@ -6,6 +6,9 @@ import { keepKV } from "../../src/policies/keep_kv.ts";
 import { keyDiff } from "../../src/policies/key_diff.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 import { pyramidKV } from "../../src/policies/pyramid_kv.ts";
+import { cam } from "../../src/policies/cam.ts";
+import { d2o } from "../../src/policies/d2o.ts";
+import { steady } from "../../src/policies/steady.ts";
 import { snapKV } from "../../src/policies/snap_kv.ts";
 import { streamingLlm } from "../../src/policies/streaming_llm.ts";
 import { validatePolicy } from "../../src/policies/validate_policy.ts";
@@ -29,6 +32,12 @@ Deno.test("validatePolicy() refuses numbers out of range", () => {
   }
   fails(pyramidKV({ budget, beta: 0.5 }), "allocate.layers.beta is 0.5");
   fails(snapKV({ budget, window: 0 }), "probe.rows is 0");
+  fails(steady({ budget, keyWeight: -1 }), "merge.keyWeight is -1");
+  fails(steady({ budget, valueWeight: NaN }), "merge.valueWeight is NaN");
+  fails(steady({ budget, rounds: 65 }), "merge.rounds is 65");
+  fails(d2o({ budget, keep: 1 }), "merge.keep is 1");
+  fails(cam({ budget, count: 257 }), "merge.count is 257");
+  fails(cam({ budget, seed: 2 ** 32 }), "merge.seed is 4294967296");
 });
 
 Deno.test("validatePolicy() refuses parts that do not go together", () => {
@@ -52,6 +61,8 @@ Deno.test("validatePolicy() refuses parts that do not go together", () => {
     'a score of kind "age"',
   );
   fails(shared(keepKV({ budget })), 'merge.prefill "mergeFirst"');
+  fails(shared(steady({ budget })), 'merge of kind "pair"');
+  fails(steady({ budget, key: "zip" }), 'merge.key "zip"');
   for (
     const policy of [
       criticalKV({ base: keepKV({ budget }) }),

@@ -9,23 +9,28 @@ export const shaders: Readonly<Record<string, string>> = {
 // \`max_capacity\`. Whatever is proportional to them lives in scratch, so only
 // memory bounds their number. The steps, each a dispatch:
 //   allocate_heads  where heads are adaptive, gives them their budgets
-//   survey          counts; with merge-first, lists what may pair up
-//   search          the nearest key for each that is listed (many workgroups)
-//   pair            takes similar pairs, best first, until the head fits
+//   survey          clears the counters
+// then, once with merge-first, or some times where the cheapest pairs merge:
+//   list_pairs      lists what may pair up, if the head is over its budget
+//   find_targets    the best partner for each that is listed (many workgroups)
+//   pair            takes pairs, best first, until the head fits
 //   merge           merges the sets (many workgroups)
+// then
 //   select_victims  lists the slots with the lowest ranks
 // with, before \`pair\` and \`select_victims\`, where scores are not the slots' own:
 //   rate            each candidate's own score (many workgroups), or rate_keys
 //   pool            the scores of its neighbours (many workgroups)
 //   share           the mean over the heads (many workgroups)
-// then, where they go to the most similar key:
-//   search          the nearest kept key for each of them
+// then, where they go to the most similar key or the cheapest target:
+//   find_targets    the best kept target for each of them
 //   link            chains those that chose the same target
 //   merge           merges the chains
 // or, where their values go to the right neighbour:
 //   neighbours      the next slot to the right of each of them (many workgroups)
 //   weigh           what weight each has in the kept value that takes it
 //   merge_runs      merges the values (many workgroups)
+// or, where their values go to the slots after them:
+//   pass_values     adds them, one by one
 // and at the end:
 //   settle          frees what is dropped, fills free slots, updates the head
 // A single workgroup per head could do it all in one dispatch, but the searches
@@ -35,6 +40,7 @@ export const shaders: Readonly<Record<string, string>> = {
 // position, sets are disjoint, and sums are taken in the order of candidates.
 
 struct Params {
+  layer: u32,
   first_head: u32,
   total: u32,
   stage_total: u32,
@@ -68,18 +74,9 @@ struct Params {
 
 const THREADS = 256u;
 
-const PROPOSERS = 32u;
-override KEY_TILE: u32 = 32u;
-// Sizes of the tiles: PROPOSERS * HEAD_DIM / 2, KEY_TILE * (HEAD_DIM / 2 + 1).
-override PROPOSER_WORDS: u32 = 64u;
-override KEY_WORDS: u32 = 96u;
-override MERGE_FIRST: bool = false;
-
-var<workgroup> proposer_tile: array<u32, PROPOSER_WORDS>;
-var<workgroup> key_tile: array<u32, KEY_WORDS>;
 var<workgroup> part_values: array<vec2<f32>, THREADS>;
 
-// Counts and lists; the first step, whatever the policy.
+// Clears what the other steps add to; the first step, whatever the policy.
 @compute @workgroup_size(THREADS)
 fn survey(
   @builtin(workgroup_id) group: vec3<u32>,
@@ -91,24 +88,47 @@ fn survey(
   if (thread < COUNTERS) {
     atomicStore(&counters[kv_head * COUNTERS + thread], 0u);
   }
-  let excess = count_excess(thread);
   for (var c = thread; c < params.candidates; c += THREADS) {
     work[work_at(WORK_DIVERGENCE, c)] = 0u;
-    let is_listed = MERGE_FIRST && excess > 0u && is_held(c) && may_go(c);
+    work[work_at(WORK_FLAGS, c)] = 0u;
+  }
+  storageBarrier();
+  if (MERGE == MERGE_PAIR) {
+    let spread = value_spread(thread, params.candidates);
+    if (thread == 0u) {
+      let at = kv_head * COUNTERS + COUNT_SPREAD;
+      atomicStore(&counters[at], bitcast<u32>(spread));
+    }
+  }
+}
+
+// Lists what may pair up, if the head is over its budget.
+@compute @workgroup_size(THREADS)
+fn list_pairs(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let excess = count_excess(thread);
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    let is_listed = excess > 0u && is_held(c) && may_go(c);
     work[work_at(WORK_FLAGS, c)] =
       select(0u, FLAG_LISTED | FLAG_TARGET, is_listed);
   }
   storageBarrier();
   make_list(thread);
+  list_targets(thread);
   if (thread == 0u) {
     atomicStore(&counters[kv_head * COUNTERS + COUNT_EXCESS], excess);
   }
 }
 
-// For each listed candidate, the target with the most similar key, if that is
-// similar enough. A workgroup compares a tile of candidates with all targets.
+// For each listed candidate, the target that it is merged into, if there is
+// one. A workgroup compares a tile of candidates with all targets.
 @compute @workgroup_size(THREADS)
-fn search(
+fn find_targets(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
 ) {
@@ -120,95 +140,34 @@ fn search(
   if (first >= listed) {
     return;
   }
-  let count = min(PROPOSERS, listed - first);
-  let half = HEAD_DIM / 2u;
-  let pitch = half + 1u;
-  for (var i = thread; i < count * half; i += THREADS) {
-    let c = work[work_at(WORK_LIST, first + i / half)];
-    proposer_tile[i] = key_word(slot_of(c), i % half);
-  }
-  let high = uniform_word(thread, table[head + HEAD_HIGH]);
-  let cache_tiles = (high + KEY_TILE - 1u) / KEY_TILE;
-  let rows = step_words[CHUNK_ROWS];
-  let stage_tiles = (rows + KEY_TILE - 1u) / KEY_TILE;
-
-  // A thread has target \`j\` and every \`strands\`th proposer: 4 at most.
-  let j = thread % KEY_TILE;
-  let strand = thread / KEY_TILE;
-  let strands = THREADS / KEY_TILE;
-  var best: array<Ranked, 4>;
-  for (var n = 0u; n < 4u; n++) {
-    best[n] = unranked();
-  }
-  for (var tile = 0u; tile < cache_tiles + stage_tiles; tile++) {
-    var first_target = tile * KEY_TILE;
-    var targets = min(KEY_TILE, high - min(high, first_target));
-    if (tile >= cache_tiles) {
-      let row = (tile - cache_tiles) * KEY_TILE;
-      first_target = params.max_capacity + row;
-      targets = min(KEY_TILE, rows - row);
-    }
-    workgroupBarrier();
-    for (var i = thread; i < targets * half; i += THREADS) {
-      key_tile[i / half * pitch + i % half] =
-        key_word(slot_of(first_target + i / half), i % half);
-    }
-    workgroupBarrier();
-    let c = first_target + j;
-    if (
-      j < targets && (work[work_at(WORK_FLAGS, c)] & FLAG_TARGET) != 0u
-    ) {
-      let position = position_of(slot_of(c));
-      for (var n = 0u; strand + n * strands < count; n++) {
-        let i = strand + n * strands;
-        if (work[work_at(WORK_LIST, first + i)] == c) {
-          continue;
-        }
-        let mine = Ranked(-cosine(i, j), position, c);
-        if (is_before(mine, best[n])) {
-          best[n] = mine;
-        }
-      }
-    }
-  }
-  for (var n = 0u; n * strands < count; n++) {
-    workgroupBarrier();
-    reduce_ranked[thread] = best[n];
-    workgroupBarrier();
-    let i = strand + n * strands;
-    if (j == 0u && i < count) {
-      var nearest = best[n];
-      for (var k = 1u; k < KEY_TILE; k++) {
-        if (is_before(reduce_ranked[thread + k], nearest)) {
-          nearest = reduce_ranked[thread + k];
-        }
-      }
-      let c = work[work_at(WORK_LIST, first + i)];
-      let is_similar = nearest.slot != NO_SLOT && -nearest.key > THRESHOLD;
-      work[work_at(WORK_KEY, c)] = ordered(nearest.key);
-      work[work_at(WORK_CHOICE, c)] =
-        select(NO_SLOT, nearest.slot, is_similar);
-    }
-  }
+  let targets = read_counter(thread, COUNT_TARGETS);
+  let spread = bitcast<f32>(read_counter(thread, COUNT_SPREAD));
+  search(thread, first, min(PROPOSERS, listed - first), targets, pair_scale(spread));
 }
 
-// Cosine of proposer \`i\` and target \`j\` of the tiles.
-fn cosine(i: u32, j: u32) -> f32 {
-  let half = HEAD_DIM / 2u;
-  var product = 0.0;
-  var squares = vec2<f32>();
-  for (var p = 0u; p < half; p++) {
-    let a = unpack_halves(proposer_tile[i * half + p]);
-    let b = unpack_halves(key_tile[j * (half + 1u) + p]);
-    product += dot(a, b);
-    squares += vec2(dot(a, a), dot(b, b));
-  }
-  let norms = sqrt(squares.x * squares.y);
-  return select(product / max(norms, 1e-30), 0.0, norms == 0.0);
+fn proposer_at(i: u32) -> u32 {
+  return work[work_at(WORK_LIST, i)];
 }
 
-// Takes the most similar pairs, as many as the head is over its budget, and
-// lists the ends that go.
+fn target_at(t: u32) -> u32 {
+  return work[work_at(WORK_TARGETS, t)];
+}
+
+fn is_open_to(i: u32, t: u32) -> bool {
+  return true;
+}
+
+fn propose(i: u32, best: Ranked) {
+  let candidate = proposer_at(i);
+  // A moving threshold is only known once all victims have a target.
+  let is_close = MERGE != MERGE_VOTES || -best.key > THRESHOLD;
+  work[work_at(WORK_KEY, candidate)] = ordered(best.key);
+  work[work_at(WORK_CHOICE, candidate)] =
+    select(NO_SLOT, best.slot, best.slot != NO_SLOT && is_close);
+}
+
+// Takes the best pairs, as many as the head is over its budget, and lists the
+// ends that go.
 @compute @workgroup_size(THREADS)
 fn pair(
   @builtin(workgroup_id) group: vec3<u32>,
@@ -295,7 +254,12 @@ fn merge(
       continue;
     }
     let first = slot_of(goes);
-    let merged = merge_slots(thread, slot_of(stays), first);
+    var merged = Merged(0u, 0u, 0.0);
+    if (MERGE == MERGE_COSINE) {
+      merged.count = blend_slots(thread, slot_of(stays), first);
+    } else {
+      merged = merge_slots(thread, slot_of(stays), first);
+    }
     storageBarrier();
     if (thread == 0u) {
       var slot = first;
@@ -368,13 +332,24 @@ fn select_victims(
     if (victims > 0u && is_listed && is_within(c, last)) {
       flags = FLAG_LISTED;
       work[work_at(WORK_CHOICE, c)] = NO_SLOT;
-    } else if (is_held(c) && position_of(slot_of(c)) >= SINKS) {
+    } else if (is_held(c) && takes_victims(c)) {
       flags = FLAG_TARGET;
     }
     work[work_at(WORK_FLAGS, c)] = flags;
   }
   storageBarrier();
   make_list(thread);
+  if (MERGE == MERGE_VOTES || MERGE == MERGE_PAIR || MERGE == MERGE_COSINE) {
+    list_targets(thread);
+  }
+}
+
+// Whether victims may be merged into a candidate that stays.
+fn takes_victims(candidate: u32) -> bool {
+  if (MERGE == MERGE_PAIR) {
+    return may_go(candidate);
+  }
+  return position_of(slot_of(candidate)) >= SINKS;
 }
 
 // Chains victims with the same target in the order of the list.
@@ -387,6 +362,9 @@ fn link(
     return;
   }
   let listed = read_counter(thread, COUNT_LISTED);
+  if (MERGE == MERGE_COSINE) {
+    move_threshold(thread, listed);
+  }
   for (var i = thread; i < listed; i += THREADS) {
     let c = work[work_at(WORK_LIST, i)];
     let choice = work[work_at(WORK_CHOICE, c)];
@@ -412,6 +390,37 @@ fn link(
       work[work_at(WORK_FLAGS, c)] |= FLAG_LEADER;
     }
   }
+}
+
+// Moves the threshold of the head and takes their targets from those victims
+// that are not similar enough.
+fn move_threshold(thread: u32, listed: u32) {
+  var cosines = 0.0;
+  var count = 0u;
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    if (work[work_at(WORK_CHOICE, c)] != NO_SLOT) {
+      cosines -= unordered(work[work_at(WORK_KEY, c)]);
+      count += 1u;
+    }
+  }
+  cosines = sum_floats(thread, cosines);
+  count = sum_words(thread, count);
+  if (count == 0u) {
+    return;
+  }
+  let past = bitcast<f32>(uniform_word(thread, table[head + HEAD_THRESHOLD]));
+  let threshold = next_threshold(past, cosines / f32(count));
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    if (-unordered(work[work_at(WORK_KEY, c)]) < threshold) {
+      work[work_at(WORK_CHOICE, c)] = NO_SLOT;
+    }
+  }
+  if (thread == 0u) {
+    table[head + HEAD_THRESHOLD] = bitcast<u32>(threshold);
+  }
+  storageBarrier();
 }
 
 // Frees what is dropped and moves the staged rows that are left, in order,
@@ -496,6 +505,9 @@ fn settle(
   var live = 0u;
   var free = high;
   for (var c = thread; c < high; c += THREADS) {
+    if (PARTNERS) {
+      set_side_word(slot_of(c), partner_field(), 0u);
+    }
     if (tokens_of(slot_of(c)) == 0u) {
       free = min(free, c);
     } else {
@@ -553,7 +565,7 @@ fn embed(
   @builtin(local_invocation_index) thread: u32,
 ) {
   let row = group.x;
-  if (!is_live(row)) {
+  if (!is_forwarded(row)) {
     return;
   }
   let id = tokens[row];
@@ -565,7 +577,7 @@ fn embed(
     hidden[row * HIDDEN + 2u * i] = pair.x;
     hidden[row * HIDDEN + 2u * i + 1u] = pair.y;
   }
-  if (thread == 0u) {
+  if (thread == 0u && is_live(row)) {
     let word = sequence_of(row) * params.seen_words + id / 32u;
     atomicOr(&seen[word], 1u << (id % 32u));
   }
@@ -612,13 +624,13 @@ fn input_row(row: u32) -> u32 {
 }
 
 fn is_needed(row: u32) -> bool {
-  return is_live(row);
+  return is_forwarded(row);
 }
 
 // \`slot\` is that of the gate; the one after it is that of \`up\`.
 fn activate(row: u32, slot: u32, pair: vec2<f32>) {
   let i = first_slot + slot;
-  if (row >= ROWS || !is_live(row) || i >= params.block_rows) {
+  if (row >= ROWS || !is_forwarded(row) || i >= params.block_rows) {
     return;
   }
   let at = params.first_output + i / 2u;
@@ -660,7 +672,7 @@ fn tile(
   @builtin(local_invocation_index) thread: u32,
 ) {
   let first_row = group.y * TILE_ROWS;
-  if (PREFILL && !is_live(first_row)) {
+  if (PREFILL && !is_forwarded(first_row)) {
     return;
   }
   first_slot = group.x * TILE_OUTPUTS;
@@ -823,6 +835,75 @@ fn slot_of(row: u32, kv_head: u32) -> u32 {
   return table[head + HEAD_OFFSET] + next;
 }
 `,
+  "lib/blend_slots.wgsl": `// Merging slots by the cosines of their keys, under a moving threshold: see
+// \`src/reference/blend_slots.ts\` for the source and the formulas.
+//
+// A kernel defines
+//   next_member(slot)  the member after \`slot\`, or NO_SLOT
+
+// Weight of the past in the threshold.
+override THRESHOLD_KEEP: f32 = 0.0;
+
+const E = 2.7182817;
+
+// The threshold after slots went whose mean cosine is \`mean\`.
+fn next_threshold(past: f32, mean: f32) -> f32 {
+  let moved = THRESHOLD_KEEP * past + (1.0 - THRESHOLD_KEEP) * mean;
+  return select(moved, mean, past == 0.0);
+}
+
+// Merges \`first\` and the members after it into \`kept\`; returns how many. The
+// caller waits for storage and then frees them.
+fn blend_slots(thread: u32, kept: u32, first: u32) -> u32 {
+  let half = HEAD_DIM / 2u;
+  var key = vec2<f32>();
+  var value = vec2<f32>();
+  if (thread < half) {
+    key = E * unpack_halves(key_word(kept, thread));
+    value = E * unpack_halves(value_word(kept, thread));
+  }
+  var total = E;
+  var norm = E * side_float(kept, FIELD_VALUE_NORM);
+  var tokens = tokens_of(kept);
+  var count = 0u;
+  for (var slot = first; slot != NO_SLOT; slot = next_member(slot)) {
+    let weight = exp(key_cosine(kept, slot));
+    if (thread < half) {
+      key += weight * unpack_halves(key_word(slot, thread));
+      value += weight * unpack_halves(value_word(slot, thread));
+    }
+    total += weight;
+    norm += weight * side_float(slot, FIELD_VALUE_NORM);
+    tokens += tokens_of(slot);
+    count += 1u;
+  }
+  // Every thread has read the kept key.
+  storageBarrier();
+  if (thread < half) {
+    set_key_word(kept, thread, pack_halves(key / total));
+    set_value_word(kept, thread, pack_halves(value / total));
+  }
+  if (thread == 0u) {
+    set_side_float(kept, FIELD_VALUE_NORM, norm / total);
+    set_side_word(kept, FIELD_TOKENS, tokens);
+  }
+  return count;
+}
+
+// Cosine of the keys of two slots; 0 where one of them is 0.
+fn key_cosine(a: u32, b: u32) -> f32 {
+  var product = 0.0;
+  var squares = vec2<f32>();
+  for (var i = 0u; i < HEAD_DIM / 2u; i++) {
+    let x = unpack_halves(key_word(a, i));
+    let y = unpack_halves(key_word(b, i));
+    product += dot(x, y);
+    squares += vec2(dot(x, x), dot(y, y));
+  }
+  let norms = sqrt(squares.x * squares.y);
+  return select(product / max(norms, 1e-30), 0.0, norms == 0.0);
+}
+`,
   "lib/candidates.wgsl": `// The candidates of a KV head that \`compress\` chooses from: cache slots first,
 // staged rows from \`max_capacity\`. What is known of them lies in \`work\`, field
 // by field; \`kv_head\` and \`head\` say whose they are.
@@ -838,6 +919,8 @@ const WORK_LIST = 3u;
 const WORK_NEXT = 4u;
 // f32: divergence of the merges into a candidate.
 const WORK_DIVERGENCE = 5u;
+// Candidates that others may be merged into.
+const WORK_TARGETS = 8u;
 
 const FLAG_LISTED = 1u;
 const FLAG_TARGET = 2u;
@@ -848,11 +931,14 @@ const FLAG_ACCEPTED = 8u;
 // The first of those that chose its target.
 const FLAG_LEADER = 16u;
 
-const COUNTERS = 4u;
+const COUNTERS = 6u;
 const COUNT_LISTED = 0u;
 const COUNT_EXCESS = 1u;
 const COUNT_MERGED = 2u;
 const COUNT_GUARDED = 3u;
+const COUNT_TARGETS = 4u;
+// f32: how far the values of the head scatter, before anything is merged.
+const COUNT_SPREAD = 5u;
 
 var<private> kv_head: u32;
 var<private> head: u32;
@@ -866,14 +952,6 @@ fn begin(index: u32) -> bool {
   kv_head = index;
   head = head_at(step_words[CHUNK_SEQUENCE], index);
   return step_words[CHUNK_ROWS] > 0u;
-}
-
-// A word that is the same for all threads, whoever wrote it.
-fn uniform_word(thread: u32, word: u32) -> u32 {
-  if (thread == 0u) {
-    shared_words[0] = word;
-  }
-  return workgroupUniformLoad(&shared_words[0]);
 }
 
 fn read_counter(thread: u32, counter: u32) -> u32 {
@@ -919,24 +997,34 @@ fn count_excess(thread: u32) -> u32 {
   return count - min(count, budget);
 }
 
-// Lists the candidates with FLAG_LISTED in order, and counts them.
-fn make_list(thread: u32) {
+// Lists the candidates with a flag in order, and counts them.
+fn list_flagged(thread: u32, flag: u32, section: u32, counter: u32) {
   var count = 0u;
   for (var first = 0u; first < params.candidates; first += THREADS) {
     let c = first + thread;
     var listed = 0u;
     if (c < params.candidates) {
-      listed = work[work_at(WORK_FLAGS, c)] & FLAG_LISTED;
+      listed = select(0u, 1u, (work[work_at(WORK_FLAGS, c)] & flag) != 0u);
     }
     let place = prefix_sum(thread, listed);
     if (listed != 0u) {
-      work[work_at(WORK_LIST, count + place - 1u)] = c;
+      work[work_at(section, count + place - 1u)] = c;
     }
     count += sum_words(thread, listed);
   }
   if (thread == 0u) {
-    atomicStore(&counters[kv_head * COUNTERS + COUNT_LISTED], count);
+    atomicStore(&counters[kv_head * COUNTERS + counter], count);
   }
+}
+
+// Lists what is searched for, merged away or dropped.
+fn make_list(thread: u32) {
+  list_flagged(thread, FLAG_LISTED, WORK_LIST, COUNT_LISTED);
+}
+
+// Lists what that may be merged into.
+fn list_targets(thread: u32) {
+  list_flagged(thread, FLAG_TARGET, WORK_TARGETS, COUNT_TARGETS);
 }
 
 // What \`lib/select_rank.wgsl\` looks at.
@@ -977,6 +1065,129 @@ fn dot_halves(words: vec4<u32>, low: vec4<f32>, high: vec4<f32>) -> f32 {
   return dot(a, low) + dot(b, high);
 }
 `,
+  "lib/head_choice.wgsl": `// Choosing a victim among the slots of one head in a decode step.
+
+// The head that a workgroup has turned to.
+var<private> own_row: u32;
+var<private> own_kv_head: u32;
+var<private> own_offset: u32;
+var<private> own_high: u32;
+
+// Turns to a head: reads its words.
+fn begin(thread: u32, kv_head: u32, row: u32) {
+  let head = head_at(sequence_of(row), kv_head);
+  if (thread < HEAD_WORDS) {
+    head_words[thread] = table[head + thread];
+    if (thread == HEAD_HIGH) {
+      head_words[thread] = used_slots(head);
+    }
+  }
+  own_row = row;
+  own_kv_head = kv_head;
+  own_offset = workgroupUniformLoad(&head_words[HEAD_OFFSET]);
+  own_high = workgroupUniformLoad(&head_words[HEAD_HIGH]);
+}
+
+// Slots of the head are numbered from its first: candidates.
+fn slot_of(candidate: u32) -> u32 {
+  return own_offset + candidate;
+}
+
+fn is_held(candidate: u32) -> bool {
+  return tokens_of(slot_of(candidate)) != 0u;
+}
+
+// The slot that goes lies at no position after its own.
+fn is_there(candidate: u32) -> bool {
+  return is_held(candidate);
+}
+
+fn may_go(slot: u32) -> bool {
+  let newest = position_of_row(own_row);
+  return tokens_of(slot) != 0u &&
+    is_evictable(position_of(slot), head_words[HEAD_RECENT], newest);
+}
+
+// What the policy's score says of slot \`index\` of the head.
+fn score_of(index: u32) -> f32 {
+  if (!RATED) {
+    return plain_score(own_offset + index);
+  }
+  if (!LAYER_SCOPE) {
+    return rating(index);
+  }
+  // The slots of all heads are the same tokens in the same order.
+  var sum = no_scores();
+  for (var i = 0u; i < KV_HEADS; i++) {
+    sum = add_score(sum, ratings[rating_at(i) + index]);
+  }
+  return mean_score(sum, KV_HEADS);
+}
+
+fn rating_at(kv_head: u32) -> u32 {
+  return (own_row * KV_HEADS + kv_head) * params.max_capacity;
+}
+
+// What \`lib/select_rank.wgsl\` looks at.
+fn ranked_count() -> u32 {
+  return own_high;
+}
+
+fn is_ranked(index: u32, flag: u32) -> bool {
+  return may_go(own_offset + index);
+}
+
+fn ranked_key(index: u32) -> u32 {
+  return ordered(score_of(index));
+}
+
+fn ranked_position(index: u32) -> u32 {
+  return position_of(own_offset + index);
+}
+
+// What \`lib/key_distance.wgsl\` works on.
+fn rated_slot(index: u32) -> u32 {
+  let slot = own_offset + index;
+  return select(slot, NO_SLOT, tokens_of(slot) == 0u);
+}
+
+fn rating(index: u32) -> f32 {
+  return ratings[rating_at(own_kv_head) + index];
+}
+
+fn set_rating(index: u32, value: f32) {
+  ratings[rating_at(own_kv_head) + index] = value;
+}
+
+// The slot with the lowest rank of those that may go and do not stay by their
+// scores alone.
+fn choose_victim(thread: u32) -> u32 {
+  var last = vec2(0xffffffffu);
+  if (COUNT_VALUES) {
+    var evictable = 0u;
+    for (var i = thread; i < own_high; i += THREADS) {
+      evictable += select(0u, 1u, may_go(own_offset + i));
+    }
+    evictable = sum_words(thread, evictable);
+    if (evictable == 0u) {
+      return NO_SLOT;
+    }
+    last = select_rank(thread, 0u, evictable - first_stage(evictable - 1u));
+  }
+  var lowest = unranked();
+  for (var i = thread; i < own_high; i += THREADS) {
+    let slot = own_offset + i;
+    if (may_go(slot) && (!COUNT_VALUES || is_within(i, last))) {
+      let rank = rank_of(score_of(i), slot);
+      let mine = Ranked(rank, position_of(slot), slot);
+      if (is_before(mine, lowest)) {
+        lowest = mine;
+      }
+    }
+  }
+  return first_ranked(thread, lowest).slot;
+}
+`,
   "lib/head_table.wgsl": `// Words of a (layer, sequence, KV head) in the head table: see HeadWord.
 
 override KV_HEADS: u32 = 1u;
@@ -993,6 +1204,7 @@ const HEAD_DROPPED = 8u;
 const HEAD_DROPPED_TOKENS = 9u;
 const HEAD_GUARDED = 10u;
 const HEAD_DIVERGENCE = 11u;
+const HEAD_THRESHOLD = 12u;
 const HEAD_WORDS = 16u;
 
 // First word of a head. \`params.first_head\` is the number of heads in the
@@ -1324,9 +1536,8 @@ fn merge_slots(thread: u32, kept: u32, first: u32) -> Merged {
   var votes = -1e30;
   var merged = Merged(0u, 0u, 0.0);
   for (var slot = kept; slot != NO_SLOT; slot = member_after(slot, kept, first)) {
-    let bias = pooled_bias(slot);
-    mass = log_add(mass, bias + log_score(slot));
-    votes = log_add(votes, bias);
+    mass = log_add(mass, log_weight(slot));
+    votes = log_add(votes, pooled_bias(slot));
     merged.count += 1u;
   }
   merged.count -= 1u;
@@ -1343,7 +1554,7 @@ fn merge_slots(thread: u32, kept: u32, first: u32) -> Merged {
   var tokens = 0u;
   for (var slot = kept; slot != NO_SLOT; slot = member_after(slot, kept, first)) {
     let score = log_score(slot);
-    let weight = exp(pooled_bias(slot) + score - mass);
+    let weight = exp(log_weight(slot) - mass);
     mean_score += weight * score;
     if (thread < half) {
       key += weight * unpack_halves(key_word(slot, thread));
@@ -1501,11 +1712,333 @@ fn share_of(a: f32, b: f32) -> f32 {
   return select(a / sum, 0.5, sum == 0.0);
 }
 `,
+  "lib/next_values.wgsl": `// Adding the value of a slot that goes to those of the slots after it: see
+// \`src/reference/next_values.ts\` for the source and the formulas.
+//
+// A kernel defines
+//   slot_of(candidate)   the slot with a number
+//   is_there(candidate)  whether it holds a token and has not gone
+
+// Positions after a slot that take its value in.
+override NEXT_COUNT: u32 = 1u;
+// Whether the probability of passing on stands for the draw.
+override EXPECTED: bool = false;
+override DRAW_SEED: u32 = 0u;
+
+// Candidates by their distance from the one that goes.
+var<workgroup> followers: array<u32, THREADS>;
+
+// A number in [0, 1) that depends on the seed and the place alone.
+fn draw_uniform(layer: u32, kv_head: u32, position: u32) -> f32 {
+  let words = vec3(layer, kv_head, position);
+  var hash = DRAW_SEED;
+  for (var i = 0u; i < 3u; i++) {
+    hash ^= words[i];
+    hash = (hash ^ (hash >> 16u)) * 0x7feb352du;
+    hash = (hash ^ (hash >> 15u)) * 0x846ca68bu;
+    hash = (hash ^ (hash >> 16u)) + 0x9e3779b9u;
+  }
+  return f32(hash >> 8u) / 16777216.0;
+}
+
+// Passes the value of a candidate on; returns the one that took its tokens in,
+// or NO_SLOT if nothing was passed on. The caller frees its slot.
+fn pass_on(thread: u32, candidate: u32, candidates: u32, kv_head: u32) -> u32 {
+  let slot = slot_of(candidate);
+  let position = position_of(slot);
+  workgroupBarrier();
+  followers[thread] = NO_SLOT;
+  workgroupBarrier();
+  for (var c = thread; c < candidates; c += THREADS) {
+    if (is_there(c)) {
+      let other = position_of(slot_of(c));
+      if (other > position && other - position <= NEXT_COUNT) {
+        followers[other - position - 1u] = c;
+      }
+    }
+  }
+  workgroupBarrier();
+  var nearest = NO_SLOT;
+  var sum = 0.0;
+  var count = 0u;
+  for (var i = 0u; i < NEXT_COUNT; i++) {
+    if (followers[i] != NO_SLOT) {
+      nearest = min(nearest, i);
+      sum += side_float(slot_of(followers[i]), FIELD_ACCUMULATED);
+      count += 1u;
+    }
+  }
+  if (count == 0u) {
+    return NO_SLOT;
+  }
+  nearest = followers[nearest];
+  let mean = sum / f32(count);
+  let own = side_float(slot, FIELD_ACCUMULATED);
+  var mask = 1.0;
+  if (own < mean) {
+    mask = own / mean;
+  }
+  if (!EXPECTED) {
+    mask = select(0.0, 1.0, draw_uniform(params.layer, kv_head, position) < mask);
+  }
+  if (mask == 0.0) {
+    return NO_SLOT;
+  }
+  let half = HEAD_DIM / 2u;
+  if (thread < half) {
+    let value = mask / f32(NEXT_COUNT) * unpack_halves(value_word(slot, thread));
+    for (var i = 0u; i < NEXT_COUNT; i++) {
+      if (followers[i] != NO_SLOT) {
+        let other = slot_of(followers[i]);
+        let own_value = unpack_halves(value_word(other, thread));
+        set_value_word(other, thread, pack_halves(own_value + value));
+      }
+    }
+  }
+  if (thread < NEXT_COUNT && followers[thread] != NO_SLOT) {
+    let other = slot_of(followers[thread]);
+    let norm = side_float(other, FIELD_VALUE_NORM) +
+      mask / f32(NEXT_COUNT) * side_float(slot, FIELD_VALUE_NORM);
+    set_side_float(other, FIELD_VALUE_NORM, norm);
+  }
+  if (thread == 0u) {
+    let other = slot_of(nearest);
+    set_side_word(other, FIELD_TOKENS, tokens_of(other) + tokens_of(slot));
+  }
+  return nearest;
+}
+`,
   "lib/ordered_bits.wgsl": `// Bits of a float that sort like the float.
 fn ordered(value: f32) -> u32 {
   // Both zeros are the same number.
   let bits = bitcast<u32>(select(value, 0.0, value == 0.0));
   return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
+}
+
+// The float with these ordered bits.
+fn unordered(bits: u32) -> f32 {
+  return bitcast<f32>(select(~bits, bits ^ 0x80000000u, bits >= 0x80000000u));
+}
+`,
+  "lib/pair_step.wgsl": `// The cheapest pair of a head in a decode step, and its merge. \`finish\` lists
+// the slots that may go, \`find_partners\` finds what each would be merged into
+// (many workgroups), and \`merge_pair\` takes the cheapest proposal.
+//
+// Where slots remember partners (see \`src/reference/partners.ts\`), those that
+// know none come first in the list: the workgroups that have them compare them
+// with the whole list, all others only compare with them.
+
+// Words of a (row, KV head) in \`pairs\`: how many slots may go, how many of them
+// are compared with all, and the scatter of the head's values; then three
+// sections with a word per slot.
+const PAIR_COUNT = 0u;
+const PAIR_ALONE = 1u;
+const PAIR_SPREAD = 2u;
+const PAIR_HEADER = 3u;
+// Slots that may go, counted from the head's first.
+const PAIR_LIST = 0u;
+// By place in the list: the slot that each would be merged into, or NO_SLOT.
+const PAIR_CHOICE = 1u;
+// f32: what proposals are ranked by.
+const PAIR_RANK = 2u;
+
+var<private> pair_alone: u32;
+
+// First word of the head that a workgroup has turned to.
+fn pair_base() -> u32 {
+  return (own_row * KV_HEADS + own_kv_head) *
+    (PAIR_HEADER + 3u * params.max_capacity);
+}
+
+fn pair_at(section: u32, i: u32) -> u32 {
+  return pair_base() + PAIR_HEADER + section * params.max_capacity + i;
+}
+
+fn proposer_at(i: u32) -> u32 {
+  return pairs[pair_at(PAIR_LIST, i)];
+}
+
+fn target_at(t: u32) -> u32 {
+  return pairs[pair_at(PAIR_LIST, t)];
+}
+
+// What a slot remembers: one more than its partner, or 0.
+fn partner_of(candidate: u32) -> u32 {
+  return side_word(slot_of(candidate), partner_field());
+}
+
+fn is_settled(i: u32) -> bool {
+  return i >= pair_alone;
+}
+
+fn is_open_to(i: u32, t: u32) -> bool {
+  return !is_settled(i) || !is_settled(t);
+}
+
+// Lists the slots that may go, or none if the head is within its budget.
+fn list_pairs(thread: u32, used: u32) {
+  var count = 0u;
+  var alone = 0u;
+  for (var settled = 0u; settled < select(1u, 2u, PARTNERS); settled++) {
+    for (var first = 0u; first < used; first += THREADS) {
+      let c = first + thread;
+      var listed = 0u;
+      if (c < used && may_go(slot_of(c))) {
+        let is_known = PARTNERS && partner_of(c) != 0u;
+        listed = select(0u, 1u, is_known == (settled == 1u));
+      }
+      let place = prefix_sum(thread, listed);
+      if (listed != 0u) {
+        pairs[pair_at(PAIR_LIST, count + place - 1u)] = c;
+      }
+      count += sum_words(thread, listed);
+    }
+    if (settled == 0u) {
+      alone = count;
+    }
+  }
+  var spread = 0.0;
+  if (used > 0u) {
+    spread = value_spread(thread, used);
+  }
+  if (thread == 0u) {
+    pairs[pair_base() + PAIR_COUNT] = count;
+    pairs[pair_base() + PAIR_ALONE] = alone;
+    pairs[pair_base() + PAIR_SPREAD] = bitcast<u32>(spread);
+  }
+}
+
+@compute @workgroup_size(THREADS)
+fn find_partners(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let row = group.z;
+  if (!is_live(row)) {
+    return;
+  }
+  begin(thread, group.y, row);
+  let first = group.x * PROPOSERS;
+  let count = uniform_word(thread, pairs[pair_base() + PAIR_COUNT]);
+  if (first >= count) {
+    return;
+  }
+  let alone = uniform_word(thread, pairs[pair_base() + PAIR_ALONE]);
+  pair_alone = alone;
+  let proposers = min(PROPOSERS, count - first);
+  let scale = pair_scale(bitcast<f32>(pairs[pair_base() + PAIR_SPREAD]));
+  if (PARTNERS) {
+    measure_partners(thread, first, proposers, scale);
+  }
+  search(thread, first, proposers, select(alone, count, first < alone), scale);
+}
+
+// Leaves the parts of the distances to remembered partners in \`reduce_floats\`.
+fn measure_partners(thread: u32, first: u32, count: u32, scale: PairScale) {
+  let threads = THREADS / PROPOSERS;
+  let i = thread / threads;
+  var sum = 0.0;
+  if (i < count && is_settled(first + i)) {
+    let a = slot_of(proposer_at(first + i));
+    let b = slot_of(partner_of(proposer_at(first + i)) - 1u);
+    for (var p = thread % threads; p < HEAD_DIM / 2u; p += threads) {
+      let key = unpack_halves(key_word(a, p)) - unpack_halves(key_word(b, p));
+      let value =
+        unpack_halves(value_word(a, p)) - unpack_halves(value_word(b, p));
+      sum += scale.keys * dot(key, key) + scale.values * dot(value, value);
+    }
+  }
+  reduce_floats[thread] = sum;
+}
+
+fn propose(i: u32, found: Ranked) {
+  var best = found;
+  let c = proposer_at(i);
+  if (PARTNERS) {
+    if (is_settled(i)) {
+      let threads = THREADS / PROPOSERS;
+      let partner = partner_of(c) - 1u;
+      var distance = 0.0;
+      for (var t = 0u; t < threads; t++) {
+        distance += reduce_floats[i % PROPOSERS * threads + t];
+      }
+      let known = Ranked(distance, position_of(slot_of(partner)), partner);
+      if (is_before(known, best)) {
+        best = known;
+      }
+    }
+    if (best.slot != NO_SLOT) {
+      best.key = pair_cost(
+        log_weight(slot_of(c)),
+        log_weight(slot_of(best.slot)),
+        best.key,
+      );
+    }
+  }
+  pairs[pair_at(PAIR_CHOICE, i)] = best.slot;
+  pairs[pair_at(PAIR_RANK, i)] = bitcast<u32>(best.key);
+}
+
+// Remembers the partners of all slots but those that are or chose \`a\` or \`b\`.
+fn remember_partners(thread: u32, count: u32, a: u32, b: u32) {
+  for (var i = thread; i < count; i += THREADS) {
+    let c = proposer_at(i);
+    let choice = pairs[pair_at(PAIR_CHOICE, i)];
+    let is_changed = c == a || c == b || choice == a || choice == b;
+    set_side_word(
+      slot_of(c),
+      partner_field(),
+      select(choice + 1u, 0u, is_changed),
+    );
+  }
+}
+
+@compute @workgroup_size(THREADS)
+fn merge_pair(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let kv_head = group.x;
+  let row = group.y;
+  if (!is_live(row)) {
+    return;
+  }
+  begin(thread, kv_head, row);
+  let count = uniform_word(thread, pairs[pair_base() + PAIR_COUNT]);
+  if (count == 0u) {
+    return;
+  }
+  // The number of a proposal is its place in the list.
+  var cheapest = unranked();
+  for (var i = thread; i < count; i += THREADS) {
+    let rank = bitcast<f32>(pairs[pair_at(PAIR_RANK, i)]);
+    let mine = Ranked(rank, position_of(slot_of(proposer_at(i))), i);
+    if (pairs[pair_at(PAIR_CHOICE, i)] != NO_SLOT && is_before(mine, cheapest)) {
+      cheapest = mine;
+    }
+  }
+  let best = first_ranked(thread, cheapest).slot;
+  // A slot that is alone has no partner, and is dropped.
+  var merged = Merged(0u, 0u, 0.0);
+  var victim = slot_of(proposer_at(0u));
+  if (best != NO_SLOT) {
+    let proposer = proposer_at(best);
+    let partner = pairs[pair_at(PAIR_CHOICE, best)];
+    if (PARTNERS) {
+      remember_partners(thread, count, proposer, partner);
+    }
+    let a = slot_of(proposer);
+    let b = slot_of(partner);
+    let is_lower = is_before(
+      Ranked(rank_of(score_of(proposer), a), position_of(a), a),
+      Ranked(rank_of(score_of(partner), b), position_of(b), b),
+    );
+    victim = select(b, a, is_lower);
+    merge_vector = query_vector(row * GROUP, kv_head);
+    merged = merge_slots(thread, select(a, b, is_lower), victim);
+  }
+  workgroupBarrier();
+  remove(thread, head_at(sequence_of(row), kv_head), victim, merged);
 }
 `,
   "lib/pairing.wgsl": `// Pairing candidates up by the proposals that \`search\` left.
@@ -1596,6 +2129,120 @@ fn accept_pairs(thread: u32, listed: u32) -> u32 {
   return accepted;
 }
 `,
+  "lib/pairs.wgsl": `// What merging two slots costs: see \`src/reference/pairs.ts\` for the source and
+// the formulas.
+//
+// A kernel declares \`part_values\`, THREADS of vec2<f32> in workgroup memory,
+// and defines
+//   slot_of(candidate)  the slot with a number
+//   is_held(candidate)  whether it holds a token
+
+// keyWeight / √HEAD_DIM
+override KEY_WEIGHT: f32 = 0.0;
+override VALUE_WEIGHT: f32 = 0.0;
+// Whether a slot only looks at targets that are heavier than itself.
+override HEAVIER_TARGETS: bool = false;
+// Whether the nearest target is looked for, whatever the weights.
+override BY_DISTANCE: bool = false;
+
+// Where two slots are the same, their cost still has a logarithm.
+const LEAST_DISTANCE = 1e-30;
+
+// What squared distances of keys and of values count.
+struct PairScale {
+  keys: f32,
+  values: f32,
+}
+
+fn pair_scale(spread: f32) -> PairScale {
+  let values = select(0.0, VALUE_WEIGHT / max(spread, 1e-30), spread > 0.0);
+  return PairScale(KEY_WEIGHT, values);
+}
+
+// ln of the cost of merging slots whose weights have these logarithms.
+fn pair_cost(a: f32, b: f32, distance: f32) -> f32 {
+  return a + b - log_add(a, b) + log(max(distance, LEAST_DISTANCE));
+}
+
+// Mean squared distance of the values of some candidates from their mean.
+fn value_spread(thread: u32, candidates: u32) -> f32 {
+  let half = HEAD_DIM / 2u;
+  // A thread has two elements and every \`parts\`th candidate.
+  let parts = THREADS / half;
+  let part = thread / half;
+  let pair = thread % half;
+  var sum = vec2<f32>();
+  var count = 0u;
+  for (var c = part; part < parts && c < candidates; c += parts) {
+    if (is_held(c)) {
+      sum += unpack_halves(value_word(slot_of(c), pair));
+      count += select(0u, 1u, pair == 0u);
+    }
+  }
+  let held = f32(max(1u, sum_words(thread, count)));
+  part_values[thread] = sum;
+  workgroupBarrier();
+  var mean = vec2<f32>();
+  for (var p = 0u; p < parts; p++) {
+    mean += part_values[p * half + pair];
+  }
+  mean /= held;
+  var squares = 0.0;
+  for (var c = part; part < parts && c < candidates; c += parts) {
+    if (is_held(c)) {
+      let rest = unpack_halves(value_word(slot_of(c), pair)) - mean;
+      squares += dot(rest, rest);
+    }
+  }
+  return sum_floats(thread, squares) / held;
+}
+`,
+  "lib/pass_values.wgsl": `// Passes the values of victims on, one by one in the order of their ranks, since
+// each takes in what those before it have passed on. A workgroup has a head: the
+// elements of a value do not touch each other, so threads wait only for the
+// search of the slots that are still there.
+@compute @workgroup_size(THREADS)
+fn pass_values(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let listed = read_counter(thread, COUNT_LISTED);
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    let mine = vec2(work[work_at(WORK_KEY, c)], position_of(slot_of(c)));
+    var place = 0u;
+    for (var k = 0u; k < listed; k++) {
+      let other = work[work_at(WORK_LIST, k)];
+      place += select(0u, 1u, k != i && is_within(other, mine));
+    }
+    work[work_at(WORK_NEXT, place)] = c;
+  }
+  storageBarrier();
+  for (var i = 0u; i < listed; i++) {
+    let c = uniform_word(thread, work[work_at(WORK_NEXT, i)]);
+    if (thread == 0u) {
+      work[work_at(WORK_FLAGS, c)] |= FLAG_TAKEN;
+    }
+    storageBarrier();
+    let taker = uniform_word(thread, pass_on(thread, c, params.candidates, kv_head));
+    if (thread == 0u) {
+      work[work_at(WORK_CHOICE, c)] = taker;
+      if (taker != NO_SLOT) {
+        free_slot(slot_of(c));
+        atomicAdd(&counters[kv_head * COUNTERS + COUNT_MERGED], 1u);
+      }
+    }
+  }
+}
+
+fn is_there(candidate: u32) -> bool {
+  let flags = work[work_at(WORK_FLAGS, candidate)];
+  return is_held(candidate) && (flags & FLAG_TAKEN) == 0u;
+}
+`,
   "lib/policy.wgsl": `// The numbers of a policy: see \`src/policies/parts.ts\`.
 
 const SCORE_POSITION = 0u;
@@ -1605,6 +2252,7 @@ const SCORE_MEAN = 3u;
 const SCORE_LAST = 4u;
 const SCORE_AGE = 5u;
 const SCORE_KEY_DISTANCE = 6u;
+const SCORE_STEP_GAIN = 7u;
 override SCORE: u32 = SCORE_POSITION;
 // ln alpha and ln(1 - alpha) of the moving sum; alpha is 0 where there is none.
 override LOG_ALPHA: f32 = -1e30;
@@ -1615,10 +2263,11 @@ override COUNT_VOTES: bool = false;
 // Whether anything reads the scores of slots.
 override OBSERVE: bool = true;
 
-// Whether scores count times the norms of values, beside a first stage; what is
-// added to a score then, and its logarithm.
+// Whether scores count times the norms of values, beside a first stage; the
+// power of a norm; what is added to a score then, and its logarithm.
 override COUNT_VALUES: bool = false;
 override FIRST_STAGE: f32 = 0.0;
+override VALUE_POWER: u32 = 1u;
 override VALUE_EPSILON: f32 = 0.0;
 override LOG_VALUE_EPSILON: f32 = -1e30;
 
@@ -1636,7 +2285,13 @@ const MERGE_NEVER = 0u;
 const MERGE_DROP = 1u;
 const MERGE_VOTES = 2u;
 const MERGE_RIGHT_NEIGHBOUR = 3u;
+const MERGE_PAIR = 4u;
+const MERGE_COSINE = 5u;
+const MERGE_NEXT_VALUES = 6u;
 override MERGE: u32 = MERGE_NEVER;
+
+// Whether slots remember the partner that they would be merged with.
+override PARTNERS: bool = false;
 
 const KEY_ZIP = 0u;
 const KEY_MIN_NORM = 1u;
@@ -1683,9 +2338,10 @@ fn rank_of(score: f32, slot: u32) -> f32 {
   }
   let norm = side_float(slot, FIELD_VALUE_NORM);
   if (SCORE == SCORE_EMA) {
-    return log_add(score, LOG_VALUE_EPSILON) + log(max(norm, LEAST_NORM));
+    return log_add(score, LOG_VALUE_EPSILON) +
+      f32(VALUE_POWER) * log(max(norm, LEAST_NORM));
   }
-  return (score + VALUE_EPSILON) * norm;
+  return (score + VALUE_EPSILON) * select(norm, norm * norm, VALUE_POWER == 2u);
 }
 
 // Of \`fitting\` slots that have room, those that stay by their scores alone.
@@ -1844,6 +2500,14 @@ const NO_SLOT = 0xffffffffu;
 var<workgroup> reduce_words: array<u32, THREADS>;
 var<workgroup> reduce_floats: array<f32, THREADS>;
 
+// A word that is the same for all threads, whoever wrote it.
+fn uniform_word(thread: u32, word: u32) -> u32 {
+  if (thread == 0u) {
+    reduce_words[0] = word;
+  }
+  return workgroupUniformLoad(&reduce_words[0]);
+}
+
 fn sum_words(thread: u32, value: u32) -> u32 {
   reduce_words[thread] = value;
   for (var width = THREADS / 2u; width > 0u; width /= 2u) {
@@ -1938,11 +2602,11 @@ fn first_ranked(thread: u32, mine: Ranked) -> Ranked {
 
 // f32: what is left of a candidate's own value by those that it takes in; from
 // the second half of \`weigh\` on, its weight in the kept value.
-const WORK_SHARE = 8u;
+const WORK_SHARE = 9u;
 // f32: what of it stays in the candidate that takes it in.
-const WORK_PASS = 9u;
+const WORK_PASS = 10u;
 // Candidate that takes it in, or NO_SLOT.
-const WORK_PARENT = 10u;
+const WORK_PARENT = 11u;
 
 // Finds the right neighbour of each victim: WORK_CHOICE, and the way back:
 // WORK_NEXT. A thread has a victim and goes through all candidates by tiles.
@@ -2313,6 +2977,11 @@ fn log_score(slot: u32) -> f32 {
   return side_float(slot, FIELD_EMA) - ema_correction(observations);
 }
 
+// ln of the weight that a slot has in a merge: votes · ŝ.
+fn log_weight(slot: u32) -> f32 {
+  return pooled_bias(slot) + log_score(slot);
+}
+
 // Mean attention weight of the rows that observed a slot.
 fn mean_attention(slot: u32) -> f32 {
   return side_float(slot, FIELD_ACCUMULATED) /
@@ -2331,7 +3000,7 @@ fn plain_score(slot: u32) -> f32 {
   ) {
     return side_float(slot, FIELD_ACCUMULATED);
   }
-  if (SCORE == SCORE_MEAN) {
+  if (SCORE == SCORE_MEAN || SCORE == SCORE_STEP_GAIN) {
     return mean_attention(slot);
   }
   var score = log_score(slot);
@@ -2344,6 +3013,159 @@ fn plain_score(slot: u32) -> f32 {
 // Whether a slot may be evicted: neither a sink nor a recent token.
 fn is_evictable(position: u32, recent: u32, newest: u32) -> bool {
   return position >= SINKS && position + recent <= newest;
+}
+`,
+  "lib/search.wgsl": `// For each of a tile of slots, the best of some targets: that with the most
+// similar key, or that which is cheapest to merge with (see \`pairs.wgsl\`).
+//
+// A workgroup holds the tile and reads the targets once, tile by tile. Where
+// values count too, the same memory takes the keys and then the values of the
+// targets.
+//
+// A kernel defines
+//   slot_of(candidate)  the slot with a number
+//   proposer_at(i)      the i-th candidate that looks for a target
+//   target_at(t)        the t-th target
+//   is_open_to(i, t)    whether the i-th may be compared with the t-th target
+//   propose(i, best)    takes what was found for the i-th candidate
+
+override PROPOSERS: u32 = 32u;
+override TARGET_TILE: u32 = 32u;
+// Sizes of the tiles: PROPOSERS * HEAD_DIM / 2, twice that where values count,
+// and TARGET_TILE * (HEAD_DIM / 2 + 1).
+override PROPOSER_WORDS: u32 = 64u;
+override TARGET_WORDS: u32 = 96u;
+
+// Proposers that a thread compares with its target, at most.
+const STRAND_PROPOSERS = 4u;
+
+var<workgroup> proposer_tile: array<u32, PROPOSER_WORDS>;
+var<workgroup> target_tile: array<u32, TARGET_WORDS>;
+var<workgroup> proposer_weights: array<f32, 32>;
+
+fn search(thread: u32, first: u32, count: u32, targets: u32, scale: PairScale) {
+  let half = HEAD_DIM / 2u;
+  let pitch = half + 1u;
+  for (var i = thread; i < count * half; i += THREADS) {
+    let slot = slot_of(proposer_at(first + i / half));
+    proposer_tile[i] = key_word(slot, i % half);
+    if (MERGE == MERGE_PAIR) {
+      proposer_tile[PROPOSERS * half + i] = value_word(slot, i % half);
+    }
+  }
+  if (MERGE == MERGE_PAIR && thread < count) {
+    proposer_weights[thread] = log_weight(slot_of(proposer_at(first + thread)));
+  }
+
+  // A thread has target \`j\` and every \`strands\`th proposer.
+  let j = thread % TARGET_TILE;
+  let strand = thread / TARGET_TILE;
+  let strands = THREADS / TARGET_TILE;
+  var best: array<Ranked, STRAND_PROPOSERS>;
+  for (var n = 0u; n < STRAND_PROPOSERS; n++) {
+    best[n] = unranked();
+  }
+  for (var tile = 0u; tile < targets; tile += TARGET_TILE) {
+    let there = min(TARGET_TILE, targets - tile);
+    // Zeroed in so many words: naga 29 does not zero a \`var\` again in a loop.
+    var measures = array<f32, STRAND_PROPOSERS>();
+    workgroupBarrier();
+    for (var i = thread; i < there * half; i += THREADS) {
+      target_tile[i / half * pitch + i % half] =
+        key_word(slot_of(target_at(tile + i / half)), i % half);
+    }
+    workgroupBarrier();
+    for (var n = 0u; j < there && strand + n * strands < count; n++) {
+      let i = strand + n * strands;
+      if (MERGE == MERGE_PAIR) {
+        measures[n] = scale.keys * tile_distance(i, j);
+      } else {
+        measures[n] = -tile_cosine(i, j);
+      }
+    }
+    if (MERGE == MERGE_PAIR) {
+      workgroupBarrier();
+      for (var i = thread; i < there * half; i += THREADS) {
+        target_tile[i / half * pitch + i % half] =
+          value_word(slot_of(target_at(tile + i / half)), i % half);
+      }
+      workgroupBarrier();
+    }
+    if (j < there) {
+      let other = target_at(tile + j);
+      let position = position_of(slot_of(other));
+      var weight = 0.0;
+      if (MERGE == MERGE_PAIR) {
+        weight = log_weight(slot_of(other));
+      }
+      for (var n = 0u; strand + n * strands < count; n++) {
+        let i = strand + n * strands;
+        let c = proposer_at(first + i);
+        if (other == c || !is_open_to(first + i, tile + j)) {
+          continue;
+        }
+        var measure = measures[n];
+        if (MERGE == MERGE_PAIR) {
+          let mine = proposer_weights[i];
+          let is_heavier = weight > mine ||
+            (weight == mine && position < position_of(slot_of(c)));
+          if (HEAVIER_TARGETS && !is_heavier) {
+            continue;
+          }
+          measure += scale.values * tile_distance(PROPOSERS + i, j);
+          if (!BY_DISTANCE) {
+            measure = pair_cost(mine, weight, measure);
+          }
+        }
+        let ranked = Ranked(measure, position, other);
+        if (is_before(ranked, best[n])) {
+          best[n] = ranked;
+        }
+      }
+    }
+  }
+  for (var n = 0u; n * strands < count; n++) {
+    workgroupBarrier();
+    reduce_ranked[thread] = best[n];
+    workgroupBarrier();
+    let i = strand + n * strands;
+    if (j == 0u && i < count) {
+      var nearest = best[n];
+      for (var k = 1u; k < TARGET_TILE; k++) {
+        if (is_before(reduce_ranked[thread + k], nearest)) {
+          nearest = reduce_ranked[thread + k];
+        }
+      }
+      propose(first + i, nearest);
+    }
+  }
+}
+
+// Cosine of vector \`i\` of the proposers' tile and \`j\` of the targets'.
+fn tile_cosine(i: u32, j: u32) -> f32 {
+  let half = HEAD_DIM / 2u;
+  var product = 0.0;
+  var squares = vec2<f32>();
+  for (var p = 0u; p < half; p++) {
+    let a = unpack_halves(proposer_tile[i * half + p]);
+    let b = unpack_halves(target_tile[j * (half + 1u) + p]);
+    product += dot(a, b);
+    squares += vec2(dot(a, a), dot(b, b));
+  }
+  let norms = sqrt(squares.x * squares.y);
+  return select(product / max(norms, 1e-30), 0.0, norms == 0.0);
+}
+
+// Squared distance of the same.
+fn tile_distance(i: u32, j: u32) -> f32 {
+  let half = HEAD_DIM / 2u;
+  var sum = 0.0;
+  for (var p = 0u; p < half; p++) {
+    let a = unpack_halves(proposer_tile[i * half + p]);
+    let b = unpack_halves(target_tile[j * (half + 1u) + p]);
+    sum += dot(a - b, a - b);
+  }
+  return sum;
 }
 `,
   "lib/select_rank.wgsl": `// Selection by rank: which key stands at a place in the order of keys, ties
@@ -2463,6 +3285,10 @@ const FIELD_POSITION = 3u;
 const FIELD_TOKENS = 4u;
 const FIELD_VALUE_NORM = 5u;
 const FIELD_BIAS = 6u;
+// The field after the vote biases: see \`partnerField\` of the backends.
+fn partner_field() -> u32 {
+  return FIELD_BIAS + LANES;
+}
 
 // Vote bias of a free slot.
 const FREE_BIAS = -1e30;
@@ -2595,6 +3421,10 @@ const FIELD_POSITION = 3u;
 const FIELD_TOKENS = 4u;
 const FIELD_VALUE_NORM = 5u;
 const FIELD_BIAS = 6u;
+// The field after the vote biases: see \`partnerField\` of the backends.
+fn partner_field() -> u32 {
+  return FIELD_BIAS + LANES;
+}
 
 // Vote bias of a free slot.
 const FREE_BIAS = -1e30;
@@ -2652,6 +3482,14 @@ fn is_live(row: u32) -> bool {
   return step_words[row * STATE_WORDS + STATE_FINISHED] == 0u;
 }
 
+// The same, or a guest, which goes through the layers but is no part of the text.
+fn is_forwarded(row: u32) -> bool {
+  if (PREFILL) {
+    return row < step_words[CHUNK_ROWS] + step_words[CHUNK_GUESTS];
+  }
+  return is_live(row);
+}
+
 // Sequence that a row belongs to.
 fn sequence_of(row: u32) -> u32 {
   if (PREFILL) {
@@ -2668,11 +3506,25 @@ fn position_of_row(row: u32) -> u32 {
   return step_words[row * STATE_WORDS + STATE_POSITION];
 }
 `,
+  "lib/step_gain.wgsl": `// The scale of scores that is not the model's: see \`scoreGain\` of the reference.
+
+override STEP_GAIN: bool = false;
+
+// What the logits of the row at \`position\` are multiplied with for its scores.
+fn score_gain(position: u32, budget: u32) -> f32 {
+  if (!STEP_GAIN) {
+    return 1.0;
+  }
+  let ratio = f32(position + 1u) / f32(budget);
+  return sqrt(2.0 * max(0.0, log(ratio)));
+}
+`,
   "lib/step_words.wgsl": `// Words of a chunk and of the state of a sequence: see ChunkWord and StateWord.
 
 const CHUNK_SEQUENCE = 0u;
 const CHUNK_ROWS = 1u;
 const CHUNK_POSITION = 2u;
+const CHUNK_GUESTS = 3u;
 
 const STATE_POSITION = 0u;
 const STATE_FINISHED = 1u;
@@ -2783,11 +3635,12 @@ fn tile(
 // softmax state and, where scores are kept, raw logits. \`finish\`, a workgroup
 // per head, joins the states and does the rest, because a victim can only be
 // chosen once all slots are scored. Where the heads of a layer choose together
-// it is split: \`score\` first, then \`choose\`. It reads the keys again for the nearest
-// one; riding with the attention as another query would save that, but needs
+// it is split: \`score\` first, then \`choose\`. It reads the keys again for the
+// nearest one; riding with the attention as another query would save that, but needs
 // the victim before the scores of this step.
 
 struct Params {
+  layer: u32,
   first_head: u32,
   total: u32,
   max_capacity: u32,
@@ -2815,6 +3668,8 @@ struct Params {
 @group(0) @binding(10) var<storage, read_write> partials: array<vec2<f32>>;
 // (rows, kvHeads, maxCapacity): scores that take more than a slot's own fields
 @group(0) @binding(11) var<storage, read_write> ratings: array<f32>;
+// (rows, kvHeads, PAIR_HEADER + 3 * maxCapacity): see \`lib/pair_step.wgsl\`
+@group(0) @binding(12) var<storage, read_write> pairs: array<u32>;
 
 const THREADS = 256u;
 
@@ -2823,6 +3678,8 @@ var<workgroup> state_keep: array<f32, MAX_GROUP>;
 var<workgroup> part_values: array<vec2<f32>, THREADS>;
 var<workgroup> part_sums: array<f32, THREADS>;
 var<workgroup> log_sums: array<f32, MAX_GROUP>;
+// The same at the scale of scores.
+var<workgroup> gain_sums: array<f32, MAX_GROUP>;
 var<workgroup> head_words: array<u32, HEAD_WORDS>;
 
 // Slots that may be live once the new token is in its slot.
@@ -2987,10 +3844,16 @@ fn join(thread: u32, row: u32, kv_head: u32, splits: u32) {
 
 // Adds this row to the scores of a slot.
 fn observe_slot(row: u32, kv_head: u32, slot: u32, index: u32) {
+  let gain = score_gain(position_of_row(row), head_words[HEAD_BUDGET]);
   var seen = init_observation();
   for (var i = 0u; i < GROUP; i++) {
     let logit = raw_logits[logit_at(row, kv_head, i) + index];
-    seen = observe_head(seen, logit, vote_bias(slot, i), log_sums[i]);
+    var log_sum = log_sums[i];
+    if (STEP_GAIN) {
+      log_sum = gain_sums[i];
+    }
+    seen =
+      observe_head(seen, gain * logit, gain * vote_bias(slot, i), log_sum);
   }
   let position = position_of_row(row);
   let scores = add_observation(read_scores(slot), seen, position);
@@ -3115,82 +3978,27 @@ fn attention_weight(
   return exp(logit + vote_bias(slot, query_head) - log_sums[query_head]);
 }
 
-// The head that a workgroup has turned to.
-var<private> own_row: u32;
-var<private> own_kv_head: u32;
-var<private> own_offset: u32;
-var<private> own_high: u32;
-
-// Turns to a head: reads its words.
-fn begin(thread: u32, kv_head: u32, row: u32) {
-  let head = head_at(sequence_of(row), kv_head);
-  if (thread < HEAD_WORDS) {
-    head_words[thread] = table[head + thread];
-    if (thread == HEAD_HIGH) {
-      head_words[thread] = used_slots(head);
+// Sums up the row's softmax at the scale of scores. The sum
+// of the attention is at least its largest term, so nothing overflows.
+fn sum_gained(thread: u32) {
+  let gain = score_gain(position_of_row(own_row), head_words[HEAD_BUDGET]);
+  for (var query_head = 0u; query_head < GROUP; query_head++) {
+    let first = logit_at(own_row, own_kv_head, query_head);
+    let log_sum = log_sums[query_head];
+    var sum = 0.0;
+    for (var i = thread; i < own_high; i += THREADS) {
+      if (tokens_of(own_offset + i) != 0u) {
+        let logit = raw_logits[first + i] +
+          vote_bias(own_offset + i, query_head);
+        sum += exp(gain * (logit - log_sum));
+      }
+    }
+    sum = sum_floats(thread, sum);
+    if (thread == 0u) {
+      gain_sums[query_head] = gain * log_sum + log(sum);
     }
   }
-  own_row = row;
-  own_kv_head = kv_head;
-  own_offset = workgroupUniformLoad(&head_words[HEAD_OFFSET]);
-  own_high = workgroupUniformLoad(&head_words[HEAD_HIGH]);
-}
-
-fn may_go(slot: u32) -> bool {
-  let newest = position_of_row(own_row);
-  return tokens_of(slot) != 0u &&
-    is_evictable(position_of(slot), head_words[HEAD_RECENT], newest);
-}
-
-// What the policy's score says of slot \`index\` of the head.
-fn score_of(index: u32) -> f32 {
-  if (!RATED) {
-    return plain_score(own_offset + index);
-  }
-  if (!LAYER_SCOPE) {
-    return rating(index);
-  }
-  // The slots of all heads are the same tokens in the same order.
-  var sum = no_scores();
-  for (var i = 0u; i < KV_HEADS; i++) {
-    sum = add_score(sum, ratings[rating_at(i) + index]);
-  }
-  return mean_score(sum, KV_HEADS);
-}
-
-fn rating_at(kv_head: u32) -> u32 {
-  return (own_row * KV_HEADS + kv_head) * params.max_capacity;
-}
-
-// What \`lib/select_rank.wgsl\` looks at.
-fn ranked_count() -> u32 {
-  return own_high;
-}
-
-fn is_ranked(index: u32, flag: u32) -> bool {
-  return may_go(own_offset + index);
-}
-
-fn ranked_key(index: u32) -> u32 {
-  return ordered(score_of(index));
-}
-
-fn ranked_position(index: u32) -> u32 {
-  return position_of(own_offset + index);
-}
-
-// What \`lib/key_distance.wgsl\` works on.
-fn rated_slot(index: u32) -> u32 {
-  let slot = own_offset + index;
-  return select(slot, NO_SLOT, tokens_of(slot) == 0u);
-}
-
-fn rating(index: u32) -> f32 {
-  return ratings[rating_at(own_kv_head) + index];
-}
-
-fn set_rating(index: u32, value: f32) {
-  ratings[rating_at(own_kv_head) + index] = value;
+  workgroupBarrier();
 }
 
 // Joins the attention of the head and adds the row to the scores.
@@ -3198,6 +4006,9 @@ fn attend_and_score(thread: u32) {
   let splits = (own_high + params.split_slots - 1u) / params.split_slots;
   join(thread, own_row, own_kv_head, splits);
   workgroupBarrier();
+  if (STEP_GAIN && OBSERVE) {
+    sum_gained(thread);
+  }
   for (var i = thread; i < own_high; i += THREADS) {
     let slot = own_offset + i;
     if (OBSERVE && tokens_of(slot) != 0u) {
@@ -3210,35 +4021,6 @@ fn attend_and_score(thread: u32) {
   if (SCORE == SCORE_KEY_DISTANCE && MERGE != MERGE_NEVER) {
     rate_by_key(thread);
   }
-}
-
-// The slot with the lowest rank of those that may go and do not stay by their
-// scores alone.
-fn choose_victim(thread: u32) -> u32 {
-  var last = vec2(0xffffffffu);
-  if (COUNT_VALUES) {
-    var evictable = 0u;
-    for (var i = thread; i < own_high; i += THREADS) {
-      evictable += select(0u, 1u, may_go(own_offset + i));
-    }
-    evictable = sum_words(thread, evictable);
-    if (evictable == 0u) {
-      return NO_SLOT;
-    }
-    last = select_rank(thread, 0u, evictable - first_stage(evictable - 1u));
-  }
-  var lowest = unranked();
-  for (var i = thread; i < own_high; i += THREADS) {
-    let slot = own_offset + i;
-    if (may_go(slot) && (!COUNT_VALUES || is_within(i, last))) {
-      let rank = rank_of(score_of(i), slot);
-      let mine = Ranked(rank, position_of(slot), slot);
-      if (is_before(mine, lowest)) {
-        lowest = mine;
-      }
-    }
-  }
-  return first_ranked(thread, lowest).slot;
 }
 
 // Takes the head down to its budget and updates its words.
@@ -3257,19 +4039,45 @@ fn evict(thread: u32) {
   }
   live = sum_words(thread, live);
   free = min_words(thread, free);
-  var merged = Merged(0u, 0u, 0.0);
-  var dropped = 0u;
+  let head = head_at(sequence_of(own_row), kv_head);
+  if (thread == 0u) {
+    table[head + HEAD_LIVE] = live;
+    table[head + HEAD_NEXT] = free;
+    table[head + HEAD_HIGH] = high;
+  }
+  storageBarrier();
   let budget = workgroupUniformLoad(&head_words[HEAD_BUDGET]);
+  if (MERGE == MERGE_PAIR) {
+    list_pairs(thread, select(0u, high, live > budget));
+    return;
+  }
   if (MERGE != MERGE_NEVER && live > budget) {
-    storageBarrier();
     let victim = choose_victim(thread);
     if (victim != NO_SLOT) {
+      var merged = Merged(0u, 0u, 0.0);
       if (MERGE == MERGE_VOTES) {
         let chosen = nearest(thread, victim, offset, high);
         if (chosen.slot != NO_SLOT && -chosen.key > THRESHOLD) {
           merge_vector = query_vector(own_row * GROUP, kv_head);
           merged = merge_slots(thread, chosen.slot, victim);
         }
+      }
+      if (MERGE == MERGE_COSINE) {
+        let chosen = nearest(thread, victim, offset, high);
+        let past = bitcast<f32>(head_words[HEAD_THRESHOLD]);
+        let threshold = next_threshold(past, -chosen.key);
+        if (chosen.slot != NO_SLOT) {
+          if (thread == 0u) {
+            table[head + HEAD_THRESHOLD] = bitcast<u32>(threshold);
+          }
+          if (-chosen.key >= threshold) {
+            merged.count = blend_slots(thread, chosen.slot, victim);
+          }
+        }
+      }
+      if (MERGE == MERGE_NEXT_VALUES) {
+        let taker = pass_on(thread, victim - offset, high, kv_head);
+        merged.count = select(1u, 0u, taker == NO_SLOT);
       }
       if (MERGE == MERGE_RIGHT_NEIGHBOUR) {
         let kept = right_neighbour(thread, victim, offset, high);
@@ -3279,33 +4087,29 @@ fn evict(thread: u32) {
         }
       }
       workgroupBarrier();
-      if (thread == 0u) {
-        if (merged.count == 0u) {
-          dropped = tokens_of(victim);
-        }
-        free_slot(victim);
-      }
-      live -= 1u;
-      free = min(free, victim - offset);
+      remove(thread, head, victim, merged);
     }
   }
-  if (thread == 0u) {
-    let head = head_at(sequence_of(own_row), kv_head);
-    table[head + HEAD_LIVE] = live;
-    table[head + HEAD_NEXT] = free;
-    table[head + HEAD_HIGH] = high;
-    if (MERGE != MERGE_NEVER) {
-      table[head + HEAD_MERGED] += merged.count;
-      table[head + HEAD_GUARDED] += merged.guarded;
-      table[head + HEAD_DIVERGENCE] = bitcast<u32>(
-        bitcast<f32>(head_words[HEAD_DIVERGENCE]) + merged.divergence,
-      );
-      if (dropped > 0u) {
-        table[head + HEAD_DROPPED] += 1u;
-        table[head + HEAD_DROPPED_TOKENS] += dropped;
-      }
-    }
+}
+
+// Frees the slot that goes, and counts what became of it.
+fn remove(thread: u32, head: u32, victim: u32, merged: Merged) {
+  if (thread != 0u) {
+    return;
   }
+  if (merged.count == 0u) {
+    table[head + HEAD_DROPPED] += 1u;
+    table[head + HEAD_DROPPED_TOKENS] += tokens_of(victim);
+  }
+  free_slot(victim);
+  let index = victim - table[head + HEAD_OFFSET];
+  table[head + HEAD_LIVE] -= 1u;
+  table[head + HEAD_NEXT] = min(table[head + HEAD_NEXT], index);
+  table[head + HEAD_MERGED] += merged.count;
+  table[head + HEAD_GUARDED] += merged.guarded;
+  table[head + HEAD_DIVERGENCE] = bitcast<u32>(
+    bitcast<f32>(table[head + HEAD_DIVERGENCE]) + merged.divergence,
+  );
 }
 
 @compute @workgroup_size(THREADS)
@@ -3367,7 +4171,7 @@ struct Params {
   stage_rows: u32,
   // Tiles of cache slots; the tiles after them are of staged rows.
   cache_tiles: u32,
-  // Rows observed at the end of the chunk.
+  // Rows observed at the end of the chunk, guests included.
   probe_rows: u32,
 }
 
@@ -3427,9 +4231,10 @@ fn observe(
   }
   // A tile holds whole rows: QUERY_TILE is a multiple of GROUP.
   let tile_rows = QUERY_TILE / GROUP;
-  let first_row = rows - min(rows, params.probe_rows);
-  for (var row = first_row; row < rows; row += tile_rows) {
-    let queries_left = (rows - row) * GROUP;
+  let end_row = rows + step_words[CHUNK_GUESTS];
+  let first_row = end_row - min(end_row, params.probe_rows);
+  for (var row = first_row; row < end_row; row += tile_rows) {
+    let queries_left = (end_row - row) * GROUP;
     workgroupBarrier();
     load_queries(thread, row * GROUP, min(QUERY_TILE, queries_left), kv_head);
     workgroupBarrier();
@@ -3444,18 +4249,19 @@ fn observe(
       // A row does not see the rows after it.
       let first_seeing = select(0u, tile * KEY_TILE + j, is_staged);
       let start = max(first_seeing, row) - row;
-      for (var r = start; r < min(tile_rows, rows - row); r++) {
+      for (var r = start; r < min(tile_rows, end_row - row); r++) {
+        let position = step_words[CHUNK_POSITION] + row + r;
+        let gain = score_gain(position, table[head + HEAD_BUDGET]);
         var seen = init_observation();
         for (var i = 0u; i < GROUP; i++) {
           let query = (row + r) * GROUP + i;
           seen = observe_head(
             seen,
-            logits[(r * GROUP + i) * logit_pitch() + j],
-            vote_bias(slot, i),
+            gain * logits[(r * GROUP + i) * logit_pitch() + j],
+            gain * vote_bias(slot, i),
             log_sums[query_vector(query, kv_head)],
           );
         }
-        let position = step_words[CHUNK_POSITION] + row + r;
         scores = add_observation(scores, seen, position);
       }
     }
@@ -3516,6 +4322,25 @@ override MAX_TILE: u32 = 32u;
 var<workgroup> row_max: array<f32, MAX_TILE>;
 var<workgroup> row_sum: array<f32, MAX_TILE>;
 var<workgroup> row_keep: array<f32, MAX_TILE>;
+// The same sum at the scale of scores.
+var<workgroup> gain_sum: array<f32, MAX_TILE>;
+
+// Adds a tile of logits to a query's sum at the scale of scores. Its
+// largest logit is that of the attention.
+fn add_gained(i: u32, gain: f32) {
+  var top = row_max[i];
+  for (var k = 0u; k < KEY_TILE; k++) {
+    top = max(top, logits[i * logit_pitch() + k]);
+  }
+  var sum = gain_sum[i] * exp(gain * (row_max[i] - top));
+  for (var k = 0u; k < KEY_TILE; k++) {
+    let logit = logits[i * logit_pitch() + k];
+    if (logit > LEAST_LOGIT) {
+      sum += exp(gain * (logit - top));
+    }
+  }
+  gain_sum[i] = sum;
+}
 
 @compute @workgroup_size(THREADS)
 fn attend(
@@ -3524,7 +4349,7 @@ fn attend(
 ) {
   let kv_head = group.y;
   let first = group.x * QUERY_TILE;
-  let rows = step_words[CHUNK_ROWS];
+  let rows = step_words[CHUNK_ROWS] + step_words[CHUNK_GUESTS];
   if (first >= rows * GROUP) {
     return;
   }
@@ -3540,7 +4365,11 @@ fn attend(
   if (thread < QUERY_TILE) {
     row_max[thread] = LEAST_LOGIT;
     row_sum[thread] = 0.0;
+    gain_sum[thread] = 0.0;
   }
+  // Of the query that the first threads sum up.
+  let position = step_words[CHUNK_POSITION] + (first + thread) / GROUP;
+  let gain = score_gain(position, table[head + HEAD_BUDGET]);
 
   // Logits: a thread has key \`j\` and every \`strands\`th query.
   let j = thread % KEY_TILE;
@@ -3591,6 +4420,9 @@ fn attend(
         weights[n] = exp(logit - top);
       }
     }
+    if (STEP_GAIN && thread < QUERY_TILE) {
+      add_gained(thread, gain);
+    }
     workgroupBarrier();
     for (var n = 0u; strand + n * strands < QUERY_TILE; n++) {
       let i = strand + n * strands;
@@ -3629,6 +4461,11 @@ fn attend(
       output[vector * half + pair] = sums[n] / row_sum[i];
       if (pair == 0u) {
         log_sums[vector] = row_max[i] + log(row_sum[i]);
+        if (STEP_GAIN) {
+          let at = step_words[CHUNK_POSITION] + (first + i) / GROUP;
+          let own_gain = score_gain(at, table[head + HEAD_BUDGET]);
+          log_sums[vector] = own_gain * row_max[i] + log(gain_sum[i]);
+        }
       }
     }
   }
@@ -3676,12 +4513,12 @@ fn input_row(row: u32) -> u32 {
 }
 
 fn is_needed(row: u32) -> bool {
-  return is_live(row);
+  return is_forwarded(row);
 }
 
 fn add(row: u32, slot: u32, product: f32) {
   let i = first_slot + slot;
-  if (row >= ROWS || !is_live(row) || i >= params.outputs) {
+  if (row >= ROWS || !is_forwarded(row) || i >= params.outputs) {
     return;
   }
   let output = params.first_output + i;
@@ -3713,7 +4550,7 @@ fn tile(
   @builtin(local_invocation_index) thread: u32,
 ) {
   let first_row = group.y * TILE_ROWS;
-  if (PREFILL && !is_live(first_row)) {
+  if (PREFILL && !is_forwarded(first_row)) {
     return;
   }
   first_slot = group.x * TILE_OUTPUTS;
@@ -3821,7 +4658,7 @@ fn input_row(row: u32) -> u32 {
 }
 
 fn is_needed(row: u32) -> bool {
-  return is_live(row);
+  return is_forwarded(row);
 }
 
 // Turns a pair by the angle of \`position\`: the product of the rotations of its
@@ -3962,7 +4799,7 @@ fn vector(
   for (var i = thread; i < ROWS * couples; i += VECTOR_THREADS) {
     let row = i / couples;
     let index = i % couples * 2u;
-    if (is_live(row) && pair_offset + index < HEAD_DIM / 2u) {
+    if (is_forwarded(row) && pair_offset + index < HEAD_DIM / 2u) {
       write_pairs(row, head, index, row * SLOTS);
     }
   }
@@ -3974,7 +4811,7 @@ fn tile(
   @builtin(local_invocation_index) thread: u32,
 ) {
   let first_row = group.y * TILE_ROWS;
-  if (PREFILL && !is_live(first_row)) {
+  if (PREFILL && !is_forwarded(first_row)) {
     return;
   }
   first_weight_row = group.x * TILE_OUTPUTS;
@@ -3999,7 +4836,7 @@ fn append(
 ) {
   let head = group.x;
   let row = group.y;
-  if (!is_live(row)) {
+  if (!is_forwarded(row)) {
     return;
   }
   let base = (row * (HEADS + 2u * KV_HEADS) + head) * HEAD_DIM;

@@ -25,6 +25,7 @@ const FORMS = {
 
 const QUESTIONS = {
   seen: "question seen at compression time",
+  probe: "question as probe",
   unseen: "question not seen",
 } as const;
 

@@ -5,7 +5,7 @@
  */
 import type { ResultRow } from "../results.ts";
 import type { RetrievalForm } from "../retrieval_tasks.ts";
-import type { QuestionSetting } from "../settings.ts";
+import { type QuestionSetting, questionSettings } from "../settings.ts";
 import { type Estimate, estimateShare } from "../statistics.ts";
 import { rowsOf, type TableName, tablesOf, type Variant } from "./grouping.ts";
 
@@ -44,7 +44,7 @@ export function summarizeRetrieval(
   rows: readonly ResultRow[],
 ): RetrievalTable[] {
   const own = rowsOf(rows, "retrieval");
-  return (["seen", "unseen"] as const).flatMap((question) =>
+  return questionSettings.flatMap((question) =>
     tablesOf(own.filter((row) => row.question === question))
       .map(({ name, variants }) => ({
         ...name,

@@ -9,6 +9,7 @@ import type {
   ModelSizes,
   Slots,
 } from "../../backend.ts";
+import { remembersPartners } from "../../../cache/layout.ts";
 import type { Policy } from "../../../policies/parts.ts";
 import type { Constants } from "../pipelines.ts";
 import type { Bindable } from "../recorder.ts";
@@ -55,6 +56,7 @@ export function cacheConstants({ cache, sizes }: CacheArgs): Constants {
 
 /** Parameters that find a layer's slots. */
 export function cacheParams({ cache, sizes }: CacheArgs): {
+  layer: number;
   first_head: number;
   total: number;
   stage_total: number;
@@ -62,6 +64,7 @@ export function cacheParams({ cache, sizes }: CacheArgs): {
   max_capacity: number;
 } {
   return {
+    layer: cache.layer,
     first_head: cache.layer * cache.sequences * sizes.kvHeads,
     total: cache.slots.total,
     stage_total: cache.stage.total,
@@ -100,9 +103,18 @@ const SCORES = {
   last: 4,
   age: 5,
   keyDistance: 6,
+  stepGain: 7,
 } as const;
 const POOLS = { none: 0, mean: 1, max: 2 } as const;
-const MERGES = { never: 0, drop: 1, votes: 2, rightNeighbour: 3 } as const;
+const MERGES = {
+  never: 0,
+  drop: 1,
+  votes: 2,
+  rightNeighbour: 3,
+  pair: 4,
+  cosine: 5,
+  nextValues: 6,
+} as const;
 const KEYS = { zip: 0, minNorm: 1, realVotes: 2, convex: 3 } as const;
 
 /** Largest float that fits in the guard of a shader. */
@@ -113,8 +125,11 @@ function safeLog(x: number): number {
   return Math.max(Math.log(x), -1e30);
 }
 
-/** Constants of `lib/policy.wgsl`. */
-export function policyConstants(policy: Policy): Constants {
+/** Constants of `lib/policy.wgsl` and of the merges. */
+export function policyConstants(
+  policy: Policy,
+  { headDim }: ModelSizes,
+): Constants {
   const { score, values, select, merge } = policy;
   const alpha = score.kind === "ema" ? score.alpha : 0;
   const guard = (bound: number) =>
@@ -126,18 +141,31 @@ export function policyConstants(policy: Policy): Constants {
     LOG_REST: Math.log1p(-alpha),
     RAW_SCALE: score.kind === "ema" && score.scale === "raw",
     COUNT_VOTES: score.kind === "ema" && score.countVotes,
+    STEP_GAIN: score.kind === "stepGain",
     OBSERVE: needsScores(policy),
     COUNT_VALUES: values.kind === "norm",
     ...(values.kind === "norm" && {
       FIRST_STAGE: values.first,
+      VALUE_POWER: values.power,
       VALUE_EPSILON: values.epsilon,
       LOG_VALUE_EPSILON: safeLog(values.epsilon),
     }),
     LAYER_SCOPE: select.scope === "layer",
     MERGE: MERGES[merge.kind],
-    ...(merge.kind === "votes" && {
+    PARTNERS: remembersPartners(policy),
+    ...(merge.kind === "votes" && { THRESHOLD: merge.threshold }),
+    ...(merge.kind === "cosine" && { THRESHOLD_KEEP: merge.keep }),
+    ...(merge.kind === "nextValues" && {
+      NEXT_COUNT: merge.count,
+      EXPECTED: merge.rule === "expected",
+      DRAW_SEED: merge.seed,
+    }),
+    ...(merge.kind === "pair" && {
+      KEY_WEIGHT: merge.keyWeight / Math.sqrt(headDim),
+      VALUE_WEIGHT: merge.valueWeight,
+    }),
+    ...("votesPerQueryHead" in merge && {
       KEY_FORM: KEYS[merge.key],
-      THRESHOLD: merge.threshold,
       GUARD_LOW: guard(merge.guard[0]),
       GUARD_HIGH: guard(merge.guard[1]),
     }),
@@ -165,7 +193,7 @@ export function ratingConstants(
  * not keep them.
  */
 export function needsScores({ score, merge }: Policy): boolean {
-  return merge.kind === "votes" || merge.kind === "rightNeighbour" ||
-    (merge.kind === "drop" && score.kind !== "position" &&
-      score.kind !== "keyDistance");
+  return merge.kind !== "never" &&
+    (merge.kind !== "drop" ||
+      score.kind !== "position" && score.kind !== "keyDistance");
 }

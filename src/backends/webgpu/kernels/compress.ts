@@ -1,5 +1,7 @@
 import type { Compress, DeviceBuffer } from "../../backend.ts";
 import { floorParts } from "../../../cache/adaptive_heads.ts";
+import type { Merge } from "../../../policies/parts.ts";
+import type { Constants } from "../pipelines.ts";
 import type { Recorder } from "../recorder.ts";
 import {
   cacheConstants,
@@ -8,10 +10,8 @@ import {
   ratingConstants,
   stagedBindings,
 } from "./cache.ts";
+import { searchConstants } from "./search.ts";
 import { stepBindings, stepConstants } from "./step.ts";
-
-/** Candidates that one workgroup searches the nearest keys of. */
-const PROPOSERS = 32;
 
 /** Most workgroups per head that merge sets. */
 const MERGE_GROUPS = 64;
@@ -20,16 +20,16 @@ const MERGE_GROUPS = 64;
 const THREADS = 256;
 
 /** Sections of the scratch memory, each with a word per candidate. */
-const WORK_SECTIONS = 8;
+const WORK_SECTIONS = 9;
 
 /** The same where runs are merged. */
-const RUN_SECTIONS = 11;
+const RUN_SECTIONS = 12;
 
 /** Counters of a head. */
-const COUNTERS = 4;
+const COUNTERS = 6;
 
-/** Entry points in their order, with their workgroups. */
-type Steps = (readonly [string, readonly [number, number?]])[];
+/** Entry points in their order, with their workgroups and own constants. */
+type Steps = (readonly [string, readonly [number, number?], Constants?])[];
 
 /** Records `shaders/compress.wgsl`, which lists the steps. */
 export function compress(
@@ -39,23 +39,19 @@ export function compress(
   const { cache, step, sizes, policy } = args;
   const { score, merge, select, allocate } = policy;
   const ratings = ratingConstants(policy);
-  const { kvHeads, headDim } = sizes;
+  const { kvHeads } = sizes;
+  const rounds = pairingRounds(merge);
   const candidates = cache.maxCapacity + cache.stageRows;
   const mergeGroups = Math.min(MERGE_GROUPS, candidates);
-  const isMergeFirst = merge.kind === "votes" && merge.prefill === "mergeFirst";
-  // Two tiles in workgroup memory: narrower for the widest heads.
-  const keyTile = headDim > 128 ? 16 : 32;
+  const tiles = searchConstants(policy, sizes);
   const common = {
     constants: {
       ...stepConstants(step),
       ...cacheConstants(args),
-      ...policyConstants(policy),
+      ...policyConstants(policy, sizes),
       ...ratings,
-      KEY_TILE: keyTile,
-      KEY_WORDS: keyTile * (headDim / 2 + 1),
-      PROPOSER_WORDS: PROPOSERS * headDim / 2,
-      MERGE_FIRST: isMergeFirst,
-      FLOOR: floorParts(args.policy),
+      ...tiles,
+      FLOOR: floorParts(policy),
     },
     params: {
       ...cacheParams(args),
@@ -76,7 +72,7 @@ export function compress(
     },
   };
   const perHead = [kvHeads] as const;
-  const searches = [Math.ceil(candidates / PROPOSERS), kvHeads] as const;
+  const searches = [Math.ceil(candidates / tiles.PROPOSERS), kvHeads] as const;
   const merges = [mergeGroups, kvHeads] as const;
   const perCandidate = [Math.ceil(candidates / THREADS), kvHeads] as const;
   const rate: Steps = [];
@@ -88,18 +84,28 @@ export function compress(
   const steps: Steps = [];
   if (isAdaptive) steps.push(...rate, ["allocate_heads", [1]]);
   steps.push(["survey", perHead]);
-  if (isMergeFirst) {
-    steps.push(["search", searches], ...rate);
-    steps.push(["pair", perHead], ["merge", merges]);
+  for (let round = 0; round < rounds; round++) {
+    steps.push(
+      ["list_pairs", perHead],
+      ["find_targets", searches, { HEAVIER_TARGETS: true }],
+      ...rate,
+      ["pair", perHead],
+      ["merge", merges],
+    );
   }
   if (merge.kind !== "never") {
     // Nothing has changed since heads were allocated, unless pairs merged.
-    if (!isAdaptive || isMergeFirst) steps.push(...rate);
+    if (!isAdaptive || rounds > 0) steps.push(...rate);
     steps.push(["select_victims", perHead]);
   }
-  if (merge.kind === "votes") {
-    steps.push(["search", searches], ["link", perHead], ["merge", merges]);
+  if ("votesPerQueryHead" in merge || merge.kind === "cosine") {
+    steps.push(
+      ["find_targets", searches],
+      ["link", perHead],
+      ["merge", merges],
+    );
   }
+  if (merge.kind === "nextValues") steps.push(["pass_values", perHead]);
   if (merge.kind === "rightNeighbour") {
     steps.push(
       ["neighbours", perCandidate],
@@ -108,7 +114,20 @@ export function compress(
     );
   }
   steps.push(["settle", perHead]);
-  for (const [entry, workgroups] of steps) {
-    recorder.dispatch("compress", { ...common, entry, workgroups });
+  for (const [entry, workgroups, special] of steps) {
+    const constants = { ...common.constants, ...special };
+    recorder.dispatch("compress", { ...common, constants, entry, workgroups });
+  }
+}
+
+/** How often pairs are merged before anything is evicted. */
+function pairingRounds(merge: Merge): number {
+  switch (merge.kind) {
+    case "pair":
+      return merge.rounds;
+    case "votes":
+      return merge.prefill === "mergeFirst" ? 1 : 0;
+    default:
+      return 0;
   }
 }

@@ -1,4 +1,5 @@
 import type { DeviceBuffer, MergeAttend } from "../../backend.ts";
+import { remembersPartners } from "../../../cache/layout.ts";
 import type { Recorder } from "../recorder.ts";
 import {
   cacheConstants,
@@ -7,6 +8,7 @@ import {
   policyConstants,
   slotBindings,
 } from "./cache.ts";
+import { searchConstants } from "./search.ts";
 import { tileConstants } from "./score_tile.ts";
 import { stepBindings, stepConstants } from "./step.ts";
 
@@ -17,6 +19,10 @@ const SPLIT_SLOTS = 128;
 
 /** Most workgroups that share a head; one workgroup joins their results. */
 const MAX_SPLITS = 256;
+
+/** Words and sections of `shaders/lib/pair_step.wgsl`. */
+const PAIR_HEADER = 3;
+const PAIR_SECTIONS = 3;
 
 /** Records `shaders/merge_attend.wgsl`. */
 export function mergeAttend(
@@ -29,24 +35,29 @@ export function mergeAttend(
   const splitSlots = SPLIT_SLOTS *
     Math.ceil(cache.maxCapacity / (SPLIT_SLOTS * MAX_SPLITS));
   const splits = Math.ceil(cache.maxCapacity / splitSlots);
+  const remembers = remembersPartners(policy);
   const isShared = policy.select.scope === "layer";
   const isRated = isShared || policy.score.kind === "keyDistance";
-  const { first_head, total, max_capacity } = cacheParams(args);
+  const { layer, first_head, total, max_capacity } = cacheParams(args);
   const common = {
     constants: {
       ...stepConstants(step),
       ...cacheConstants(args),
-      ...policyConstants(policy),
+      ...policyConstants(policy, sizes),
       ...tileConstants({
         headDim,
         workgroupBytes: recorder.workgroupBytes,
         queryTiles: [group],
         keyTiles: [64, 32, 16],
       }),
+      ...searchConstants(policy, sizes),
+      HEAVIER_TARGETS: !remembers,
+      BY_DISTANCE: remembers,
       SINK_QUERIES: args.sinkQueries !== undefined,
       RATED: isRated,
     },
     params: {
+      layer,
       first_head,
       total,
       max_capacity,
@@ -70,6 +81,12 @@ export function mergeAttend(
         "partial softmax states",
         step.rows * heads * splits * (headDim + 2),
       ),
+      pairs: policy.merge.kind === "pair"
+        ? recorder.scratch(
+          "pairs",
+          step.rows * kvHeads * (PAIR_HEADER + PAIR_SECTIONS * max_capacity),
+        )
+        : undefined,
     },
   };
   recorder.dispatch(KERNEL, {
@@ -84,4 +101,19 @@ export function mergeAttend(
       workgroups: [kvHeads, step.rows],
     });
   }
+  if (policy.merge.kind !== "pair") return;
+  recorder.dispatch(KERNEL, {
+    ...common,
+    entry: "find_partners",
+    workgroups: [
+      Math.ceil(max_capacity / common.constants.PROPOSERS),
+      kvHeads,
+      step.rows,
+    ],
+  });
+  recorder.dispatch(KERNEL, {
+    ...common,
+    entry: "merge_pair",
+    workgroups: [kvHeads, step.rows],
+  });
 }

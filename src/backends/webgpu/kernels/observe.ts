@@ -38,14 +38,18 @@ export function observe(
     constants: {
       ...stepConstants(step),
       ...cacheConstants(args),
-      ...policyConstants(policy),
+      ...policyConstants(policy, sizes),
       ...tiles,
       SINK_QUERIES: args.sinkQueries !== undefined,
     },
     params: {
       ...cacheParams(args),
       cache_tiles: cacheTiles,
-      probe_rows: probe.kind === "all" ? step.rows : probe.rows,
+      probe_rows: probe.kind === "all"
+        ? step.rows
+        : probe.kind === "last"
+        ? probe.rows
+        : probe.tokens.length,
     },
     bindings: {
       ...stepBindings(step),

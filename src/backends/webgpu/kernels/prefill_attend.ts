@@ -27,7 +27,7 @@ export function prefillAttend(
     constants: {
       ...stepConstants(step),
       ...cacheConstants(args),
-      ...policyConstants(policy),
+      ...policyConstants(policy, sizes),
       ...tiles,
       MAX_TILE: tiles.QUERY_TILE,
       SINK_QUERIES: args.sinkQueries !== undefined,

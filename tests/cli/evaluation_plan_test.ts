@@ -1,0 +1,63 @@
+import { assertEquals, assertRejects } from "@std/assert";
+import { evaluationFlags, sizeFlags } from "../../src/cli/evaluation_flags.ts";
+import { planOf } from "../../src/cli/evaluation_plan.ts";
+import { parseFlags, UsageError } from "../../src/cli/flags.ts";
+
+function plan(...args: string[]) {
+  const { values } = parseFlags(args, { ...evaluationFlags, ...sizeFlags });
+  return planOf(values);
+}
+
+Deno.test("flags beside a plan change what it says", async () => {
+  const file = await Deno.makeTempFile({ suffix: ".json" });
+  try {
+    await Deno.writeTextFile(
+      file,
+      JSON.stringify({
+        policies: [
+          { policy: "keepkv", label: "zip", options: { key: "zip" } },
+          { policy: "keepkv" },
+          { policy: "weightedkv" },
+        ],
+        budgets: [64],
+        batch: 2,
+        tasks: [
+          { kind: "perplexity", prompt: 64, continuation: 16, documents: 3 },
+          { kind: "retrieval", form: "chat", lengths: [80], depths: [0.5] },
+        ],
+      }),
+    );
+    const own = await plan("--plan", file);
+    assertEquals(own.policies.length, 3);
+    const changed = await plan(
+      ...["--plan", file, "--policy=keepkv,h2o", "--budget=20%,1MiB"],
+      ...["--prompt=128", "--length=90", "--batch=8", "--half=tune"],
+    );
+    assertEquals(
+      changed.policies.map(({ label }) => label),
+      ["zip", "keepkv", "h2o"],
+    );
+    assertEquals(changed.budgets, [{ ratio: 0.2 }, { bytes: 2 ** 20 }]);
+    assertEquals([changed.batch, changed.half], [8, "tune"]);
+    assertEquals(changed.tasks, [
+      { kind: "perplexity", prompt: 128, continuation: 16, documents: 3 },
+      { kind: "retrieval", form: "chat", lengths: [90], depths: [0.5] },
+    ]);
+    await assertRejects(
+      () => plan("--plan", file, "--tasks=needle"),
+      UsageError,
+      "Cannot change the tasks of --plan",
+    );
+  } finally {
+    await Deno.remove(file);
+  }
+});
+
+Deno.test("without a plan, flags make one", async () => {
+  const { policies, tasks } = await plan(
+    "--policy=h2o",
+    "--tasks=perturbation",
+  );
+  assertEquals(policies.map(({ label }) => label), ["h2o"]);
+  assertEquals(tasks, [{ kind: "perturbation", prompt: 512, probes: 8 }]);
+});

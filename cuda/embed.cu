@@ -16,7 +16,7 @@ constexpr uint32_t kThreads = 256;
 __global__ void __launch_bounds__(kThreads) embed_kernel(skv_embed_args args) {
   begin_kernel();
   const Row row = row_of(args.step, blockIdx.x);
-  if (!row.live) return;
+  if (!row.forwarded) return;
   const uint32_t id = args.step.tokens[blockIdx.x];
   if (id >= args.embedding.rows) return;
   const uint32_t width = args.sizes.hidden;
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(skv_embed_args args) {
   for (uint32_t i = threadIdx.x; i < width; i += kThreads) {
     to[i] = to_float(from[i]);
   }
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0 && row.live) {
     const uint32_t words = (args.sizes.vocabulary + 31) / 32;
     atomicOr(args.seen + static_cast<size_t>(row.sequence) * words + id / 32,
              1u << id % 32);

@@ -27,7 +27,7 @@ Product product_of(const skv_lm_head_args &args) {
   return {args.weight, args.hidden,
           args.norm,   args.sizes.norm_epsilon,
           args.step,   last_row ? 1 : args.step.rows,
-          last_row};
+          last_row,    true};
 }
 
 }  // namespace

@@ -154,17 +154,20 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   }
   any_sink = __syncthreads_or(any_sink);
 
-  uint32_t first_row = 0;
+  uint32_t first_row = 0, last_row = end_row;
   if (policy.probe == SKV_PROBE_LAST && end_row > policy.probe_rows) {
     first_row = end_row - policy.probe_rows;
+  } else if (policy.probe == SKV_PROBE_INSTRUCTION) {
+    first_row = end_row;
+    last_row = forward_end(args.step);
   }
   // Rows before the first staged one of the tile do not see any of it.
   if (tile.staged) first_row = max(first_row, tile.first);
   const uint32_t rows_per_pass = kPairs<DIM> / group;
   Scores scores = {};
   if (owns) scores = load_scores(slot);
-  for (uint32_t row = first_row; row < end_row; row += rows_per_pass) {
-    const uint32_t rows = min(rows_per_pass, end_row - row);
+  for (uint32_t row = first_row; row < last_row; row += rows_per_pass) {
+    const uint32_t rows = min(rows_per_pass, last_row - row);
     make_logits<DIM>(args, args.queries, false, kv_head, row, rows, shared);
     if (any_sink) {
       make_logits<DIM>(args, args.sink_queries, true, kv_head, row, rows,

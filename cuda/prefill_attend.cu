@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   const uint32_t group = sizes.heads / sizes.kv_heads;
   const uint32_t rows_per_block = kPairs<DIM> / group;
   const uint32_t first_row = blockIdx.x * rows_per_block;
-  const uint32_t end_row = row_end(args.step);
+  const uint32_t end_row = forward_end(args.step);
   if (first_row >= end_row) return;
   const uint32_t rows = min(rows_per_block, end_row - first_row);
   const uint32_t *words =

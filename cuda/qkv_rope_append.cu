@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kAppendThreads)
   begin_kernel();
   const skv_sizes &sizes = args.sizes;
   const Target target = {row_of(args.step, blockIdx.y), blockIdx.y};
-  if (!target.row.live) return;
+  if (!target.row.forwarded) return;
   const uint32_t head = blockIdx.x;
   const uint32_t head_dim = sizes.head_dim, half = head_dim / 2;
   const float *from = products +

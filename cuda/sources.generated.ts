@@ -307,7 +307,7 @@ constexpr uint32_t kThreads = 256;
 __global__ void __launch_bounds__(kThreads) embed_kernel(skv_embed_args args) {
   begin_kernel();
   const Row row = row_of(args.step, blockIdx.x);
-  if (!row.live) return;
+  if (!row.forwarded) return;
   const uint32_t id = args.step.tokens[blockIdx.x];
   if (id >= args.embedding.rows) return;
   const uint32_t width = args.sizes.hidden;
@@ -317,7 +317,7 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(skv_embed_args args) {
   for (uint32_t i = threadIdx.x; i < width; i += kThreads) {
     to[i] = to_float(from[i]);
   }
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0 && row.live) {
     const uint32_t words = (args.sizes.vocabulary + 31) / 32;
     atomicOr(args.seen + static_cast<size_t>(row.sequence) * words + id / 32,
              1u << id % 32);
@@ -2872,13 +2872,20 @@ struct Product {
   // Rows that are multiplied: those of the step, or the last live one alone.
   uint32_t rows;
   bool last_row;
+  // Whether guests have no part in it.
+  bool text_only = false;
 
   __device__ uint32_t first_row() const {
     const uint32_t end = last_row ? row_end(step) : 0;
     return end > 0 ? end - 1 : 0;
   }
-  __device__ bool is_live(uint32_t row) const {
-    return row_of(step, first_row() + row).live;
+  __device__ bool is_wanted(uint32_t row) const {
+    const Row wanted = row_of(step, first_row() + row);
+    return text_only ? wanted.live : wanted.forwarded;
+  }
+  // Rows from 0 that may be wanted.
+  __device__ uint32_t end() const {
+    return text_only ? row_end(step) : forward_end(step);
   }
   // Row \`row\` of the activations; one that exists, whatever the row.
   __device__ const float *row(uint32_t row) const {
@@ -3358,10 +3365,13 @@ __device__ inline float rank_of(float score, const Slot &slot,
                                 const skv_policy &policy) {
   if (!policy.count_values) return score;
   const float norm = slot.get(kSlotValueNorm);
-  if (policy.score != SKV_SCORE_EMA)
-    return (score + policy.value_epsilon) * norm;
+  const float power = static_cast<float>(policy.value_power);
+  if (policy.score != SKV_SCORE_EMA) {
+    return (score + policy.value_epsilon) *
+           (policy.value_power == 2 ? norm * norm : norm);
+  }
   return log_add(score, policy.log_value_epsilon) +
-         logf(fmaxf(norm, kLeastNorm));
+         power * logf(fmaxf(norm, kLeastNorm));
 }
 
 // What eviction sorts by: the rank, ties by position. The lowest goes first.
@@ -3673,7 +3683,12 @@ __device__ inline SoftmaxState warp_softmax(SoftmaxState state) {
 
 #include "../steadykv.h"
 
-enum ChunkWord { kChunkSequence = 0, kChunkRows = 1, kChunkPosition = 2 };
+enum ChunkWord {
+  kChunkSequence = 0,
+  kChunkRows = 1,
+  kChunkPosition = 2,
+  kChunkGuests = 3
+};
 
 enum StateWord {
   kStatePosition = 0,
@@ -3687,19 +3702,23 @@ enum StateWord {
 
 struct Row {
   bool live;
+  // Live, or a guest, which goes through the layers but is no part of the text.
+  bool forwarded;
   uint32_t sequence;
   uint32_t position;
 };
 
 // A row of the step. Rows beyond those recorded are not live.
 __device__ inline Row row_of(const skv_step &step, uint32_t row) {
-  if (row >= step.rows) return {false, 0, 0};
+  if (row >= step.rows) return {false, false, 0, 0};
   if (step.kind == SKV_PREFILL) {
-    return {row < step.chunk[kChunkRows], step.chunk[kChunkSequence],
-            step.chunk[kChunkPosition] + row};
+    const uint32_t rows = step.chunk[kChunkRows];
+    return {row < rows, row < rows + step.chunk[kChunkGuests],
+            step.chunk[kChunkSequence], step.chunk[kChunkPosition] + row};
   }
   const uint32_t *state = step.state + row * kStateWords;
-  return {state[kStateFinished] == 0, row, state[kStatePosition]};
+  const bool live = state[kStateFinished] == 0;
+  return {live, live, row, state[kStatePosition]};
 }
 
 // Rows from 0 that may be live: all of a decode step, those of the chunk in a
@@ -3707,6 +3726,12 @@ __device__ inline Row row_of(const skv_step &step, uint32_t row) {
 __device__ inline uint32_t row_end(const skv_step &step) {
   return step.kind == SKV_PREFILL ? min(step.rows, step.chunk[kChunkRows])
                                   : step.rows;
+}
+
+// The same with the guests of a chunk.
+__device__ inline uint32_t forward_end(const skv_step &step) {
+  if (step.kind != SKV_PREFILL) return step.rows;
+  return min(step.rows, step.chunk[kChunkRows] + step.chunk[kChunkGuests]);
 }
 `,
   "lib/stream_product.cuh": `// Products of a few rows of activations with a weight matrix, for decode steps
@@ -3902,7 +3927,7 @@ __global__ void __launch_bounds__(kStreamThreads)
       const float factor =
           NORMED ? __shfl_sync(kAllLanes, scale, 4 * inner) : 1.0f;
       const uint32_t row = 8 * n + inner;
-      if (pair >= count || row >= product.rows || !product.is_live(row)) {
+      if (pair >= count || row >= product.rows || !product.is_wanted(row)) {
         continue;
       }
       pairs.finish(row, pair, sums[n][i] * factor, sums[n][2 + i] * factor);
@@ -3969,7 +3994,7 @@ static __global__ void __launch_bounds__(kSplitThreads)
   __shared__ float shared[2][kSplitThreads / 32];
   begin_kernel();
   const uint32_t row = blockIdx.x;
-  if (!row_of(product.step, row).live) return;
+  if (!product.is_wanted(row)) return;
   const uint32_t width = product.weight.columns;
   const float *input = product.row(row);
   const auto value = [&](uint32_t i) {
@@ -4037,7 +4062,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
   skv_half *stages = reinterpret_cast<skv_half *>(tile_memory);
   const uint32_t first_output = blockIdx.x * Shape::kOutputs;
   const uint32_t first_row = blockIdx.y * Shape::kRows;
-  const uint32_t end_row = row_end(product.step);
+  const uint32_t end_row = product.end();
   if (first_row >= end_row) return;
   const skv_matrix &weight = product.weight;
   const uint32_t steps = (weight.pitch + kTileColumns - 1) / kTileColumns;
@@ -4137,7 +4162,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
        i += Shape::kThreads) {
     const uint32_t row = i / kPairs, pair = i % kPairs * 2;
     if (first_output + pair >= weight.rows) continue;
-    if (!row_of(product.step, first_row + row).live) continue;
+    if (!product.is_wanted(first_row + row)) continue;
     const float inverse = split.inverse[first_row + row];
     const float *values = result + row * Shape::kResultPitch + pair;
     pairs.finish(first_row + row, (first_output + pair) / 2,
@@ -4338,7 +4363,7 @@ __global__ void __launch_bounds__(kVectorThreads)
       }
     }
   }
-  if (!is_needed || lane_id() >= 2 || !product.is_live(0)) return;
+  if (!is_needed || lane_id() >= 2 || !product.is_wanted(0)) return;
   const float scale =
       NORMED ? rsqrtf(sums[kOutputs] / product.weight.columns + product.epsilon)
              : 1.0f;
@@ -4397,7 +4422,7 @@ Product product_of(const skv_lm_head_args &args) {
   return {args.weight, args.hidden,
           args.norm,   args.sizes.norm_epsilon,
           args.step,   last_row ? 1 : args.step.rows,
-          last_row};
+          last_row,    true};
 }
 
 }  // namespace
@@ -4872,17 +4897,20 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   }
   any_sink = __syncthreads_or(any_sink);
 
-  uint32_t first_row = 0;
+  uint32_t first_row = 0, last_row = end_row;
   if (policy.probe == SKV_PROBE_LAST && end_row > policy.probe_rows) {
     first_row = end_row - policy.probe_rows;
+  } else if (policy.probe == SKV_PROBE_INSTRUCTION) {
+    first_row = end_row;
+    last_row = forward_end(args.step);
   }
   // Rows before the first staged one of the tile do not see any of it.
   if (tile.staged) first_row = max(first_row, tile.first);
   const uint32_t rows_per_pass = kPairs<DIM> / group;
   Scores scores = {};
   if (owns) scores = load_scores(slot);
-  for (uint32_t row = first_row; row < end_row; row += rows_per_pass) {
-    const uint32_t rows = min(rows_per_pass, end_row - row);
+  for (uint32_t row = first_row; row < last_row; row += rows_per_pass) {
+    const uint32_t rows = min(rows_per_pass, last_row - row);
     make_logits<DIM>(args, args.queries, false, kv_head, row, rows, shared);
     if (any_sink) {
       make_logits<DIM>(args, args.sink_queries, true, kv_head, row, rows,
@@ -5081,7 +5109,7 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   const uint32_t group = sizes.heads / sizes.kv_heads;
   const uint32_t rows_per_block = kPairs<DIM> / group;
   const uint32_t first_row = blockIdx.x * rows_per_block;
-  const uint32_t end_row = row_end(args.step);
+  const uint32_t end_row = forward_end(args.step);
   if (first_row >= end_row) return;
   const uint32_t rows = min(rows_per_block, end_row - first_row);
   const uint32_t *words =
@@ -5437,7 +5465,7 @@ __global__ void __launch_bounds__(kAppendThreads)
   begin_kernel();
   const skv_sizes &sizes = args.sizes;
   const Target target = {row_of(args.step, blockIdx.y), blockIdx.y};
-  if (!target.row.live) return;
+  if (!target.row.forwarded) return;
   const uint32_t head = blockIdx.x;
   const uint32_t head_dim = sizes.head_dim, half = head_dim / 2;
   const float *from = products +
@@ -7129,7 +7157,12 @@ typedef struct skv_cache {
 } skv_cache;
 
 /** Parts of a policy: see Policy. */
-enum skv_probe { SKV_PROBE_NONE = 0, SKV_PROBE_ALL = 1, SKV_PROBE_LAST = 2 };
+enum skv_probe {
+  SKV_PROBE_NONE = 0,
+  SKV_PROBE_ALL = 1,
+  SKV_PROBE_LAST = 2,
+  SKV_PROBE_INSTRUCTION = 3
+};
 enum skv_score {
   SKV_SCORE_POSITION = 0,
   SKV_SCORE_ACCUMULATED = 1,
@@ -7172,8 +7205,11 @@ typedef struct skv_policy {
   float guard_high;
   /** Whether anything reads the scores of slots. */
   uint32_t observe;
-  /** Whether scores count times the norms of values; what is added to them. */
+  /** Whether scores count times the norms of values. */
   uint32_t count_values;
+  /** Power of the norms. */
+  uint32_t value_power;
+  /** What is added to scores then, and its logarithm. */
   float value_epsilon;
   float log_value_epsilon;
   /** Share of the slots with room that stay by their scores alone. */
@@ -7188,6 +7224,7 @@ typedef struct skv_policy {
   /** Whether compress gives the heads their budgets, and the even share. */
   uint32_t adaptive;
   uint32_t floor_parts;
+  uint32_t reserved;
 } skv_policy;
 
 /** Arguments of the kernels: see the interfaces of the same names. */

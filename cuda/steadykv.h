@@ -130,7 +130,12 @@ typedef struct skv_cache {
 } skv_cache;
 
 /** Parts of a policy: see Policy. */
-enum skv_probe { SKV_PROBE_NONE = 0, SKV_PROBE_ALL = 1, SKV_PROBE_LAST = 2 };
+enum skv_probe {
+  SKV_PROBE_NONE = 0,
+  SKV_PROBE_ALL = 1,
+  SKV_PROBE_LAST = 2,
+  SKV_PROBE_INSTRUCTION = 3
+};
 enum skv_score {
   SKV_SCORE_POSITION = 0,
   SKV_SCORE_ACCUMULATED = 1,
@@ -173,8 +178,11 @@ typedef struct skv_policy {
   float guard_high;
   /** Whether anything reads the scores of slots. */
   uint32_t observe;
-  /** Whether scores count times the norms of values; what is added to them. */
+  /** Whether scores count times the norms of values. */
   uint32_t count_values;
+  /** Power of the norms. */
+  uint32_t value_power;
+  /** What is added to scores then, and its logarithm. */
   float value_epsilon;
   float log_value_epsilon;
   /** Share of the slots with room that stay by their scores alone. */
@@ -189,6 +197,7 @@ typedef struct skv_policy {
   /** Whether compress gives the heads their budgets, and the even share. */
   uint32_t adaptive;
   uint32_t floor_parts;
+  uint32_t reserved;
 } skv_policy;
 
 /** Arguments of the kernels: see the interfaces of the same names. */

@@ -16,13 +16,20 @@ struct Product {
   // Rows that are multiplied: those of the step, or the last live one alone.
   uint32_t rows;
   bool last_row;
+  // Whether guests have no part in it.
+  bool text_only = false;
 
   __device__ uint32_t first_row() const {
     const uint32_t end = last_row ? row_end(step) : 0;
     return end > 0 ? end - 1 : 0;
   }
-  __device__ bool is_live(uint32_t row) const {
-    return row_of(step, first_row() + row).live;
+  __device__ bool is_wanted(uint32_t row) const {
+    const Row wanted = row_of(step, first_row() + row);
+    return text_only ? wanted.live : wanted.forwarded;
+  }
+  // Rows from 0 that may be wanted.
+  __device__ uint32_t end() const {
+    return text_only ? row_end(step) : forward_end(step);
   }
   // Row `row` of the activations; one that exists, whatever the row.
   __device__ const float *row(uint32_t row) const {

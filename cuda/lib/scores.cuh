@@ -130,10 +130,13 @@ __device__ inline float rank_of(float score, const Slot &slot,
                                 const skv_policy &policy) {
   if (!policy.count_values) return score;
   const float norm = slot.get(kSlotValueNorm);
-  if (policy.score != SKV_SCORE_EMA)
-    return (score + policy.value_epsilon) * norm;
+  const float power = static_cast<float>(policy.value_power);
+  if (policy.score != SKV_SCORE_EMA) {
+    return (score + policy.value_epsilon) *
+           (policy.value_power == 2 ? norm * norm : norm);
+  }
   return log_add(score, policy.log_value_epsilon) +
-         logf(fmaxf(norm, kLeastNorm));
+         power * logf(fmaxf(norm, kLeastNorm));
 }
 
 // What eviction sorts by: the rank, ties by position. The lowest goes first.

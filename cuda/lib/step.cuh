@@ -6,7 +6,12 @@
 
 #include "../steadykv.h"
 
-enum ChunkWord { kChunkSequence = 0, kChunkRows = 1, kChunkPosition = 2 };
+enum ChunkWord {
+  kChunkSequence = 0,
+  kChunkRows = 1,
+  kChunkPosition = 2,
+  kChunkGuests = 3
+};
 
 enum StateWord {
   kStatePosition = 0,
@@ -20,19 +25,23 @@ enum StateWord {
 
 struct Row {
   bool live;
+  // Live, or a guest, which goes through the layers but is no part of the text.
+  bool forwarded;
   uint32_t sequence;
   uint32_t position;
 };
 
 // A row of the step. Rows beyond those recorded are not live.
 __device__ inline Row row_of(const skv_step &step, uint32_t row) {
-  if (row >= step.rows) return {false, 0, 0};
+  if (row >= step.rows) return {false, false, 0, 0};
   if (step.kind == SKV_PREFILL) {
-    return {row < step.chunk[kChunkRows], step.chunk[kChunkSequence],
-            step.chunk[kChunkPosition] + row};
+    const uint32_t rows = step.chunk[kChunkRows];
+    return {row < rows, row < rows + step.chunk[kChunkGuests],
+            step.chunk[kChunkSequence], step.chunk[kChunkPosition] + row};
   }
   const uint32_t *state = step.state + row * kStateWords;
-  return {state[kStateFinished] == 0, row, state[kStatePosition]};
+  const bool live = state[kStateFinished] == 0;
+  return {live, live, row, state[kStatePosition]};
 }
 
 // Rows from 0 that may be live: all of a decode step, those of the chunk in a
@@ -40,4 +49,10 @@ __device__ inline Row row_of(const skv_step &step, uint32_t row) {
 __device__ inline uint32_t row_end(const skv_step &step) {
   return step.kind == SKV_PREFILL ? min(step.rows, step.chunk[kChunkRows])
                                   : step.rows;
+}
+
+// The same with the guests of a chunk.
+__device__ inline uint32_t forward_end(const skv_step &step) {
+  if (step.kind != SKV_PREFILL) return step.rows;
+  return min(step.rows, step.chunk[kChunkRows] + step.chunk[kChunkGuests]);
 }

@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(kStreamThreads)
       const float factor =
           NORMED ? __shfl_sync(kAllLanes, scale, 4 * inner) : 1.0f;
       const uint32_t row = 8 * n + inner;
-      if (pair >= count || row >= product.rows || !product.is_live(row)) {
+      if (pair >= count || row >= product.rows || !product.is_wanted(row)) {
         continue;
       }
       pairs.finish(row, pair, sums[n][i] * factor, sums[n][2 + i] * factor);

@@ -29,7 +29,7 @@ static __global__ void __launch_bounds__(kSplitThreads)
   __shared__ float shared[2][kSplitThreads / 32];
   begin_kernel();
   const uint32_t row = blockIdx.x;
-  if (!row_of(product.step, row).live) return;
+  if (!product.is_wanted(row)) return;
   const uint32_t width = product.weight.columns;
   const float *input = product.row(row);
   const auto value = [&](uint32_t i) {
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
   skv_half *stages = reinterpret_cast<skv_half *>(tile_memory);
   const uint32_t first_output = blockIdx.x * Shape::kOutputs;
   const uint32_t first_row = blockIdx.y * Shape::kRows;
-  const uint32_t end_row = row_end(product.step);
+  const uint32_t end_row = product.end();
   if (first_row >= end_row) return;
   const skv_matrix &weight = product.weight;
   const uint32_t steps = (weight.pitch + kTileColumns - 1) / kTileColumns;
@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
        i += Shape::kThreads) {
     const uint32_t row = i / kPairs, pair = i % kPairs * 2;
     if (first_output + pair >= weight.rows) continue;
-    if (!row_of(product.step, first_row + row).live) continue;
+    if (!product.is_wanted(first_row + row)) continue;
     const float inverse = split.inverse[first_row + row];
     const float *values = result + row * Shape::kResultPitch + pair;
     pairs.finish(first_row + row, (first_output + pair) / 2,

@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kVectorThreads)
       }
     }
   }
-  if (!is_needed || lane_id() >= 2 || !product.is_live(0)) return;
+  if (!is_needed || lane_id() >= 2 || !product.is_wanted(0)) return;
   const float scale =
       NORMED ? rsqrtf(sums[kOutputs] / product.weight.columns + product.epsilon)
              : 1.0f;

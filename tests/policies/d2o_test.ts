@@ -90,4 +90,5 @@ eachBackend(
       [2, 3, 4, 5],
     );
   },
+  { policy: d2o({ budget: 4 }) },
 );

@@ -144,4 +144,5 @@ eachBackend(
       }
     }
   },
+  { policy: ahaKV({ budget: 9, window: 2 }) },
 );

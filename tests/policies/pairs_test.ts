@@ -159,6 +159,7 @@ for (
         }
       }
     },
+    { policy: instant({}) },
   );
 }
 
@@ -219,6 +220,7 @@ eachBackend(
     }
     assert(dearer > 0, "both searches choose the same");
   },
+  { policy: instant({}) },
 );
 
 /** The slots in the order of their positions. */
@@ -255,4 +257,4 @@ eachBackend("a chunk loses no token while pairs are left", async (backend) => {
     assertEquals(after!.reduce((sum, { tokens }) => sum + tokens, 0), 40);
     for (const kept of [0, 1, 37, 38, 39]) assert(positions.includes(kept));
   }
-});
+}, { policy: instant({}) });

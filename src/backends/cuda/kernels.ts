@@ -4,8 +4,6 @@
  *
  * @module
  */
-import { floorParts } from "../../cache/adaptive_heads.ts";
-import type { Policy } from "../../policies/parts.ts";
 import type {
   CacheLayer,
   Compress,
@@ -18,6 +16,7 @@ import type {
   Step,
 } from "../backend.ts";
 import { CudaBuffer, CudaMatrix } from "./buffers.ts";
+import { policyNumbers } from "./policy_numbers.ts";
 import {
   type Layouts,
   layouts,
@@ -90,7 +89,7 @@ export function recordingKernels(add: AddCall): Kernels {
           cache: cache(args.cache),
           step: step(args.step),
           sizes: headSizes(args.sizes),
-          policy: policy(args.policy),
+          policy: policyNumbers(args.policy),
         }),
       ),
     prefillAttend: (args) => add("skv_prefill_attend", chunk(args)),
@@ -130,7 +129,7 @@ export function recordingKernels(add: AddCall): Kernels {
           weight: matrix(args.weight),
           step: step(args.step),
           sizes: sizes(args.sizes),
-          lastRow: flag(args.rows === "last" && args.step.kind === "prefill"),
+          lastRow: args.rows === "last" && args.step.kind === "prefill" ? 1 : 0,
         }),
       ),
     sample: (args) =>
@@ -170,10 +169,6 @@ function matrix(matrix: DeviceMatrix): StructValues<Layouts["matrix"]> {
 }
 
 const NO_MATRIX = { data: 0, rows: 0, columns: 0, pitch: 0 } as const;
-
-function flag(value: boolean): number {
-  return value ? 1 : 0;
-}
 
 const STEPS = { decode: 0, prefill: 1 } as const;
 
@@ -236,85 +231,6 @@ function cache(
   };
 }
 
-const PROBES = { none: 0, all: 1, last: 2 } as const;
-const SCORES = {
-  position: 0,
-  accumulated: 1,
-  ema: 2,
-  mean: 3,
-  last: 4,
-  age: 5,
-  keyDistance: 6,
-} as const;
-const POOLS = { none: 0, mean: 1, max: 2 } as const;
-const MERGES = { never: 0, drop: 1, votes: 2, rightNeighbour: 3 } as const;
-const KEYS = { zip: 0, minNorm: 1, realVotes: 2, convex: 3 } as const;
-
-/** ln 0 for kernels: far below any logit, and still a number. */
-const LOG_ZERO = -1e30;
-
-/**
- * The number of a part's kind.
- *
- * @throws {RangeError} If the kernels do not have it.
- */
-function known(
-  part: string,
-  kind: string,
-  numbers: Readonly<Record<string, number>>,
-): number {
-  const number = numbers[kind];
-  if (number !== undefined) return number;
-  throw new RangeError(
-    `Cannot record CUDA kernels for a ${part} of kind "${kind}": expected one of ${
-      Object.keys(numbers).join(", ")
-    }`,
-  );
-}
-
-function policy(
-  policy: Policy,
-): StructValues<Layouts["policy"]> {
-  const { probe, score, values, allocate, select, merge } = policy;
-  const alpha = score.kind === "ema" ? score.alpha : 0;
-  const votes = merge.kind === "votes" ? merge : undefined;
-  const right = merge.kind === "rightNeighbour" ? merge : undefined;
-  const norm = values.kind === "norm" ? values : undefined;
-  const { pool } = select;
-  return {
-    probe: PROBES[probe.kind],
-    probeRows: probe.kind === "last" ? probe.rows : 0,
-    score: known("score", score.kind, SCORES),
-    logAlpha: Math.max(Math.log(alpha), LOG_ZERO),
-    logRest: Math.log1p(-alpha),
-    rawScale: flag(score.kind === "ema" && score.scale === "raw"),
-    countVotes: flag(score.kind === "ema" && score.countVotes),
-    sinks: select.sinks,
-    merge: known("merge", merge.kind, MERGES),
-    key: votes === undefined ? 0 : KEYS[votes.key],
-    threshold: votes?.threshold ?? 0,
-    mergeFirst: flag(votes?.prefill === "mergeFirst"),
-    guardLow: votes?.guard[0] ?? 0,
-    guardHigh: votes?.guard[1] ?? 0,
-    observe: flag(
-      votes !== undefined || right !== undefined ||
-        (merge.kind === "drop" && score.kind !== "position" &&
-          score.kind !== "keyDistance"),
-    ),
-    countValues: flag(norm !== undefined),
-    valueEpsilon: norm?.epsilon ?? 0,
-    logValueEpsilon: Math.max(Math.log(norm?.epsilon ?? 0), LOG_ZERO),
-    firstStage: norm?.first ?? 0,
-    pool: POOLS[pool.kind],
-    poolReach: pool.kind === "none" ? 0 : (pool.width - 1) / 2,
-    layerScope: flag(select.scope === "layer"),
-    exactValues: flag(right?.rule === "exact"),
-    ratioCap: right?.cap ?? 1,
-    adaptive: flag(allocate.heads.kind === "adaptive"),
-    floorParts: floorParts(policy),
-  };
-}
-
 /** Arguments of the kernels that work on a chunk. */
 function chunk(
   args: PrefillAttend<DeviceBuffer> | Compress<DeviceBuffer>,
@@ -327,6 +243,6 @@ function chunk(
     cache: cache(args.cache),
     step: step(args.step),
     sizes: headSizes(args.sizes),
-    policy: policy(args.policy),
+    policy: policyNumbers(args.policy),
   });
 }

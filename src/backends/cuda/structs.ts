@@ -80,6 +80,7 @@ const policy = {
   guardHigh: "f32",
   observe: "u32",
   countValues: "u32",
+  valuePower: "u32",
   valueEpsilon: "f32",
   logValueEpsilon: "f32",
   firstStage: "f32",

@@ -57,6 +57,14 @@ export { d2o, type D2OOptions } from "./src/policies/d2o.ts";
 export { fullCache, type FullCacheOptions } from "./src/policies/full_cache.ts";
 export type { AttentionProfile } from "./src/policies/allocations/attention_profile.ts";
 export {
+  checkHeadLosses,
+  type HeadLosses,
+} from "./src/policies/allocations/head_losses.ts";
+export {
+  lossSlots,
+  type LossSlotsOptions,
+} from "./src/policies/allocations/loss_slots.ts";
+export {
   prefixAllocation,
   type PrefixAllocationOptions,
 } from "./src/policies/allocations/prefix_allocation.ts";
@@ -64,10 +72,15 @@ export {
   varianceAllocation,
   type VarianceAllocationOptions,
 } from "./src/policies/allocations/variance_allocation.ts";
+export {
+  expectedAttention,
+  type ExpectedAttentionOptions,
+} from "./src/policies/expected_attention.ts";
 export { h2o, type H2OOptions } from "./src/policies/h2o.ts";
 export { keepKV, type KeepKVOptions } from "./src/policies/keep_kv.ts";
 export { prefixKV, type PrefixKVOptions } from "./src/policies/prefix_kv.ts";
 export { keyDiff, type KeyDiffOptions } from "./src/policies/key_diff.ts";
+export { kvMerger, type KVMergerOptions } from "./src/policies/kv_merger.ts";
 export { pyramidKV, type PyramidKVOptions } from "./src/policies/pyramid_kv.ts";
 export { snapKV, type SnapKVOptions } from "./src/policies/snap_kv.ts";
 export { steady, type SteadyOptions } from "./src/policies/steady.ts";

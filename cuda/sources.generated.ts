@@ -3157,6 +3157,29 @@ __device__ inline uint32_t block_prefix(uint32_t x, uint32_t &total,
   return scratch.words[warp] + sum - x;
 }
 `,
+  "lib/rope.cuh": `// Rotations of RoPE as complex numbers, from tables: see src/model/rope.ts.
+#pragma once
+
+#include <stdint.h>
+
+__device__ inline float2 turned(float2 x, float2 turn) {
+  return {x.x * turn.x - x.y * turn.y, x.y * turn.x + x.x * turn.y};
+}
+
+// Cosine and sine by which pair \`pair\` of a head turns at \`position\`: the
+// product of one rotation per base-256 digit.
+__device__ inline float2 rotation(const float *rope, uint32_t half,
+                                  uint32_t pair, uint32_t position) {
+  const float2 *table = reinterpret_cast<const float2 *>(rope);
+  float2 turn = {1.0f, 0.0f};
+#pragma unroll
+  for (uint32_t level = 0; level < 3; level++) {
+    const uint32_t digit = (position >> (8 * level)) & 255;
+    turn = turned(turn, table[(level * 256 + digit) * half + pair]);
+  }
+  return turn;
+}
+`,
   "lib/row_tiles.cuh": `// Tiles of keys or values in shared memory, one slot per line, as operands of
 // tensor core products. Lines are padded by 16 bytes, so that the eight lines
 // of an 8 x 8 matrix are in different banks.
@@ -3542,6 +3565,7 @@ enum HeadWord {
   kHeadDroppedTokens = 9,
   kHeadGuarded = 10,
   kHeadDivergence = 11,
+  kHeadThreshold = 12,
   kHeadWords = 16
 };
 
@@ -3673,6 +3697,37 @@ __device__ inline SoftmaxState warp_softmax(SoftmaxState state) {
     state = merge_softmax(state, other);
   }
   return state;
+}
+`,
+  "lib/statistics.cuh": `// Where the statistics of query heads are: see queryStatisticsLayout in
+// src/backends/backend.ts.
+#pragma once
+
+#include <stdint.h>
+
+#include "../steadykv.h"
+
+// The statistics of one query head.
+struct QueryStatistics {
+  float *own;
+  uint32_t head_dim;
+
+  // Mean of the unrotated queries, and how far they scatter, per RoPE pair.
+  __device__ float *mean() const { return own; }
+  __device__ float *scatter() const { return own + head_dim; }
+  // Mean of the queries that are expected, and their variance, per RoPE pair.
+  __device__ float *future() const { return own + head_dim / 2 * 3; }
+  __device__ float *variance() const { return own + head_dim / 2 * 5; }
+  // Queries that were counted.
+  __device__ float *count() const { return own + head_dim * 3; }
+};
+
+__device__ inline QueryStatistics statistics_of(const skv_cache &cache,
+                                                const skv_sizes &sizes,
+                                                uint32_t sequence,
+                                                uint32_t head) {
+  const size_t index = static_cast<size_t>(sequence) * sizes.heads + head;
+  return {cache.statistics + index * (3 * sizes.head_dim + 1), sizes.head_dim};
 }
 `,
   "lib/step.cuh": `// The rows that a program works on: see Step, ChunkWord and StateWord in
@@ -5331,29 +5386,10 @@ cudaError_t launch_project_add(const skv_project_add_args &args,
 // block. The alternative that lost: \`append\` for decode steps too, one launch
 // per layer more.
 #include "lib/product.cuh"
+#include "lib/rope.cuh"
 #include "lib/slots.cuh"
 
 namespace {
-
-// Cosine and sine by which pair \`pair\` of a head turns at \`position\`: the
-// product of one rotation per base-256 digit.
-__device__ inline float2 rotation(const float *rope, uint32_t half,
-                                  uint32_t pair, uint32_t position) {
-  const float2 *table = reinterpret_cast<const float2 *>(rope);
-  float2 turn = {1.0f, 0.0f};
-#pragma unroll
-  for (uint32_t level = 0; level < 3; level++) {
-    const uint32_t digit = (position >> (8 * level)) & 255;
-    const float2 part = table[(level * 256 + digit) * half + pair];
-    turn = {turn.x * part.x - turn.y * part.y,
-            turn.y * part.x + turn.x * part.y};
-  }
-  return turn;
-}
-
-__device__ inline float2 turned(float2 x, float2 turn) {
-  return {x.x * turn.x - x.y * turn.y, x.y * turn.x + x.x * turn.y};
-}
 
 // Where a row's products go.
 struct Target {
@@ -5535,6 +5571,118 @@ cudaError_t launch_qkv_rope_append(const skv_qkv_rope_append_args &args,
   const dim3 grid(args.sizes.heads + 2 * args.sizes.kv_heads, args.step.rows);
   return launch_kernel(launch, append_kernel, grid, kAppendThreads, 0, args,
                        products);
+}
+`,
+  "query_statistics.cu": `// For each query head, the mean of its unrotated queries and, per RoPE pair,
+// the mean of their squared distances from it, over the text so far; then the
+// mean and the variance of the queries that are expected after the last row,
+// rotated like keys.
+//
+// Reads the queries of the step once, 4 bytes per element, and moves 28 bytes
+// per pair and query head of statistics. A block has a query head: its threads
+// share the pairs, and the rows of a chunk, whose statistics they join in the
+// end. The alternative that lost: counting queries in qkv_rope_append before it
+// turns them, whose blocks own rows, not heads.
+#include "lib/overlap.cuh"
+#include "lib/rope.cuh"
+#include "lib/statistics.cuh"
+#include "lib/step.cuh"
+#include "runtime/launch.cuh"
+
+namespace {
+
+constexpr uint32_t kThreads = 512;
+
+// How many queries there were, their mean, and how far they scatter.
+struct Moments {
+  float count = 0.0f;
+  float scatter = 0.0f;
+  float2 mean = {0.0f, 0.0f};
+
+  // Takes others in. Differences from the mean are summed up, not squares,
+  // since queries may scatter little about a mean far from 0.
+  __device__ void join(const Moments &other) {
+    if (other.count == 0.0f) return;
+    count += other.count;
+    const float share = other.count / count;
+    const float2 change = {other.mean.x - mean.x, other.mean.y - mean.y};
+    const float between =
+        (1.0f - share) * (change.x * change.x + change.y * change.y);
+    scatter += share * (other.scatter - scatter + between);
+    mean.x += share * change.x;
+    mean.y += share * change.y;
+  }
+};
+
+__global__ void __launch_bounds__(kThreads)
+    count_kernel(skv_query_statistics_args args) {
+  __shared__ Moments shared[kThreads];
+  begin_kernel();
+  const skv_sizes &sizes = args.sizes;
+  const uint32_t head = blockIdx.x, first = blockIdx.y;
+  const bool decodes = args.step.kind == SKV_DECODE;
+  const Row first_row = row_of(args.step, first);
+  if (!first_row.live) return;
+  const uint32_t rows = decodes ? 1 : row_end(args.step);
+  const uint32_t half = sizes.head_dim / 2;
+  const QueryStatistics own =
+      statistics_of(args.cache, sizes, first_row.sequence, head);
+  // A thread has a pair and every \`parts\`th row.
+  const uint32_t parts = blockDim.x / half;
+  const uint32_t part = threadIdx.x / half, pair = threadIdx.x % half;
+  Moments moments;
+  for (uint32_t r = part; part < parts && r < rows; r += parts) {
+    const uint32_t position = first_row.position + r;
+    if (position < args.sinks) continue;
+    const float *query =
+        args.queries +
+        (static_cast<size_t>(first + r) * sizes.heads + head) * sizes.head_dim;
+    const float2 angle = rotation(args.rope, half, pair, position);
+    // The table may scale what it turns.
+    const float square = angle.x * angle.x + angle.y * angle.y;
+    const float2 back = {angle.x / square, -angle.y / square};
+    Moments one;
+    one.count = 1.0f;
+    one.mean = turned({query[pair], query[pair + half]}, back);
+    moments.join(one);
+  }
+  shared[threadIdx.x] = moments;
+  const float counted = *own.count();
+  // Everybody has read the count before one writes it.
+  __syncthreads();
+  if (part > 0) return;
+  moments.count = counted;
+  moments.scatter = own.scatter()[pair];
+  moments.mean = {own.mean()[pair], own.mean()[pair + half]};
+  for (uint32_t p = 0; p < parts; p++) moments.join(shared[p * half + pair]);
+  own.mean()[pair] = moments.mean.x;
+  own.mean()[pair + half] = moments.mean.y;
+  own.scatter()[pair] = moments.scatter;
+  if (pair == 0) *own.count() = moments.count;
+  const float2 ahead = reinterpret_cast<const float2 *>(args.ahead)[pair];
+  const float2 angle = turned(
+      rotation(args.rope, half, pair, first_row.position + rows - 1), ahead);
+  const float2 future = turned(moments.mean, angle);
+  own.future()[pair] = future.x;
+  own.future()[pair + half] = future.y;
+  own.variance()[pair] =
+      (angle.x * angle.x + angle.y * angle.y) * moments.scatter / 2.0f;
+}
+
+}  // namespace
+
+Needs query_statistics_needs(const skv_query_statistics_args &, uint32_t) {
+  return {};
+}
+
+cudaError_t launch_query_statistics(const skv_query_statistics_args &args,
+                                    const Launch &launch) {
+  // A row of a decode step leaves nothing to share.
+  const bool decodes = args.step.kind == SKV_DECODE;
+  const dim3 grid(args.sizes.heads, decodes ? args.step.rows : 1);
+  const uint32_t half = args.sizes.head_dim / 2;
+  const uint32_t threads = decodes ? (half + 31) / 32 * 32 : kThreads;
+  return launch_kernel(launch, count_kernel, grid, threads, 0, args);
 }
 `,
   "runtime/context.cu": `// Opening a device, its memory, and what is said when something fails.
@@ -5976,6 +6124,10 @@ Needs value_norms_needs(const skv_value_norms_args &args,
                         uint32_t multiprocessors);
 cudaError_t launch_value_norms(const skv_value_norms_args &args,
                                const Launch &launch);
+Needs query_statistics_needs(const skv_query_statistics_args &args,
+                             uint32_t multiprocessors);
+cudaError_t launch_query_statistics(const skv_query_statistics_args &args,
+                                    const Launch &launch);
 Needs merge_attend_needs(const skv_merge_attend_args &args,
                          uint32_t multiprocessors);
 cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
@@ -6172,6 +6324,7 @@ int32_t capture(skv_program *program) {
 SKV_KERNEL_CALL(embed, skv_embed_args)
 SKV_KERNEL_CALL(qkv_rope_append, skv_qkv_rope_append_args)
 SKV_KERNEL_CALL(value_norms, skv_value_norms_args)
+SKV_KERNEL_CALL(query_statistics, skv_query_statistics_args)
 SKV_KERNEL_CALL(merge_attend, skv_merge_attend_args)
 SKV_KERNEL_CALL(prefill_attend, skv_chunk_args)
 SKV_KERNEL_CALL(observe, skv_chunk_args)
@@ -7055,7 +7208,7 @@ extern "C" {
 #endif
 
 /** Version of this interface; a library of another version is not used. */
-#define SKV_ABI_VERSION 2
+#define SKV_ABI_VERSION 3
 
 /** What a function returns. */
 enum skv_status {
@@ -7135,7 +7288,7 @@ typedef struct skv_slots {
   skv_half *keys;
   /** (total, head_dim) */
   skv_half *values;
-  /** (6 + lanes, total) floats and words */
+  /** (6 + lanes, total) floats and words; a field more of remembered partners */
   float *side;
   uint32_t total;
   uint32_t reserved;
@@ -7148,6 +7301,8 @@ typedef struct skv_cache {
   skv_slots stage;
   /** (layers, sequences, kv_heads, 16) */
   uint32_t *table;
+  /** (sequences, heads, 3 head_dim + 1), or null */
+  float *statistics;
   uint32_t layer;
   uint32_t sequences;
   uint32_t lanes;
@@ -7170,14 +7325,20 @@ enum skv_score {
   SKV_SCORE_MEAN = 3,
   SKV_SCORE_LAST = 4,
   SKV_SCORE_AGE = 5,
-  SKV_SCORE_KEY_DISTANCE = 6
+  SKV_SCORE_KEY_DISTANCE = 6,
+  SKV_SCORE_STEP_GAIN = 7,
+  SKV_SCORE_EXPECTED = 8
 };
 enum skv_pool { SKV_POOL_NONE = 0, SKV_POOL_MEAN = 1, SKV_POOL_MAX = 2 };
 enum skv_merge {
   SKV_MERGE_NEVER = 0,
   SKV_MERGE_DROP = 1,
   SKV_MERGE_VOTES = 2,
-  SKV_MERGE_RIGHT_NEIGHBOUR = 3
+  SKV_MERGE_RIGHT_NEIGHBOUR = 3,
+  SKV_MERGE_PAIR = 4,
+  SKV_MERGE_COSINE = 5,
+  SKV_MERGE_NEXT_VALUES = 6,
+  SKV_MERGE_SEGMENTS = 7
 };
 enum skv_key {
   SKV_KEY_ZIP = 0,
@@ -7224,6 +7385,24 @@ typedef struct skv_policy {
   /** Whether compress gives the heads their budgets, and the even share. */
   uint32_t adaptive;
   uint32_t floor_parts;
+  /** Whether slots remember the nearest partner for a pair. */
+  uint32_t partners;
+  /** Rounds of pairing that a chunk gets. */
+  uint32_t rounds;
+  /** Whether distances of keys and values are multiplied or added. */
+  uint32_t product_distance;
+  /** What squared distances of keys count, the root of the width in it. */
+  float key_weight;
+  float value_weight;
+  /** Weight of the past in the threshold of cosines. */
+  float threshold_keep;
+  /** Positions after a slot that take its value in. */
+  uint32_t next_count;
+  /** Whether the probability of that stands for a draw, and the seed of it. */
+  uint32_t expected_values;
+  uint32_t draw_seed;
+  /** Share of the slots that stay which is not merged into segments. */
+  float heavy;
   uint32_t reserved;
 } skv_policy;
 
@@ -7268,6 +7447,21 @@ typedef struct skv_value_norms_args {
   skv_step step;
   skv_sizes sizes;
 } skv_value_norms_args;
+
+typedef struct skv_query_statistics_args {
+  /** (rows, heads, head_dim) */
+  const float *queries;
+  /** (3, 256, head_dim / 2, 2) */
+  const float *rope;
+  /** (head_dim / 2, 2): mean of the rotations by the next positions */
+  const float *ahead;
+  skv_cache cache;
+  skv_step step;
+  skv_sizes sizes;
+  /** First tokens of the text, whose queries do not count. */
+  uint32_t sinks;
+  uint32_t reserved;
+} skv_query_statistics_args;
 
 typedef struct skv_merge_attend_args {
   /** (rows, heads, head_dim) */
@@ -7460,6 +7654,9 @@ SKV_API int32_t skv_qkv_rope_append(skv_program *program,
 SKV_API int32_t skv_value_norms(skv_program *program,
                                 const skv_value_norms_args *args,
                                 uint64_t size);
+SKV_API int32_t skv_query_statistics(skv_program *program,
+                                     const skv_query_statistics_args *args,
+                                     uint64_t size);
 SKV_API int32_t skv_merge_attend(skv_program *program,
                                  const skv_merge_attend_args *args,
                                  uint64_t size);

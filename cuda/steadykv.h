@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 /** Version of this interface; a library of another version is not used. */
-#define SKV_ABI_VERSION 2
+#define SKV_ABI_VERSION 3
 
 /** What a function returns. */
 enum skv_status {
@@ -108,7 +108,7 @@ typedef struct skv_slots {
   skv_half *keys;
   /** (total, head_dim) */
   skv_half *values;
-  /** (6 + lanes, total) floats and words */
+  /** (6 + lanes, total) floats and words; a field more of remembered partners */
   float *side;
   uint32_t total;
   uint32_t reserved;
@@ -121,6 +121,8 @@ typedef struct skv_cache {
   skv_slots stage;
   /** (layers, sequences, kv_heads, 16) */
   uint32_t *table;
+  /** (sequences, heads, 3 head_dim + 1), or null */
+  float *statistics;
   uint32_t layer;
   uint32_t sequences;
   uint32_t lanes;
@@ -143,14 +145,20 @@ enum skv_score {
   SKV_SCORE_MEAN = 3,
   SKV_SCORE_LAST = 4,
   SKV_SCORE_AGE = 5,
-  SKV_SCORE_KEY_DISTANCE = 6
+  SKV_SCORE_KEY_DISTANCE = 6,
+  SKV_SCORE_STEP_GAIN = 7,
+  SKV_SCORE_EXPECTED = 8
 };
 enum skv_pool { SKV_POOL_NONE = 0, SKV_POOL_MEAN = 1, SKV_POOL_MAX = 2 };
 enum skv_merge {
   SKV_MERGE_NEVER = 0,
   SKV_MERGE_DROP = 1,
   SKV_MERGE_VOTES = 2,
-  SKV_MERGE_RIGHT_NEIGHBOUR = 3
+  SKV_MERGE_RIGHT_NEIGHBOUR = 3,
+  SKV_MERGE_PAIR = 4,
+  SKV_MERGE_COSINE = 5,
+  SKV_MERGE_NEXT_VALUES = 6,
+  SKV_MERGE_SEGMENTS = 7
 };
 enum skv_key {
   SKV_KEY_ZIP = 0,
@@ -197,6 +205,24 @@ typedef struct skv_policy {
   /** Whether compress gives the heads their budgets, and the even share. */
   uint32_t adaptive;
   uint32_t floor_parts;
+  /** Whether slots remember the nearest partner for a pair. */
+  uint32_t partners;
+  /** Rounds of pairing that a chunk gets. */
+  uint32_t rounds;
+  /** Whether distances of keys and values are multiplied or added. */
+  uint32_t product_distance;
+  /** What squared distances of keys count, the root of the width in it. */
+  float key_weight;
+  float value_weight;
+  /** Weight of the past in the threshold of cosines. */
+  float threshold_keep;
+  /** Positions after a slot that take its value in. */
+  uint32_t next_count;
+  /** Whether the probability of that stands for a draw, and the seed of it. */
+  uint32_t expected_values;
+  uint32_t draw_seed;
+  /** Share of the slots that stay which is not merged into segments. */
+  float heavy;
   uint32_t reserved;
 } skv_policy;
 
@@ -241,6 +267,21 @@ typedef struct skv_value_norms_args {
   skv_step step;
   skv_sizes sizes;
 } skv_value_norms_args;
+
+typedef struct skv_query_statistics_args {
+  /** (rows, heads, head_dim) */
+  const float *queries;
+  /** (3, 256, head_dim / 2, 2) */
+  const float *rope;
+  /** (head_dim / 2, 2): mean of the rotations by the next positions */
+  const float *ahead;
+  skv_cache cache;
+  skv_step step;
+  skv_sizes sizes;
+  /** First tokens of the text, whose queries do not count. */
+  uint32_t sinks;
+  uint32_t reserved;
+} skv_query_statistics_args;
 
 typedef struct skv_merge_attend_args {
   /** (rows, heads, head_dim) */
@@ -433,6 +474,9 @@ SKV_API int32_t skv_qkv_rope_append(skv_program *program,
 SKV_API int32_t skv_value_norms(skv_program *program,
                                 const skv_value_norms_args *args,
                                 uint64_t size);
+SKV_API int32_t skv_query_statistics(skv_program *program,
+                                     const skv_query_statistics_args *args,
+                                     uint64_t size);
 SKV_API int32_t skv_merge_attend(skv_program *program,
                                  const skv_merge_attend_args *args,
                                  uint64_t size);

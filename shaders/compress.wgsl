@@ -11,9 +11,15 @@
 //   find_targets    the best partner for each that is listed (many workgroups)
 //   pair            takes pairs, best first, until the head fits
 //   merge           merges the sets (many workgroups)
+// or, where neighbours in the text are merged:
+//   list_light      lists those that may be, if the head is over its budget
+//   neighbours      the next slot to the right of each (many workgroups)
+//   measure_links   how similar the two are (many workgroups)
+//   close_links     takes the most similar ones, until the head fits
+//   merge           merges what they connect (many workgroups)
 // then
 //   select_victims  lists the slots with the lowest ranks
-// with, before `pair` and `select_victims`, where scores are not the slots' own:
+// with, before `pair`, `list_light` and `select_victims`, where scores are not the slots' own:
 //   rate            each candidate's own score (many workgroups), or rate_keys
 //   pool            the scores of its neighbours (many workgroups)
 //   share           the mean over the heads (many workgroups)
@@ -67,6 +73,8 @@ struct Params {
 @group(0) @binding(11) var<storage, read_write> marks: array<atomic<u32>>;
 // (kvHeads, COUNTERS)
 @group(0) @binding(12) var<storage, read_write> counters: array<atomic<u32>>;
+// (sequences, heads, 3 headDim + 1)
+@group(0) @binding(13) var<storage, read> statistics: array<f32>;
 
 const THREADS = 256u;
 
@@ -253,6 +261,8 @@ fn merge(
     var merged = Merged(0u, 0u, 0.0);
     if (MERGE == MERGE_COSINE) {
       merged.count = blend_slots(thread, slot_of(stays), first);
+    } else if (MERGE == MERGE_SEGMENTS) {
+      merged.count = merge_segment(thread, slot_of(stays), first);
     } else {
       merged = merge_slots(thread, slot_of(stays), first);
     }
@@ -276,13 +286,9 @@ fn merge(
 // Leaves of the listed candidates those that do not stay by their scores alone,
 // with their ranks as keys.
 fn contest(thread: u32, evictable: u32, victims: u32) {
-  let contested = evictable - first_stage(evictable - victims);
-  let last = select_rank(thread, FLAG_LISTED, contested);
+  keep_lowest(thread, evictable - first_stage(evictable - victims));
   for (var c = thread; c < params.candidates; c += THREADS) {
-    let is_contested =
-      work[work_at(WORK_FLAGS, c)] == FLAG_LISTED && is_within(c, last);
-    work[work_at(WORK_FLAGS, c)] = select(0u, FLAG_LISTED, is_contested);
-    if (is_contested) {
+    if (work[work_at(WORK_FLAGS, c)] == FLAG_LISTED) {
       let slot = slot_of(c);
       work[work_at(WORK_KEY, c)] = ordered(rank_of(score_of(c), slot));
     }
@@ -301,18 +307,7 @@ fn select_victims(
     return;
   }
   let excess = count_excess(thread);
-  var evictable = 0u;
-  for (var c = thread; c < params.candidates; c += THREADS) {
-    var flags = 0u;
-    if (is_held(c) && may_go(c)) {
-      flags = FLAG_LISTED;
-      evictable += 1u;
-      work[work_at(WORK_KEY, c)] = ordered(score_of(c));
-    }
-    work[work_at(WORK_FLAGS, c)] = flags;
-  }
-  evictable = sum_words(thread, evictable);
-  storageBarrier();
+  let evictable = list_evictable(thread);
   let victims = min(excess, evictable);
   if (COUNT_VALUES && victims > 0u) {
     contest(thread, evictable, victims);

@@ -45,6 +45,8 @@ struct Params {
 @group(0) @binding(11) var<storage, read_write> ratings: array<f32>;
 // (rows, kvHeads, PAIR_HEADER + 3 * maxCapacity): see `lib/pair_step.wgsl`
 @group(0) @binding(12) var<storage, read_write> pairs: array<u32>;
+// (sequences, heads, 3 headDim + 1)
+@group(0) @binding(13) var<storage, read> statistics: array<f32>;
 
 const THREADS = 256u;
 
@@ -386,15 +388,22 @@ fn attend_and_score(thread: u32) {
   }
   for (var i = thread; i < own_high; i += THREADS) {
     let slot = own_offset + i;
-    if (OBSERVE && tokens_of(slot) != 0u) {
+    if (tokens_of(slot) == 0u) {
+      continue;
+    }
+    if (OBSERVE) {
       observe_slot(own_row, own_kv_head, slot, i);
-      if (RATED && SCORE != SCORE_KEY_DISTANCE) {
-        set_rating(i, plain_score(slot));
-      }
+    }
+    if (RATED) {
+      set_rating(i, plain_score(slot));
     }
   }
-  if (SCORE == SCORE_KEY_DISTANCE && MERGE != MERGE_NEVER) {
-    rate_by_key(thread);
+  if (MERGE != MERGE_NEVER) {
+    if (SCORE == SCORE_KEY_DISTANCE) {
+      rate_by_key(thread);
+    } else if (SCORE == SCORE_EXPECTED) {
+      rate_by_expectation(thread, sequence_of(own_row), own_kv_head);
+    }
   }
 }
 
@@ -427,9 +436,19 @@ fn evict(thread: u32) {
     return;
   }
   if (MERGE != MERGE_NEVER && live > budget) {
-    let victim = choose_victim(thread);
+    var pair = vec2(NO_SLOT);
+    if (MERGE == MERGE_SEGMENTS) {
+      pair = closest_link(thread);
+    }
+    var victim = pair.y;
+    if (victim == NO_SLOT) {
+      victim = choose_victim(thread);
+    }
     if (victim != NO_SLOT) {
       var merged = Merged(0u, 0u, 0.0);
+      if (MERGE == MERGE_SEGMENTS && pair.y != NO_SLOT) {
+        merged.count = merge_segment(thread, pair.x, victim);
+      }
       if (MERGE == MERGE_VOTES) {
         let chosen = nearest(thread, victim, offset, high);
         if (chosen.slot != NO_SLOT && -chosen.key > THRESHOLD) {

@@ -93,23 +93,9 @@ fn is_needed(row: u32) -> bool {
   return is_forwarded(row);
 }
 
-// Turns a pair by the angle of `position`: the product of the rotations of its
-// three base-256 digits.
+// Turns a pair by the angle of `position`.
 fn rotate(pair: vec2<f32>, index: u32, position: u32) -> vec2<f32> {
-  let half = HEAD_DIM / 2u;
-  var angle = rope[(position & 255u) * half + index];
-  for (var level = 1u; level < 3u; level++) {
-    let digit = (position >> (8u * level)) & 255u;
-    let next = rope[(level * 256u + digit) * half + index];
-    angle = vec2(
-      angle.x * next.x - angle.y * next.y,
-      angle.y * next.x + angle.x * next.y,
-    );
-  }
-  return vec2(
-    pair.x * angle.x - pair.y * angle.y,
-    pair.y * angle.x + pair.x * angle.y,
-  );
+  return turn(pair, angle_at(index, position));
 }
 
 // Index in the cache that a row's token takes, staged rows included.

@@ -23,6 +23,7 @@ enum HeadWord {
   kHeadDroppedTokens = 9,
   kHeadGuarded = 10,
   kHeadDivergence = 11,
+  kHeadThreshold = 12,
   kHeadWords = 16
 };
 

@@ -120,6 +120,10 @@ Needs value_norms_needs(const skv_value_norms_args &args,
                         uint32_t multiprocessors);
 cudaError_t launch_value_norms(const skv_value_norms_args &args,
                                const Launch &launch);
+Needs query_statistics_needs(const skv_query_statistics_args &args,
+                             uint32_t multiprocessors);
+cudaError_t launch_query_statistics(const skv_query_statistics_args &args,
+                                    const Launch &launch);
 Needs merge_attend_needs(const skv_merge_attend_args &args,
                          uint32_t multiprocessors);
 cudaError_t launch_merge_attend(const skv_merge_attend_args &args,

@@ -171,6 +171,7 @@ int32_t capture(skv_program *program) {
 SKV_KERNEL_CALL(embed, skv_embed_args)
 SKV_KERNEL_CALL(qkv_rope_append, skv_qkv_rope_append_args)
 SKV_KERNEL_CALL(value_norms, skv_value_norms_args)
+SKV_KERNEL_CALL(query_statistics, skv_query_statistics_args)
 SKV_KERNEL_CALL(merge_attend, skv_merge_attend_args)
 SKV_KERNEL_CALL(prefill_attend, skv_chunk_args)
 SKV_KERNEL_CALL(observe, skv_chunk_args)

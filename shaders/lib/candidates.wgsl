@@ -18,7 +18,7 @@ const WORK_TARGETS = 8u;
 
 const FLAG_LISTED = 1u;
 const FLAG_TARGET = 2u;
-// An end of a pair.
+// An end of a pair, or the first of a segment.
 const FLAG_TAKEN = 4u;
 // The proposer of a pair.
 const FLAG_ACCEPTED = 8u;
@@ -119,6 +119,34 @@ fn make_list(thread: u32) {
 // Lists what that may be merged into.
 fn list_targets(thread: u32) {
   list_flagged(thread, FLAG_TARGET, WORK_TARGETS, COUNT_TARGETS);
+}
+
+// Lists the candidates that may go, with their scores as keys; returns how many.
+fn list_evictable(thread: u32) -> u32 {
+  var evictable = 0u;
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    var flags = 0u;
+    if (is_held(c) && may_go(c)) {
+      flags = FLAG_LISTED;
+      evictable += 1u;
+      work[work_at(WORK_KEY, c)] = ordered(score_of(c));
+    }
+    work[work_at(WORK_FLAGS, c)] = flags;
+  }
+  evictable = sum_words(thread, evictable);
+  storageBarrier();
+  return evictable;
+}
+
+// Leaves of the listed candidates the `count` with the lowest keys.
+fn keep_lowest(thread: u32, count: u32) {
+  let last = select_rank(thread, FLAG_LISTED, count);
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    let is_kept =
+      work[work_at(WORK_FLAGS, c)] == FLAG_LISTED && is_within(c, last);
+    work[work_at(WORK_FLAGS, c)] = select(0u, FLAG_LISTED, is_kept);
+  }
+  storageBarrier();
 }
 
 // What `lib/select_rank.wgsl` looks at.

@@ -111,11 +111,12 @@ fn find_partners(
   search(thread, first, proposers, select(alone, count, first < alone), scale);
 }
 
-// Leaves the parts of the distances to remembered partners in `reduce_floats`.
+// Leaves the parts of the distances of keys and of values to remembered
+// partners in `part_values`.
 fn measure_partners(thread: u32, first: u32, count: u32, scale: PairScale) {
   let threads = THREADS / PROPOSERS;
   let i = thread / threads;
-  var sum = 0.0;
+  var sum = vec2<f32>();
   if (i < count && is_settled(first + i)) {
     let a = slot_of(proposer_at(first + i));
     let b = slot_of(partner_of(proposer_at(first + i)) - 1u);
@@ -123,10 +124,10 @@ fn measure_partners(thread: u32, first: u32, count: u32, scale: PairScale) {
       let key = unpack_halves(key_word(a, p)) - unpack_halves(key_word(b, p));
       let value =
         unpack_halves(value_word(a, p)) - unpack_halves(value_word(b, p));
-      sum += scale.keys * dot(key, key) + scale.values * dot(value, value);
+      sum += vec2(scale.keys * dot(key, key), scale.values * dot(value, value));
     }
   }
-  reduce_floats[thread] = sum;
+  part_values[thread] = sum;
 }
 
 fn propose(i: u32, found: Ranked) {
@@ -136,11 +137,15 @@ fn propose(i: u32, found: Ranked) {
     if (is_settled(i)) {
       let threads = THREADS / PROPOSERS;
       let partner = partner_of(c) - 1u;
-      var distance = 0.0;
+      var sum = vec2<f32>();
       for (var t = 0u; t < threads; t++) {
-        distance += reduce_floats[i % PROPOSERS * threads + t];
+        sum += part_values[i % PROPOSERS * threads + t];
       }
-      let known = Ranked(distance, position_of(slot_of(partner)), partner);
+      let known = Ranked(
+        pair_distance(sum.x, sum.y),
+        position_of(slot_of(partner)),
+        partner,
+      );
       if (is_before(known, best)) {
         best = known;
       }

@@ -6,6 +6,8 @@
 //   slot_of(candidate)  the slot with a number
 //   is_held(candidate)  whether it holds a token
 
+// Whether squared distances of keys and values are multiplied or added.
+override PRODUCT_DISTANCE: bool = false;
 // keyWeight / √HEAD_DIM
 override KEY_WEIGHT: f32 = 0.0;
 override VALUE_WEIGHT: f32 = 0.0;
@@ -26,6 +28,11 @@ struct PairScale {
 fn pair_scale(spread: f32) -> PairScale {
   let values = select(0.0, VALUE_WEIGHT / max(spread, 1e-30), spread > 0.0);
   return PairScale(KEY_WEIGHT, values);
+}
+
+// How far slots are apart whose keys and values have these scaled distances.
+fn pair_distance(keys: f32, values: f32) -> f32 {
+  return select(keys + values, keys * (1.0 + values), PRODUCT_DISTANCE);
 }
 
 // ln of the cost of merging slots whose weights have these logarithms.

@@ -8,6 +8,7 @@ const SCORE_LAST = 4u;
 const SCORE_AGE = 5u;
 const SCORE_KEY_DISTANCE = 6u;
 const SCORE_STEP_GAIN = 7u;
+const SCORE_EXPECTED = 8u;
 override SCORE: u32 = SCORE_POSITION;
 // ln alpha and ln(1 - alpha) of the moving sum; alpha is 0 where there is none.
 override LOG_ALPHA: f32 = -1e30;
@@ -26,7 +27,7 @@ override VALUE_POWER: u32 = 1u;
 override VALUE_EPSILON: f32 = 0.0;
 override LOG_VALUE_EPSILON: f32 = -1e30;
 
-// Whether scores take more than a slot's own fields: the other keys, the
+// Whether scores take more than a slot's own fields: the keys of the head, the
 // neighbours up to a distance, the heads of the layer.
 override RATED: bool = false;
 const POOL_NONE = 0u;
@@ -43,6 +44,7 @@ const MERGE_RIGHT_NEIGHBOUR = 3u;
 const MERGE_PAIR = 4u;
 const MERGE_COSINE = 5u;
 const MERGE_NEXT_VALUES = 6u;
+const MERGE_SEGMENTS = 7u;
 override MERGE: u32 = MERGE_NEVER;
 
 // Whether slots remember the partner that they would be merged with.

@@ -3,20 +3,25 @@
 // Smallest norm that counts; the logarithm of less is of no use.
 const LEAST_NORM = 1e-30;
 
+// Whether the numbers that a score says are logarithms.
+fn is_logarithm() -> bool {
+  return SCORE == SCORE_EMA || SCORE == SCORE_EXPECTED;
+}
+
 // The sum of no scores; where they are logarithms, of what they stand for.
 fn no_scores() -> f32 {
-  return select(0.0, -1e30, SCORE == SCORE_EMA);
+  return select(0.0, -1e30, is_logarithm());
 }
 
 fn add_score(sum: f32, score: f32) -> f32 {
-  if (SCORE == SCORE_EMA) {
+  if (is_logarithm()) {
     return log_add(sum, score);
   }
   return sum + score;
 }
 
 fn mean_score(sum: f32, count: u32) -> f32 {
-  if (SCORE == SCORE_EMA) {
+  if (is_logarithm()) {
     return sum - log(f32(count));
   }
   return sum / f32(count);
@@ -28,7 +33,7 @@ fn rank_of(score: f32, slot: u32) -> f32 {
     return score;
   }
   let norm = side_float(slot, FIELD_VALUE_NORM);
-  if (SCORE == SCORE_EMA) {
+  if (is_logarithm()) {
     return log_add(score, LOG_VALUE_EPSILON) +
       f32(VALUE_POWER) * log(max(norm, LEAST_NORM));
   }

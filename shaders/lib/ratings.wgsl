@@ -1,4 +1,4 @@
-// Scores that take more than a slot's own fields: compared with other keys,
+// Scores that take more than a slot's own fields: of all keys of the head,
 // pooled over neighbours, or shared by the heads of a layer.
 
 // f32: a candidate's own score.
@@ -31,14 +31,18 @@ fn rate(
   }
 }
 
-// The same where the keys of a head are compared.
+// The same where it takes all keys of the head.
 @compute @workgroup_size(THREADS)
 fn rate_keys(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
 ) {
   if (begin(group.x)) {
-    rate_by_key(thread);
+    if (SCORE == SCORE_EXPECTED) {
+      rate_by_expectation(thread, step_words[CHUNK_SEQUENCE], kv_head);
+    } else {
+      rate_by_key(thread);
+    }
   }
 }
 

@@ -50,6 +50,18 @@ fn sum_floats(thread: u32, value: f32) -> f32 {
   return workgroupUniformLoad(&reduce_floats[0]);
 }
 
+fn max_floats(thread: u32, value: f32) -> f32 {
+  reduce_floats[thread] = value;
+  for (var width = THREADS / 2u; width > 0u; width /= 2u) {
+    workgroupBarrier();
+    if (thread < width) {
+      reduce_floats[thread] =
+        max(reduce_floats[thread], reduce_floats[thread + width]);
+    }
+  }
+  return workgroupUniformLoad(&reduce_floats[0]);
+}
+
 // The sum of `value` over this thread and those before it.
 fn prefix_sum(thread: u32, value: u32) -> u32 {
   reduce_words[thread] = value;

@@ -15,8 +15,8 @@ const WORK_PASS = 10u;
 // Candidate that takes it in, or NO_SLOT.
 const WORK_PARENT = 11u;
 
-// Finds the right neighbour of each victim: WORK_CHOICE, and the way back:
-// WORK_NEXT. A thread has a victim and goes through all candidates by tiles.
+// Finds the right neighbour of each listed candidate: WORK_CHOICE, and the way
+// back: WORK_NEXT.
 @compute @workgroup_size(THREADS)
 fn neighbours(
   @builtin(workgroup_id) group: vec3<u32>,
@@ -36,26 +36,7 @@ fn neighbours(
     mine = work[work_at(WORK_LIST, first + thread)];
     position = position_of(slot_of(mine));
   }
-  var nearest = NO_SLOT;
-  var nearest_position = 0xffffffffu;
-  for (var tile = 0u; tile < params.candidates; tile += THREADS) {
-    let c = tile + thread;
-    // Nothing lies to the left of position 0: it stands for no candidate.
-    var there = 0u;
-    if (c < params.candidates && is_held(c)) {
-      there = position_of(slot_of(c));
-    }
-    workgroupBarrier();
-    reduce_words[thread] = there;
-    workgroupBarrier();
-    for (var k = 0u; k < THREADS; k++) {
-      let other = reduce_words[k];
-      if (other > position && other < nearest_position) {
-        nearest_position = other;
-        nearest = tile + k;
-      }
-    }
-  }
+  let nearest = right_of(thread, position, params.candidates);
   if (mine != NO_SLOT) {
     work[work_at(WORK_CHOICE, mine)] = nearest;
     if (nearest != NO_SLOT) {

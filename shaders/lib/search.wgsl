@@ -95,7 +95,8 @@ fn search(thread: u32, first: u32, count: u32, targets: u32, scale: PairScale) {
           if (HEAVIER_TARGETS && !is_heavier) {
             continue;
           }
-          measure += scale.values * tile_distance(PROPOSERS + i, j);
+          let values = scale.values * tile_distance(PROPOSERS + i, j);
+          measure = pair_distance(measure, values);
           if (!BY_DISTANCE) {
             measure = pair_cost(mine, weight, measure);
           }

@@ -281,6 +281,37 @@ export const NOT_FORCED = 0xffff_ffff;
 /** ln 0 for the moving sum of a slot that nobody observed yet. */
 export const LOG_ZERO: number = -1e30;
 
+/**
+ * Where the numbers of one query head are among its own in
+ * {@link CacheLayer.statistics}, in floats.
+ */
+export interface QueryStatisticsLayout {
+  /** `(headDim)`: mean of the unrotated queries. */
+  readonly mean: number;
+  /** `(headDim / 2)`: mean squared distance from it, per RoPE pair. */
+  readonly scatter: number;
+  /** `(headDim)`: mean of the queries that are expected, rotated like keys. */
+  readonly future: number;
+  /** `(headDim / 2)`: their variance per element, per RoPE pair. */
+  readonly variance: number;
+  /** Queries that were counted; a float holds {@link StateWord.position}s. */
+  readonly count: number;
+  /** Floats in all. */
+  readonly length: number;
+}
+
+/** Works out {@link QueryStatisticsLayout} for heads of a width. */
+export function queryStatisticsLayout(headDim: number): QueryStatisticsLayout {
+  return {
+    mean: 0,
+    scatter: headDim,
+    future: 3 * headDim / 2,
+    variance: 5 * headDim / 2,
+    count: 3 * headDim,
+    length: 3 * headDim + 1,
+  };
+}
+
 /** Slots of one layer: the cache proper, or the staged rows of a chunk. */
 export interface Slots<T> {
   /** `(total, headDim)` half: keys, rotated. */
@@ -354,6 +385,11 @@ export interface CacheLayer<T> {
   readonly stageRows: number;
   /** `(layers, sequences, kvHeads, HeadWord.count)` u32. */
   readonly table: T;
+  /**
+   * `(sequences, heads, QueryStatisticsLayout.length)` f32, for policies whose
+   * score is `expected`: what is known of the layer's queries.
+   */
+  readonly statistics?: T;
 }
 
 /** What every kernel works on. */
@@ -422,6 +458,17 @@ export interface ValueNorms<T, M> extends StepArgs<T> {
   readonly weight?: M;
   /** The layer's cache. */
   readonly cache: CacheLayer<T>;
+}
+
+/** Arguments of {@link Kernels.queryStatistics}. */
+export interface QueryStatistics<T> extends AttentionArgs<T> {
+  /** `(3, 256, headDim / 2, 2)` f32: see `src/model/rope.ts`. */
+  readonly rope: T;
+  /**
+   * `(headDim / 2, 2)` f32: mean of the rotations by the next positions; see
+   * `meanRotation` of `src/model/rope.ts`.
+   */
+  readonly ahead: T;
 }
 
 /** Arguments of {@link Kernels.mergeAttend}. */
@@ -529,6 +576,11 @@ export interface Kernels<T = DeviceBuffer, M = DeviceMatrix> {
   qkvRopeAppend(args: QkvRopeAppend<T, M>): void;
   /** Writes the norms of the values that {@link qkvRopeAppend} appended. */
   valueNorms(args: ValueNorms<T, M>): void;
+  /**
+   * Adds the queries of the rows to the statistics of their heads, and works
+   * out what queries are expected after the last row.
+   */
+  queryStatistics(args: QueryStatistics<T>): void;
   /**
    * Decode attention over voted slots. Then, per KV head: updates scores,
    * and where the head is over budget picks a victim and merges or drops it.

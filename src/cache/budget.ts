@@ -4,6 +4,8 @@
  * @module
  */
 import type { ModelSizes } from "../backends/backend.ts";
+import type { HeadLosses } from "../policies/allocations/head_losses.ts";
+import { lossSlots } from "../policies/allocations/loss_slots.ts";
 import type { Policy } from "../policies/parts.ts";
 import { cacheBytes } from "./layout.ts";
 import { roundToTotal, shareSlots } from "./share_slots.ts";
@@ -47,16 +49,55 @@ export function resolveBudget(
   if (
     typeof policy.budget === "object" && "bytes" in policy.budget
   ) return largestFitting(policy, policy.budget.bytes, options);
-  return spread(policy, meanSlots(policy, options), layers)
-    .map((budget, layer) => spreadHeads(policy, budget, { layer, sizes }));
+  const means = spread(policy, meanSlots(policy, options), layers);
+  const { heads } = policy.allocate;
+  return heads.kind === "losses"
+    ? spreadByLosses(policy, means[0]!, { losses: heads.losses, ...options })
+    : means.map((mean, layer) => spreadHeads(policy, mean, { layer, sizes }));
+}
+
+/** Budgets of the heads of all layers, which hold `mean` on average. */
+function spreadByLosses(
+  policy: Policy,
+  mean: HeadBudget,
+  { losses, layers, sizes: { kvHeads } }: BudgetOptions & {
+    losses: HeadLosses;
+  },
+): HeadBudget[][] {
+  const [first] = losses.loss;
+  if (losses.loss.length !== layers || first?.length !== kvHeads) {
+    throw new RangeError(
+      `Cannot spread the budget over ${layers} layers of ${kvHeads} heads: allocate.heads.losses has ${losses.loss.length} layers of ${
+        first?.length ?? 0
+      }: expected those of the same model`,
+    );
+  }
+  return lossSlots(losses, {
+    budget: mean.slots,
+    minimum: leastSlots(policy, mean),
+  }).map((layer) => layer.map((slots) => withSlots(mean, slots)));
+}
+
+/** The least that a head may have. */
+function leastSlots(
+  { select, merge }: Policy,
+  { recent }: Pick<HeadBudget, "recent">,
+): number {
+  return merge.kind === "never" ? 1 : select.sinks + recent + 1;
+}
+
+/** The same budget with other slots. */
+function withSlots(budget: HeadBudget, slots: number): HeadBudget {
+  return { ...budget, slots, capacity: slots + budget.capacity - budget.slots };
 }
 
 /** Budgets of the heads of a layer, which hold `mean` on average. */
 function spreadHeads(
-  { allocate: { heads: allocation }, select, merge }: Policy,
+  policy: Policy,
   mean: HeadBudget,
   { layer, sizes: { kvHeads } }: { layer: number; sizes: ModelSizes },
 ): HeadBudget[] {
+  const { heads: allocation } = policy.allocate;
   // Adaptive heads begin alike: the first chunk of a text decides.
   if (allocation.kind !== "shares") {
     return Array.from({ length: kvHeads }, () => mean);
@@ -67,15 +108,10 @@ function spreadHeads(
       `Cannot spread the budget of layer ${layer} over its heads: allocate.heads.shares has ${shares.length} for it: expected ${kvHeads}`,
     );
   }
-  const protectedSlots = select.sinks + mean.recent;
   return shareSlots(mean.slots * kvHeads, {
     shares,
-    minimum: merge.kind === "never" ? 1 : protectedSlots + 1,
-  }).map((slots) => ({
-    ...mean,
-    slots,
-    capacity: slots + mean.capacity - mean.slots,
-  }));
+    minimum: leastSlots(policy, mean),
+  }).map((slots) => withSlots(mean, slots));
 }
 
 /** Slots per head, averaged over the layers. */
@@ -129,15 +165,18 @@ function spread(policy: Policy, mean: number, layers: number): HeadBudget[] {
   });
   const total = mean * layers;
   const sum = rest.reduce((a, b) => a + b, 0);
-  const recent = "slots" in select.recent ? select.recent.slots : Math.max(
-    1,
-    Math.round(select.recent.ratio / sum * total) -
-      (select.recent.countsSinks ? select.sinks : 0),
+  const recent = "slots" in select.recent ? select.recent.slots : Math.min(
+    select.recent.atMost ?? Infinity,
+    Math.max(
+      1,
+      Math.round(select.recent.ratio / sum * total) -
+        (select.recent.countsSinks ? select.sinks : 0),
+    ),
   );
   const slots = allocation.kind === "shares"
     ? shareSlots(total, {
       shares: layerShares(allocation.shares, layers),
-      minimum: merge.kind === "never" ? 1 : select.sinks + recent + 1,
+      minimum: leastSlots(policy, { recent }),
     })
     : roundToTotal(rest.map((r) => r / sum * total), total);
   return slots.map((slots, layer) => {

@@ -6,7 +6,12 @@
  *
  * @module
  */
-import { HeadWord, type ModelSizes, SlotField } from "../backends/backend.ts";
+import {
+  HeadWord,
+  type ModelSizes,
+  queryStatisticsLayout,
+  SlotField,
+} from "../backends/backend.ts";
 import type { Policy } from "../policies/parts.ts";
 import type { HeadBudget } from "./budget.ts";
 
@@ -38,6 +43,16 @@ export function sideFields(policy: Policy, sizes: ModelSizes): number {
     (remembersPartners(policy) ? 1 : 0);
 }
 
+/** Floats of a layer's query statistics; 0 where the policy needs none. */
+export function statisticsLength(
+  { score }: Policy,
+  { sizes, sequences }: Pick<LayoutOptions, "sizes" | "sequences">,
+): number {
+  if (score.kind !== "expected") return 0;
+  const { length } = queryStatisticsLayout(sizes.headDim);
+  return sequences * sizes.heads * length;
+}
+
 /** Slots of one layer over all sequences and heads. */
 export function layerSlots(
   budgets: readonly HeadBudget[],
@@ -54,7 +69,10 @@ export function slotBytes(
   return 2 * sizes.headDim * halfBytes + 4 * sideFields(policy, sizes);
 }
 
-/** Bytes that a cache with these budgets takes: slots, stage and head table. */
+/**
+ * Bytes that a cache with these budgets takes: slots, stage, head table and
+ * query statistics.
+ */
 export function cacheBytes(
   budgets: readonly (readonly HeadBudget[])[],
   policy: Policy,
@@ -66,7 +84,8 @@ export function cacheBytes(
     stageRows * sizes.kvHeads,
   );
   const heads = budgets.length * sequences * sizes.kvHeads;
-  return slots * slotBytes(policy, options) + heads * HeadWord.count * 4;
+  return slots * slotBytes(policy, options) + heads * HeadWord.count * 4 +
+    budgets.length * statisticsLength(policy, options) * 4;
 }
 
 /**

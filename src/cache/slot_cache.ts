@@ -19,11 +19,17 @@ import {
   type HeadBudget,
   resolveBudget,
 } from "./budget.ts";
-import { initialTable, layerSlots, sideFields, voteLanes } from "./layout.ts";
+import {
+  initialTable,
+  layerSlots,
+  sideFields,
+  statisticsLength,
+  voteLanes,
+} from "./layout.ts";
 
 /** What a cache has done and what it holds. Slots are averaged over heads. */
 export interface CacheStats {
-  /** Bytes that the device holds for slots, stage and head table. */
+  /** Bytes that the device holds: slots, stage, head table, statistics. */
   readonly bytes: number;
   /** Mean budget in slots per KV head and layer. */
   readonly budgetSlots: number;
@@ -84,6 +90,7 @@ export class SlotCache implements Disposable {
       const table = initialTable(this.budgets, sequences);
       this.#table = this.#allocate("head table", "u32", table.length);
       const stage = slots("stage", stageRows * sizes.kvHeads);
+      const statistics = statisticsLength(policy, options);
       this.layers = this.budgets.map((heads, layer) => ({
         layer,
         sequences,
@@ -93,6 +100,13 @@ export class SlotCache implements Disposable {
         stage,
         stageRows,
         table: this.#table,
+        ...(statistics > 0 && {
+          statistics: this.#allocate(
+            `layer ${layer} query statistics`,
+            "f32",
+            statistics,
+          ),
+        }),
       }));
     } catch (error) {
       this[Symbol.dispose]();
@@ -121,17 +135,20 @@ export class SlotCache implements Disposable {
     return Math.min(...this.budgets.flat().map(({ capacity }) => capacity));
   }
 
-  /** Frees all slots of all sequences. */
+  /** Frees all slots of all sequences, and forgets their queries. */
   reset(): void {
     this.#backend.write(
       this.#table,
       initialTable(this.budgets, this.#sequences),
     );
-    for (const { slots, lanes } of this.layers) {
+    for (const { slots, lanes, statistics } of this.layers) {
       const side = new Float32Array(slots.side.length);
       const [from, to] = [SlotField.bias, SlotField.bias + lanes];
       side.fill(FREE_BIAS, from * slots.total, to * slots.total);
       this.#backend.write(slots.side, side);
+      if (statistics !== undefined) {
+        this.#backend.write(statistics, new Float32Array(statistics.length));
+      }
     }
   }
 

@@ -62,8 +62,8 @@ function words<T extends string>(
   });
 }
 
-/** A flag of {@linkcode several} numbers; the plan checks their range. */
-function numbers(
+/** A flag of {@linkcode several} numbers; whoever uses them checks their range. */
+export function numbers(
   value: string,
   help: string,
 ): Flag<readonly number[] | undefined> {

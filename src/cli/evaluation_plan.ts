@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { dirname, resolve } from "@std/path";
 import {
   EvaluationFormatError,
   parseJsonAt,
@@ -11,6 +12,7 @@ import { type EvaluationPlan, parsePlan } from "../evaluate/plan.ts";
 import { policies as registry } from "../policies/registry.ts";
 import type { PlanValues, TASKS } from "./evaluation_flags.ts";
 import { UsageError } from "./flags.ts";
+import { readLosses } from "./losses_file.ts";
 
 /**
  * The plan that the flags describe: that of `--plan`, where it is given, with
@@ -18,6 +20,7 @@ import { UsageError } from "./flags.ts";
  *
  * @throws {UsageError} If a flag is out of range, or cannot change a plan.
  * @throws {EvaluationFormatError} If the file of `--plan` is damaged.
+ * @throws {Error} If a file of losses that it names is missing or damaged.
  */
 export async function planOf(values: PlanValues): Promise<EvaluationPlan> {
   const { plan: file } = values;
@@ -29,7 +32,8 @@ export async function planOf(values: PlanValues): Promise<EvaluationPlan> {
     }
     const at = { file, place: "the plan" };
     const plan = parseJsonAt(await readPlan(file), at);
-    return parsePlan(JSON.stringify(changePlan(plan, values)), file);
+    const own = await withLosses(plan, dirname(file));
+    return parsePlan(JSON.stringify(changePlan(own, values)), file);
   }
   const plan = {
     policies: Object.keys(registry).map((policy) => ({ policy })),
@@ -45,6 +49,22 @@ export async function planOf(values: PlanValues): Promise<EvaluationPlan> {
     if (!(cause instanceof EvaluationFormatError)) throw cause;
     throw new UsageError(cause.message);
   }
+}
+
+/** Puts in place of `options.losses`, a path from the plan, what the file says. */
+async function withLosses(plan: unknown, folder: string): Promise<unknown> {
+  const { policies } = (plan ?? {}) as { policies?: unknown };
+  if (!Array.isArray(policies)) return plan;
+  const entries = policies.map(async (entry) => {
+    const losses: unknown = entry?.options?.losses;
+    if (typeof losses !== "string") return entry;
+    const options = {
+      ...entry.options,
+      losses: await readLosses(resolve(folder, losses)),
+    };
+    return { ...entry, options };
+  });
+  return { ...plan as object, policies: await Promise.all(entries) };
 }
 
 /** The fields that flags give, over those of a plan in JSON. */

@@ -16,11 +16,12 @@ export async function loadGenerator(
   { signal, quiet }: { signal: AbortSignal; quiet: boolean },
 ): Promise<Generator> {
   const folder = await modelFolderOf(values);
+  const cache = await policyOf(values);
   const progress = new Progress("Loading", { enabled: !quiet });
   let generator: Generator;
   try {
     generator = await Generator.load(folder, {
-      cache: policyOf(values),
+      cache,
       backend: values.backend ?? "auto",
       // The files are read twice: once to check them, once to upload them.
       onProgress: ({ stage, bytes, totalBytes }) =>

@@ -7,6 +7,7 @@ import type { BackendName } from "../backends/backend.ts";
 import type { ChatOptions } from "../generate/options.ts";
 import type { Budget, Policy } from "../policies/parts.ts";
 import { createPolicy, policies } from "../policies/registry.ts";
+import { steady } from "../policies/steady.ts";
 import { BUDGET_FORMS, parseBudget } from "../policies/parse_budget.ts";
 import {
   choice,
@@ -19,6 +20,7 @@ import {
   type Values,
   whole,
 } from "./flags.ts";
+import { readLosses } from "./losses_file.ts";
 
 /** Model that is used where there is no `--model`, seen from this repository. */
 export const DEFAULT_MODEL = "examples/models/docs-7m";
@@ -42,6 +44,11 @@ export const modelFlags = {
     expected: BUDGET_FORMS,
     parse: parseBudget,
   }),
+  losses: text(
+    "FILE",
+    "Spread the budget of the policy steady over the heads by this file of " +
+      "deno task calibrate (default: evenly)",
+  ),
   chunk: whole("TOKENS", {
     help: "Tokens of the prompt read at a time (default: 256)",
     from: 1,
@@ -105,20 +112,30 @@ export const quietFlag = {
 /**
  * Policy that the flags describe.
  *
- * @throws {UsageError} If the flags ask for two schedules.
+ * @throws {UsageError} If the flags ask for two schedules, or for losses with
+ * a policy that takes none.
+ * @throws {Error} If the file of `--losses` is missing or damaged.
  */
-export function policyOf(
-  { policy: name = "keepkv", budget, chunk, whole: longest }: Values<
+export async function policyOf(
+  { policy: name = "keepkv", budget, losses, chunk, whole: longest }: Values<
     typeof modelFlags
   >,
-): Policy {
+): Promise<Policy> {
+  if (losses !== undefined && name !== "steady") {
+    throw new UsageError(
+      `Cannot use --losses with --policy ${name}: expected --policy steady`,
+    );
+  }
   if (chunk !== undefined && longest !== undefined) {
     throw new UsageError(
       "Cannot read a prompt in chunks and whole: expected --chunk or --whole",
     );
   }
   const share = name === "full" ? 1 : 0.25;
-  const policy = createPolicy(name, budget ?? { ratio: share });
+  const own = createPolicy(name, budget ?? { ratio: share });
+  const policy = losses === undefined
+    ? own
+    : steady({ budget: own.budget, losses: await readLosses(losses) });
   if (longest !== undefined) {
     return { ...policy, schedule: { kind: "whole", longest } };
   }
@@ -149,7 +166,7 @@ export function generationOf(
  * @throws {UsageError} If none is given and the default one is not there.
  */
 export async function modelFolderOf(
-  { model }: Values<typeof modelFlags>,
+  { model }: Pick<Values<typeof modelFlags>, "model">,
 ): Promise<string> {
   if (model !== undefined) return model;
   try {

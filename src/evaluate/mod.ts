@@ -48,6 +48,8 @@ export {
 } from "./documents.ts";
 export { forcedLogits } from "./forced_logits.ts";
 export { EvaluationFormatError } from "./format_error.ts";
+export { type HeadLossesOptions, measureHeadLosses } from "./head_losses.ts";
+export type { HeadLosses } from "../policies/allocations/head_losses.ts";
 export type { LiveSlot } from "./live_slots.ts";
 export {
   type CacheMemory,

@@ -24,6 +24,7 @@ import { forward } from "../model/forward.ts";
 import {
   inverseFrequencies,
   MAX_POSITION,
+  meanRotation,
   ropeLength,
   ropeTable,
 } from "../model/rope.ts";
@@ -285,7 +286,7 @@ export class Engine implements Disposable {
 
   /** Makes the rope table fit a text of `length` tokens. */
   #updateRope(length: number): void {
-    const { config, backend } = this.#options;
+    const { config, backend, policy: { score } } = this.#options;
     if (length > MAX_POSITION) {
       throw new RangeError(
         `Cannot go on at position ${length}: expected at most ${MAX_POSITION}`,
@@ -298,7 +299,11 @@ export class Engine implements Disposable {
       config.sizes.headDim,
       wanted,
     );
-    backend.write(this.#buffers.rope, ropeTable(inverse, scale));
+    const { rope, ahead } = this.#buffers;
+    backend.write(rope, ropeTable(inverse, scale));
+    if (ahead !== undefined && score.kind === "expected") {
+      backend.write(ahead, meanRotation(inverse, score.horizon));
+    }
     this.#ropeLength = wanted;
   }
 
@@ -315,11 +320,12 @@ export class Engine implements Disposable {
 
   #recordForward(kernels: Kernels, step: Step<DeviceBuffer>): void {
     const { weights, config, policy } = this.#options;
-    const { rope, activations, seen } = this.#buffers;
+    const { rope, ahead, activations, seen } = this.#buffers;
     forward(kernels, {
       weights,
       sizes: config.sizes,
       rope,
+      ...(ahead && { ahead }),
       layers: this.cache.layers,
       policy,
       step,

@@ -37,6 +37,8 @@ export class WorkingBuffers implements Disposable {
   readonly activations: Activations;
   /** `(3, 256, headDim / 2, 2)` f32: rotations by position. */
   readonly rope: DeviceBuffer;
+  /** `(headDim / 2, 2)` f32, where the policy expects queries. */
+  readonly ahead?: DeviceBuffer;
   /** `(sequences, StateWord.count)` u32. */
   readonly state: DeviceBuffer;
   /** `(ChunkWord.count)` u32. */
@@ -84,6 +86,9 @@ export class WorkingBuffers implements Disposable {
         ffn: f32("ffn", rows * sizes.ffn),
       };
       this.rope = f32("rope", 3 * 256 * sizes.headDim);
+      if (policy.score.kind === "expected") {
+        this.ahead = f32("mean rotation ahead", sizes.headDim);
+      }
       this.state = u32("state", sequences * StateWord.count);
       this.chunk = u32("chunk", ChunkWord.count);
       this.prompt = u32("prompt ids", promptRows);

@@ -35,6 +35,8 @@ export interface ForwardPass {
   readonly sizes: ModelSizes;
   /** `(3, 256, headDim / 2, 2)` f32: see `rope.ts`. */
   readonly rope: DeviceBuffer;
+  /** `(headDim / 2, 2)` f32, where queries are expected: see `meanRotation`. */
+  readonly ahead?: DeviceBuffer;
   readonly layers: readonly CacheLayer<DeviceBuffer>[];
   readonly policy: Policy;
   readonly step: Step<DeviceBuffer>;
@@ -45,7 +47,7 @@ export interface ForwardPass {
 
 /** Takes the tokens of a step through all layers. */
 export function forward(kernels: Kernels, pass: ForwardPass): void {
-  const { weights, sizes, rope, policy, step, activations } = pass;
+  const { weights, sizes, rope, ahead, policy, step, activations } = pass;
   const { hidden, queries, attention, logSums, ffn } = activations;
   const sinks = activations.sinkQueries === undefined
     ? {}
@@ -83,6 +85,9 @@ export function forward(kernels: Kernels, pass: ForwardPass): void {
       });
     }
     const attend = { queries, ...sinks, cache, step, sizes, policy };
+    if (ahead !== undefined) {
+      kernels.queryStatistics({ rope, ahead, ...attend });
+    }
     if (step.kind === "decode") {
       kernels.mergeAttend({ output: attention, ...attend });
     } else {

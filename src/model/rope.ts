@@ -89,6 +89,27 @@ export function ropeTable(inverse: Float32Array, scale: number): Float32Array {
   return table;
 }
 
+/**
+ * The mean of the rotations by `1 .. horizon` positions as `(headDim / 2, 2)`
+ * real and imaginary parts: `(1/h) Σ exp(i j f) = exp(i f (h + 1) / 2) ·
+ * sin(h f / 2) / (h sin(f / 2))` for the frequency `f` of a pair. Without the
+ * table's `scale`.
+ */
+export function meanRotation(
+  inverse: Float32Array,
+  horizon: number,
+): Float32Array {
+  return Float32Array.from(
+    [...inverse].flatMap((frequency) => {
+      const half = frequency / 2;
+      const spread = horizon * Math.sin(half);
+      const length = spread === 0 ? 1 : Math.sin(horizon * half) / spread;
+      const angle = half * (horizon + 1);
+      return [length * Math.cos(angle), length * Math.sin(angle)];
+    }),
+  );
+}
+
 /** `theta^(-2i / headDim)`, every step in f32. */
 function powers(theta: number, headDim: number): Float32Array {
   return wavelengths(theta, headDim).map((power) => 1 / power);

@@ -34,6 +34,7 @@ const score: KindsOf<Score> = {
   last: true,
   age: true,
   keyDistance: true,
+  expected: true,
   stepGain: true,
   ema: true,
 };
@@ -49,6 +50,7 @@ const heads: KindsOf<HeadAllocation> = {
   uniform: true,
   adaptive: true,
   shares: true,
+  losses: true,
 };
 const merge: KindsOf<Merge> = {
   drop: true,
@@ -58,6 +60,7 @@ const merge: KindsOf<Merge> = {
   cosine: true,
   rightNeighbour: true,
   nextValues: true,
+  segments: true,
 };
 const precision: KindsOf<Precision> = { half: true };
 const schedule: KindsOf<Schedule> = { streaming: true, whole: true };

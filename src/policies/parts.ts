@@ -9,6 +9,8 @@
  * @module
  */
 
+import type { HeadLosses } from "./allocations/head_losses.ts";
+
 /**
  * How much the cache may hold.
  *
@@ -66,6 +68,28 @@ export type Score =
    * the slots of the head. No row is needed (KeyDiff).
    */
   | { readonly kind: "keyDistance" }
+  /**
+   * The attention that queries of the next `horizon` positions are expected to
+   * give it, if queries are as they were so far (ExpectedAttention). No row is
+   * needed: for each query head, the mean `μ` and the scatter of its unrotated
+   * queries are kept beside the slots. Rotated by the mean `R̄` of the
+   * rotations by the next positions they give
+   *
+   * `softmax(μ̄·k/√d + kᵀ Σ̄ k / (2d) + ln votes)`, `μ̄ = R̄ μ`, `Σ̄ = R̄ Σ R̄ᵀ`,
+   *
+   * over the slots that are no sinks; the score is the logarithm of its mean
+   * over the query heads of the group.
+   *
+   * `Σ` is not the covariance itself, which would take `d²` numbers per query
+   * head, but the nearest matrix that is a multiple of the identity on each
+   * RoPE pair: `σ² = E‖q − μ‖² / 2` of the pair. A rotation of the pair leaves
+   * such a block as it is, so `kᵀ Σ̄ k = Σ |R̄|² σ² ‖k‖²` over the pairs.
+   */
+  | {
+    readonly kind: "expected";
+    /** Positions after the newest one that queries are expected at. */
+    readonly horizon: number;
+  }
   /**
    * Bias-corrected exponential moving average of its score (KeepKV, eq. 8):
    * `S ← alpha · S + (1 − alpha) · s`, `ŝ = S / (1 − alphaⁿ)`.
@@ -154,6 +178,13 @@ export type HeadAllocation =
     readonly shares: readonly (readonly number[])[];
   }
   /**
+   * So that the sum of the measured losses of all heads of all layers is small:
+   * see `lossSlots`. The budget is that of all layers together, so
+   * `layers` has nothing to say; every head gets its sinks, its recent tokens
+   * and one slot more at least.
+   */
+  | { readonly kind: "losses"; readonly losses: HeadLosses }
+  /**
    * By the scores of the first chunk of a text (Ada-KV, arXiv 2407.11550,
    * algorithm 1 with its safeguard). Of all evictable rows of the layer's
    * heads, `cₕ` of head `h` are among the `Σ F` with the highest scores, `F`
@@ -193,10 +224,15 @@ export interface Select {
   readonly sinkPositions: "text" | "cache";
   /**
    * Newest tokens that are never evicted: a share of the budget, or slots.
-   * Where the share `countsSinks`, the sinks are taken from it.
+   * Where the share `countsSinks`, the sinks are taken from it; it is `atMost`
+   * so many slots.
    */
   readonly recent:
-    | { readonly ratio: number; readonly countsSinks?: boolean }
+    | {
+      readonly ratio: number;
+      readonly countsSinks?: boolean;
+      readonly atMost?: number;
+    }
     | { readonly slots: number };
   /** How scores are spread over neighbours when a chunk is compressed. */
   readonly pool: Pool;
@@ -245,17 +281,27 @@ export type Merge =
    * No slot is singled out: of all pairs of slots that may go, the one whose
    * merge costs least is merged (Ward, 1963, "Hierarchical Grouping to
    * Optimize an Objective Function"). With the weights `w = votes · ŝ` of the
-   * merge itself, the cost is what the merge adds to the weighted squared
-   * distance of all members from their slots:
-   *
-   * `wₐ w_b / (wₐ + w_b) · (keyWeight · ‖kₐ − k_b‖² / √d + valueWeight · ‖vₐ − v_b‖² / var)`
-   *
-   * where `var` is the mean squared distance of the head's values from their
-   * mean. Of the two, the one with the lower score goes.
+   * merge itself it costs `wₐ w_b / (wₐ + w_b) · D`, where `D` is how far the
+   * two are apart: see `distance`. Of the two, the one with the lower score
+   * goes.
    */
   | (
     & {
       readonly kind: "pair";
+      /**
+       * How far two slots are apart. With `K = ‖kₐ − k_b‖² / √d` and
+       * `V = ‖vₐ − v_b‖² / var`, `var` being the mean squared distance of the
+       * values of the head's slots from their mean:
+       *
+       * - `sum`: `keyWeight · K + valueWeight · V`. The cost is what the merge
+       *   adds to the weighted squared distance of all members from their
+       *   slots;
+       * - `product`: `keyWeight · K · (1 + valueWeight · V)`. A query that
+       *   tells the keys apart moves weight between the two, which changes the
+       *   output by the difference of the values; the 1 stands for the weight
+       *   itself, which moves to or from all other slots.
+       */
+      readonly distance: "sum" | "product";
       /** Weight of squared distances of keys over `√d`; 1/4 is a good start. */
       readonly keyWeight: number;
       /** Weight of squared distances of values over their variance. */
@@ -322,6 +368,23 @@ export type Merge =
     readonly rule: "sampled" | "expected";
     /** Seed of the draws, below 2^32. */
     readonly seed: number;
+  }
+  /**
+   * Slots that follow each other in the text and have similar keys become one
+   * (KVMerger). A link joins a slot with the next one if both may be evicted
+   * and neither is a heavy hitter. As many links as slots are too many, those
+   * with the highest cosines of keys, are closed, and slots that closed links
+   * connect become one: see `src/reference/segments.ts` for its key and value.
+   * Where there are too few links, the slots with the lowest scores are dropped
+   * after that.
+   */
+  | {
+    readonly kind: "segments";
+    /**
+     * Share of the budget beside sinks and recent tokens that is for the slots
+     * with the highest scores, which are not merged, in `[0, 1]`.
+     */
+    readonly heavy: number;
   };
 
 /** How keys and values are stored. */

@@ -10,10 +10,12 @@ import { corm } from "./corm.ts";
 import { criticalKV } from "./critical_kv.ts";
 import { cam } from "./cam.ts";
 import { d2o } from "./d2o.ts";
+import { expectedAttention } from "./expected_attention.ts";
 import { fullCache } from "./full_cache.ts";
 import { h2o } from "./h2o.ts";
 import { keepKV } from "./keep_kv.ts";
 import { keyDiff } from "./key_diff.ts";
+import { kvMerger } from "./kv_merger.ts";
 import type { Budget, Policy } from "./parts.ts";
 import { pyramidKV } from "./pyramid_kv.ts";
 import { snapKV } from "./snap_kv.ts";
@@ -39,10 +41,12 @@ export const policies: Readonly<Record<string, PolicyFactory>> = {
   "pyramidkv": pyramidKV,
   "tova": tova,
   "keydiff": keyDiff,
+  "expected-attention": expectedAttention,
   "corm": corm,
   "ahakv": ahaKV,
   "d2o": d2o,
   "cam": cam,
+  "kvmerger": kvMerger,
   "streaming-llm": streamingLlm,
 };
 

@@ -1,10 +1,12 @@
+import { checkHeadLosses } from "./allocations/head_losses.ts";
 import type { Policy } from "./parts.ts";
 
 /**
  * Checks the numbers of a policy, before anything is allocated for it.
  *
  * @throws {RangeError} If a number is out of range, naming the part and field.
- * @throws {TypeError} If two parts do not go together.
+ * @throws {TypeError} If two parts do not go together, or measured losses are
+ * damaged.
  */
 export function validatePolicy(policy: Policy): void {
   const { probe, score, values, allocate, select, merge, schedule } = policy;
@@ -38,6 +40,13 @@ export function validatePolicy(policy: Policy): void {
   if (score.kind === "ema") {
     check("score.alpha", score.alpha, { from: 0, below: 1 });
   }
+  if (score.kind === "expected") {
+    check("score.horizon", score.horizon, {
+      from: 1,
+      to: 2 ** 24,
+      whole: true,
+    });
+  }
   if (values.kind === "norm") {
     check("values.first", values.first, { from: 0, to: 1 });
     check("values.epsilon", values.epsilon, { from: 0, below: Infinity });
@@ -61,12 +70,17 @@ export function validatePolicy(policy: Policy): void {
       checkShares(`allocate.heads.shares[${layer}]`, shares)
     );
   }
+  if (heads.kind === "losses") {
+    checkHeadLosses(heads.losses, `policy "${policy.name}"`);
+  }
   if (heads.kind === "adaptive") {
     check("allocate.heads.floor", heads.floor, { from: 0, to: 1 });
   }
   check("select.sinks", select.sinks, { from: 0, whole: true });
   if ("ratio" in select.recent) {
     check("select.recent.ratio", select.recent.ratio, { from: 0, below: 1 });
+    const { atMost = 1 } = select.recent;
+    check("select.recent.atMost", atMost, { from: 1, whole: true });
   } else {
     check("select.recent.slots", select.recent.slots, { from: 0, whole: true });
   }
@@ -93,8 +107,15 @@ export function validatePolicy(policy: Policy): void {
     check("merge.count", merge.count, { from: 1, to: 256, whole: true });
     check("merge.seed", merge.seed, { from: 0, below: 2 ** 32, whole: true });
   }
+  if (merge.kind === "segments") {
+    check("merge.heavy", merge.heavy, { from: 0, to: 1 });
+  }
   if (merge.kind === "pair") {
-    check("merge.keyWeight", merge.keyWeight, { from: 0, to: 1e6 });
+    check("merge.keyWeight", merge.keyWeight, {
+      // Without it all products are 0.
+      ...(merge.distance === "product" ? { above: 0 } : { from: 0 }),
+      to: 1e6,
+    });
     check("merge.valueWeight", merge.valueWeight, { from: 0, to: 1e6 });
     check("merge.rounds", merge.rounds, { from: 0, to: 64, whole: true });
   }
@@ -122,7 +143,7 @@ function checkPairs(policy: Policy): void {
       score.kind === "keyDistance"
     ) {
       refuse(
-        `values of kind "norm" scale attention, score is of kind "${score.kind}": expected "accumulated", "mean", "last", "stepGain" or "ema"`,
+        `values of kind "norm" scale attention, score is of kind "${score.kind}": expected "accumulated", "mean", "last", "stepGain", "expected" or "ema"`,
       );
     }
     if (merge.kind === "rightNeighbour" && merge.rule === "exact") {
@@ -130,6 +151,13 @@ function checkPairs(policy: Policy): void {
         'values of kind "norm" do not know the norm that merge.rule "exact" leaves: expected merge.rule "convex"',
       );
     }
+  }
+  if (
+    allocate.heads.kind === "losses" && allocate.layers.kind !== "uniform"
+  ) {
+    refuse(
+      `allocate.heads "losses" spreads the budget over all layers, allocate.layers is of kind "${allocate.layers.kind}": expected kind "uniform"`,
+    );
   }
   if (allocate.heads.kind === "adaptive" && merge.kind === "never") {
     refuse(
@@ -147,9 +175,9 @@ function checkPairs(policy: Policy): void {
         `select.scope "layer" evicts the same tokens in all heads, allocate.heads is of kind "${allocate.heads.kind}": expected kind "uniform"`,
       );
     }
-    if (merge.kind === "pair") {
+    if (merge.kind === "pair" || merge.kind === "segments") {
       refuse(
-        'select.scope "layer" evicts the same tokens in all heads, merge of kind "pair" chooses them head by head: expected another kind of merge',
+        `select.scope "layer" evicts the same tokens in all heads, merge of kind "${merge.kind}" chooses them head by head: expected another kind of merge`,
       );
     }
     if (merge.kind === "votes" && merge.prefill === "mergeFirst") {

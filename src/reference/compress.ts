@@ -7,6 +7,7 @@ import {
 import { remembersPartners } from "../cache/layout.ts";
 import { allocateHeads } from "./allocate_heads.ts";
 import { blendSlots, moveThreshold } from "./blend_slots.ts";
+import { futureQueries } from "./expected_attention.ts";
 import {
   HeadView,
   keyOf,
@@ -22,14 +23,15 @@ import { passOnValue } from "./next_values.ts";
 import {
   type ChunkHead,
   mergePairs,
+  mergingRounds,
   nearestProposal,
   pairCosts,
-  pairingRounds,
   type Proposal,
 } from "./pairing.ts";
 import { valueSpread } from "./pairs.ts";
 import { forgetAllPartners } from "./partners.ts";
 import { isEvictable, queryGroup } from "./scores.ts";
+import { mergeSegments } from "./segments.ts";
 import { chooseVictims, rateLayer, type Ratings } from "./selection.ts";
 
 /**
@@ -38,7 +40,8 @@ import { chooseVictims, rateLayer, type Ratings } from "./selection.ts";
  * free slots. Adaptive heads first get their budgets: see `allocateHeads`.
  *
  * With `mergeFirst`, similar pairs are merged before anything is evicted
- * (KeepKV, table 3); where pairs are merged by cost, for some rounds. Then the
+ * (KeepKV, table 3); where pairs are merged by cost, for some rounds; where
+ * neighbours in the text are merged, segments of them. Then the
  * slots with the lowest ranks go: each is merged into the kept slot with the
  * most similar key if that is similar enough, or into the cheapest, all that
  * chose the same one together, and is dropped if there is none. Where values go to
@@ -69,6 +72,7 @@ export function compress(args: Compress<HostTensor>): void {
           ? valueSpread(slots, sizes.headDim)
           : 0,
         group: queryGroup(args, last.row, kvHead),
+        futures: futureQueries(cache, { ...last, kvHead, sizes }),
         lanes: cache.lanes,
         policy,
         sizes,
@@ -86,9 +90,10 @@ export function compress(args: Compress<HostTensor>): void {
       pool: policy.select.pool,
     });
   if (policy.allocate.heads.kind === "adaptive") allocateHeads(heads, rate());
-  for (let round = 0; round < pairingRounds(policy.merge); round++) {
+  const merge = policy.merge.kind === "segments" ? mergeSegments : mergePairs;
+  for (let round = 0; round < mergingRounds(policy.merge); round++) {
     const ratings = rate();
-    heads.forEach((head, h) => head.slots = mergePairs(head, ratings[h]!));
+    heads.forEach((head, h) => head.slots = merge(head, ratings[h]!));
   }
   const ratings = rate();
   heads.forEach((head, h) => settle(evict(head, ratings[h]!), head));

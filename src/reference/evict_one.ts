@@ -23,22 +23,24 @@ import { byCost, endsOf, nearestProposal } from "./pairing.ts";
 import { PairCosts, valueSpread } from "./pairs.ts";
 import { forgetPartners, partnerProposals } from "./partners.ts";
 import { isEvictable } from "./scores.ts";
-import { chooseVictims, type Ratings } from "./selection.ts";
+import { closestSegment, mergeSegment } from "./segments.ts";
+import { chooseVictims, type RatedHead, type Ratings } from "./selection.ts";
 
 /** What evicting a slot of a head needs. */
-export interface Eviction extends MergeContext {
+export interface Eviction extends MergeContext, RatedHead {
   readonly layer: number;
   readonly kvHead: number;
-  readonly slots: readonly Slot[];
-  readonly recent: number;
   readonly newest: number;
   readonly row: CurrentRow;
 }
 
-/** Merges the cheapest pair, or merges or drops the slot with the lowest rank. */
+/**
+ * Merges the pair that the policy takes first, or merges or drops the slot with
+ * the lowest rank.
+ */
 export function evictOne(context: Eviction, ratings: Ratings): void {
-  const { head, slots, policy, lanes } = context;
-  const pair = cheapestPair(context, ratings);
+  const { head, slots, lanes } = context;
+  const pair = choosePair(context, ratings);
   const victim = pair?.goes ??
     chooseVictims(context, { ...context, count: 1, ratings })[0];
   if (victim === undefined) return;
@@ -49,6 +51,18 @@ export function evictOne(context: Eviction, ratings: Ratings): void {
   }
   freeSlot(victim, FREE_BIAS, lanes);
   head.set("live", slots.length - 1);
+}
+
+/** The two slots that are merged, where the policy does not go by ranks. */
+function choosePair(
+  context: Eviction,
+  ratings: Ratings,
+): { stays: Slot; goes: Slot } | undefined {
+  if (context.policy.merge.kind !== "segments") {
+    return cheapestPair(context, ratings);
+  }
+  const [stays, goes] = closestSegment(context, ratings);
+  return stays && goes && { stays, goes };
 }
 
 /** The ends of the pair that costs least, if the policy merges pairs. */
@@ -108,6 +122,10 @@ function mergeOne(
     case "pair":
       if (target === undefined) return false;
       mergeSlots([target, victim], context);
+      return true;
+    case "segments":
+      if (target === undefined) return false;
+      mergeSegment([target, victim], context);
       return true;
     case "nextValues": {
       const others = slots.filter((slot) => slot !== victim);

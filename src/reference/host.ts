@@ -194,6 +194,11 @@ export function positionOf(slot: Slot): number {
   return getWord(slot, SlotField.position);
 }
 
+/** Vote bias of a slot for query head `g` of its group. */
+export function voteBias(slot: Slot, g: number, lanes: number): number {
+  return getFloat(slot, SlotField.bias + (lanes === 1 ? 0 : g));
+}
+
 /** The key of a slot, `(headDim)`, not a copy. */
 export function keyOf(slot: Slot, headDim: number): Float32Array {
   return slot.home.keys.f32.subarray(

@@ -1,15 +1,10 @@
 import type { HostTensor, MergeAttend } from "../backends/backend.ts";
 import { logSumExp } from "./arithmetic.ts";
 import { type Eviction, evictOne } from "./evict_one.ts";
-import { HeadView, liveRows } from "./host.ts";
+import { futureQueries } from "./expected_attention.ts";
+import { HeadView, liveRows, voteBias } from "./host.ts";
 import { groupRows } from "./merge_values.ts";
-import {
-  observeRow,
-  queryGroup,
-  rawLogits,
-  scoreGain,
-  voteBias,
-} from "./scores.ts";
+import { observeRow, queryGroup, rawLogits, scoreGain } from "./scores.ts";
 import { rateLayer } from "./selection.ts";
 import { addSoftmax, initSoftmax, normalizeSoftmax } from "./softmax_state.ts";
 
@@ -69,6 +64,7 @@ export function mergeAttend(args: MergeAttend<HostTensor>): void {
         kvHead,
         slots,
         recent: head.get("recent"),
+        futures: futureQueries(cache, { sequence, kvHead, sizes }),
         group,
         lanes: cache.lanes,
         policy,

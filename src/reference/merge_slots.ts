@@ -22,6 +22,7 @@ import {
   type Slot,
   tokensOf,
   valueOf,
+  voteBias,
 } from "./host.ts";
 import {
   emaCorrection,
@@ -30,7 +31,6 @@ import {
   pooledBias,
   type QueryGroup,
   rawLogits,
-  voteBias,
 } from "./scores.ts";
 
 /** What a merge needs beside its members. */

@@ -17,13 +17,9 @@ import {
   type Slot,
   tokensOf,
   valueOf,
-} from "./host.ts";
-import {
-  meanAttention,
-  type QueryGroup,
-  rawLogits,
   voteBias,
-} from "./scores.ts";
+} from "./host.ts";
+import { meanAttention, type QueryGroup, rawLogits } from "./scores.ts";
 import { byRank, type Ratings } from "./selection.ts";
 
 /** The slot with the lowest position above that of `slot`. */

@@ -14,7 +14,7 @@ import {
 } from "./merge_slots.ts";
 import { PairCosts } from "./pairs.ts";
 import { isEvictable } from "./scores.ts";
-import { byRank, type Ratings } from "./selection.ts";
+import { byRank, type RatedHead, type Ratings } from "./selection.ts";
 
 /** A slot and the one that it would be merged into. */
 export interface Proposal {
@@ -25,20 +25,21 @@ export interface Proposal {
 }
 
 /** A head whose live slots and staged rows are compressed. */
-export interface ChunkHead extends MergeContext {
+export interface ChunkHead extends MergeContext, RatedHead {
   /** The candidates: live slots, then staged rows. */
   slots: Slot[];
   readonly layer: number;
   readonly kvHead: number;
-  readonly recent: number;
   readonly newest: number;
   /** Scatter of the head's values before anything is merged. */
   readonly spread: number;
 }
 
-/** How often pairs are merged before anything is evicted. */
-export function pairingRounds(merge: Merge): number {
+/** How often slots are merged before anything is evicted. */
+export function mergingRounds(merge: Merge): number {
   switch (merge.kind) {
+    case "segments":
+      return 1;
     case "pair":
       return merge.rounds;
     case "votes":

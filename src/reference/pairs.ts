@@ -4,10 +4,18 @@
  * A slot stands for members with the total weight `w`, and lies at their mean.
  * Merging two slots adds `wₐ w_b / (wₐ + w_b) · D(a, b)` to the weighted
  * squared distance of all members from the slots that stand for them, where
+ * `D` is the squared distance. With `K = keyWeight · ‖kₐ − k_b‖² / √d` and
+ * `V = valueWeight · ‖vₐ − v_b‖² / var` there are two of them:
  *
- * `D = keyWeight · ‖kₐ − k_b‖² / √d + valueWeight · ‖vₐ − v_b‖² / var`.
+ * - `sum`: `D = K + V`;
+ * - `product`: `D = K · (1 + V)`. A query `q` shifts the logits of two slots
+ *   that were merged by about `q · (kₐ − k_b) / √d` against each other, and so
+ *   the output by that times `vₐ − v_b` and times `wₐ w_b / (wₐ + w_b)`: where
+ *   keys or values agree, little is lost. The 1 stands for the change of the
+ *   weight of both together, which all other slots see.
  *
- * Keys count by the logits that they give, values by how much they scatter.
+ * Keys count by the logits that they give, values by how much they scatter:
+ * `var` is the same for both, and neither depends on `w`.
  * Source of the criterion: Ward, "Hierarchical Grouping to Optimize an
  * Objective Function", Journal of the American Statistical Association, 1963.
  *
@@ -41,6 +49,7 @@ export class PairCosts {
   readonly #headDim: number;
   readonly #keyWeight: number;
   readonly #valueWeight: number;
+  readonly #isProduct: boolean;
 
   /**
    * Weighs `slots`.
@@ -60,20 +69,24 @@ export class PairCosts {
     if (policy.merge.kind !== "pair") {
       throw new TypeError(`Cannot price pairs: merge is ${policy.merge.kind}`);
     }
-    const { keyWeight, valueWeight } = policy.merge;
+    const { distance, keyWeight, valueWeight } = policy.merge;
     this.#weights = new Map(
       slots.map((slot) => [slot, logWeight(slot, { policy, lanes })]),
     );
     this.#headDim = headDim;
     this.#keyWeight = keyWeight / Math.sqrt(headDim);
     this.#valueWeight = spread > 0 ? valueWeight / spread : 0;
+    this.#isProduct = distance === "product";
   }
 
   /** The distance `D` of two slots. */
   distance(a: Slot, b: Slot): number {
     const dim = this.#headDim;
-    return this.#keyWeight * squaredDistance(keyOf(a, dim), keyOf(b, dim)) +
-      this.#valueWeight * squaredDistance(valueOf(a, dim), valueOf(b, dim));
+    const keys = this.#keyWeight *
+      squaredDistance(keyOf(a, dim), keyOf(b, dim));
+    const values = this.#valueWeight *
+      squaredDistance(valueOf(a, dim), valueOf(b, dim));
+    return this.#isProduct ? keys * (1 + values) : keys + values;
   }
 
   /** ln of the cost of merging two slots. */

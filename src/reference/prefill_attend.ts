@@ -1,7 +1,7 @@
 import type { HostTensor, PrefillAttend } from "../backends/backend.ts";
-import { forwardRows, HeadView } from "./host.ts";
+import { forwardRows, HeadView, voteBias } from "./host.ts";
 import { logSumExp } from "./arithmetic.ts";
-import { queryGroup, rawLogits, scoreGain, voteBias } from "./scores.ts";
+import { queryGroup, rawLogits, scoreGain } from "./scores.ts";
 import { addSoftmax, initSoftmax, normalizeSoftmax } from "./softmax_state.ts";
 
 /**

@@ -18,6 +18,7 @@ import {
   valueOf,
 } from "./host.ts";
 import { forEachProduct } from "./products.ts";
+import { rotation } from "./rotation.ts";
 
 /**
  * Reference of `qkv_rope_append`: RMS norm, the q|k|v product with its bias,
@@ -103,9 +104,7 @@ function initialise(slot: Slot, position: number, lanes: number): void {
  * Rotates the pairs `(i, i + headDim / 2)` of a head by `position` times their
  * frequency: RoPE (Su et al., 2021) in the half-split order of Llama.
  *
- * @param table `(3, 256, headDim / 2, 2)`: rows of cosine and sine for the
- * three base-256 digits of a position; the product of the three complex
- * numbers is the rotation.
+ * @param table `(3, 256, headDim / 2, 2)`: see {@link rotation}.
  */
 export function rotate(
   head: Float32Array,
@@ -115,13 +114,7 @@ export function rotate(
   const half = head.length / 2;
   const rotated = new Float32Array(head.length);
   for (let i = 0; i < half; i++) {
-    let [cos, sin] = [1, 0];
-    for (let level = 0; level < 3; level++) {
-      const digit = (position >>> (8 * level)) & 255;
-      const at = ((level * 256 + digit) * half + i) * 2;
-      const [c, s] = [table[at]!, table[at + 1]!];
-      [cos, sin] = [cos * c - sin * s, sin * c + cos * s];
-    }
+    const [cos, sin] = rotation(table, { position, pair: i, pairs: half });
     const [a, b] = [head[i]!, head[i + half]!];
     rotated[i] = a * cos - b * sin;
     rotated[i + half] = b * cos + a * sin;

@@ -8,8 +8,9 @@ import {
   type ModelSizes,
   SlotField,
 } from "../backends/backend.ts";
-import type { Policy } from "../policies/parts.ts";
+import type { Policy, Score } from "../policies/parts.ts";
 import { cosine, dot, logSumExp } from "./arithmetic.ts";
+import { expectedScores, type FutureQueries } from "./expected_attention.ts";
 import {
   getFloat,
   getWord,
@@ -18,6 +19,7 @@ import {
   setFloat,
   setWord,
   type Slot,
+  voteBias,
 } from "./host.ts";
 
 /** The queries of one row that share a KV head. */
@@ -83,11 +85,6 @@ export function scoreGain(
 ): number {
   if (score.kind !== "stepGain") return 1;
   return Math.sqrt(2 * Math.max(0, Math.log((position + 1) / budget)));
-}
-
-/** Vote bias of a slot for query head `g` of its group. */
-export function voteBias(slot: Slot, g: number, lanes: number): number {
-  return getFloat(slot, SlotField.bias + (lanes === 1 ? 0 : g));
 }
 
 /** ln votes of a slot for the group: the mean over its lanes. */
@@ -196,7 +193,7 @@ export function meanAttention(slot: Slot): number {
 /** What the policy's score says of a slot by itself. */
 function ownScore(
   slot: Slot,
-  score: Exclude<Policy["score"], { kind: "keyDistance" }>,
+  score: Exclude<Score, { kind: "keyDistance" | "expected" }>,
   { policy, lanes }: { policy: Policy; lanes: number },
 ): number {
   switch (score.kind) {
@@ -218,15 +215,24 @@ function ownScore(
 /** What the policy's score says of the slots of one head. */
 export function ownScores(
   slots: readonly Slot[],
-  { policy, lanes, headDim }: {
+  { policy, lanes, headDim, futures }: {
     policy: Policy;
     lanes: number;
     headDim: number;
+    futures: readonly FutureQueries[];
   },
 ): number[] {
   const { score } = policy;
   if (score.kind === "keyDistance") return keyDistances(slots, headDim);
+  if (score.kind === "expected") {
+    return expectedScores(slots, { futures, policy, lanes });
+  }
   return slots.map((slot) => ownScore(slot, score, { policy, lanes }));
+}
+
+/** Whether the numbers that a score says are logarithms. */
+export function isLogarithm({ kind }: Score): boolean {
+  return kind === "ema" || kind === "expected";
 }
 
 /** `−cos(kᵢ, Σ kⱼ / ‖kⱼ‖)`: how far each key points away from the others. */

@@ -10,8 +10,9 @@
 import { SlotField } from "../backends/backend.ts";
 import type { Policy, Pool } from "../policies/parts.ts";
 import { logSumExp } from "./arithmetic.ts";
+import type { FutureQueries } from "./expected_attention.ts";
 import { getFloat, positionOf, type Slot } from "./host.ts";
-import { isEvictable, ownScores } from "./scores.ts";
+import { isEvictable, isLogarithm, ownScores } from "./scores.ts";
 
 /** What a slot is ranked by, lowest first. */
 export interface Rating {
@@ -29,6 +30,8 @@ export interface RatedHead {
   readonly slots: readonly Slot[];
   /** Newest tokens that are never evicted. */
   readonly recent: number;
+  /** The queries that are expected of the group, where the score needs them. */
+  readonly futures?: readonly FutureQueries[];
 }
 
 /** What rating needs beside the slots. */
@@ -52,7 +55,11 @@ export function rateLayer(
 ): Ratings[] {
   const { policy } = options;
   const scores = heads.map((head) =>
-    pooled(ownScores(head.slots, options), head, options)
+    pooled(
+      ownScores(head.slots, { ...options, futures: head.futures ?? [] }),
+      head,
+      options,
+    )
   );
   const shared = policy.select.scope === "head"
     ? scores
@@ -88,7 +95,7 @@ function pooled(
 
 /** The mean of scores; where they are logarithms, that of what they stand for. */
 function meanOf(scores: readonly number[], { score }: Policy): number {
-  return score.kind === "ema"
+  return isLogarithm(score)
     ? logSumExp(scores) - Math.log(scores.length)
     : scores.reduce((sum, x) => sum + x, 0) / scores.length;
 }
@@ -103,7 +110,7 @@ const LEAST_NORM = 1e-30;
 function rankOf(score: number, slot: Slot, { score: kind, values }: Policy) {
   if (values.kind === "ignored") return score;
   const norm = getFloat(slot, SlotField.valueNorm);
-  if (kind.kind !== "ema") {
+  if (!isLogarithm(kind)) {
     return (score + values.epsilon) * norm ** values.power;
   }
   return logSumExp([score, Math.log(values.epsilon)]) +
@@ -142,11 +149,25 @@ export function chooseVictims(
   );
   const { values } = policy;
   if (values.kind === "norm") {
-    const fitting = Math.max(0, evictable.length - count);
-    // The product as 32-bit floats have it, so that all backends agree.
-    const first = Math.floor(Math.fround(Math.fround(values.first) * fitting));
-    evictable = evictable.sort(byScore(ratings))
-      .slice(0, evictable.length - first);
+    evictable = belowFirst(evictable, { share: values.first, count, ratings });
   }
   return evictable.sort(byRank(ratings)).slice(0, count);
+}
+
+/**
+ * Slots but for those with the highest scores, which are a share of as many as
+ * stay when `count` go.
+ */
+export function belowFirst(
+  slots: readonly Slot[],
+  { share, count, ratings }: {
+    share: number;
+    count: number;
+    ratings: Ratings;
+  },
+): Slot[] {
+  const fitting = Math.max(0, slots.length - count);
+  // The product as 32-bit floats have it, so that all backends agree.
+  const first = Math.floor(Math.fround(Math.fround(share) * fitting));
+  return slots.toSorted(byScore(ratings)).slice(0, slots.length - first);
 }

@@ -351,6 +351,9 @@ Deno.test("every shader declares what it takes", () => {
       `bindings of ${name}`,
     );
     assertEquals(code.match(/@binding\(/g)?.length, bindings.length);
-    assert(params.length > 0, `parameters of ${name}`);
+    assert(bindings.length > 0, `bindings of ${name}`);
+    for (const { name: param } of params) {
+      assertStringIncludes(code, `params.${param}`, `parameters of ${name}`);
+    }
   }
 });

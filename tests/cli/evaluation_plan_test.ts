@@ -1,4 +1,5 @@
 import { assertEquals, assertRejects } from "@std/assert";
+import { join } from "@std/path";
 import { evaluationFlags, sizeFlags } from "../../src/cli/evaluation_flags.ts";
 import { planOf } from "../../src/cli/evaluation_plan.ts";
 import { parseFlags, UsageError } from "../../src/cli/flags.ts";
@@ -50,6 +51,42 @@ Deno.test("flags beside a plan change what it says", async () => {
     );
   } finally {
     await Deno.remove(file);
+  }
+});
+
+Deno.test("a plan names files of losses, seen from its folder", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    const losses = { budgets: [16], tokens: 64, loss: [[[0.5, 0.25]]] };
+    const write = (name: string, value: unknown) =>
+      Deno.writeTextFile(join(folder, name), JSON.stringify(value));
+    await write("losses.json", { ...losses, loss: [[[0.5], [0.25]]] });
+    await write("wrong.json", losses);
+    const file = join(folder, "plan.json");
+    const planWith = async (path: unknown) => {
+      await write("plan.json", {
+        policies: [{ policy: "steady", options: { losses: path, sinks: 2 } }],
+        budgets: [64],
+        tasks: [{ kind: "perplexity", prompt: 64, continuation: 16 }],
+      });
+      return await plan("--plan", file);
+    };
+    const { policies } = await planWith("losses.json");
+    const { allocate, select } = policies[0]!.create(32);
+    assertEquals(allocate.heads, {
+      kind: "losses",
+      losses: { ...losses, loss: [[[0.5], [0.25]]] },
+    });
+    assertEquals(select.sinks, 2);
+    await assertRejects(
+      () => planWith("wrong.json"),
+      TypeError,
+      'wrong.json: loss[0][0] is "2 entries": expected a list of 1 entries',
+    );
+    await assertRejects(() => planWith("none.json"), Error, "no such file");
+    await assertRejects(() => planWith(5), TypeError, "budgets is missing");
+  } finally {
+    await Deno.remove(folder, { recursive: true });
   }
 });
 

@@ -133,6 +133,7 @@ Deno.test("generate rejects a wrong command line with status 2", async () => {
     [["--top-p=0", "a"], "expected a number above 0 and at most 1"],
     [["--chunk=5000", "a"], "expected a whole number from 1 to 4096"],
     [["--chunk=8", "--whole=9", "a"], "expected --chunk or --whole"],
+    [["--losses=a", "b"], "--losses with --policy keepkv: expected --policy"],
   ];
   await forEachOfTwo(cases, async ([args, message]) => {
     assertFailure(await runCli("generate", args), { code: 2, message });
@@ -145,6 +146,14 @@ Deno.test("generate fails with one line and status 1", async () => {
     [["--prompt-file=no/such"], "no/such: there is no such file"],
     [["--budget=2", "a"], "expected a budget of at least"],
     [["--policy=full", "--budget=3", item.prompt], "does not compress"],
+    [
+      ["--policy=steady", "--losses=no/such", "a"],
+      "Cannot read losses from no/such: there is no such file",
+    ],
+    [
+      ["--policy=steady", "--losses=examples/models/docs-7m/config.json", "a"],
+      "losses of examples/models/docs-7m/config.json: budgets is missing",
+    ],
     [["-"], "Cannot generate from an empty prompt"],
   ];
   await forEachOfTwo(cases, async ([args, message]) => {

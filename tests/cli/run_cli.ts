@@ -9,7 +9,7 @@ import { stdFlags } from "../offline_std/std_flags.ts";
 const root = fromFileUrl(new URL("../../", import.meta.url));
 
 /** A program of `src/cli`. */
-export type Program = "generate" | "chat" | "doctor";
+export type Program = "generate" | "chat" | "doctor" | "calibrate";
 
 /** What a program printed, and its exit status. */
 export interface Outcome {
@@ -26,6 +26,7 @@ export async function startCli(
   return new Deno.Command(Deno.execPath(), {
     args: [
       ...["run", "--no-check", "--no-prompt", "--allow-read", "--allow-ffi"],
+      ...(program === "calibrate" ? ["--allow-write"] : []),
       ...await stdFlags(),
       ...[`src/cli/${program}.ts`, ...args],
     ],

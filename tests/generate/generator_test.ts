@@ -21,10 +21,13 @@ import { criticalAdaKV } from "../../src/policies/critical_ada_kv.ts";
 import { ahaKV } from "../../src/policies/aha_kv.ts";
 import { corm } from "../../src/policies/corm.ts";
 import { criticalKV } from "../../src/policies/critical_kv.ts";
+import { expectedAttention } from "../../src/policies/expected_attention.ts";
 import { fullCache } from "../../src/policies/full_cache.ts";
 import { h2o } from "../../src/policies/h2o.ts";
 import { keepKV } from "../../src/policies/keep_kv.ts";
+import { kvMerger } from "../../src/policies/kv_merger.ts";
 import { keyDiff } from "../../src/policies/key_diff.ts";
+import type { HeadLosses } from "../../src/policies/allocations/head_losses.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 import { cam } from "../../src/policies/cam.ts";
 import { d2o } from "../../src/policies/d2o.ts";
@@ -41,6 +44,19 @@ import { candidates } from "../backends/each_backend.ts";
 const MODEL = new URL("../../examples/models/docs-7m/", import.meta.url);
 const PROMPT = "The SELECT statement";
 
+/** Later heads lose a little more, so that they get up to 14 slots more. */
+const losses: HeadLosses = {
+  budgets: [16, 64],
+  tokens: 128,
+  loss: Array.from(
+    { length: 8 },
+    (_, layer) =>
+      [0, 1].map((kvHead) =>
+        [16, 64].map((slots) => (100 + 2 * layer + kvHead) / slots)
+      ),
+  ),
+};
+
 /** Methods that compress. */
 const methods: readonly PolicyFactory[] = [
   keepKV,
@@ -53,12 +69,15 @@ const methods: readonly PolicyFactory[] = [
   ({ budget }) => pyramidKV({ budget, window: 8, beta: 1.1 }),
   tova,
   keyDiff,
+  expectedAttention,
   corm,
   ({ budget }) => ahaKV({ budget, window: 8 }),
   streamingLlm,
   d2o,
   cam,
+  kvMerger,
   steady,
+  ({ budget }) => steady({ budget, losses }),
 ];
 
 async function collect(

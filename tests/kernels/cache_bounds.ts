@@ -29,6 +29,8 @@ export interface Magnitudes {
   readonly merges: number;
   /** Slots whose values one slot takes in, as a right neighbour. */
   readonly run: number;
+  /** Slots that become one by the distances of their keys, none if left out. */
+  readonly members?: number;
   /** Values of others that are added to a slot's, one after the other. */
   readonly passes?: number;
 }
@@ -99,19 +101,32 @@ export function cacheBounds(magnitudes: Magnitudes): CacheBounds {
   // halves each time, at up to twice the size of a value.
   const passes = magnitudes.passes ?? 0;
   const added = passes * 2 * magnitudes.value * (share + F16);
+  // Slots of a segment have weights exp(−x), and x exp(−x) is at most 1/e. x is
+  // the square of a ratio of distances, roots of sums of headDim squares, to
+  // their mean, so its relative error is at most that of one sum and of twice
+  // the mean; the exponential adds less than 8 units. All weights add up to 1
+  // or more, the pivot's, and dividing by the sum doubles what they are off.
+  const members = magnitudes.members ?? 0;
+  const kernel = members === 0
+    ? 0
+    : 2 * members * ((2 * headDim + 2 * members + 8) / Math.E + 8) * F32;
+  // Their scores are added up.
+  const together = members * accumulated + sumError(members, 2 * members);
   return {
     output: magnitudes.value * 2 * weights,
     logSum,
-    ema: ema + merges * (score + bias),
-    accumulated: accumulated + 8 * F32 * (merges + 2),
+    ema: ema + merges * (score + bias) + members * LOG_ADD,
+    accumulated: accumulated + together + 8 * F32 * (merges + 2),
     bias: Math.max(1, merges) * bias,
     divergence: Math.max(1, merges) * divergence,
-    key: merges * (element(magnitudes.key) * (share + scale) + shift),
+    key: merges * (element(magnitudes.key) * (share + scale) + shift) +
+      kernel * element(magnitudes.key),
     // A value that goes to a right neighbour has a weight that is a product of
     // at most `run + 1` shares; each is a ratio of mean weights of attention,
     // which are as exact as one row's (see `accumulated`), so less than `share`
     // apart. All weights add up to 1.
-    value: (merges + 2 * magnitudes.run) * magnitudes.value * share + added,
+    value: (merges + 2 * magnitudes.run) * magnitudes.value * share +
+      kernel * magnitudes.value + added,
     roundings: Math.max(merges, Math.min(1, magnitudes.run)),
   };
 }
@@ -137,7 +152,9 @@ export function sceneNorm(
 
 /**
  * Changes larger than what rounding does to choices: several times the bound
- * on scores, and for cosines, which rounded sums move by `headDim 2^-24`.
+ * on scores, and for cosines and distances, which rounded sums move by
+ * `headDim 2^-24`. A product of distances is moved by both of its factors, by
+ * rounding as by these changes.
  *
  * @param comparesMerged Whether merged keys are compared again. Rounding them
  * to halves changes their elements by `2^-11 / √12` on average, at most.

@@ -12,6 +12,7 @@ import {
   LOG_ZERO,
   type ModelSizes,
   partnerField,
+  queryStatisticsLayout,
   SlotField,
 } from "../../src/backends/backend.ts";
 import { Random, roundToHalf } from "./random.ts";
@@ -47,6 +48,8 @@ export interface CacheOptions {
   readonly hasNewest: boolean;
   /** {@link HeadWord.threshold} of all heads, 0 if left out. */
   readonly threshold?: number;
+  /** Whether the cache knows what queries are expected. */
+  readonly hasStatistics?: boolean;
   /** Whether a head may grow to what all heads of its sequence have. */
   readonly isAdaptive?: boolean;
   readonly random: Random;
@@ -187,6 +190,9 @@ export function makeCache(options: CacheOptions): SceneCache {
       stageValues: { type: "half", data: random.halves(stageTotal * headDim) },
       stageSide: { type: "f32", data: stageSide },
       table: { type: "u32", data: table },
+      ...(options.hasStatistics && {
+        statistics: { type: "f32", data: makeStatistics(options) },
+      }),
     },
     at: (stage) => ({
       layer,
@@ -207,8 +213,28 @@ export function makeCache(options: CacheOptions): SceneCache {
       },
       stageRows,
       table: stage.buffer("table"),
+      ...(options.hasStatistics && { statistics: stage.buffer("statistics") }),
     }),
   };
+}
+
+/** Statistics of 17 queries of each head, and of none in the first sequence. */
+function makeStatistics({ sizes, heads }: CacheOptions): Float32Array {
+  // A stream of their own: few cases look at them.
+  const random = new Random(11);
+  const layout = queryStatisticsLayout(sizes.headDim);
+  const data = new Float32Array(heads.length * sizes.heads * layout.length);
+  for (let at = 0; at < data.length; at += layout.length) {
+    const isNew = heads.length > 1 && at < sizes.heads * layout.length;
+    for (let i = 0; i < layout.count; i++) {
+      const isSquare = i >= layout.scatter && i < layout.future ||
+        i >= layout.variance;
+      if (isNew && i < layout.future) continue;
+      data[at + i] = isSquare ? 2 * random.uniform() : random.normal();
+    }
+    data[at + layout.count] = isNew ? 0 : 17;
+  }
+  return data;
 }
 
 /** Positions below `end`, all different, the first and the newest among them. */

@@ -4,7 +4,9 @@ import { decodeCases } from "./decode_cases.ts";
 import type { KernelCase } from "./kernel_case.ts";
 import { matrixCases, wideCase } from "./matrix_cases.ts";
 import { qkvCases } from "./qkv_cases.ts";
+import { queryStatisticsCases } from "./query_statistics_cases.ts";
 import { sampleCases } from "./sample_cases.ts";
+import { segmentCases } from "./segment_cases.ts";
 import { selectionCases } from "./selection_cases.ts";
 import { valueNormsCases } from "./value_norms_cases.ts";
 
@@ -17,7 +19,9 @@ export const cases: readonly KernelCase[] = [
   ...chunkCases,
   ...adaptiveCases,
   ...selectionCases,
+  ...segmentCases,
   ...valueNormsCases,
+  ...queryStatisticsCases,
   ...sampleCases,
 ];
 

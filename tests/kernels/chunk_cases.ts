@@ -46,7 +46,7 @@ export interface ChunkOptions {
   readonly mergesTwice?: boolean;
   /** Times that a slot may be merged, 2 at most if left out. */
   readonly merges?: number;
-  /** Slots that may go between two that stay, 20 if left out. */
+  /** Slots that may go between two that stay or become one, 20 if left out. */
   readonly run?: number;
   /** What the case is there for, seen in the reference's outcome. */
   readonly expect?: (change: TableChange) => void;
@@ -104,6 +104,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
     sizes,
     lanes,
     ...(remembersPartners(policy) && { partners: policy.select }),
+    hasStatistics: policy.score.kind === "expected",
     stageRows: rows + 2,
     heads: [
       variedHeads.slice(0, 1).flatMap((head) =>
@@ -153,7 +154,8 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   const norm = (...tensors: string[]) => sceneNorm(scene, sizes, tensors);
   const { probe } = policy;
   const isMerging = kernel === "compress" &&
-    ("votesPerQueryHead" in merge || merge.kind === "cosine");
+    ("votesPerQueryHead" in merge || merge.kind === "cosine" ||
+      merge.kind === "segments");
   const magnitudes = {
     sizes,
     query: norm("queries", ...(hasSinkQueries ? ["sinkQueries"] : [])),
@@ -169,6 +171,9 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
       : live,
     merges: isMerging ? 1 : 0,
     run: kernel === "compress" && merge.kind === "rightNeighbour"
+      ? options.run ?? RUN
+      : 0,
+    members: kernel === "compress" && merge.kind === "segments"
       ? options.run ?? RUN
       : 0,
     passes: merge.kind === "nextValues" ? merge.count : 0,
@@ -473,6 +478,14 @@ export const chunkCases: readonly KernelCase[] = [
       expect: does({ merges: true, drops: false }),
     })
   ),
+  chunkCase({
+    name: "merges the pairs of the least products",
+    kernel: "compress",
+    policy: testPolicy({ merge: pairs({ distance: "product" }) }),
+    heads: pairedHeads,
+    rows: 9,
+    expect: does({ merges: true, drops: false }),
+  }),
   chunkCase({
     name: "forgets partners",
     kernel: "compress",

@@ -65,7 +65,8 @@ export function tableChange(scene: Scene, outcome: Outcome): TableChange {
 export function keepsScores({ merge, score }: Policy): boolean {
   return merge.kind !== "never" &&
     (merge.kind !== "drop" ||
-      score.kind !== "position" && score.kind !== "keyDistance");
+      score.kind !== "position" && score.kind !== "keyDistance" &&
+        score.kind !== "expected");
 }
 
 /** Makes a case of `merge_attend`. */
@@ -87,6 +88,7 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
     sizes,
     lanes,
     ...(remembersPartners(policy) && { partners: policy.select }),
+    hasStatistics: policy.score.kind === "expected",
     stageRows: 1,
     heads,
     positions,
@@ -128,7 +130,11 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
     value: 5,
     slots: Math.max(...heads.flat().map(({ live }) => live + 1)),
     rows: 1,
-    merges: "votesPerQueryHead" in merge || merge.kind === "cosine" ? 1 : 0,
+    merges: "votesPerQueryHead" in merge || merge.kind === "cosine" ||
+        merge.kind === "segments"
+      ? 1
+      : 0,
+    members: merge.kind === "segments" ? 2 : 0,
     // One merge of two, or a change of at most `cap` times two values with
     // five rounded factors.
     run: merge.kind !== "rightNeighbour"
@@ -422,6 +428,16 @@ export const decodeCases: readonly KernelCase[] = [
     decodeCase({
       name: `merges the cheapest pair by ${keyWeight ? "keys" : "values"} only`,
       policy: testPolicy({ merge: pairs({ keyWeight, valueWeight }) }),
+      sizes: gqa,
+      heads: [variedHeads],
+      positions: [90],
+      expect: merged(2),
+    })
+  ),
+  ...(["exhaustive", "incremental"] as const).map((search) =>
+    decodeCase({
+      name: `merges the pair of the least product, ${search}`,
+      policy: testPolicy({ merge: pairs({ distance: "product", search }) }),
       sizes: gqa,
       heads: [variedHeads],
       positions: [90],

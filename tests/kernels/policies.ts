@@ -78,6 +78,7 @@ export function pairs(
 ): Extract<Merge, { kind: "pair" }> {
   return {
     kind: "pair",
+    distance: "sum",
     keyWeight: 0.25,
     valueWeight: 1,
     rounds: 2,

@@ -38,6 +38,8 @@ function norm(options: Partial<Extract<Values, { kind: "norm" }>>): Values {
   };
 }
 
+const expected: Score = { kind: "expected", horizon: 512 };
+
 const valuePolicies = [
   ["half by scores", { kind: "mean" }, norm({}), drop],
   ["all by values", { kind: "accumulated" }, norm({ first: 0 }), drop],
@@ -46,6 +48,8 @@ const valuePolicies = [
   ["no epsilon", emaScore, norm({ first: 0.3, epsilon: 0 }), drop],
   ["squares", { kind: "stepGain" }, norm({ power: 2 }), drop],
   ["squares of moving averages", emaScore, norm({ power: 2 }), drop],
+  ["expected attention", expected, norm({ of: "plain", first: 0 }), drop],
+  ["half by expected attention", expected, norm({ epsilon: 0 }), drop],
   ["votes", emaScore, norm({}), votes({ threshold: -1 })],
   ["right neighbours", { kind: "mean" }, norm({}), {
     kind: "rightNeighbour",
@@ -186,6 +190,9 @@ export const selectionCases: readonly KernelCase[] = [
     [{ kind: "age" }, "head", { kind: "none" }],
     [{ kind: "keyDistance" }, "head", { kind: "none" }],
     [{ kind: "keyDistance" }, "layer", { kind: "max", width: 3 }],
+    [{ kind: "position" }, "layer", { kind: "none" }],
+    [expected, "head", { kind: "mean", width: 5 }],
+    [expected, "layer", { kind: "max", width: 3 }],
   ] as const).flatMap(([score, scope, pool]) => [
     decodeCase({
       name: `of score ${score.kind}, by ${scope}`,
@@ -215,6 +222,31 @@ export const selectionCases: readonly KernelCase[] = [
     clusters: 6,
     mergesTwice: true,
     expect: does({ merges: true, drops: true }),
+  }),
+  ...([[16, 1, 48], [5, 1, 256], [4, 4, 4]] as const).flatMap((
+    [heads, kvHeads, headDim],
+  ) => {
+    const shape = {
+      name: `of expected attention, votes per head, width ${headDim}`,
+      policy: testPolicy({
+        score: expected,
+        merge: votes({ votesPerQueryHead: true, prefill: "evictFirst" }),
+      }),
+      sizes: modelSizes({ heads, kvHeads, headDim }),
+    };
+    const all = Array.from({ length: kvHeads }, () => variedHeads[0]!);
+    return [
+      decodeCase({ ...shape, heads: [all, all], positions: [90, 60] }),
+      chunkCase({ ...shape, kernel: "compress", heads: all }),
+    ];
+  }),
+  decodeCase({
+    name: "of expected attention over more slots than a workgroup has threads",
+    policy: testPolicy({ score: expected, merge: drop }),
+    sizes: modelSizes({ heads: 2, kvHeads: 1, headDim: 8 }),
+    heads: [[{ capacity: 701, budget: 690, recent: 20, live: 690, holes: 9 }]],
+    positions: [900],
+    expect: dropped(1),
   }),
   decodeCase({
     name: "of keys far from the others, in wide heads",

@@ -8,6 +8,7 @@ import {
 import {
   inverseFrequencies,
   MAX_POSITION,
+  meanRotation,
   ropeLength,
   ropeTable,
 } from "../../src/model/rope.ts";
@@ -234,4 +235,20 @@ Deno.test("position 0 turns nothing, and frequencies make a difference", () => {
     assertEquals([...row], [1, 0, 1, 0, 1, 0, 1, 0]);
   }
   assertNotEquals(turn(table, { position: 1, pair: 0, pairs: 4 }), [1, 0]);
+});
+
+Deno.test("meanRotation() is the mean of the rotations ahead", () => {
+  const inverse = Float32Array.of(1, 0.3, 1e-4, 0);
+  for (const horizon of [1, 7, 512]) {
+    const mean = meanRotation(inverse, horizon);
+    inverse.forEach((frequency, i) => {
+      let [cos, sin] = [0, 0];
+      for (let j = 1; j <= horizon; j++) {
+        cos += Math.cos(j * frequency) / horizon;
+        sin += Math.sin(j * frequency) / horizon;
+      }
+      assertAlmostEquals(mean[2 * i]!, cos, 2 ** -23);
+      assertAlmostEquals(mean[2 * i + 1]!, sin, 2 ** -23);
+    });
+  }
 });

@@ -16,7 +16,11 @@ import {
   StateWord,
   type Step,
 } from "../../src/backends/backend.ts";
-import { sideFields, voteLanes } from "../../src/cache/layout.ts";
+import {
+  sideFields,
+  statisticsLength,
+  voteLanes,
+} from "../../src/cache/layout.ts";
 import { keepKV, type KeepKVOptions } from "../../src/policies/keep_kv.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 
@@ -111,6 +115,7 @@ export class LayerHarness implements Disposable {
       ),
       total,
     });
+    const statistics = statisticsLength(policy, { sizes, sequences: 1 });
     this.cache = {
       layer: 0,
       sequences: 1,
@@ -120,6 +125,9 @@ export class LayerHarness implements Disposable {
       stage: slots("stage", stageRows * sizes.kvHeads),
       stageRows,
       table: this.allocate("table", "u32", sizes.kvHeads * HeadWord.count),
+      ...(statistics > 0 && {
+        statistics: this.allocate("statistics", "f32", statistics),
+      }),
     };
   }
 

@@ -37,6 +37,7 @@ function instant(options: Partial<SteadyOptions>): Policy {
     alpha: 0,
     sinks: 2,
     search: "exhaustive",
+    distance: "sum",
     ...options,
   });
 }
@@ -57,8 +58,14 @@ function scene(seed: number): { slots: TestSlot[]; query: Float32Array } {
   return { slots, query: normalVector(random, HEAD_DIM) };
 }
 
+/** A slot: what it weighs, and its scaled key and value. */
+interface Point {
+  readonly w: number;
+  readonly x: Float64Array;
+}
+
 /** What a set of weighted points adds to the distance from their mean. */
-function scatter(points: readonly { w: number; x: Float64Array }[]): number {
+function scatter(points: readonly Point[]): number {
   const total = points.reduce((sum, { w }) => sum + w, 0);
   const mean = new Float64Array(points[0]!.x.length);
   for (const { w, x } of points) {
@@ -78,7 +85,7 @@ function pointsOf(
     query: Float32Array;
     options: Partial<SteadyOptions>;
   },
-): { w: number; x: Float64Array }[] {
+): Point[] {
   const { weights } = exactAttention(query, slots);
   const spread = scatter(
     slots.map(({ value }) => ({ w: 1, x: Float64Array.from(value) })),
@@ -94,15 +101,32 @@ function pointsOf(
   }));
 }
 
-/** The pair of points from `first` to `end` whose merge scatters least. */
+/** What it costs to merge two points. */
+function costOf(
+  [a, b]: readonly [Point, Point],
+  { distance = "sum" }: Partial<SteadyOptions>,
+): number {
+  if (distance === "sum") return scatter([a, b]);
+  const part = (from: number, to: number) =>
+    a.x.subarray(from, to)
+      .reduce((sum, e, i) => sum + (e - b.x[from + i]!) ** 2, 0);
+  return a.w * b.w / (a.w + b.w) * part(0, HEAD_DIM) *
+    (1 + part(HEAD_DIM, 2 * HEAD_DIM));
+}
+
+/** The pair of points from `first` to `end` whose merge costs least. */
 function cheapest(
-  points: readonly { w: number; x: Float64Array }[],
-  { first, end }: { first: number; end: number },
+  points: readonly Point[],
+  { first, end, options }: {
+    first: number;
+    end: number;
+    options: Partial<SteadyOptions>;
+  },
 ): { cost: number; pair: [number, number] } {
   let best = { cost: Infinity, pair: [-1, -1] as [number, number] };
   for (let a = first; a < end; a++) {
     for (let b = a + 1; b < end; b++) {
-      const cost = scatter([points[a]!, points[b]!]);
+      const cost = costOf([points[a]!, points[b]!], options);
       if (cost < best.cost) best = { cost, pair: [a, b] };
     }
   }
@@ -115,12 +139,12 @@ for (
     { keyWeight: 0 },
     { valueWeight: 0 },
     { key: "realVotes" },
+    { distance: "product" },
+    { distance: "product", valueWeight: 4 },
   ] as const
 ) {
   eachBackend(
-    `the pair that adds least to the scatter merges: ${
-      JSON.stringify(options)
-    }`,
+    `the pair that costs least merges: ${JSON.stringify(options)}`,
     async (backend) => {
       const recent = 3;
       for (let seed = 1; seed <= 20; seed++) {
@@ -137,6 +161,7 @@ for (
         const { pair: [a, b] } = cheapest(points, {
           first: 2,
           end: slots.length - recent,
+          options,
         });
         const left = after!.map(({ position }) => position);
         const gone = slots.filter(({ position }) => !left.includes(position));
@@ -163,65 +188,78 @@ for (
   );
 }
 
-eachBackend(
-  "remembered partners are the nearest, and the pair costs at most twice",
-  async (backend) => {
-    const random = randomNumbers(7);
-    const options = { search: "incremental", valueWeight: 0 } as const;
-    const recent = 3;
-    using layer = new LayerHarness(backend, {
-      sizes,
-      policy: instant(options),
-      capacity: BUDGET + 1,
-    });
-    const { slots } = scene(7);
-    layer.writeSlots([slots.slice(0, -1)], {
-      budget: BUDGET,
-      recent,
-      live: BUDGET,
-    });
-    let dearer = 0;
-    for (let position = BUDGET; position < BUDGET + 40; position++) {
-      await layer.append({
-        ...freshSlot(random, { headDim: HEAD_DIM, lanes: 1, position }),
-        observations: 0,
+for (
+  const options of [
+    { search: "incremental", valueWeight: 0 },
+    { search: "incremental", distance: "product" },
+  ] as const
+) {
+  eachBackend(
+    `remembered partners are the nearest, and the pair costs at most twice: ${
+      JSON.stringify(options)
+    }`,
+    async (backend) => {
+      const random = randomNumbers(7);
+      const recent = 3;
+      using layer = new LayerHarness(backend, {
+        sizes,
+        policy: instant(options),
+        capacity: BUDGET + 1,
       });
-      const query = normalVector(random, HEAD_DIM);
-      const before = await readSorted(layer);
-      await layer.mergeAttend(query, position);
-      const after = await readSorted(layer);
-      const points = pointsOf(before, { query, options });
-      const range = { first: 2, end: before.length - recent };
-      // Of equal weight, points are as far apart as they scatter.
-      const flat = points.map(({ x }) => ({ w: 1, x }));
-      let best = { cost: Infinity, pair: [-1, -1] };
-      for (let i = range.first; i < range.end; i++) {
-        let near = { distance: Infinity, other: -1 };
-        for (let other = range.first; other < range.end; other++) {
-          const distance = scatter([flat[i]!, flat[other]!]);
-          if (other !== i && distance < near.distance) {
-            near = { distance, other };
+      const { slots } = scene(7);
+      layer.writeSlots([slots.slice(0, -1)], {
+        budget: BUDGET,
+        recent,
+        live: BUDGET,
+      });
+      let dearer = 0;
+      for (let position = BUDGET; position < BUDGET + 40; position++) {
+        await layer.append({
+          ...freshSlot(random, { headDim: HEAD_DIM, lanes: 1, position }),
+          observations: 0,
+        });
+        const query = normalVector(random, HEAD_DIM);
+        const before = await readSorted(layer);
+        await layer.mergeAttend(query, position);
+        const after = await readSorted(layer);
+        const points = pointsOf(before, { query, options });
+        const range = { first: 2, end: before.length - recent, options };
+        // Of equal weight, points are as far apart as they scatter.
+        const flat = points.map(({ x }) => ({ w: 1, x }));
+        let best = { cost: Infinity, pair: [-1, -1] };
+        for (let i = range.first; i < range.end; i++) {
+          let near = { distance: Infinity, other: -1 };
+          for (let other = range.first; other < range.end; other++) {
+            const distance = costOf([flat[i]!, flat[other]!], options);
+            if (other !== i && distance < near.distance) {
+              near = { distance, other };
+            }
           }
+          const cost = costOf([points[i]!, points[near.other]!], options);
+          if (cost < best.cost) best = { cost, pair: [i, near.other] };
         }
-        const cost = scatter([points[i]!, points[near.other]!]);
-        if (cost < best.cost) best = { cost, pair: [i, near.other] };
+        const left = after.map(({ position }) => position);
+        const gone = before.findIndex(({ position }) =>
+          !left.includes(position)
+        );
+        assert(best.pair.includes(gone), `position ${position}`);
+        const stays = best.pair.find((i) => i !== gone)!;
+        const merged = after.find((slot) =>
+          slot.position === before[stays]!.position
+        )!;
+        assertEquals(
+          merged.tokens,
+          before[gone]!.tokens + before[stays]!.tokens,
+        );
+        const exhaustive = cheapest(points, range).cost;
+        assert(best.cost <= 2 * exhaustive);
+        if (best.cost > exhaustive) dearer++;
       }
-      const left = after.map(({ position }) => position);
-      const gone = before.findIndex(({ position }) => !left.includes(position));
-      assert(best.pair.includes(gone), `position ${position}`);
-      const stays = best.pair.find((i) => i !== gone)!;
-      const merged = after.find((slot) =>
-        slot.position === before[stays]!.position
-      )!;
-      assertEquals(merged.tokens, before[gone]!.tokens + before[stays]!.tokens);
-      const exhaustive = cheapest(points, range).cost;
-      assert(best.cost <= 2 * exhaustive);
-      if (best.cost > exhaustive) dearer++;
-    }
-    assert(dearer > 0, "both searches choose the same");
-  },
-  { policy: instant({}) },
-);
+      assert(dearer > 0, "both searches choose the same");
+    },
+    { policy: instant(options) },
+  );
+}
 
 /** The slots in the order of their positions. */
 async function readSorted(layer: LayerHarness): Promise<TestSlot[]> {

@@ -7,6 +7,7 @@ const kernels = Object.keys(
     embed: true,
     qkvRopeAppend: true,
     valueNorms: true,
+    queryStatistics: true,
     mergeAttend: true,
     prefillAttend: true,
     observe: true,

@@ -15,6 +15,7 @@ import { mergeAttend } from "../../reference/merge_attend.ts";
 import { observe } from "../../reference/observe.ts";
 import { prefillAttend } from "../../reference/prefill_attend.ts";
 import { projectAdd } from "../../reference/project_add.ts";
+import { queryStatistics } from "../../reference/query_statistics.ts";
 import { qkvRopeAppend } from "../../reference/qkv_rope_append.ts";
 import { sample } from "../../reference/sample.ts";
 import { valueNorms } from "../../reference/value_norms.ts";
@@ -35,6 +36,7 @@ const reference: Kernels<HostTensor, HostMatrix> = {
   embed,
   qkvRopeAppend,
   valueNorms,
+  queryStatistics,
   mergeAttend,
   prefillAttend,
   observe,

@@ -79,6 +79,19 @@ export function recordingKernels(add: AddCall): Kernels {
           sizes: headSizes(args.sizes),
         }),
       ),
+    queryStatistics: (args) =>
+      add(
+        "skv_query_statistics",
+        packStruct(layouts.query_statistics_args, {
+          queries: address(args.queries),
+          rope: address(args.rope),
+          ahead: address(args.ahead),
+          cache: cache(args.cache),
+          step: step(args.step),
+          sizes: headSizes(args.sizes),
+          sinks: args.policy.select.sinks,
+        }),
+      ),
     mergeAttend: (args) =>
       add(
         "skv_merge_attend",
@@ -89,7 +102,7 @@ export function recordingKernels(add: AddCall): Kernels {
           cache: cache(args.cache),
           step: step(args.step),
           sizes: headSizes(args.sizes),
-          policy: policyNumbers(args.policy),
+          policy: policyNumbers(args.policy, args.sizes),
         }),
       ),
     prefillAttend: (args) => add("skv_prefill_attend", chunk(args)),
@@ -223,6 +236,7 @@ function cache(
     slots: slots(layer.slots),
     stage: slots(layer.stage),
     table: address(layer.table),
+    statistics: address(layer.statistics),
     layer: layer.layer,
     sequences: layer.sequences,
     lanes: layer.lanes,
@@ -243,6 +257,6 @@ function chunk(
     cache: cache(args.cache),
     step: step(args.step),
     sizes: headSizes(args.sizes),
-    policy: policyNumbers(args.policy),
+    policy: policyNumbers(args.policy, args.sizes),
   });
 }

@@ -4,7 +4,9 @@
  * @module
  */
 import { floorParts } from "../../cache/adaptive_heads.ts";
+import { remembersPartners } from "../../cache/layout.ts";
 import type { Policy } from "../../policies/parts.ts";
+import type { ModelSizes } from "../backend.ts";
 import type { Layouts, StructValues } from "./structs.ts";
 
 function flag(value: boolean): number {
@@ -22,11 +24,18 @@ const SCORES = {
   keyDistance: 6,
 } as const;
 const POOLS = { none: 0, mean: 1, max: 2 } as const;
-const MERGES = { never: 0, drop: 1, votes: 2, rightNeighbour: 3 } as const;
+const MERGES = {
+  never: 0,
+  drop: 1,
+  votes: 2,
+  rightNeighbour: 3,
+} as const;
 const KEYS = { zip: 0, minNorm: 1, realVotes: 2, convex: 3 } as const;
 
-/** ln 0 for kernels: far below any logit, and still a number. */
-const LOG_ZERO = -1e30;
+/** ln of a number that may be 0: far below any logit, and still a number. */
+function safeLog(x: number): number {
+  return Math.max(Math.log(x), -1e30);
+}
 
 /**
  * The number of a part's kind.
@@ -48,43 +57,56 @@ function known(
 }
 
 /**
- * The numbers of a policy for kernels.
- *
- * @throws {RangeError} If the kernels do not have one of its parts.
+ * Whether anything reads the scores of slots. Where nothing does, kernels do
+ * not keep them.
  */
+function needsScores({ score, merge }: Policy): boolean {
+  switch (merge.kind) {
+    case "never":
+      return false;
+    case "drop":
+      return score.kind !== "position" && score.kind !== "keyDistance" &&
+        score.kind !== "expected";
+    default:
+      return true;
+  }
+}
+
+/** The numbers of a policy for kernels. */
 export function policyNumbers(
   policy: Policy,
+  { headDim }: ModelSizes,
 ): StructValues<Layouts["policy"]> {
   const { probe, score, values, allocate, select, merge } = policy;
-  const alpha = score.kind === "ema" ? score.alpha : 0;
-  const votes = merge.kind === "votes" ? merge : undefined;
-  const right = merge.kind === "rightNeighbour" ? merge : undefined;
+  const ema = score.kind === "ema" ? score : undefined;
+  const alpha = ema?.alpha ?? 0;
   const norm = values.kind === "norm" ? values : undefined;
+  const votes = merge.kind === "votes" ? merge : undefined;
+  const pair = merge.kind === "pair" ? merge : undefined;
+  const right = merge.kind === "rightNeighbour" ? merge : undefined;
+  const next = merge.kind === "nextValues" ? merge : undefined;
+  const keeps = votes ?? pair;
   const { pool } = select;
   return {
-    probe: known("probe", probe.kind, PROBES),
+    probe: PROBES[probe.kind],
     probeRows: probe.kind === "last" ? probe.rows : 0,
     score: known("score", score.kind, SCORES),
-    logAlpha: Math.max(Math.log(alpha), LOG_ZERO),
+    logAlpha: safeLog(alpha),
     logRest: Math.log1p(-alpha),
-    rawScale: flag(score.kind === "ema" && score.scale === "raw"),
-    countVotes: flag(score.kind === "ema" && score.countVotes),
+    rawScale: flag(ema?.scale === "raw"),
+    countVotes: flag(ema?.countVotes ?? false),
     sinks: select.sinks,
     merge: known("merge", merge.kind, MERGES),
-    key: votes === undefined ? 0 : KEYS[votes.key],
+    key: keeps === undefined ? 0 : KEYS[keeps.key],
     threshold: votes?.threshold ?? 0,
     mergeFirst: flag(votes?.prefill === "mergeFirst"),
-    guardLow: votes?.guard[0] ?? 0,
-    guardHigh: votes?.guard[1] ?? 0,
-    observe: flag(
-      votes !== undefined || right !== undefined ||
-        (merge.kind === "drop" && score.kind !== "position" &&
-          score.kind !== "keyDistance"),
-    ),
+    guardLow: keeps?.guard[0] ?? 0,
+    guardHigh: keeps?.guard[1] ?? 0,
+    observe: flag(needsScores(policy)),
     countValues: flag(norm !== undefined),
     valuePower: norm?.power ?? 1,
     valueEpsilon: norm?.epsilon ?? 0,
-    logValueEpsilon: Math.max(Math.log(norm?.epsilon ?? 0), LOG_ZERO),
+    logValueEpsilon: safeLog(norm?.epsilon ?? 0),
     firstStage: norm?.first ?? 0,
     pool: POOLS[pool.kind],
     poolReach: pool.kind === "none" ? 0 : (pool.width - 1) / 2,
@@ -93,5 +115,15 @@ export function policyNumbers(
     ratioCap: right?.cap ?? 1,
     adaptive: flag(allocate.heads.kind === "adaptive"),
     floorParts: floorParts(policy),
+    partners: flag(remembersPartners(policy)),
+    rounds: pair?.rounds ?? 0,
+    productDistance: flag(pair?.distance === "product"),
+    keyWeight: (pair?.keyWeight ?? 0) / Math.sqrt(headDim),
+    valueWeight: pair?.valueWeight ?? 0,
+    thresholdKeep: merge.kind === "cosine" ? merge.keep : 0,
+    nextCount: next?.count ?? 0,
+    expectedValues: flag(next?.rule === "expected"),
+    drawSeed: next?.seed ?? 0,
+    heavy: merge.kind === "segments" ? merge.heavy : 0,
   };
 }

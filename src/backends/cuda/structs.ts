@@ -56,6 +56,7 @@ const cache = {
   slots,
   stage: slots,
   table: "address",
+  statistics: "address",
   layer: "u32",
   sequences: "u32",
   lanes: "u32",
@@ -91,6 +92,16 @@ const policy = {
   ratioCap: "f32",
   adaptive: "u32",
   floorParts: "u32",
+  partners: "u32",
+  rounds: "u32",
+  productDistance: "u32",
+  keyWeight: "f32",
+  valueWeight: "f32",
+  thresholdKeep: "f32",
+  nextCount: "u32",
+  expectedValues: "u32",
+  drawSeed: "u32",
+  heavy: "f32",
 } as const satisfies StructLayout;
 
 const mergeAttendArgs = {
@@ -144,6 +155,15 @@ export const layouts = {
     sizes,
   },
   value_norms_args: { weight: matrix, cache, step, sizes },
+  query_statistics_args: {
+    queries: "address",
+    rope: "address",
+    ahead: "address",
+    cache,
+    step,
+    sizes,
+    sinks: "u32",
+  },
   merge_attend_args: mergeAttendArgs,
   chunk_args: chunkArgs,
   project_add_args: {

@@ -8,7 +8,7 @@
  */
 
 /** Version of the interface that this package speaks: `SKV_ABI_VERSION`. */
-export const ABI_VERSION = 2;
+export const ABI_VERSION = 3;
 
 /** What functions return: `enum skv_status`. */
 export const Status = {
@@ -164,6 +164,7 @@ export const symbols = {
   skv_embed: kernel,
   skv_qkv_rope_append: kernel,
   skv_value_norms: kernel,
+  skv_query_statistics: kernel,
   skv_merge_attend: kernel,
   skv_prefill_attend: kernel,
   skv_observe: kernel,

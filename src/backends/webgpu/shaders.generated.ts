@@ -15,9 +15,15 @@ export const shaders: Readonly<Record<string, string>> = {
 //   find_targets    the best partner for each that is listed (many workgroups)
 //   pair            takes pairs, best first, until the head fits
 //   merge           merges the sets (many workgroups)
+// or, where neighbours in the text are merged:
+//   list_light      lists those that may be, if the head is over its budget
+//   neighbours      the next slot to the right of each (many workgroups)
+//   measure_links   how similar the two are (many workgroups)
+//   close_links     takes the most similar ones, until the head fits
+//   merge           merges what they connect (many workgroups)
 // then
 //   select_victims  lists the slots with the lowest ranks
-// with, before \`pair\` and \`select_victims\`, where scores are not the slots' own:
+// with, before \`pair\`, \`list_light\` and \`select_victims\`, where scores are not the slots' own:
 //   rate            each candidate's own score (many workgroups), or rate_keys
 //   pool            the scores of its neighbours (many workgroups)
 //   share           the mean over the heads (many workgroups)
@@ -71,6 +77,8 @@ struct Params {
 @group(0) @binding(11) var<storage, read_write> marks: array<atomic<u32>>;
 // (kvHeads, COUNTERS)
 @group(0) @binding(12) var<storage, read_write> counters: array<atomic<u32>>;
+// (sequences, heads, 3 headDim + 1)
+@group(0) @binding(13) var<storage, read> statistics: array<f32>;
 
 const THREADS = 256u;
 
@@ -257,6 +265,8 @@ fn merge(
     var merged = Merged(0u, 0u, 0.0);
     if (MERGE == MERGE_COSINE) {
       merged.count = blend_slots(thread, slot_of(stays), first);
+    } else if (MERGE == MERGE_SEGMENTS) {
+      merged.count = merge_segment(thread, slot_of(stays), first);
     } else {
       merged = merge_slots(thread, slot_of(stays), first);
     }
@@ -280,13 +290,9 @@ fn merge(
 // Leaves of the listed candidates those that do not stay by their scores alone,
 // with their ranks as keys.
 fn contest(thread: u32, evictable: u32, victims: u32) {
-  let contested = evictable - first_stage(evictable - victims);
-  let last = select_rank(thread, FLAG_LISTED, contested);
+  keep_lowest(thread, evictable - first_stage(evictable - victims));
   for (var c = thread; c < params.candidates; c += THREADS) {
-    let is_contested =
-      work[work_at(WORK_FLAGS, c)] == FLAG_LISTED && is_within(c, last);
-    work[work_at(WORK_FLAGS, c)] = select(0u, FLAG_LISTED, is_contested);
-    if (is_contested) {
+    if (work[work_at(WORK_FLAGS, c)] == FLAG_LISTED) {
       let slot = slot_of(c);
       work[work_at(WORK_KEY, c)] = ordered(rank_of(score_of(c), slot));
     }
@@ -305,18 +311,7 @@ fn select_victims(
     return;
   }
   let excess = count_excess(thread);
-  var evictable = 0u;
-  for (var c = thread; c < params.candidates; c += THREADS) {
-    var flags = 0u;
-    if (is_held(c) && may_go(c)) {
-      flags = FLAG_LISTED;
-      evictable += 1u;
-      work[work_at(WORK_KEY, c)] = ordered(score_of(c));
-    }
-    work[work_at(WORK_FLAGS, c)] = flags;
-  }
-  evictable = sum_words(thread, evictable);
-  storageBarrier();
+  let evictable = list_evictable(thread);
   let victims = min(excess, evictable);
   if (COUNT_VALUES && victims > 0u) {
     contest(thread, evictable, victims);
@@ -924,7 +919,7 @@ const WORK_TARGETS = 8u;
 
 const FLAG_LISTED = 1u;
 const FLAG_TARGET = 2u;
-// An end of a pair.
+// An end of a pair, or the first of a segment.
 const FLAG_TAKEN = 4u;
 // The proposer of a pair.
 const FLAG_ACCEPTED = 8u;
@@ -1027,6 +1022,34 @@ fn list_targets(thread: u32) {
   list_flagged(thread, FLAG_TARGET, WORK_TARGETS, COUNT_TARGETS);
 }
 
+// Lists the candidates that may go, with their scores as keys; returns how many.
+fn list_evictable(thread: u32) -> u32 {
+  var evictable = 0u;
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    var flags = 0u;
+    if (is_held(c) && may_go(c)) {
+      flags = FLAG_LISTED;
+      evictable += 1u;
+      work[work_at(WORK_KEY, c)] = ordered(score_of(c));
+    }
+    work[work_at(WORK_FLAGS, c)] = flags;
+  }
+  evictable = sum_words(thread, evictable);
+  storageBarrier();
+  return evictable;
+}
+
+// Leaves of the listed candidates the \`count\` with the lowest keys.
+fn keep_lowest(thread: u32, count: u32) {
+  let last = select_rank(thread, FLAG_LISTED, count);
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    let is_kept =
+      work[work_at(WORK_FLAGS, c)] == FLAG_LISTED && is_within(c, last);
+    work[work_at(WORK_FLAGS, c)] = select(0u, FLAG_LISTED, is_kept);
+  }
+  storageBarrier();
+}
+
 // What \`lib/select_rank.wgsl\` looks at.
 fn ranked_count() -> u32 {
   return params.candidates;
@@ -1042,6 +1065,86 @@ fn ranked_key(candidate: u32) -> u32 {
 
 fn ranked_position(candidate: u32) -> u32 {
   return position_of(slot_of(candidate));
+}
+`,
+  "lib/expected_attention.wgsl": `// How much attention slots are expected to receive: see
+// \`src/reference/expected_attention.ts\`. A workgroup rates a head, and goes
+// through its keys twice; keeping the logits would take a float per query head
+// and slot.
+//
+// A kernel declares \`statistics\`, (sequences, heads, 3 headDim + 1), and
+// defines what \`lib/key_distance.wgsl\` takes.
+
+var<workgroup> expected_sums: array<f32, MAX_GROUP>;
+
+// ln of the weight that a slot has for the queries expected of a query head,
+// whose statistics begin at \`own\`, before the softmax.
+fn expected_logit(slot: u32, query_head: u32, own: u32) -> f32 {
+  let half = HEAD_DIM / 2u;
+  let future = own + future_at();
+  let variance = own + variance_at();
+  var product = 0.0;
+  var spread = 0.0;
+  // Words hold neighbours, pairs are half a head apart.
+  for (var i = 0u; i < half; i += 2u) {
+    let a = unpack_halves(key_word(slot, i / 2u));
+    let b = unpack_halves(key_word(slot, (half + i) / 2u));
+    product += dot(a, vec2(statistics[future + i], statistics[future + i + 1u]));
+    product += dot(
+      b,
+      vec2(statistics[future + half + i], statistics[future + half + i + 1u]),
+    );
+    spread += dot(
+      a * a + b * b,
+      vec2(statistics[variance + i], statistics[variance + i + 1u]),
+    );
+  }
+  return ROOT * (product + 0.5 * ROOT * spread) + vote_bias(slot, query_head);
+}
+
+// Sets each entry's rating to ln of the mean over the group of its share.
+fn rate_by_expectation(thread: u32, sequence: u32, kv_head: u32) {
+  let first = statistics_at(sequence, kv_head * GROUP);
+  let pitch = statistics_at(0u, 1u);
+  let count = ranked_count();
+  var tops: array<f32, MAX_GROUP>;
+  var sums: array<f32, MAX_GROUP>;
+  for (var i = 0u; i < GROUP; i++) {
+    tops[i] = -1e30;
+  }
+  for (var entry = thread; entry < count; entry += THREADS) {
+    let slot = rated_slot(entry);
+    if (slot == NO_SLOT || position_of(slot) < SINKS) {
+      continue;
+    }
+    for (var i = 0u; i < GROUP; i++) {
+      let logit = expected_logit(slot, i, first + i * pitch);
+      let top = max(tops[i], logit);
+      sums[i] = sums[i] * exp(tops[i] - top) + exp(logit - top);
+      tops[i] = top;
+    }
+  }
+  for (var i = 0u; i < GROUP; i++) {
+    let top = max_floats(thread, tops[i]);
+    let sum = sum_floats(thread, sums[i] * exp(tops[i] - top));
+    if (thread == 0u) {
+      expected_sums[i] = top + log(max(sum, 1e-30));
+    }
+  }
+  workgroupBarrier();
+  for (var entry = thread; entry < count; entry += THREADS) {
+    let slot = rated_slot(entry);
+    if (slot == NO_SLOT) {
+      continue;
+    }
+    var share = -1e30;
+    for (var i = 0u; i < GROUP; i++) {
+      let logit = expected_logit(slot, i, first + i * pitch);
+      share = log_add(share, logit - expected_sums[i]);
+    }
+    set_rating(entry, share - log(f32(GROUP)));
+  }
+  storageBarrier();
 }
 `,
   "lib/half.wgsl": `// Halves: 16-bit floats, two to a 32-bit word. Packing and unpacking are core
@@ -1712,6 +1815,39 @@ fn share_of(a: f32, b: f32) -> f32 {
   return select(a / sum, 0.5, sum == 0.0);
 }
 `,
+  "lib/neighbours.wgsl": `// Neighbours in the order of the text, among the slots of one head.
+//
+// A kernel defines
+//   slot_of(candidate)  the slot with a number
+//   is_held(candidate)  whether it holds a token
+
+// The first of \`count\` candidates to the right of \`position\`, or NO_SLOT. A
+// thread asks for its own position and goes through all by tiles; all threads
+// call this together.
+fn right_of(thread: u32, position: u32, count: u32) -> u32 {
+  var nearest = NO_SLOT;
+  var nearest_position = 0xffffffffu;
+  for (var tile = 0u; tile < count; tile += THREADS) {
+    let c = tile + thread;
+    // Nothing lies to the left of position 0: it stands for no candidate.
+    var there = 0u;
+    if (c < count && is_held(c)) {
+      there = position_of(slot_of(c));
+    }
+    workgroupBarrier();
+    reduce_words[thread] = there;
+    workgroupBarrier();
+    for (var k = 0u; k < THREADS; k++) {
+      let other = reduce_words[k];
+      if (other > position && other < nearest_position) {
+        nearest_position = other;
+        nearest = tile + k;
+      }
+    }
+  }
+  return nearest;
+}
+`,
   "lib/next_values.wgsl": `// Adding the value of a slot that goes to those of the slots after it: see
 // \`src/reference/next_values.ts\` for the source and the formulas.
 //
@@ -1933,11 +2069,12 @@ fn find_partners(
   search(thread, first, proposers, select(alone, count, first < alone), scale);
 }
 
-// Leaves the parts of the distances to remembered partners in \`reduce_floats\`.
+// Leaves the parts of the distances of keys and of values to remembered
+// partners in \`part_values\`.
 fn measure_partners(thread: u32, first: u32, count: u32, scale: PairScale) {
   let threads = THREADS / PROPOSERS;
   let i = thread / threads;
-  var sum = 0.0;
+  var sum = vec2<f32>();
   if (i < count && is_settled(first + i)) {
     let a = slot_of(proposer_at(first + i));
     let b = slot_of(partner_of(proposer_at(first + i)) - 1u);
@@ -1945,10 +2082,10 @@ fn measure_partners(thread: u32, first: u32, count: u32, scale: PairScale) {
       let key = unpack_halves(key_word(a, p)) - unpack_halves(key_word(b, p));
       let value =
         unpack_halves(value_word(a, p)) - unpack_halves(value_word(b, p));
-      sum += scale.keys * dot(key, key) + scale.values * dot(value, value);
+      sum += vec2(scale.keys * dot(key, key), scale.values * dot(value, value));
     }
   }
-  reduce_floats[thread] = sum;
+  part_values[thread] = sum;
 }
 
 fn propose(i: u32, found: Ranked) {
@@ -1958,11 +2095,15 @@ fn propose(i: u32, found: Ranked) {
     if (is_settled(i)) {
       let threads = THREADS / PROPOSERS;
       let partner = partner_of(c) - 1u;
-      var distance = 0.0;
+      var sum = vec2<f32>();
       for (var t = 0u; t < threads; t++) {
-        distance += reduce_floats[i % PROPOSERS * threads + t];
+        sum += part_values[i % PROPOSERS * threads + t];
       }
-      let known = Ranked(distance, position_of(slot_of(partner)), partner);
+      let known = Ranked(
+        pair_distance(sum.x, sum.y),
+        position_of(slot_of(partner)),
+        partner,
+      );
       if (is_before(known, best)) {
         best = known;
       }
@@ -2137,6 +2278,8 @@ fn accept_pairs(thread: u32, listed: u32) -> u32 {
 //   slot_of(candidate)  the slot with a number
 //   is_held(candidate)  whether it holds a token
 
+// Whether squared distances of keys and values are multiplied or added.
+override PRODUCT_DISTANCE: bool = false;
 // keyWeight / √HEAD_DIM
 override KEY_WEIGHT: f32 = 0.0;
 override VALUE_WEIGHT: f32 = 0.0;
@@ -2157,6 +2300,11 @@ struct PairScale {
 fn pair_scale(spread: f32) -> PairScale {
   let values = select(0.0, VALUE_WEIGHT / max(spread, 1e-30), spread > 0.0);
   return PairScale(KEY_WEIGHT, values);
+}
+
+// How far slots are apart whose keys and values have these scaled distances.
+fn pair_distance(keys: f32, values: f32) -> f32 {
+  return select(keys + values, keys * (1.0 + values), PRODUCT_DISTANCE);
 }
 
 // ln of the cost of merging slots whose weights have these logarithms.
@@ -2253,6 +2401,7 @@ const SCORE_LAST = 4u;
 const SCORE_AGE = 5u;
 const SCORE_KEY_DISTANCE = 6u;
 const SCORE_STEP_GAIN = 7u;
+const SCORE_EXPECTED = 8u;
 override SCORE: u32 = SCORE_POSITION;
 // ln alpha and ln(1 - alpha) of the moving sum; alpha is 0 where there is none.
 override LOG_ALPHA: f32 = -1e30;
@@ -2271,7 +2420,7 @@ override VALUE_POWER: u32 = 1u;
 override VALUE_EPSILON: f32 = 0.0;
 override LOG_VALUE_EPSILON: f32 = -1e30;
 
-// Whether scores take more than a slot's own fields: the other keys, the
+// Whether scores take more than a slot's own fields: the keys of the head, the
 // neighbours up to a distance, the heads of the layer.
 override RATED: bool = false;
 const POOL_NONE = 0u;
@@ -2288,6 +2437,7 @@ const MERGE_RIGHT_NEIGHBOUR = 3u;
 const MERGE_PAIR = 4u;
 const MERGE_COSINE = 5u;
 const MERGE_NEXT_VALUES = 6u;
+const MERGE_SEGMENTS = 7u;
 override MERGE: u32 = MERGE_NEVER;
 
 // Whether slots remember the partner that they would be merged with.
@@ -2307,25 +2457,54 @@ override GUARD_HIGH: f32 = 0.0;
 override EXACT_VALUES: bool = false;
 override RATIO_CAP: f32 = 1.0;
 `,
+  "lib/query_statistics.wgsl": `// Where the statistics of query heads are: see \`queryStatisticsLayout\` of the
+// backends.
+
+// First float of a query head.
+fn statistics_at(sequence: u32, query_head: u32) -> u32 {
+  return (sequence * HEADS + query_head) * (3u * HEAD_DIM + 1u);
+}
+
+fn scatter_at() -> u32 {
+  return HEAD_DIM;
+}
+
+fn future_at() -> u32 {
+  return HEAD_DIM / 2u * 3u;
+}
+
+fn variance_at() -> u32 {
+  return HEAD_DIM / 2u * 5u;
+}
+
+fn count_at() -> u32 {
+  return HEAD_DIM * 3u;
+}
+`,
   "lib/ranks.wgsl": `// What slots are ranked by: see \`src/reference/selection.ts\`.
 
 // Smallest norm that counts; the logarithm of less is of no use.
 const LEAST_NORM = 1e-30;
 
+// Whether the numbers that a score says are logarithms.
+fn is_logarithm() -> bool {
+  return SCORE == SCORE_EMA || SCORE == SCORE_EXPECTED;
+}
+
 // The sum of no scores; where they are logarithms, of what they stand for.
 fn no_scores() -> f32 {
-  return select(0.0, -1e30, SCORE == SCORE_EMA);
+  return select(0.0, -1e30, is_logarithm());
 }
 
 fn add_score(sum: f32, score: f32) -> f32 {
-  if (SCORE == SCORE_EMA) {
+  if (is_logarithm()) {
     return log_add(sum, score);
   }
   return sum + score;
 }
 
 fn mean_score(sum: f32, count: u32) -> f32 {
-  if (SCORE == SCORE_EMA) {
+  if (is_logarithm()) {
     return sum - log(f32(count));
   }
   return sum / f32(count);
@@ -2337,7 +2516,7 @@ fn rank_of(score: f32, slot: u32) -> f32 {
     return score;
   }
   let norm = side_float(slot, FIELD_VALUE_NORM);
-  if (SCORE == SCORE_EMA) {
+  if (is_logarithm()) {
     return log_add(score, LOG_VALUE_EPSILON) +
       f32(VALUE_POWER) * log(max(norm, LEAST_NORM));
   }
@@ -2349,7 +2528,7 @@ fn first_stage(fitting: u32) -> u32 {
   return u32(floor(FIRST_STAGE * f32(fitting)));
 }
 `,
-  "lib/ratings.wgsl": `// Scores that take more than a slot's own fields: compared with other keys,
+  "lib/ratings.wgsl": `// Scores that take more than a slot's own fields: of all keys of the head,
 // pooled over neighbours, or shared by the heads of a layer.
 
 // f32: a candidate's own score.
@@ -2382,14 +2561,18 @@ fn rate(
   }
 }
 
-// The same where the keys of a head are compared.
+// The same where it takes all keys of the head.
 @compute @workgroup_size(THREADS)
 fn rate_keys(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
 ) {
   if (begin(group.x)) {
-    rate_by_key(thread);
+    if (SCORE == SCORE_EXPECTED) {
+      rate_by_expectation(thread, step_words[CHUNK_SEQUENCE], kv_head);
+    } else {
+      rate_by_key(thread);
+    }
   }
 }
 
@@ -2542,6 +2725,18 @@ fn sum_floats(thread: u32, value: f32) -> f32 {
   return workgroupUniformLoad(&reduce_floats[0]);
 }
 
+fn max_floats(thread: u32, value: f32) -> f32 {
+  reduce_floats[thread] = value;
+  for (var width = THREADS / 2u; width > 0u; width /= 2u) {
+    workgroupBarrier();
+    if (thread < width) {
+      reduce_floats[thread] =
+        max(reduce_floats[thread], reduce_floats[thread + width]);
+    }
+  }
+  return workgroupUniformLoad(&reduce_floats[0]);
+}
+
 // The sum of \`value\` over this thread and those before it.
 fn prefix_sum(thread: u32, value: u32) -> u32 {
   reduce_words[thread] = value;
@@ -2591,6 +2786,29 @@ fn first_ranked(thread: u32, mine: Ranked) -> Ranked {
   return workgroupUniformLoad(&reduce_ranked[0]);
 }
 `,
+  "lib/rope.wgsl": `// Angles of rotary position embeddings: see \`src/model/rope.ts\`. A kernel
+// declares \`rope\`, (3, 256, headDim / 2) of cosine and sine.
+
+// The angle of a pair at a position: the product of the rotations of its three
+// base-256 digits.
+fn angle_at(index: u32, position: u32) -> vec2<f32> {
+  let half = HEAD_DIM / 2u;
+  var angle = rope[(position & 255u) * half + index];
+  for (var level = 1u; level < 3u; level++) {
+    let digit = (position >> (8u * level)) & 255u;
+    angle = turn(angle, rope[(level * 256u + digit) * half + index]);
+  }
+  return angle;
+}
+
+// The product of two complex numbers: a pair, turned by an angle.
+fn turn(pair: vec2<f32>, angle: vec2<f32>) -> vec2<f32> {
+  return vec2(
+    pair.x * angle.x - pair.y * angle.y,
+    pair.y * angle.x + pair.x * angle.y,
+  );
+}
+`,
   "lib/runs.wgsl": `// Runs: candidates that all go, in the order of their positions, up to the kept
 // one to their right, which takes their values. \`runWeights\` of the reference
 // says what weights they have there.
@@ -2608,8 +2826,8 @@ const WORK_PASS = 10u;
 // Candidate that takes it in, or NO_SLOT.
 const WORK_PARENT = 11u;
 
-// Finds the right neighbour of each victim: WORK_CHOICE, and the way back:
-// WORK_NEXT. A thread has a victim and goes through all candidates by tiles.
+// Finds the right neighbour of each listed candidate: WORK_CHOICE, and the way
+// back: WORK_NEXT.
 @compute @workgroup_size(THREADS)
 fn neighbours(
   @builtin(workgroup_id) group: vec3<u32>,
@@ -2629,26 +2847,7 @@ fn neighbours(
     mine = work[work_at(WORK_LIST, first + thread)];
     position = position_of(slot_of(mine));
   }
-  var nearest = NO_SLOT;
-  var nearest_position = 0xffffffffu;
-  for (var tile = 0u; tile < params.candidates; tile += THREADS) {
-    let c = tile + thread;
-    // Nothing lies to the left of position 0: it stands for no candidate.
-    var there = 0u;
-    if (c < params.candidates && is_held(c)) {
-      there = position_of(slot_of(c));
-    }
-    workgroupBarrier();
-    reduce_words[thread] = there;
-    workgroupBarrier();
-    for (var k = 0u; k < THREADS; k++) {
-      let other = reduce_words[k];
-      if (other > position && other < nearest_position) {
-        nearest_position = other;
-        nearest = tile + k;
-      }
-    }
-  }
+  let nearest = right_of(thread, position, params.candidates);
   if (mine != NO_SLOT) {
     work[work_at(WORK_CHOICE, mine)] = nearest;
     if (nearest != NO_SLOT) {
@@ -3112,7 +3311,8 @@ fn search(thread: u32, first: u32, count: u32, targets: u32, scale: PairScale) {
           if (HEAVIER_TARGETS && !is_heavier) {
             continue;
           }
-          measure += scale.values * tile_distance(PROPOSERS + i, j);
+          let values = scale.values * tile_distance(PROPOSERS + i, j);
+          measure = pair_distance(measure, values);
           if (!BY_DISTANCE) {
             measure = pair_cost(mine, weight, measure);
           }
@@ -3166,6 +3366,288 @@ fn tile_distance(i: u32, j: u32) -> f32 {
     sum += dot(a - b, a - b);
   }
   return sum;
+}
+`,
+  "lib/segment_rounds.wgsl": `// Closing links between neighbours in the text until a chunk fits its budget.
+
+// Lists the candidates that may be merged with their neighbours, if the head is
+// over its budget.
+@compute @workgroup_size(THREADS)
+fn list_light(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let excess = count_excess(thread);
+  if (excess == 0u) {
+    return;
+  }
+  let evictable = list_evictable(thread);
+  if (evictable > 0u) {
+    keep_lowest(thread, light_slots(evictable, excess));
+  }
+  make_list(thread);
+  if (thread == 0u) {
+    atomicStore(&counters[kv_head * COUNTERS + COUNT_EXCESS], excess);
+  }
+}
+
+// Measures the link of each listed candidate to its right neighbour:
+// WORK_KEY. There is none to a neighbour that is not listed: WORK_CHOICE.
+@compute @workgroup_size(THREADS)
+fn measure_links(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.y)) {
+    return;
+  }
+  let i = group.x * THREADS + thread;
+  if (i >= atomicLoad(&counters[kv_head * COUNTERS + COUNT_LISTED])) {
+    return;
+  }
+  let c = work[work_at(WORK_LIST, i)];
+  let right = work[work_at(WORK_CHOICE, c)];
+  if (right == NO_SLOT) {
+    return;
+  }
+  if ((work[work_at(WORK_FLAGS, right)] & FLAG_LISTED) == 0u) {
+    work[work_at(WORK_CHOICE, c)] = NO_SLOT;
+    return;
+  }
+  work[work_at(WORK_KEY, c)] = ordered(-key_cosine(slot_of(c), slot_of(right)));
+}
+
+fn is_closed(candidate: u32) -> bool {
+  return (work[work_at(WORK_FLAGS, candidate)] & FLAG_ACCEPTED) != 0u;
+}
+
+// Closes the closest links, as many as the head is over its budget, and lists
+// the candidates that go: chains with the pivot of their segment as target.
+@compute @workgroup_size(THREADS)
+fn close_links(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let listed = read_counter(thread, COUNT_LISTED);
+  let excess = read_counter(thread, COUNT_EXCESS);
+  var links = 0u;
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    let is_link = work[work_at(WORK_CHOICE, c)] != NO_SLOT;
+    work[work_at(WORK_FLAGS, c)] = select(0u, FLAG_ACCEPTED, is_link);
+    work[work_at(WORK_NEXT, c)] = NO_SLOT;
+    links += select(0u, 1u, is_link);
+  }
+  links = sum_words(thread, links);
+  storageBarrier();
+  var last = vec2(0xffffffffu);
+  if (links > excess) {
+    last = select_rank(thread, FLAG_ACCEPTED, excess);
+  }
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    if (is_closed(c)) {
+      if (is_within(c, last)) {
+        work[work_at(WORK_NEXT, work[work_at(WORK_CHOICE, c)])] = c;
+      } else {
+        work[work_at(WORK_FLAGS, c)] = 0u;
+      }
+    }
+  }
+  storageBarrier();
+  // A segment begins where nothing is linked from the left.
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    if (is_closed(c) && work[work_at(WORK_NEXT, c)] == NO_SLOT) {
+      work[work_at(WORK_FLAGS, c)] |= FLAG_TAKEN;
+    }
+  }
+  storageBarrier();
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    if ((work[work_at(WORK_FLAGS, c)] & FLAG_TAKEN) != 0u) {
+      chain_segment(c);
+    }
+  }
+  storageBarrier();
+  make_list(thread);
+}
+
+// Chains the members of the segment that begins at a candidate to its pivot. A
+// thread has a segment; segments are short unless the budget is far exceeded.
+fn chain_segment(first: u32) {
+  var pivot = first;
+  var most = side_float(slot_of(first), FIELD_ACCUMULATED);
+  var c = first;
+  while (is_closed(c)) {
+    c = work[work_at(WORK_CHOICE, c)];
+    let attention = side_float(slot_of(c), FIELD_ACCUMULATED);
+    if (attention > most) {
+      most = attention;
+      pivot = c;
+    }
+  }
+  var last = NO_SLOT;
+  c = first;
+  while (c != NO_SLOT) {
+    let next = select(NO_SLOT, work[work_at(WORK_CHOICE, c)], is_closed(c));
+    work[work_at(WORK_FLAGS, c)] = 0u;
+    if (c != pivot) {
+      work[work_at(WORK_CHOICE, c)] = pivot;
+      work[work_at(WORK_NEXT, c)] = NO_SLOT;
+      work[work_at(WORK_FLAGS, c)] = FLAG_LISTED;
+      if (last == NO_SLOT) {
+        work[work_at(WORK_FLAGS, c)] |= FLAG_LEADER;
+      } else {
+        work[work_at(WORK_NEXT, last)] = c;
+      }
+      last = c;
+    }
+    c = next;
+  }
+}
+`,
+  "lib/segment_step.wgsl": `// The link between neighbours in the text that a decode step closes. A
+// workgroup has a head: a step closes one link, and finding the neighbours reads
+// positions alone.
+
+// The two neighbours with the most similar keys of those that may be merged:
+// the one that stays, and the one that goes; NO_SLOT if there are none.
+fn closest_link(thread: u32) -> vec2<u32> {
+  var evictable = 0u;
+  for (var i = thread; i < own_high; i += THREADS) {
+    evictable += select(0u, 1u, may_go(own_offset + i));
+  }
+  evictable = sum_words(thread, evictable);
+  if (evictable == 0u) {
+    return vec2(NO_SLOT);
+  }
+  let last = select_rank(thread, 0u, light_slots(evictable, 1u));
+  var best = unranked();
+  var best_right = NO_SLOT;
+  for (var first = 0u; first < own_high; first += THREADS) {
+    let i = first + thread;
+    let slot = own_offset + i;
+    // Nothing lies to the right of the last position.
+    var position = 0xffffffffu;
+    if (i < own_high && may_go(slot) && is_within(i, last)) {
+      position = position_of(slot);
+    }
+    let next = right_of(thread, position, own_high);
+    let right = own_offset + next;
+    if (next != NO_SLOT && may_go(right) && is_within(next, last)) {
+      let mine = Ranked(-key_cosine(slot, right), position, slot);
+      if (is_before(mine, best)) {
+        best = mine;
+        best_right = right;
+      }
+    }
+  }
+  let left = first_ranked(thread, best).slot;
+  if (left == NO_SLOT) {
+    return vec2(NO_SLOT);
+  }
+  if (best.slot == left) {
+    let is_right = side_float(best_right, FIELD_ACCUMULATED) >
+      side_float(left, FIELD_ACCUMULATED);
+    shared_words[1] = select(left, best_right, is_right);
+    shared_words[2] = select(best_right, left, is_right);
+  }
+  return vec2(
+    workgroupUniformLoad(&shared_words[1]),
+    workgroupUniformLoad(&shared_words[2]),
+  );
+}
+`,
+  "lib/segments.wgsl": `// Merging neighbours in the text whose keys are similar: see
+// \`src/reference/segments.ts\` for the source and the formulas.
+//
+// A kernel defines
+//   next_member(slot)  the member after \`slot\`, or NO_SLOT
+
+// Share of the slots that stay which is for those with the highest scores.
+override HEAVY: f32 = 0.0;
+
+// Of \`evictable\` slots, \`count\` of which go, those that may be merged.
+fn light_slots(evictable: u32, count: u32) -> u32 {
+  let fitting = evictable - min(evictable, count);
+  return evictable - u32(floor(HEAVY * f32(fitting)));
+}
+
+// Merges \`first\` and the members after it into their pivot \`kept\`; returns how
+// many. The caller waits for storage and then frees them.
+fn merge_segment(thread: u32, kept: u32, first: u32) -> u32 {
+  let half = HEAD_DIM / 2u;
+  var distances = 0.0;
+  var members = 1u;
+  for (var slot = first; slot != NO_SLOT; slot = next_member(slot)) {
+    distances += key_distance(kept, slot);
+    members += 1u;
+  }
+  let mean = distances / f32(members);
+
+  // The pivot's own weight is 1.
+  var key = vec2<f32>();
+  var value = vec2<f32>();
+  if (thread < half) {
+    key = unpack_halves(key_word(kept, thread));
+    value = unpack_halves(value_word(kept, thread));
+  }
+  var total = 1.0;
+  var norm = side_float(kept, FIELD_VALUE_NORM);
+  var score = log_score(kept);
+  var accumulated = side_float(kept, FIELD_ACCUMULATED);
+  var observations = side_word(kept, FIELD_OBSERVATIONS);
+  var tokens = tokens_of(kept);
+  for (var slot = first; slot != NO_SLOT; slot = next_member(slot)) {
+    var weight = 1.0;
+    if (mean > 0.0) {
+      let ratio = key_distance(kept, slot) / mean;
+      weight = exp(-ratio * ratio);
+    }
+    if (thread < half) {
+      key += weight * unpack_halves(key_word(slot, thread));
+      value += weight * unpack_halves(value_word(slot, thread));
+    }
+    total += weight;
+    norm += weight * side_float(slot, FIELD_VALUE_NORM);
+    score = log_add(score, log_score(slot));
+    accumulated += side_float(slot, FIELD_ACCUMULATED);
+    observations = max(observations, side_word(slot, FIELD_OBSERVATIONS));
+    tokens += tokens_of(slot);
+  }
+  // Every thread has read the pivot.
+  storageBarrier();
+  if (thread < half) {
+    set_key_word(kept, thread, pack_halves(key / total));
+    set_value_word(kept, thread, pack_halves(value / total));
+  }
+  if (thread == 0u) {
+    if (observations > 0u) {
+      set_side_float(kept, FIELD_EMA, score + ema_correction(observations));
+    }
+    set_side_float(kept, FIELD_ACCUMULATED, accumulated);
+    set_side_word(kept, FIELD_OBSERVATIONS, observations);
+    set_side_float(kept, FIELD_VALUE_NORM, norm / total);
+    set_side_word(kept, FIELD_TOKENS, tokens);
+  }
+  return members - 1u;
+}
+
+// Distance of the keys of two slots.
+fn key_distance(a: u32, b: u32) -> f32 {
+  var sum = 0.0;
+  for (var i = 0u; i < HEAD_DIM / 2u; i++) {
+    let rest = unpack_halves(key_word(a, i)) - unpack_halves(key_word(b, i));
+    sum += dot(rest, rest);
+  }
+  return sqrt(sum);
 }
 `,
   "lib/select_rank.wgsl": `// Selection by rank: which key stands at a place in the order of keys, ties
@@ -3670,6 +4152,8 @@ struct Params {
 @group(0) @binding(11) var<storage, read_write> ratings: array<f32>;
 // (rows, kvHeads, PAIR_HEADER + 3 * maxCapacity): see \`lib/pair_step.wgsl\`
 @group(0) @binding(12) var<storage, read_write> pairs: array<u32>;
+// (sequences, heads, 3 headDim + 1)
+@group(0) @binding(13) var<storage, read> statistics: array<f32>;
 
 const THREADS = 256u;
 
@@ -4011,15 +4495,22 @@ fn attend_and_score(thread: u32) {
   }
   for (var i = thread; i < own_high; i += THREADS) {
     let slot = own_offset + i;
-    if (OBSERVE && tokens_of(slot) != 0u) {
+    if (tokens_of(slot) == 0u) {
+      continue;
+    }
+    if (OBSERVE) {
       observe_slot(own_row, own_kv_head, slot, i);
-      if (RATED && SCORE != SCORE_KEY_DISTANCE) {
-        set_rating(i, plain_score(slot));
-      }
+    }
+    if (RATED) {
+      set_rating(i, plain_score(slot));
     }
   }
-  if (SCORE == SCORE_KEY_DISTANCE && MERGE != MERGE_NEVER) {
-    rate_by_key(thread);
+  if (MERGE != MERGE_NEVER) {
+    if (SCORE == SCORE_KEY_DISTANCE) {
+      rate_by_key(thread);
+    } else if (SCORE == SCORE_EXPECTED) {
+      rate_by_expectation(thread, sequence_of(own_row), own_kv_head);
+    }
   }
 }
 
@@ -4052,9 +4543,19 @@ fn evict(thread: u32) {
     return;
   }
   if (MERGE != MERGE_NEVER && live > budget) {
-    let victim = choose_victim(thread);
+    var pair = vec2(NO_SLOT);
+    if (MERGE == MERGE_SEGMENTS) {
+      pair = closest_link(thread);
+    }
+    var victim = pair.y;
+    if (victim == NO_SLOT) {
+      victim = choose_victim(thread);
+    }
     if (victim != NO_SLOT) {
       var merged = Merged(0u, 0u, 0.0);
+      if (MERGE == MERGE_SEGMENTS && pair.y != NO_SLOT) {
+        merged.count = merge_segment(thread, pair.x, victim);
+      }
       if (MERGE == MERGE_VOTES) {
         let chosen = nearest(thread, victim, offset, high);
         if (chosen.slot != NO_SLOT && -chosen.key > THRESHOLD) {
@@ -4661,23 +5162,9 @@ fn is_needed(row: u32) -> bool {
   return is_forwarded(row);
 }
 
-// Turns a pair by the angle of \`position\`: the product of the rotations of its
-// three base-256 digits.
+// Turns a pair by the angle of \`position\`.
 fn rotate(pair: vec2<f32>, index: u32, position: u32) -> vec2<f32> {
-  let half = HEAD_DIM / 2u;
-  var angle = rope[(position & 255u) * half + index];
-  for (var level = 1u; level < 3u; level++) {
-    let digit = (position >> (8u * level)) & 255u;
-    let next = rope[(level * 256u + digit) * half + index];
-    angle = vec2(
-      angle.x * next.x - angle.y * next.y,
-      angle.y * next.x + angle.x * next.y,
-    );
-  }
-  return vec2(
-    pair.x * angle.x - pair.y * angle.y,
-    pair.y * angle.x + pair.x * angle.y,
-  );
+  return turn(pair, angle_at(index, position));
 }
 
 // Index in the cache that a row's token takes, staged rows included.
@@ -4851,6 +5338,124 @@ fn append(
   for (var index = 2u * thread; index < PAIRS; index += 128u) {
     write_pairs(row, head, index, 0u);
   }
+}
+`,
+  "query_statistics.wgsl": `// For each query head, the mean of its unrotated queries and, per RoPE pair,
+// the mean of their squared distances from it, over the text so far; then the
+// mean and the variance of the queries that are expected after the last row,
+// rotated like keys.
+//
+// Reads the queries of the step once, 4 bytes per element, and 28 bytes per
+// pair and query head of statistics. A workgroup has a query head: its threads
+// share the pairs, and the rows of a chunk, whose statistics they join in the
+// end. Letting \`qkv_rope_append\` count its queries before it turns them would
+// save undoing the rotation, but its workgroups own rows, not heads.
+
+@group(0) @binding(0) var<storage, read_write> statistics: array<f32>;
+// (rows, heads, headDim)
+@group(0) @binding(1) var<storage, read> queries: array<f32>;
+// (3, 256, headDim / 2): cosine and sine
+@group(0) @binding(2) var<storage, read> rope: array<vec2<f32>>;
+// (headDim / 2): mean of the rotations by the next positions
+@group(0) @binding(3) var<storage, read> ahead: array<vec2<f32>>;
+@group(0) @binding(4) var<storage, read> step_words: array<u32>;
+
+override HEADS: u32 = 1u;
+override HEAD_DIM: u32 = 4u;
+// First tokens of the text, whose queries do not count.
+override SINKS: u32 = 0u;
+
+const THREADS = 256u;
+
+// How many queries there were, their mean, and how far they scatter.
+struct Moments {
+  count: f32,
+  scatter: f32,
+  mean: vec2<f32>,
+}
+
+var<workgroup> part_moments: array<Moments, THREADS>;
+
+// The moments of both together. Differences from the mean are summed up, not
+// squares, since queries may scatter little about a mean far from 0.
+fn join_moments(a: Moments, b: Moments) -> Moments {
+  if (b.count == 0.0) {
+    return a;
+  }
+  let count = a.count + b.count;
+  let share = b.count / count;
+  let change = b.mean - a.mean;
+  let between = (1.0 - share) * dot(change, change);
+  return Moments(
+    count,
+    a.scatter + share * (b.scatter - a.scatter + between),
+    a.mean + share * change,
+  );
+}
+
+@compute @workgroup_size(THREADS)
+fn count_queries(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let head = group.x;
+  let first = group.y;
+  if (!is_live(first)) {
+    return;
+  }
+  let half = HEAD_DIM / 2u;
+  var rows = 1u;
+  if (PREFILL) {
+    rows = step_words[CHUNK_ROWS];
+  }
+  let own = statistics_at(sequence_of(first), head);
+  let counted = statistics[own + count_at()];
+  // A thread has a pair and every \`parts\`th row.
+  let parts = THREADS / half;
+  let pair = thread % half;
+  var moments = Moments(0.0, 0.0, vec2<f32>());
+  if (thread / half < parts) {
+    for (var row = first + thread / half; row < first + rows; row += parts) {
+      let position = position_of_row(row);
+      if (position < SINKS) {
+        continue;
+      }
+      let at = (row * HEADS + head) * HEAD_DIM + pair;
+      let query = vec2(queries[at], queries[at + half]);
+      let angle = angle_at(pair, position);
+      // The table may scale what it turns.
+      let back = vec2(angle.x, -angle.y) / dot(angle, angle);
+      moments = join_moments(moments, Moments(1.0, 0.0, turn(query, back)));
+    }
+  }
+  part_moments[thread] = moments;
+  // Everybody has read the count before one writes it.
+  storageBarrier();
+  workgroupBarrier();
+  if (thread >= half) {
+    return;
+  }
+  moments = Moments(
+    counted,
+    statistics[own + scatter_at() + pair],
+    vec2(statistics[own + pair], statistics[own + half + pair]),
+  );
+  for (var part = 0u; part < parts; part++) {
+    moments = join_moments(moments, part_moments[part * half + pair]);
+  }
+  statistics[own + pair] = moments.mean.x;
+  statistics[own + half + pair] = moments.mean.y;
+  statistics[own + scatter_at() + pair] = moments.scatter;
+  if (pair == 0u) {
+    statistics[own + count_at()] = moments.count;
+  }
+  let angle =
+    turn(angle_at(pair, position_of_row(first + rows - 1u)), ahead[pair]);
+  let future = turn(moments.mean, angle);
+  statistics[own + future_at() + pair] = future.x;
+  statistics[own + future_at() + half + pair] = future.y;
+  statistics[own + variance_at() + pair] =
+    dot(angle, angle) * moments.scatter / 2.0;
 }
 `,
   "sample.wgsl": `// Repetition penalty, temperature, top-k, top-p, min-p and one draw, or the

@@ -10,7 +10,7 @@ import type {
   Slots,
 } from "../../backend.ts";
 import { remembersPartners } from "../../../cache/layout.ts";
-import type { Policy } from "../../../policies/parts.ts";
+import type { Policy, Score } from "../../../policies/parts.ts";
 import type { Constants } from "../pipelines.ts";
 import type { Bindable } from "../recorder.ts";
 
@@ -104,6 +104,7 @@ const SCORES = {
   age: 5,
   keyDistance: 6,
   stepGain: 7,
+  expected: 8,
 } as const;
 const POOLS = { none: 0, mean: 1, max: 2 } as const;
 const MERGES = {
@@ -114,6 +115,7 @@ const MERGES = {
   pair: 4,
   cosine: 5,
   nextValues: 6,
+  segments: 7,
 } as const;
 const KEYS = { zip: 0, minNorm: 1, realVotes: 2, convex: 3 } as const;
 
@@ -155,12 +157,14 @@ export function policyConstants(
     PARTNERS: remembersPartners(policy),
     ...(merge.kind === "votes" && { THRESHOLD: merge.threshold }),
     ...(merge.kind === "cosine" && { THRESHOLD_KEEP: merge.keep }),
+    ...(merge.kind === "segments" && { HEAVY: merge.heavy }),
     ...(merge.kind === "nextValues" && {
       NEXT_COUNT: merge.count,
       EXPECTED: merge.rule === "expected",
       DRAW_SEED: merge.seed,
     }),
     ...(merge.kind === "pair" && {
+      PRODUCT_DISTANCE: merge.distance === "product",
       KEY_WEIGHT: merge.keyWeight / Math.sqrt(headDim),
       VALUE_WEIGHT: merge.valueWeight,
     }),
@@ -182,10 +186,15 @@ export function ratingConstants(
 ): Constants {
   return {
     RATED: pool.kind !== "none" || scope === "layer" ||
-      score.kind === "keyDistance",
+      takesAllKeys(score),
     POOL: POOLS[pool.kind],
     POOL_REACH: pool.kind === "none" ? 0 : (pool.width - 1) / 2,
   };
+}
+
+/** Whether a score is worked out from all keys of a head, without any row. */
+export function takesAllKeys({ kind }: Score): boolean {
+  return kind === "keyDistance" || kind === "expected";
 }
 
 /**
@@ -195,5 +204,5 @@ export function ratingConstants(
 export function needsScores({ score, merge }: Policy): boolean {
   return merge.kind !== "never" &&
     (merge.kind !== "drop" ||
-      score.kind !== "position" && score.kind !== "keyDistance");
+      score.kind !== "position" && !takesAllKeys(score));
 }

@@ -9,6 +9,7 @@ import {
   policyConstants,
   ratingConstants,
   stagedBindings,
+  takesAllKeys,
 } from "./cache.ts";
 import { searchConstants } from "./search.ts";
 import { stepBindings, stepConstants } from "./step.ts";
@@ -62,6 +63,7 @@ export function compress(
       ...stepBindings(step),
       ...stagedBindings(cache),
       queries: args.queries,
+      statistics: cache.statistics,
       work: recorder.scratch(
         "candidates",
         (merge.kind === "rightNeighbour" ? RUN_SECTIONS : WORK_SECTIONS) *
@@ -76,7 +78,7 @@ export function compress(
   const merges = [mergeGroups, kvHeads] as const;
   const perCandidate = [Math.ceil(candidates / THREADS), kvHeads] as const;
   const rate: Steps = [];
-  if (score.kind === "keyDistance") rate.push(["rate_keys", perHead]);
+  if (takesAllKeys(score)) rate.push(["rate_keys", perHead]);
   else if (ratings.RATED) rate.push(["rate", perCandidate]);
   if (select.pool.kind !== "none") rate.push(["pool", perCandidate]);
   if (select.scope === "layer") rate.push(["share", [perCandidate[0]]]);
@@ -93,9 +95,20 @@ export function compress(
       ["merge", merges],
     );
   }
+  const isSegmented = merge.kind === "segments";
+  if (isSegmented) {
+    if (!isAdaptive) steps.push(...rate);
+    steps.push(
+      ["list_light", perHead],
+      ["neighbours", perCandidate],
+      ["measure_links", perCandidate],
+      ["close_links", perHead],
+      ["merge", merges],
+    );
+  }
   if (merge.kind !== "never") {
-    // Nothing has changed since heads were allocated, unless pairs merged.
-    if (!isAdaptive || rounds > 0) steps.push(...rate);
+    // Nothing has changed since heads were allocated, unless slots merged.
+    if (!isAdaptive || rounds > 0 || isSegmented) steps.push(...rate);
     steps.push(["select_victims", perHead]);
   }
   if ("votesPerQueryHead" in merge || merge.kind === "cosine") {

@@ -7,6 +7,7 @@ import {
   needsScores,
   policyConstants,
   slotBindings,
+  takesAllKeys,
 } from "./cache.ts";
 import { searchConstants } from "./search.ts";
 import { tileConstants } from "./score_tile.ts";
@@ -37,7 +38,7 @@ export function mergeAttend(
   const splits = Math.ceil(cache.maxCapacity / splitSlots);
   const remembers = remembersPartners(policy);
   const isShared = policy.select.scope === "layer";
-  const isRated = isShared || policy.score.kind === "keyDistance";
+  const isRated = isShared || takesAllKeys(policy.score);
   const { layer, first_head, total, max_capacity } = cacheParams(args);
   const common = {
     constants: {
@@ -71,6 +72,7 @@ export function mergeAttend(
       queries: args.queries,
       sink_queries: args.sinkQueries,
       table: cache.table,
+      statistics: cache.statistics,
       raw_logits: needsScores(policy)
         ? recorder.scratch("raw logits", step.rows * heads * max_capacity)
         : undefined,

@@ -14,6 +14,7 @@ import { observe } from "./observe.ts";
 import { prefillAttend } from "./prefill_attend.ts";
 import { projectAdd } from "./project_add.ts";
 import { qkvRopeAppend } from "./qkv_rope_append.ts";
+import { queryStatistics } from "./query_statistics.ts";
 import { sample } from "./sample.ts";
 import { valueNorms } from "./value_norms.ts";
 
@@ -23,6 +24,7 @@ export function recordingKernels(recorder: Recorder): Kernels {
     embed: (args) => embed(recorder, args),
     qkvRopeAppend: (args) => qkvRopeAppend(recorder, args),
     valueNorms: (args) => valueNorms(recorder, args),
+    queryStatistics: (args) => queryStatistics(recorder, args),
     mergeAttend: (args) => mergeAttend(recorder, args),
     prefillAttend: (args) => prefillAttend(recorder, args),
     observe: (args) => observe(recorder, args),

@@ -3,17 +3,20 @@
 //
 // With merge_first, similar pairs are merged before anything is evicted: every
 // evictable item proposes to the most similar one, and proposals are taken in
-// order of similarity while both ends are free. Then the items with the lowest
-// scores go: each is merged into the most similar one that is kept, all that
-// chose the same one together, or is dropped.
+// order of similarity while both ends are free. Where the cheapest pairs are
+// merged, the same happens for some rounds. Then the items with the lowest
+// scores go: each is merged into the most similar or the cheapest one that is
+// kept, all that chose the same one together, or is dropped.
 //
 // Where values go to the right neighbour, a run of slots that go is merged into
-// the kept slot after it. Adaptive heads first get their budgets.
+// the kept slot after it; or they are added to those of the slots after them,
+// one by one. Adaptive heads first get their budgets.
 //
-// Searching reads every key once per 64 of the others; the rest is one block
-// per head that reads side fields and writes what it changes. In order:
-// list_items, [allocate_heads, list_items], norms, nearest_keys, pair, choose,
-// nearest_keys or right_neighbours, settle; policies that only drop skip the
+// Searching reads every key once per 64 of the others, and every value where
+// pairs are priced; the rest is one block per head that reads side fields and
+// writes what it changes. In order: list_items, [allocate_heads, list_items],
+// norms or spread, [search, pair] once per round with list_items between them,
+// choose, search or right_neighbours, settle; policies that only drop skip the
 // searches. Where scores are not the slots' own they are rated before each step
 // that compares them: see lib/ratings.cuh.
 #include "lib/allocate_heads.cuh"
@@ -23,11 +26,13 @@
 
 namespace {
 
-__device__ inline bool merges_pairs(const skv_policy &policy) {
-  return policy.merge == SKV_MERGE_VOTES && policy.merge_first != 0;
+__host__ __device__ inline bool merges_pairs(const skv_policy &policy) {
+  return (policy.merge == SKV_MERGE_VOTES && policy.merge_first != 0) ||
+         (merges_cheapest(policy) && policy.rounds > 0);
 }
 
-// Lists live slots and staged rows, and what may be merged in pairs.
+// Lists live slots and staged rows that hold tokens, and what may be merged in
+// pairs.
 __global__ void __launch_bounds__(kCompressThreads)
     list_items_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
@@ -39,9 +44,13 @@ __global__ void __launch_bounds__(kCompressThreads)
       list_if(head.words[kHeadHigh], work.items, scratch, [&](uint32_t i) {
         return item_slot(args, head, i).word(kSlotTokens) != 0;
       });
-  const uint32_t items = slots + head.rows;
-  for (uint32_t r = threadIdx.x; r < head.rows; r += kCompressThreads) {
-    work.items[slots + r] = kStaged | r;
+  const uint32_t rows =
+      list_if(head.rows, work.items + slots, scratch, [&](uint32_t r) {
+        return item_slot(args, head, kStaged | r).word(kSlotTokens) != 0;
+      });
+  const uint32_t items = slots + rows;
+  for (uint32_t i = slots + threadIdx.x; i < items; i += kCompressThreads) {
+    work.items[i] |= kStaged;
   }
   for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads)
     work.marks[i] = 0;
@@ -75,6 +84,22 @@ __global__ void __launch_bounds__(kNormThreads)
   const HeadWork work = all_work.head(blockIdx.y);
   const uint32_t i = blockIdx.x * (kNormThreads / 32) + warp_id();
   if (i < work.counters[kItems]) set_norm(args, head, work, i);
+}
+
+// How far the values of a head scatter, before anything is merged.
+__global__ void __launch_bounds__(kCompressThreads)
+    spread_kernel(skv_chunk_args args, CompressWork all_work) {
+  static_assert(kCompressWarps == kSpreadWarps, "as many warps as it takes");
+  __shared__ SpreadScratch sums;
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const float spread = value_spread(
+      work.counters[kItems], args.sizes.head_dim, sums, scratch,
+      [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
+  if (threadIdx.x == 0) work.counters[kSpread] = __float_as_uint(spread);
 }
 
 // Where values count, takes those out of `keys` that stay by their scores
@@ -138,9 +163,12 @@ __global__ void __launch_bounds__(kCompressThreads)
       __syncthreads();
       if (merges_victims(args.policy)) {
         targets = list_if(items, work.candidates, scratch, [&](uint32_t i) {
-          return (work.marks[i] & (kGone | kVictim)) == 0 &&
-                 item_slot(args, head, work.items[i]).word(kSlotPosition) >=
-                     args.policy.sinks;
+          if ((work.marks[i] & (kGone | kVictim)) != 0) return false;
+          const uint32_t item = work.items[i];
+          return merges_cheapest(args.policy)
+                     ? item_is_evictable(args, head, item)
+                     : item_slot(args, head, item).word(kSlotPosition) >=
+                           args.policy.sinks;
         });
       }
     }
@@ -212,11 +240,18 @@ __global__ void __launch_bounds__(kCompressThreads)
               item_slot(args, head, work.candidates[i]), args.sizes.head_dim,
               lanes);
   }
+  uint32_t high = head.words[kHeadHigh];
+  if (moved > 0) high = max(high, work.candidates[moved - 1] + 1);
+  // No slot knows what has become of its partner.
+  for (uint32_t i = threadIdx.x; args.policy.partners && i < high;
+       i += kCompressThreads) {
+    item_slot(args, head, i).set_word(kSlotBias + lanes, 0);
+  }
+  // Everybody has read the words that one changes.
+  __syncthreads();
   if (threadIdx.x == 0) {
     uint32_t *words = head.words;
-    if (moved > 0) {
-      words[kHeadHigh] = max(words[kHeadHigh], work.candidates[moved - 1] + 1);
-    }
+    words[kHeadHigh] = high;
     words[kHeadLive] = capacity - free + moved;
     words[kHeadNext] = moved < free ? work.candidates[moved] : capacity;
   }
@@ -227,8 +262,8 @@ CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
   CompressWork work;
   work.memory = memory;
   work.most = args.cache.max_capacity + args.cache.stage_rows;
-  const uint32_t blocks = (args.cache.stage_rows + kSearchTile - 1) /
-                          kSearchTile * args.sizes.kv_heads;
+  const uint32_t blocks =
+      (args.cache.stage_rows + 63) / 64 * args.sizes.kv_heads;
   work.parts = !merges_victims(args.policy)
                    ? 1
                    : max(1u, min(16u, 2 * multiprocessors / blocks));
@@ -255,7 +290,9 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     return launch_kernel(launch, kernel, heads, kCompressThreads, 0, args,
                          work);
   };
-  const auto search = [&] { return launch_nearest_keys(args, work, launch); };
+  const auto search = [&](bool heavier) {
+    return launch_item_search(args, work, heavier, launch);
+  };
   const auto rate = [&] { return launch_ratings(args, work, launch); };
   cudaError_t status = per_head(list_items_kernel);
   if (status == cudaSuccess && args.policy.adaptive) {
@@ -267,25 +304,30 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     // What may be merged in pairs depends on the budget.
     if (status == cudaSuccess) status = per_head(list_items_kernel);
   }
-  if (status == cudaSuccess && searches) {
+  if (status == cudaSuccess && merges_cheapest(args.policy)) {
+    status = per_head(spread_kernel);
+  } else if (status == cudaSuccess && searches) {
     const dim3 grid((work.most + kNormThreads / 32 - 1) / (kNormThreads / 32),
                     heads);
     status =
         launch_kernel(launch, norms_kernel, grid, kNormThreads, 0, args, work);
   }
-  const bool merges_pairs =
-      args.policy.merge == SKV_MERGE_VOTES && args.policy.merge_first;
-  if (status == cudaSuccess && merges_pairs) {
-    status = search();
+  const bool pairs = merges_pairs(args.policy);
+  const uint32_t rounds = merges_cheapest(args.policy) ? args.policy.rounds : 1;
+  for (uint32_t round = 0; pairs && round < rounds; round++) {
+    // What was merged away is no item any more.
+    if (status == cudaSuccess && round > 0)
+      status = per_head(list_items_kernel);
+    if (status == cudaSuccess) status = search(true);
     if (status == cudaSuccess) status = rate();
     if (status == cudaSuccess) status = per_head(pair_kernel);
   }
   // Nothing has changed since heads were allocated, unless pairs merged.
-  if (status == cudaSuccess && (!args.policy.adaptive || merges_pairs)) {
+  if (status == cudaSuccess && (!args.policy.adaptive || pairs)) {
     status = rate();
   }
   if (status == cudaSuccess) status = per_head(choose_kernel);
-  if (status == cudaSuccess && searches) status = search();
+  if (status == cudaSuccess && searches) status = search(false);
   if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
     status = launch_right_neighbours(args, work, launch);
   }

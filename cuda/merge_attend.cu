@@ -170,7 +170,7 @@ Needs merge_attend_needs(const skv_merge_attend_args &args,
       aligned_bytes(plan.parts * kMaxGroup * sizeof(float2)) +
       aligned_bytes(plan.parts * sizeof(uint2));
   needs.tickets = plan.parts == 0 ? 0 : plan.heads;
-  needs.own = take_evidence(args, nullptr, &evidence);
+  needs.own = take_evidence(args, multiprocessors, nullptr, &evidence);
   return needs;
 }
 
@@ -178,7 +178,7 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
                                 const Launch &launch) {
   const Plan plan = plan_of(args, launch.multiprocessors);
   Evidence evidence;
-  take_evidence(args, launch.own, &evidence);
+  take_evidence(args, launch.multiprocessors, launch.own, &evidence);
   Scratch scratch(launch.scratch);
   AttendParts parts;
   parts.values = scratch.take<float>(plan.parts * plan.group * plan.dim);

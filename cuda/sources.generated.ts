@@ -7,17 +7,20 @@ export const cudaSources: Readonly<Record<string, string>> = {
 //
 // With merge_first, similar pairs are merged before anything is evicted: every
 // evictable item proposes to the most similar one, and proposals are taken in
-// order of similarity while both ends are free. Then the items with the lowest
-// scores go: each is merged into the most similar one that is kept, all that
-// chose the same one together, or is dropped.
+// order of similarity while both ends are free. Where the cheapest pairs are
+// merged, the same happens for some rounds. Then the items with the lowest
+// scores go: each is merged into the most similar or the cheapest one that is
+// kept, all that chose the same one together, or is dropped.
 //
 // Where values go to the right neighbour, a run of slots that go is merged into
-// the kept slot after it. Adaptive heads first get their budgets.
+// the kept slot after it; or they are added to those of the slots after them,
+// one by one. Adaptive heads first get their budgets.
 //
-// Searching reads every key once per 64 of the others; the rest is one block
-// per head that reads side fields and writes what it changes. In order:
-// list_items, [allocate_heads, list_items], norms, nearest_keys, pair, choose,
-// nearest_keys or right_neighbours, settle; policies that only drop skip the
+// Searching reads every key once per 64 of the others, and every value where
+// pairs are priced; the rest is one block per head that reads side fields and
+// writes what it changes. In order: list_items, [allocate_heads, list_items],
+// norms or spread, [search, pair] once per round with list_items between them,
+// choose, search or right_neighbours, settle; policies that only drop skip the
 // searches. Where scores are not the slots' own they are rated before each step
 // that compares them: see lib/ratings.cuh.
 #include "lib/allocate_heads.cuh"
@@ -27,11 +30,13 @@ export const cudaSources: Readonly<Record<string, string>> = {
 
 namespace {
 
-__device__ inline bool merges_pairs(const skv_policy &policy) {
-  return policy.merge == SKV_MERGE_VOTES && policy.merge_first != 0;
+__host__ __device__ inline bool merges_pairs(const skv_policy &policy) {
+  return (policy.merge == SKV_MERGE_VOTES && policy.merge_first != 0) ||
+         (merges_cheapest(policy) && policy.rounds > 0);
 }
 
-// Lists live slots and staged rows, and what may be merged in pairs.
+// Lists live slots and staged rows that hold tokens, and what may be merged in
+// pairs.
 __global__ void __launch_bounds__(kCompressThreads)
     list_items_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
@@ -43,9 +48,13 @@ __global__ void __launch_bounds__(kCompressThreads)
       list_if(head.words[kHeadHigh], work.items, scratch, [&](uint32_t i) {
         return item_slot(args, head, i).word(kSlotTokens) != 0;
       });
-  const uint32_t items = slots + head.rows;
-  for (uint32_t r = threadIdx.x; r < head.rows; r += kCompressThreads) {
-    work.items[slots + r] = kStaged | r;
+  const uint32_t rows =
+      list_if(head.rows, work.items + slots, scratch, [&](uint32_t r) {
+        return item_slot(args, head, kStaged | r).word(kSlotTokens) != 0;
+      });
+  const uint32_t items = slots + rows;
+  for (uint32_t i = slots + threadIdx.x; i < items; i += kCompressThreads) {
+    work.items[i] |= kStaged;
   }
   for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads)
     work.marks[i] = 0;
@@ -79,6 +88,22 @@ __global__ void __launch_bounds__(kNormThreads)
   const HeadWork work = all_work.head(blockIdx.y);
   const uint32_t i = blockIdx.x * (kNormThreads / 32) + warp_id();
   if (i < work.counters[kItems]) set_norm(args, head, work, i);
+}
+
+// How far the values of a head scatter, before anything is merged.
+__global__ void __launch_bounds__(kCompressThreads)
+    spread_kernel(skv_chunk_args args, CompressWork all_work) {
+  static_assert(kCompressWarps == kSpreadWarps, "as many warps as it takes");
+  __shared__ SpreadScratch sums;
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const float spread = value_spread(
+      work.counters[kItems], args.sizes.head_dim, sums, scratch,
+      [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
+  if (threadIdx.x == 0) work.counters[kSpread] = __float_as_uint(spread);
 }
 
 // Where values count, takes those out of \`keys\` that stay by their scores
@@ -142,9 +167,12 @@ __global__ void __launch_bounds__(kCompressThreads)
       __syncthreads();
       if (merges_victims(args.policy)) {
         targets = list_if(items, work.candidates, scratch, [&](uint32_t i) {
-          return (work.marks[i] & (kGone | kVictim)) == 0 &&
-                 item_slot(args, head, work.items[i]).word(kSlotPosition) >=
-                     args.policy.sinks;
+          if ((work.marks[i] & (kGone | kVictim)) != 0) return false;
+          const uint32_t item = work.items[i];
+          return merges_cheapest(args.policy)
+                     ? item_is_evictable(args, head, item)
+                     : item_slot(args, head, item).word(kSlotPosition) >=
+                           args.policy.sinks;
         });
       }
     }
@@ -216,11 +244,18 @@ __global__ void __launch_bounds__(kCompressThreads)
               item_slot(args, head, work.candidates[i]), args.sizes.head_dim,
               lanes);
   }
+  uint32_t high = head.words[kHeadHigh];
+  if (moved > 0) high = max(high, work.candidates[moved - 1] + 1);
+  // No slot knows what has become of its partner.
+  for (uint32_t i = threadIdx.x; args.policy.partners && i < high;
+       i += kCompressThreads) {
+    item_slot(args, head, i).set_word(kSlotBias + lanes, 0);
+  }
+  // Everybody has read the words that one changes.
+  __syncthreads();
   if (threadIdx.x == 0) {
     uint32_t *words = head.words;
-    if (moved > 0) {
-      words[kHeadHigh] = max(words[kHeadHigh], work.candidates[moved - 1] + 1);
-    }
+    words[kHeadHigh] = high;
     words[kHeadLive] = capacity - free + moved;
     words[kHeadNext] = moved < free ? work.candidates[moved] : capacity;
   }
@@ -231,8 +266,8 @@ CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
   CompressWork work;
   work.memory = memory;
   work.most = args.cache.max_capacity + args.cache.stage_rows;
-  const uint32_t blocks = (args.cache.stage_rows + kSearchTile - 1) /
-                          kSearchTile * args.sizes.kv_heads;
+  const uint32_t blocks =
+      (args.cache.stage_rows + 63) / 64 * args.sizes.kv_heads;
   work.parts = !merges_victims(args.policy)
                    ? 1
                    : max(1u, min(16u, 2 * multiprocessors / blocks));
@@ -259,7 +294,9 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     return launch_kernel(launch, kernel, heads, kCompressThreads, 0, args,
                          work);
   };
-  const auto search = [&] { return launch_nearest_keys(args, work, launch); };
+  const auto search = [&](bool heavier) {
+    return launch_item_search(args, work, heavier, launch);
+  };
   const auto rate = [&] { return launch_ratings(args, work, launch); };
   cudaError_t status = per_head(list_items_kernel);
   if (status == cudaSuccess && args.policy.adaptive) {
@@ -271,25 +308,30 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     // What may be merged in pairs depends on the budget.
     if (status == cudaSuccess) status = per_head(list_items_kernel);
   }
-  if (status == cudaSuccess && searches) {
+  if (status == cudaSuccess && merges_cheapest(args.policy)) {
+    status = per_head(spread_kernel);
+  } else if (status == cudaSuccess && searches) {
     const dim3 grid((work.most + kNormThreads / 32 - 1) / (kNormThreads / 32),
                     heads);
     status =
         launch_kernel(launch, norms_kernel, grid, kNormThreads, 0, args, work);
   }
-  const bool merges_pairs =
-      args.policy.merge == SKV_MERGE_VOTES && args.policy.merge_first;
-  if (status == cudaSuccess && merges_pairs) {
-    status = search();
+  const bool pairs = merges_pairs(args.policy);
+  const uint32_t rounds = merges_cheapest(args.policy) ? args.policy.rounds : 1;
+  for (uint32_t round = 0; pairs && round < rounds; round++) {
+    // What was merged away is no item any more.
+    if (status == cudaSuccess && round > 0)
+      status = per_head(list_items_kernel);
+    if (status == cudaSuccess) status = search(true);
     if (status == cudaSuccess) status = rate();
     if (status == cudaSuccess) status = per_head(pair_kernel);
   }
   // Nothing has changed since heads were allocated, unless pairs merged.
-  if (status == cudaSuccess && (!args.policy.adaptive || merges_pairs)) {
+  if (status == cudaSuccess && (!args.policy.adaptive || pairs)) {
     status = rate();
   }
   if (status == cudaSuccess) status = per_head(choose_kernel);
-  if (status == cudaSuccess && searches) status = search();
+  if (status == cudaSuccess && searches) status = search(false);
   if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
     status = launch_right_neighbours(args, work, launch);
   }
@@ -1107,6 +1149,8 @@ enum Counter {
   kCandidates = 2,
   kMembers = 3,
   kPairs = 4,
+  // How far the values of the head scatter before anything is merged; a float.
+  kSpread = 5,
   kCounters = 8
 };
 
@@ -1230,32 +1274,10 @@ __device__ inline bool item_is_evictable(const skv_chunk_args &args,
                       args.policy, head.words[kHeadRecent], head.newest);
 }
 `,
-  "lib/evict_one.cuh": `// The policy's work on a head after a decode step: scores, and the slot that
-// goes first. One block per head.
+  "lib/evict_job.cuh": `// One head of a decode step, as the kernels of the policy see it.
 #pragma once
 
 #include "evidence.cuh"
-#include "key_distance.cuh"
-#include "neighbour.cuh"
-#include "next_values.cuh"
-#include "select_smallest.cuh"
-
-constexpr uint32_t kEvictWarps = 16;
-constexpr uint32_t kEvictThreads = 32 * kEvictWarps;
-
-struct EvictShared {
-  // The victim's key, zeros beyond its end.
-  __align__(16) skv_half key[kMaxHeadDim];
-  float log_sums[kMaxGroup];
-  // The same at the scale of scores.
-  float score_sums[kMaxGroup];
-  uint64_t lowest_keys[kEvictWarps];
-  uint32_t lowest[kEvictWarps];
-  Neighbour neighbours[kEvictWarps];
-  SelectScratch select;
-  KeyScratch keys;
-  Followers followers;
-};
 
 // One head and what was seen of it.
 struct EvictJob {
@@ -1282,8 +1304,12 @@ struct EvictJob {
   // them
   const float *ratings;
   uint32_t rating_heads;
-  // (max_capacity), where that is compared first
+  // (max_capacity), where that is compared first, and the largest of those that
+  // count
   uint64_t *keys;
+  uint64_t *limit;
+  // (link_parts): see lib/segment_step.cuh
+  uint4 *links;
   Expectation expected;
 
   __device__ Slot slot(const skv_merge_attend_args &args, uint32_t i) const {
@@ -1296,6 +1322,87 @@ struct EvictJob {
            is_evictable(slot.word(kSlotPosition), args.policy,
                         words[kHeadRecent], position);
   }
+};
+
+// What is known of a head; nothing where its row is not live.
+__device__ inline bool turn_to_head(const skv_merge_attend_args &args,
+                                    const Evidence &evidence, uint32_t row,
+                                    uint32_t kv_head, EvictJob &job) {
+  const uint32_t index = row * args.sizes.kv_heads + kv_head;
+  const uint4 seen = evidence.rows[index];
+  if (seen.w == 0) return false;
+  const size_t capacity = args.cache.max_capacity;
+  const size_t group = args.sizes.heads / args.sizes.kv_heads;
+  const size_t first_query = index * group * args.sizes.head_dim;
+  job.index = index;
+  job.kv_head = kv_head;
+  job.row = row;
+  job.group = static_cast<uint32_t>(group);
+  job.position = seen.x;
+  job.high = seen.w;
+  job.words = head_words(args.cache, args.sizes, row, kv_head);
+  job.offset = job.words[kHeadOffset];
+  job.is_over = seen.y > job.words[kHeadBudget];
+  job.logits = evidence.logits + index * group * capacity;
+  job.queries = evidence.queries + first_query;
+  job.outputs = evidence.outputs + first_query;
+  job.keys = evidence.keys + index * capacity;
+  job.limit = evidence.limits + index;
+  job.links = evidence.links + index * link_parts(args.cache.max_capacity);
+  job.own_ratings = nullptr;
+  job.ratings = nullptr;
+  job.rating_heads = 1;
+  if (evidence.ratings != nullptr) {
+    job.own_ratings = evidence.ratings + index * capacity;
+    job.ratings = job.own_ratings;
+  }
+  if (args.policy.layer_scope) {
+    job.ratings -= kv_head * capacity;
+    job.rating_heads = args.sizes.kv_heads;
+  }
+  const size_t parts = expect_parts(args.cache.max_capacity);
+  job.expected = {evidence.expected_logits + index * group * capacity,
+                  evidence.expected_states + index * parts * kMaxGroup,
+                  args.cache.max_capacity};
+  return true;
+}
+
+// Whether anybody looks at the scores of a head.
+__device__ inline bool needs_ratings(const skv_merge_attend_args &args,
+                                     const EvictJob &job) {
+  return job.is_over || args.policy.layer_scope;
+}
+`,
+  "lib/evict_one.cuh": `// The policy's work on a head after a decode step: scores, and the slot that
+// goes first. One block per head.
+#pragma once
+
+#include "evict_job.cuh"
+#include "key_distance.cuh"
+#include "neighbour.cuh"
+#include "next_values.cuh"
+#include "pair_costs.cuh"
+#include "select_smallest.cuh"
+
+constexpr uint32_t kEvictWarps = 16;
+constexpr uint32_t kEvictThreads = 32 * kEvictWarps;
+
+struct EvictShared {
+  // The victim's key, zeros beyond its end.
+  __align__(16) skv_half key[kMaxHeadDim];
+  float log_sums[kMaxGroup];
+  // The same at the scale of scores.
+  float score_sums[kMaxGroup];
+  uint64_t lowest_keys[kEvictWarps];
+  uint32_t lowest[kEvictWarps];
+  Neighbour neighbours[kEvictWarps];
+  SelectScratch select;
+  // What one policy has no two of.
+  union {
+    KeyScratch keys;
+    SpreadScratch spread;
+    Followers followers;
+  };
 };
 
 // Sums up the row's softmax at the scale of scores. The sum of the attention is
@@ -1404,6 +1511,36 @@ __device__ inline uint32_t lowest_of_block(uint64_t key, uint32_t slot,
   return found;
 }
 
+// The nearest over the block; each thread brings its own.
+__device__ inline Neighbour nearest_of_block(Neighbour best,
+                                             EvictShared &shared) {
+  best = nearest_of_lanes<16>(best);
+  if (lane_id() == 0) shared.neighbours[warp_id()] = best;
+  __syncthreads();
+  best = kNoNeighbour;
+  for (uint32_t w = 0; w < kEvictWarps; w++) {
+    if (shared.neighbours[w].beats(best)) best = shared.neighbours[w];
+  }
+  return best;
+}
+
+// Sets the keys of slots that may go by their scores; returns how many there
+// are. Called by the whole block, which sees all keys after the next barrier.
+__device__ inline uint32_t key_scores_of(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         EvictShared &shared) {
+  uint32_t mine = 0, evictable;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot = job.slot(args, i);
+    const bool goes = job.may_go(args, slot);
+    job.keys[i] =
+        goes ? score_key(slot_score(args, job, slot, i), slot) : kNoKey;
+    mine += goes ? 1 : 0;
+  }
+  block_prefix(mine, evictable, shared.select.block);
+  return evictable;
+}
+
 // The slot that goes first, or none. Called by the whole block.
 __device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
                                          const EvictJob &job,
@@ -1412,15 +1549,7 @@ __device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
   // Slots above this key stay by their scores alone.
   uint64_t limit = kNoKey;
   if (policy.count_values) {
-    uint32_t mine = 0, evictable;
-    for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
-      const Slot slot = job.slot(args, i);
-      const bool goes = job.may_go(args, slot);
-      job.keys[i] =
-          goes ? score_key(slot_score(args, job, slot, i), slot) : kNoKey;
-      mine += goes ? 1 : 0;
-    }
-    block_prefix(mine, evictable, shared.select.block);
+    const uint32_t evictable = key_scores_of(args, job, shared);
     if (evictable == 0) return ~0u;
     limit = kth_smallest(job.keys, job.high,
                          evictable - first_stage(policy, evictable - 1),
@@ -1441,54 +1570,8 @@ __device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
   "lib/evict_step.cuh": `// The policy's work after a decode step, kernel by kernel.
 #pragma once
 
-#include "merge_one.cuh"
-
-// What is known of a head; nothing where its row is not live.
-__device__ inline bool turn_to_head(const skv_merge_attend_args &args,
-                                    const Evidence &evidence, uint32_t row,
-                                    uint32_t kv_head, EvictJob &job) {
-  const uint32_t index = row * args.sizes.kv_heads + kv_head;
-  const uint4 seen = evidence.rows[index];
-  if (seen.w == 0) return false;
-  const size_t capacity = args.cache.max_capacity;
-  const size_t group = args.sizes.heads / args.sizes.kv_heads;
-  const size_t first_query = index * group * args.sizes.head_dim;
-  job.index = index;
-  job.kv_head = kv_head;
-  job.row = row;
-  job.group = static_cast<uint32_t>(group);
-  job.position = seen.x;
-  job.high = seen.w;
-  job.words = head_words(args.cache, args.sizes, row, kv_head);
-  job.offset = job.words[kHeadOffset];
-  job.is_over = seen.y > job.words[kHeadBudget];
-  job.logits = evidence.logits + index * group * capacity;
-  job.queries = evidence.queries + first_query;
-  job.outputs = evidence.outputs + first_query;
-  job.keys = evidence.keys + index * capacity;
-  job.own_ratings = nullptr;
-  job.ratings = nullptr;
-  job.rating_heads = 1;
-  if (evidence.ratings != nullptr) {
-    job.own_ratings = evidence.ratings + index * capacity;
-    job.ratings = job.own_ratings;
-  }
-  if (args.policy.layer_scope) {
-    job.ratings -= kv_head * capacity;
-    job.rating_heads = args.sizes.kv_heads;
-  }
-  const size_t parts = expect_parts(args.cache.max_capacity);
-  job.expected = {evidence.expected_logits + index * group * capacity,
-                  evidence.expected_states + index * parts * kMaxGroup,
-                  args.cache.max_capacity};
-  return true;
-}
-
-// Whether anybody looks at the scores of a head.
-__device__ inline bool needs_ratings(const skv_merge_attend_args &args,
-                                     const EvictJob &job) {
-  return job.is_over || args.policy.layer_scope;
-}
+#include "pair_step.cuh"
+#include "segment_step.cuh"
 
 // Leaves what is expected of the slots of a head.
 template <bool ALIGNED>
@@ -1529,8 +1612,14 @@ __global__ void __launch_bounds__(kEvictThreads)
   if (observes) {
     observe_slots(args, job, shared);
     if (needs_ratings(args, job)) rate_slots(args, job, shared);
+    if (args.policy.merge == SKV_MERGE_PAIR)
+      list_pairs(args, job, evidence.pairs, shared);
+    if (args.policy.merge == SKV_MERGE_SEGMENTS)
+      choose_light(args, job, shared);
   }
   if (!chooses || !job.is_over) return;
+  const bool links = args.policy.merge == SKV_MERGE_SEGMENTS;
+  if (links && close_link(args, job, shared)) return;
   const uint32_t victim = choose_victim(args, job, shared);
   if (victim != ~0u) evict<ALIGNED>(args, job, victim, shared);
 }
@@ -1547,14 +1636,25 @@ inline cudaError_t launch_policy(const skv_merge_attend_args &args,
     status = launch_kernel(side, expect_kernel<ALIGNED>, parts, kExpectThreads,
                            0, args, evidence);
   }
+  const skv_policy &policy = args.policy;
   const auto evict = [&](bool observes, bool chooses) {
     return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
                          args, evidence, observes, chooses);
   };
   if (status != cudaSuccess) return status;
+  if (policy.merge == SKV_MERGE_PAIR) {
+    status = evict(true, false);
+    return status == cudaSuccess ? launch_pairs(args, evidence, side) : status;
+  }
+  const bool links = policy.merge == SKV_MERGE_SEGMENTS;
   // Where the heads of a layer choose together, all are scored first.
-  if (!args.policy.layer_scope) return evict(true, true);
+  if (!policy.layer_scope && !links) return evict(true, true);
   status = evict(true, false);
+  if (status == cudaSuccess && links) {
+    const dim3 parts(link_parts(args.cache.max_capacity), grid.x, grid.y);
+    status = launch_kernel(side, link_kernel<ALIGNED>, parts, kLinkThreads, 0,
+                           args, evidence);
+  }
   return status == cudaSuccess ? evict(false, true) : status;
 }
 `,
@@ -1564,6 +1664,29 @@ inline cudaError_t launch_policy(const skv_merge_attend_args &args,
 
 #include "../runtime/launch.cuh"
 #include "expected_attention.cuh"
+
+// Slots of a block that looks for links between neighbours.
+constexpr uint32_t kLinkThreads = 256;
+
+__host__ __device__ inline uint32_t link_parts(uint32_t slots) {
+  return (slots + kLinkThreads - 1) / kLinkThreads;
+}
+
+// Splits of the list that is searched, at most.
+constexpr uint32_t kMaxPairParts = 16;
+
+// What a step keeps of the pairs of its heads.
+struct PairWork {
+  // (heads, max_capacity): slots that may go, those without a partner first
+  uint32_t *lists;
+  // (heads): how many these are, how many have no partner, and how far the
+  // values of the head scatter
+  uint4 *headers;
+  // (heads, parts, max_capacity): by place in the list, what was found
+  float *similarities;
+  uint32_t *nearest;
+  uint32_t parts;
+};
 
 // The policy goes on when the next layers are at work already. Attention itself
 // changes no word of a head: blocks that come late, to find that there are no
@@ -1581,6 +1704,12 @@ struct Evidence {
   float *ratings;
   // (heads, max_capacity): what slots stay by, where that is compared first
   uint64_t *keys;
+  // (heads) and (heads, link_parts), where neighbours are merged: see
+  // lib/segment_step.cuh
+  uint64_t *limits;
+  uint4 *links;
+  // Where the cheapest pair is merged.
+  PairWork pairs;
   // (heads, group, max_capacity) and (heads, parts, kMaxGroup): see Expectation
   float *expected_logits;
   float2 *expected_states;
@@ -1589,8 +1718,27 @@ struct Evidence {
   uint4 *rows;
 };
 
+// Takes the memory of a step.
+inline PairWork take_pairs(const skv_merge_attend_args &args,
+                           uint32_t multiprocessors, Scratch *scratch) {
+  const uint32_t heads = args.step.rows * args.sizes.kv_heads;
+  const size_t capacity = args.cache.max_capacity;
+  const uint32_t tiles = (args.cache.max_capacity + 63) / 64;
+  // Those who look at all candidates: all, or the first tile of each head.
+  const uint32_t searches = heads * (args.policy.partners ? 1 : tiles);
+  PairWork pairs;
+  pairs.parts = max(1u, min(min(kMaxPairParts, (tiles + 3) / 4),
+                            2 * multiprocessors / searches));
+  pairs.lists = scratch->take<uint32_t>(heads * capacity);
+  pairs.headers = scratch->take<uint4>(heads);
+  pairs.similarities = scratch->take<float>(heads * pairs.parts * capacity);
+  pairs.nearest = scratch->take<uint32_t>(heads * pairs.parts * capacity);
+  return pairs;
+}
+
 // Takes it from the memory of the call; returns how much that is.
-inline size_t take_evidence(const skv_merge_attend_args &args, char *memory,
+inline size_t take_evidence(const skv_merge_attend_args &args,
+                            uint32_t multiprocessors, char *memory,
                             Evidence *evidence) {
   const skv_policy &policy = args.policy;
   const size_t heads =
@@ -1613,7 +1761,18 @@ inline size_t take_evidence(const skv_merge_attend_args &args, char *memory,
   if (policy.layer_scope || takes_all_keys(policy)) {
     evidence->ratings = scratch.take<float>(slots);
   }
-  if (policy.count_values) evidence->keys = scratch.take<uint64_t>(slots);
+  const bool links = policy.merge == SKV_MERGE_SEGMENTS;
+  if (policy.count_values || links) {
+    evidence->keys = scratch.take<uint64_t>(slots);
+  }
+  if (links) {
+    evidence->limits = scratch.take<uint64_t>(heads);
+    evidence->links =
+        scratch.take<uint4>(heads * link_parts(args.cache.max_capacity));
+  }
+  if (policy.merge == SKV_MERGE_PAIR) {
+    evidence->pairs = take_pairs(args, multiprocessors, &scratch);
+  }
   if (policy.score == SKV_SCORE_EXPECTED) {
     evidence->expected_logits = scratch.take<float>(group * slots);
     evidence->expected_states = scratch.take<float2>(
@@ -2174,14 +2333,7 @@ __device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
     if (candidate.position < args.policy.sinks) continue;
     if (candidate.beats(best)) best = candidate;
   }
-  best = nearest_of_lanes<16>(best);
-  if (lane_id() == 0) shared.neighbours[warp_id()] = best;
-  __syncthreads();
-  best = kNoNeighbour;
-  for (uint32_t w = 0; w < kEvictWarps; w++) {
-    if (shared.neighbours[w].beats(best)) best = shared.neighbours[w];
-  }
-  return best;
+  return nearest_of_block(best, shared);
 }
 
 // Attention weight of slot \`i\` for query head \`g\`.
@@ -2339,7 +2491,7 @@ __device__ inline void evict(const skv_merge_attend_args &args,
   if (lane_id() == 0) remove_slot(args, job, victim, is_merged, merged);
 }
 `,
-  "lib/merge_pairs.cuh": `// Merging similar pairs before anything is evicted.
+  "lib/merge_pairs.cuh": `// Merging pairs before anything is evicted: similar ones, or the cheapest.
 //
 // Taking proposals in order looks sequential, but a proposal that is the best
 // of both its ends is taken whatever the others do; so rounds take all of those
@@ -2348,8 +2500,8 @@ __device__ inline void evict(const skv_merge_attend_args &args,
 #pragma once
 
 #include "merge_slots.cuh"
-#include "nearest_keys.cuh"
 #include "ratings.cuh"
+#include "search_items.cuh"
 #include "select_smallest.cuh"
 
 __device__ inline MergeContext merge_context(const skv_chunk_args &args,
@@ -2378,7 +2530,7 @@ __device__ inline void set_norm(const skv_chunk_args &args,
   }
 }
 
-// Takes proposals in order of similarity while both ends are free, up to
+// Takes the best proposals first while both ends are free, up to
 // \`excess\` of them, and lists who made them in \`queries\`. Returns their number.
 __device__ inline uint32_t match_pairs(const skv_chunk_args &args,
                                        const ChunkHead &head,
@@ -2393,9 +2545,9 @@ __device__ inline uint32_t match_pairs(const skv_chunk_args &args,
   __syncthreads();
   for (uint32_t q = threadIdx.x; q < queries; q += kCompressThreads) {
     const Neighbour nearest = nearest_of_query(args, head, all_work, work, q);
-    if (!nearest.exists() || !(nearest.similarity > args.policy.threshold)) {
-      continue;
-    }
+    const bool fits = args.policy.merge != SKV_MERGE_VOTES ||
+                      nearest.similarity > args.policy.threshold;
+    if (!nearest.exists() || !fits) continue;
     const uint32_t i = work.queries[q];
     const uint32_t position =
         item_slot(args, head, work.items[i]).word(kSlotPosition);
@@ -2521,10 +2673,7 @@ static __global__ void __launch_bounds__(kCompressThreads)
 // it leave of it. Runs are short unless the budget is far exceeded.
 #pragma once
 
-#include "compress_work.cuh"
-#include "overlap.cuh"
-
-constexpr uint32_t kNoItem = ~0u;
+#include "search_items.cuh"
 
 constexpr uint32_t kRunThreads = 256;
 
@@ -2723,6 +2872,75 @@ inline cudaError_t launch_right_neighbours(const skv_chunk_args &args,
                   args.sizes.kv_heads);
   return launch_kernel(launch, right_neighbours_kernel, grid, kRunThreads, 0,
                        args, work);
+}
+`,
+  "lib/merge_segment.cuh": `// Merging slots that follow each other in the text and have similar keys: the
+// twin of src/reference/segments.ts, by one warp.
+#pragma once
+
+#include "lane_vector.cuh"
+#include "scores.cuh"
+
+// Of \`evictable\` slots, \`count\` of which go, those that may be merged.
+__device__ inline uint32_t light_slots(const skv_policy &policy,
+                                       uint32_t evictable, uint32_t count) {
+  const uint32_t fitting = evictable - min(evictable, count);
+  return evictable -
+         static_cast<uint32_t>(policy.heavy * static_cast<float>(fitting));
+}
+
+// Merges \`count\` members into the first of them, their pivot. The caller frees
+// the others. \`member(i)\` returns a Slot. Called by a whole warp.
+template <class Member>
+__device__ inline void merge_segment(uint32_t count, Member member,
+                                     uint32_t head_dim,
+                                     const skv_policy &policy) {
+  const Slot pivot = member(0);
+  const LaneVector pivot_key(pivot.key, head_dim);
+  const auto square_of = [&](const Slot &slot) {
+    return pivot_key.distance(LaneVector(slot.key, head_dim));
+  };
+  float distances = 0.0f;
+  for (uint32_t m = 1; m < count; m++) distances += sqrtf(square_of(member(m)));
+  const float mean = distances / static_cast<float>(count);
+
+  // The pivot's own weight is 1.
+  LaneSum keys, values;
+  keys.add(1.0f, pivot_key);
+  values.add(1.0f, LaneVector(pivot.value, head_dim));
+  float total = 1.0f;
+  float norm = pivot.get(kSlotValueNorm);
+  float score = log_score(pivot, policy);
+  float accumulated = pivot.get(kSlotAccumulated);
+  uint32_t observations = pivot.word(kSlotObservations);
+  uint32_t tokens = pivot.word(kSlotTokens);
+  for (uint32_t m = 1; m < count; m++) {
+    const Slot slot = member(m);
+    const float square = square_of(slot);
+    const float weight = mean > 0.0f ? expf(-square / (mean * mean)) : 1.0f;
+    keys.add(weight, LaneVector(slot.key, head_dim));
+    values.add(weight, LaneVector(slot.value, head_dim));
+    total += weight;
+    norm += weight * slot.get(kSlotValueNorm);
+    score = log_add(score, log_score(slot, policy));
+    accumulated += slot.get(kSlotAccumulated);
+    observations = max(observations, slot.word(kSlotObservations));
+    tokens += slot.word(kSlotTokens);
+  }
+  keys.store(pivot.key, 1.0f / total, head_dim);
+  values.store(pivot.value, 1.0f / total, head_dim);
+  // All lanes have read the fields before one of them changes those.
+  __syncwarp();
+  if (lane_id() == 0) {
+    if (observations > 0) {
+      pivot.set(kSlotEma, score + ema_correction(policy, observations));
+    }
+    pivot.set(kSlotAccumulated, accumulated);
+    pivot.set_word(kSlotObservations, observations);
+    pivot.set(kSlotValueNorm, norm / total);
+    pivot.set_word(kSlotTokens, tokens);
+  }
+  __syncwarp();
 }
 `,
   "lib/merge_slots.cuh": `// Merging slots: the twin of src/reference/merge_slots.ts, by one warp.
@@ -2972,12 +3190,6 @@ __device__ inline Merged merge_slots(uint32_t count, Member member,
 #include "blend_slots.cuh"
 #include "merge_pairs.cuh"
 
-// Whether victims are merged into the most similar slot that is kept, or into
-// the cheapest.
-__host__ __device__ inline bool merges_victims(const skv_policy &policy) {
-  return policy.merge == SKV_MERGE_VOTES || policy.merge == SKV_MERGE_COSINE;
-}
-
 // Moves the threshold of the head and takes their targets from those victims
 // that are not similar enough: \`mates\` and \`similarities\` by victim. Called by
 // the whole block.
@@ -3210,174 +3422,6 @@ __device__ inline float split_row(const float *values, uint32_t width,
   return scale.inverse;
 }
 `,
-  "lib/nearest_keys.cuh": `// For each item of one list, the item of another whose key is most similar.
-//
-// A block has 64 queries and goes through the tiles of one part of the
-// candidates: all products of the two lists on tensor cores, exact because keys
-// are halves, with the best one kept per query. Keys are read once per 64
-// queries. The alternative that lost: one warp per query, which reads all
-// candidates for each of them.
-#pragma once
-
-#include "compress_work.cuh"
-#include "neighbour.cuh"
-#include "overlap.cuh"
-#include "row_tiles.cuh"
-
-constexpr uint32_t kSearchTile = 64;
-constexpr uint32_t kSearchWarps = 4;
-
-template <int DIM>
-struct SearchShared {
-  skv_half queries[kSearchTile * kLinePitch<DIM>];
-  skv_half candidates[kSearchTile * kLinePitch<DIM>];
-  float inverse_norms[kSearchTile];
-  uint32_t positions[kSearchTile];
-  uint32_t ordinals[kSearchTile];
-};
-
-template <int DIM>
-__global__ void __launch_bounds__(32 * kSearchWarps)
-    nearest_keys_kernel(skv_chunk_args args, CompressWork all_work) {
-  uint4 *shared_memory = dynamic_shared_memory();
-  begin_kernel();
-  SearchShared<DIM> &shared =
-      *reinterpret_cast<SearchShared<DIM> *>(shared_memory);
-  if (row_end(args.step) == 0) return;
-  const ChunkHead head = chunk_head(args, blockIdx.y);
-  const HeadWork work = all_work.head(blockIdx.y);
-  const uint32_t queries = work.counters[kQueries];
-  const uint32_t candidates = work.counters[kCandidates];
-  const uint32_t first_query = blockIdx.x * kSearchTile;
-  if (first_query >= queries) return;
-  const uint32_t tiles = (candidates + kSearchTile - 1) / kSearchTile;
-  const uint32_t per_part = (tiles + gridDim.z - 1) / gridDim.z;
-  const uint32_t begin = blockIdx.z * per_part;
-  const uint32_t end = min(tiles, begin + per_part);
-  const uint32_t head_dim = args.sizes.head_dim;
-
-  load_lines<DIM>(shared.queries, kSearchTile, head_dim, [&](uint32_t i) {
-    const uint32_t q = first_query + i;
-    return q < queries ? item_slot(args, head, work.items[work.queries[q]]).key
-                       : nullptr;
-  });
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  uint32_t ordinals[2];
-  float inverse[2];
-  Neighbour best[2] = {kNoNeighbour, kNoNeighbour};
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const uint32_t q = first_query + 16 * warp_id() + g + 8 * h;
-    ordinals[h] = q < queries ? work.queries[q] : ~0u;
-    inverse[h] = q < queries ? work.inverse_norms[ordinals[h]] : 0.0f;
-  }
-  for (uint32_t tile = begin; tile < end; tile++) {
-    const uint32_t first = tile * kSearchTile;
-    __syncthreads();
-    load_lines<DIM>(shared.candidates, kSearchTile, head_dim, [&](uint32_t i) {
-      const uint32_t c = first + i;
-      return c < candidates
-                 ? item_slot(args, head, work.items[work.candidates[c]]).key
-                 : nullptr;
-    });
-    if (threadIdx.x < kSearchTile) {
-      const uint32_t c = first + threadIdx.x;
-      const bool exists = c < candidates;
-      const uint32_t ordinal = exists ? work.candidates[c] : ~0u;
-      shared.ordinals[threadIdx.x] = ordinal;
-      if (exists) {
-        shared.inverse_norms[threadIdx.x] = work.inverse_norms[ordinal];
-        shared.positions[threadIdx.x] =
-            item_slot(args, head, work.items[ordinal]).word(kSlotPosition);
-      }
-    }
-    __syncthreads();
-    float x[kSearchTile / 8][4] = {};
-#pragma unroll
-    for (int column = 0; column < DIM; column += 16) {
-      const uint4 a =
-          line_operands<DIM>(shared.queries, 16 * warp_id(), column);
-#pragma unroll
-      for (int n = 0; n < static_cast<int>(kSearchTile) / 8; n += 2) {
-        const uint4 b = key_operands<DIM>(shared.candidates, 8 * n, column);
-        mma(x[n], a, b.x, b.y);
-        mma(x[n + 1], a, b.z, b.w);
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < static_cast<int>(kSearchTile) / 8; n++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const uint32_t c = 8 * n + 2 * t + i % 2;
-        const uint32_t ordinal = shared.ordinals[c];
-        if (ordinal == ~0u || ordinal == ordinals[i / 2]) continue;
-        // The product of the norms comes first: the similarity of two keys is
-        // the same whichever of them is the query.
-        const Neighbour candidate = {
-            x[n][i] * (inverse[i / 2] * shared.inverse_norms[c]),
-            shared.positions[c], ordinal};
-        if (candidate.beats(best[i / 2])) best[i / 2] = candidate;
-      }
-    }
-  }
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    best[h] = nearest_of_lanes<2>(best[h]);
-    const uint32_t q = first_query + 16 * warp_id() + g + 8 * h;
-    if (t != 0 || q >= queries) continue;
-    const size_t at =
-        static_cast<size_t>(blockIdx.z) * all_work.part_pitch() + q;
-    work.similarities[at] = best[h].similarity;
-    work.nearest[at] = best[h].item;
-  }
-}
-
-// The nearest candidate of query \`q\`, over the parts.
-__device__ inline Neighbour nearest_of_query(const skv_chunk_args &args,
-                                             const ChunkHead &head,
-                                             const CompressWork &all_work,
-                                             const HeadWork &work, uint32_t q) {
-  Neighbour best = kNoNeighbour;
-  for (uint32_t part = 0; part < all_work.parts; part++) {
-    const size_t at = static_cast<size_t>(part) * all_work.part_pitch() + q;
-    Neighbour other = {work.similarities[at], 0, work.nearest[at]};
-    if (!other.exists()) continue;
-    other.position =
-        item_slot(args, head, work.items[other.item]).word(kSlotPosition);
-    if (other.beats(best)) best = other;
-  }
-  return best;
-}
-
-template <int DIM>
-inline cudaError_t launch_nearest_width(const skv_chunk_args &args,
-                                        const CompressWork &work,
-                                        const Launch &launch) {
-  const auto kernel = nearest_keys_kernel<DIM>;
-  const size_t bytes = sizeof(SearchShared<DIM>);
-  const cudaError_t status = allow_shared_memory(kernel, bytes);
-  if (status != cudaSuccess) return status;
-  const dim3 grid((work.most + kSearchTile - 1) / kSearchTile,
-                  args.sizes.kv_heads, work.parts);
-  return launch_kernel(launch, kernel, grid, 32 * kSearchWarps, bytes, args,
-                       work);
-}
-
-inline cudaError_t launch_nearest_keys(const skv_chunk_args &args,
-                                       const CompressWork &work,
-                                       const Launch &launch) {
-  switch (padded_width(args.sizes.head_dim)) {
-    case 32:
-      return launch_nearest_width<32>(args, work, launch);
-    case 64:
-      return launch_nearest_width<64>(args, work, launch);
-    case 128:
-      return launch_nearest_width<128>(args, work, launch);
-    default:
-      return launch_nearest_width<256>(args, work, launch);
-  }
-}
-`,
   "lib/neighbour.cuh": `// The slot with the most similar key: how candidates are compared.
 #pragma once
 
@@ -3531,6 +3575,300 @@ __device__ inline bool pass_on(const skv_policy &policy, const PassedOn &gone,
 __device__ inline void begin_kernel() {
   let_next_start();
   wait_for_previous();
+}
+`,
+  "lib/pair_costs.cuh": `// What merging two slots costs: the twin of src/reference/pairs.ts.
+#pragma once
+
+#include "lane_vector.cuh"
+#include "scores.cuh"
+#include "select_smallest.cuh"
+
+// Where two slots are the same, their cost still has a logarithm.
+constexpr float kLeastDistance = 1e-30f;
+
+// How far slots are apart, and what that costs.
+struct PairCosts {
+  // What squared distances of keys and of values count.
+  float keys;
+  float values;
+  bool is_product;
+
+  __device__ PairCosts(const skv_policy &policy, float spread)
+      : keys(policy.key_weight),
+        values(spread > 0.0f ? policy.value_weight / spread : 0.0f),
+        is_product(policy.product_distance != 0) {}
+
+  // The distance of slots whose keys and values have these squared distances.
+  __device__ float distance(float key_square, float value_square) const {
+    const float k = keys * key_square, v = values * value_square;
+    return is_product ? k * (1.0f + v) : k + v;
+  }
+  // ln of the cost of merging slots whose weights have these logarithms.
+  __device__ static float cost(float a, float b, float distance) {
+    // a + b - ln(exp(a) + exp(b)), without what cancels out.
+    return fminf(a, b) - log1pf(expf(-fabsf(a - b))) +
+           logf(fmaxf(distance, kLeastDistance));
+  }
+};
+
+// ln of the weight that a slot has in a merge.
+__device__ inline float log_weight(const Slot &slot, const skv_policy &policy,
+                                   uint32_t lanes) {
+  return pooled_bias(slot, lanes) + log_score(slot, policy);
+}
+
+constexpr uint32_t kSpreadWarps = 16;
+
+// Sums over the warps of a block, by dimension.
+struct SpreadScratch {
+  float sums[kSpreadWarps][kMaxHeadDim];
+};
+
+// Mean squared distance of the values of \`slot_of(0)\` to \`slot_of(count - 1)\`
+// from their mean, free slots left out. Two passes over the values, a warp a
+// value: a sum of squares would lose what scatters little about a mean far from
+// 0. Called by a whole block of kSpreadWarps.
+template <class SlotOf>
+__device__ inline float value_spread(uint32_t count, uint32_t head_dim,
+                                     SpreadScratch &scratch,
+                                     SelectScratch &select, SlotOf slot_of) {
+  LaneSum own;
+  uint32_t mine = 0, held;
+  for (uint32_t i = warp_id(); i < count; i += kSpreadWarps) {
+    const Slot slot = slot_of(i);
+    if (slot.word(kSlotTokens) == 0) continue;
+    own.add(1.0f, LaneVector(slot.value, head_dim));
+    mine += lane_id() == 0 ? 1 : 0;
+  }
+#pragma unroll
+  for (int d = 0; d < kLaneDims; d++) {
+    scratch.sums[warp_id()][lane_id() + 32 * d] = own.x[d];
+  }
+  block_prefix(mine, held, select.block);
+  // Every warp adds the sums up, in the same order.
+  LaneSum mean;
+#pragma unroll
+  for (int d = 0; d < kLaneDims; d++) {
+    for (uint32_t w = 0; w < kSpreadWarps; w++) {
+      mean.x[d] += scratch.sums[w][lane_id() + 32 * d];
+    }
+    mean.x[d] /= static_cast<float>(max(1u, held));
+  }
+  float squares = 0.0f;
+  for (uint32_t i = warp_id(); i < count; i += kSpreadWarps) {
+    const Slot slot = slot_of(i);
+    if (slot.word(kSlotTokens) == 0) continue;
+    const LaneVector value(slot.value, head_dim);
+#pragma unroll
+    for (int d = 0; d < kLaneDims; d++) {
+      const float rest = value.x[d] - mean.x[d];
+      squares += rest * rest;
+    }
+  }
+  return block_sum(squares, select) / static_cast<float>(max(1u, held));
+}
+`,
+  "lib/pair_step.cuh": `// The cheapest pair of a head in a decode step, and its merge: the kernel that
+// observes lists the slots that may go, a search finds what each would be
+// merged into, and merge_pair takes the cheapest proposal.
+//
+// Where slots remember partners (see src/reference/partners.ts), those that
+// know none come first in the list: the blocks that have them compare them with
+// the whole list, all others only compare with them, and with the slot that
+// they remember. So a step takes work in proportion to the slots.
+#pragma once
+
+#include "evict_job.cuh"
+#include "merge_one.cuh"
+#include "search.cuh"
+
+// Lists the slots that may go, none if the head is within its budget. Called by
+// the whole block.
+__device__ inline void list_pairs(const skv_merge_attend_args &args,
+                                  const EvictJob &job, const PairWork &pairs,
+                                  EvictShared &shared) {
+  static_assert(kEvictWarps == kSpreadWarps, "as many warps as it takes");
+  const size_t capacity = args.cache.max_capacity;
+  uint32_t *list = pairs.lists + job.index * capacity;
+  uint32_t alone = 0, count = 0;
+  float spread = 0.0f;
+  if (job.is_over) {
+    const uint32_t field = kSlotBias + args.cache.lanes;
+    const bool remembers = args.policy.partners != 0;
+    const auto is_known = [&](const Slot &slot) {
+      return remembers && slot.word(field) != 0;
+    };
+    const auto list_known = [&](bool known) {
+      return list_if(job.high, list + count, shared.select, [&](uint32_t i) {
+        const Slot slot = job.slot(args, i);
+        return job.may_go(args, slot) && is_known(slot) == known;
+      });
+    };
+    count = alone = list_known(false);
+    if (remembers) count += list_known(true);
+    spread = value_spread(job.high, args.sizes.head_dim, shared.spread,
+                          shared.select,
+                          [&](uint32_t i) { return job.slot(args, i); });
+  }
+  if (threadIdx.x == 0) {
+    pairs.headers[job.index] = {count, alone, __float_as_uint(spread), 0};
+  }
+}
+
+// Queries and candidates of a head: see lib/search.cuh. The number of a slot is
+// its index in the head.
+struct PairView {
+  const skv_merge_attend_args &args;
+  EvictJob job;
+  const PairWork &work;
+  uint4 header;
+  uint32_t queries;
+  uint32_t part;
+  uint32_t parts;
+
+  __device__ size_t first() const {
+    return static_cast<size_t>(job.index) * args.cache.max_capacity;
+  }
+  __device__ bool is_alone(uint32_t i) const { return i < header.y; }
+  // A tile of slots that all have partners looks at those that have none, which
+  // are too few to be shared.
+  __device__ uint32_t candidates(uint32_t first_query) const {
+    if (is_alone(first_query)) return queries;
+    return part == 0 ? header.y : 0;
+  }
+  __device__ uint32_t query(uint32_t q) const {
+    return work.lists[first() + q];
+  }
+  __device__ uint32_t candidate(uint32_t c) const { return query(c); }
+  __device__ Slot slot(uint32_t i) const { return job.slot(args, i); }
+  __device__ bool is_open(uint32_t q, uint32_t c) const {
+    return is_alone(q) || is_alone(c);
+  }
+  __device__ uint32_t remembered(uint32_t q) const {
+    if (is_alone(q)) return kNoItem;
+    return slot(query(q)).word(kSlotBias + args.cache.lanes) - 1;
+  }
+  __device__ float inverse_norm(uint32_t) const { return 0.0f; }
+  __device__ float spread() const { return __uint_as_float(header.z); }
+  __device__ void store(uint32_t q, const Neighbour &best) const {
+    const size_t at = (static_cast<size_t>(job.index) * parts + part) *
+                          args.cache.max_capacity +
+                      q;
+    work.similarities[at] = best.similarity;
+    work.nearest[at] = best.item;
+  }
+};
+
+struct PairSource {
+  skv_merge_attend_args args;
+  Evidence evidence;
+
+  __device__ PairView view() const {
+    const PairWork &work = evidence.pairs;
+    EvictJob job = {};
+    const uint32_t row = blockIdx.z / work.parts;
+    const bool works = turn_to_head(args, evidence, row, blockIdx.y, job);
+    const uint4 header = works ? work.headers[job.index] : uint4{};
+    return {args,      job, work, header, header.x, blockIdx.z % work.parts,
+            work.parts};
+  }
+};
+
+// Remembers the partners of all listed slots but those that are or chose \`a\` or
+// \`b\`. Called by the whole block.
+__device__ inline void remember_partners(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         const uint32_t *list,
+                                         const uint32_t *choices,
+                                         uint32_t count, uint32_t a,
+                                         uint32_t b) {
+  for (uint32_t i = threadIdx.x; i < count; i += kEvictThreads) {
+    const uint32_t slot = list[i], choice = choices[i];
+    const bool is_changed =
+        slot == a || slot == b || choice == a || choice == b;
+    job.slot(args, slot)
+        .set_word(kSlotBias + args.cache.lanes, is_changed ? 0 : choice + 1);
+  }
+}
+
+// Merges the cheapest pair of a head.
+static __global__ void __launch_bounds__(kEvictThreads)
+    merge_pair_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ EvictShared shared;
+  const PairWork &pairs = evidence.pairs;
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.y, blockIdx.x, job)) return;
+  const uint4 header = pairs.headers[job.index];
+  const uint32_t count = header.x;
+  if (count == 0) return;
+  const size_t capacity = args.cache.max_capacity;
+  const uint32_t lanes = args.cache.lanes;
+  const uint32_t *list = pairs.lists + job.index * capacity;
+  const size_t first = static_cast<size_t>(job.index) * pairs.parts * capacity;
+  // What was chosen takes the place of what the first part found.
+  uint32_t *choices = pairs.nearest + first;
+  uint64_t best_key = kNoKey;
+  uint32_t best = kNoItem;
+  for (uint32_t i = threadIdx.x; i < count; i += kEvictThreads) {
+    Neighbour nearest = kNoNeighbour;
+    for (uint32_t part = 0; part < pairs.parts; part++) {
+      const size_t at = first + part * capacity + i;
+      Neighbour other = {pairs.similarities[at], 0, pairs.nearest[at]};
+      if (!other.exists()) continue;
+      other.position = job.slot(args, other.item).word(kSlotPosition);
+      if (other.beats(nearest)) nearest = other;
+    }
+    choices[i] = nearest.item;
+    if (!nearest.exists()) continue;
+    const Slot slot = job.slot(args, list[i]);
+    float cost = -nearest.similarity;
+    if (args.policy.partners) {
+      cost = PairCosts::cost(
+          log_weight(slot, args.policy, lanes),
+          log_weight(job.slot(args, nearest.item), args.policy, lanes), cost);
+    }
+    const uint64_t key = order_key(cost, slot.word(kSlotPosition));
+    if (key < best_key) best_key = key, best = i;
+  }
+  best = lowest_of_block(best_key, best, shared);
+  // A slot that is alone has no partner, and is dropped.
+  uint32_t stays = kNoItem, goes = list[0];
+  if (best != kNoItem) {
+    const uint32_t a = list[best], b = choices[best];
+    if (args.policy.partners) {
+      remember_partners(args, job, list, choices, count, a, b);
+    }
+    const auto rank = [&](uint32_t i) {
+      const Slot slot = job.slot(args, i);
+      return rank_key(slot_score(args, job, slot, i), slot, args.policy);
+    };
+    const bool is_lower = rank(a) < rank(b);
+    stays = is_lower ? b : a;
+    goes = is_lower ? a : b;
+  }
+  // All threads have ranked the two before one warp merges them.
+  __syncthreads();
+  if (warp_id() != 0) return;
+  Merged merged = {};
+  if (stays != kNoItem) merged = merge_two(args, job, stays, goes);
+  __syncwarp();
+  if (lane_id() == 0) remove_slot(args, job, goes, stays != kNoItem, merged);
+}
+
+inline cudaError_t launch_pairs(const skv_merge_attend_args &args,
+                                const Evidence &evidence, const Launch &side) {
+  const bool remembers = args.policy.partners != 0;
+  const PairSearch search = {args.policy, args.cache.lanes, !remembers,
+                             remembers};
+  const PairSource source = {args, evidence};
+  const cudaError_t status = launch_search<true>(
+      source, search, args.sizes.head_dim, args.cache.max_capacity,
+      args.sizes.kv_heads, args.step.rows * evidence.pairs.parts, side);
+  if (status != cudaSuccess) return status;
+  return launch_kernel(side, merge_pair_kernel,
+                       dim3(args.sizes.kv_heads, args.step.rows), kEvictThreads,
+                       0, args, evidence);
 }
 `,
   "lib/pass_values.cuh": `// Passing the values of victims on, one by one in the order of their ranks,
@@ -4267,6 +4605,614 @@ __device__ inline float mean_score(float sum, uint32_t count,
 __device__ inline bool is_evictable(uint32_t position, const skv_policy &policy,
                                     uint32_t recent, uint32_t newest) {
   return position >= policy.sinks && position + recent <= newest;
+}
+`,
+  "lib/search.cuh": `// For each query of a list, the best of some candidates: the slot with the most
+// similar key, or the one that is nearest or cheapest to merge with.
+//
+// A block has a tile of queries and goes through the tiles of one part of the
+// candidates: all products of the two lists on tensor cores, exact because keys
+// and values are halves, with the best candidate kept per query. Candidates are
+// read once per tile of queries. Squared distances follow from products and
+// squares. The alternative that lost: one warp per query, which reads all
+// candidates for each of them.
+//
+// Who searches passes a \`Source\`, whose \`view()\` a block asks for
+//   queries               how many there are; none if there is nothing to do
+//   candidates(first)     how many the tile from query \`first\` looks at
+//   part, parts           which part of them is this block's
+//   query(q), candidate(c)   the number of a slot; the same in both lists
+//   slot(number)          the slot
+//   is_open(q, c)         whether the two may be compared
+//   remembered(q)         where a query has a slot to be compared with anyway,
+//                         its number, else kNoItem
+//   inverse_norm(number)  of a key, where keys are compared
+//   spread()              how far values scatter, where pairs are
+//   store(q, best)        takes what was found
+#pragma once
+
+#include "neighbour.cuh"
+#include "overlap.cuh"
+#include "pair_costs.cuh"
+#include "row_tiles.cuh"
+
+constexpr uint32_t kNoItem = ~0u;
+
+// How pairs are compared: nothing of it counts where keys are.
+struct PairSearch {
+  skv_policy policy;
+  uint32_t lanes;
+  // Whether a query only looks at candidates that are heavier than itself.
+  bool heavier;
+  // Whether the nearest candidate is looked for, whatever the weights.
+  bool by_distance;
+};
+
+constexpr uint32_t kCandidateTile = 64;
+
+// Two tiles of queries and one of candidates fit where pairs are compared.
+template <int DIM, bool PAIRS>
+constexpr uint32_t kSearchWarps = DIM == 256 && PAIRS ? 2 : 4;
+
+template <int DIM, bool PAIRS>
+constexpr uint32_t kQueryTile = 16 * kSearchWarps<DIM, PAIRS>;
+
+template <int DIM, bool PAIRS>
+struct SearchShared {
+  static constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  skv_half queries[kQueries * kLinePitch<DIM>];
+  skv_half query_values[PAIRS ? kQueries * kLinePitch<DIM> : 8];
+  // Keys, and then values where pairs are compared.
+  skv_half candidates[kCandidateTile * kLinePitch<DIM>];
+  // Of the queries' keys and values, and of what is in \`candidates\`.
+  float query_squares[2][kQueries];
+  float squares[kCandidateTile];
+  float inverse_norms[kCandidateTile];
+  float weights[kCandidateTile];
+  uint32_t positions[kCandidateTile];
+  uint32_t numbers[kCandidateTile];
+};
+
+// Squares of \`lines\` lines of a tile. Called by the whole block, whose threads
+// are once or twice as many.
+template <int DIM>
+__device__ inline void square_lines(const skv_half *tile, uint32_t lines,
+                                    float *squares) {
+  const uint32_t per_line = blockDim.x / lines;
+  const uint32_t line = threadIdx.x / per_line;
+  float sum = 0.0f;
+  for (uint32_t c = threadIdx.x % per_line; c < DIM / 8; c += per_line) {
+    const uint4 words =
+        *reinterpret_cast<const uint4 *>(tile + line * kLinePitch<DIM> + 8 * c);
+    const uint32_t halves[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const float2 x = to_floats(halves[i]);
+      sum += x.x * x.x + x.y * x.y;
+    }
+  }
+  if (per_line == 2) sum += __shfl_xor_sync(kAllLanes, sum, 1);
+  if (threadIdx.x % per_line == 0) squares[line] = sum;
+}
+
+// Products of a warp's queries with all candidates of the tile.
+template <int DIM>
+__device__ inline void multiply_lines(const skv_half *queries,
+                                      const skv_half *candidates,
+                                      float (&x)[kCandidateTile / 8][4]) {
+#pragma unroll
+  for (int column = 0; column < DIM; column += 16) {
+    const uint4 a = line_operands<DIM>(queries, 16 * warp_id(), column);
+#pragma unroll
+    for (int n = 0; n < static_cast<int>(kCandidateTile) / 8; n += 2) {
+      const uint4 b = key_operands<DIM>(candidates, 8 * n, column);
+      mma(x[n], a, b.x, b.y);
+      mma(x[n + 1], a, b.z, b.w);
+    }
+  }
+}
+
+// Compares the queries of a warp with the slots that they remember, a query
+// after the other; a lane has 8 elements of a key or of a value at a time.
+template <int DIM, class View>
+__device__ inline void compare_remembered(const View &view,
+                                          const PairCosts &costs,
+                                          uint32_t first_query,
+                                          uint32_t head_dim,
+                                          const SearchShared<DIM, true> &shared,
+                                          Neighbour (&best)[2]) {
+  constexpr uint32_t kChunks = DIM / 8;
+#pragma unroll 4
+  for (uint32_t r = 0; r < 16; r++) {
+    const uint32_t line = 16 * warp_id() + r;
+    const uint32_t q = first_query + line;
+    const uint32_t other = q < view.queries ? view.remembered(q) : kNoItem;
+    if (other == kNoItem) continue;
+    const Slot slot = view.slot(other);
+    float squares[2] = {};
+#pragma unroll
+    for (uint32_t at = 0; at < 2 * kChunks; at += 32) {
+      const uint32_t chunk = at + lane_id();
+      if (chunk >= 2 * kChunks) continue;
+      const bool is_key = chunk < kChunks;
+      const uint32_t d = chunk % kChunks * 8;
+      uint32_t theirs[4];
+      const skv_half *from = is_key ? slot.key : slot.value;
+      if (head_dim % 8 == 0) {
+        load_halves<8, true>(theirs, from, d, head_dim);
+      } else {
+        load_halves<8, false>(theirs, from, d, head_dim);
+      }
+      const skv_half *own = is_key ? shared.queries : shared.query_values;
+      const uint4 words =
+          *reinterpret_cast<const uint4 *>(own + line * kLinePitch<DIM> + d);
+      const uint32_t mine[4] = {words.x, words.y, words.z, words.w};
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const float2 a = to_floats(mine[i]), b = to_floats(theirs[i]);
+        sum += (a.x - b.x) * (a.x - b.x) + (a.y - b.y) * (a.y - b.y);
+      }
+      squares[0] += is_key ? sum : 0.0f;
+      squares[1] += is_key ? 0.0f : sum;
+    }
+    const float distance =
+        costs.distance(warp_sum(squares[0]), warp_sum(squares[1]));
+    const Neighbour known = {-distance, slot.word(kSlotPosition), other};
+    if (lane_id() / 4 == r % 8 && known.beats(best[r / 8])) {
+      best[r / 8] = known;
+    }
+  }
+}
+
+template <int DIM, bool PAIRS, class Source>
+__global__ void __launch_bounds__(32 * kSearchWarps<DIM, PAIRS>)
+    search_kernel(Source source, PairSearch pairs, uint32_t head_dim) {
+  constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  constexpr int kTiles = kCandidateTile / 8;
+  uint4 *shared_memory = dynamic_shared_memory();
+  begin_kernel();
+  auto &shared = *reinterpret_cast<SearchShared<DIM, PAIRS> *>(shared_memory);
+  const auto view = source.view();
+  const uint32_t first_query = blockIdx.x * kQueries;
+  if (first_query >= view.queries) return;
+  const uint32_t candidates = view.candidates(first_query);
+  const uint32_t tiles = (candidates + kCandidateTile - 1) / kCandidateTile;
+  const uint32_t per_part = (tiles + view.parts - 1) / view.parts;
+  const uint32_t begin = view.part * per_part;
+  const uint32_t end = min(tiles, begin + per_part);
+  const PairCosts costs(pairs.policy, PAIRS ? view.spread() : 0.0f);
+
+  const auto load_queries = [&](skv_half *tile, bool keys) {
+    load_lines<DIM>(tile, kQueries, head_dim,
+                    [&](uint32_t i) -> const skv_half * {
+                      const uint32_t q = first_query + i;
+                      if (q >= view.queries) return nullptr;
+                      const Slot slot = view.slot(view.query(q));
+                      return keys ? slot.key : slot.value;
+                    });
+  };
+  const auto load_candidates = [&](uint32_t first, bool keys) {
+    load_lines<DIM>(shared.candidates, kCandidateTile, head_dim,
+                    [&](uint32_t i) -> const skv_half * {
+                      if (first + i >= candidates) return nullptr;
+                      const Slot slot = view.slot(view.candidate(first + i));
+                      return keys ? slot.key : slot.value;
+                    });
+  };
+  load_queries(shared.queries, true);
+  if constexpr (PAIRS) {
+    load_queries(shared.query_values, false);
+    __syncthreads();
+    square_lines<DIM>(shared.queries, kQueries, shared.query_squares[0]);
+    square_lines<DIM>(shared.query_values, kQueries, shared.query_squares[1]);
+  }
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  uint32_t queries[2], numbers[2], positions[2] = {};
+  float inverse[2] = {}, weights[2] = {};
+  Neighbour best[2] = {kNoNeighbour, kNoNeighbour};
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    queries[h] = first_query + 16 * warp_id() + g + 8 * h;
+    numbers[h] = kNoItem;
+    if (queries[h] >= view.queries) continue;
+    numbers[h] = view.query(queries[h]);
+    if constexpr (PAIRS) {
+      const Slot slot = view.slot(numbers[h]);
+      positions[h] = slot.word(kSlotPosition);
+      weights[h] = log_weight(slot, pairs.policy, pairs.lanes);
+    } else {
+      inverse[h] = view.inverse_norm(numbers[h]);
+    }
+  }
+  for (uint32_t tile = begin; tile < end; tile++) {
+    const uint32_t first = tile * kCandidateTile;
+    __syncthreads();
+    load_candidates(first, true);
+    if (threadIdx.x < kCandidateTile) {
+      const uint32_t c = first + threadIdx.x;
+      const bool exists = c < candidates;
+      const uint32_t number = exists ? view.candidate(c) : kNoItem;
+      shared.numbers[threadIdx.x] = number;
+      if (exists) {
+        const Slot slot = view.slot(number);
+        shared.positions[threadIdx.x] = slot.word(kSlotPosition);
+        if constexpr (PAIRS) {
+          shared.weights[threadIdx.x] =
+              log_weight(slot, pairs.policy, pairs.lanes);
+        } else {
+          shared.inverse_norms[threadIdx.x] = view.inverse_norm(number);
+        }
+      }
+    }
+    __syncthreads();
+    float x[kTiles][4] = {};
+    [[maybe_unused]] float keys[kTiles][4];
+    if constexpr (PAIRS) {
+      // Squared distances of keys first, then the same of values.
+      const auto measure = [&](const skv_half *own, int kind) {
+        square_lines<DIM>(shared.candidates, kCandidateTile, shared.squares);
+        multiply_lines<DIM>(own, shared.candidates, x);
+        __syncthreads();
+#pragma unroll
+        for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            const float mine =
+                shared.query_squares[kind][16 * warp_id() + g + i / 2 * 8];
+            const float other = shared.squares[8 * n + 2 * t + i % 2];
+            x[n][i] = fmaxf(0.0f, mine + other - 2.0f * x[n][i]);
+          }
+        }
+      };
+      measure(shared.queries, 0);
+#pragma unroll
+      for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) keys[n][i] = x[n][i], x[n][i] = 0.0f;
+      }
+      __syncthreads();
+      load_candidates(first, false);
+      __syncthreads();
+      measure(shared.query_values, 1);
+    } else {
+      multiply_lines<DIM>(shared.queries, shared.candidates, x);
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t c = 8 * n + 2 * t + i % 2;
+        const uint32_t number = shared.numbers[c];
+        const int h = i / 2;
+        if (number == kNoItem || number == numbers[h]) continue;
+        if (!view.is_open(queries[h], first + c)) continue;
+        float similarity;
+        if constexpr (PAIRS) {
+          const float weight = shared.weights[c];
+          const bool is_heavier =
+              weight > weights[h] ||
+              (weight == weights[h] && shared.positions[c] < positions[h]);
+          if (pairs.heavier && !is_heavier) continue;
+          const float distance = costs.distance(keys[n][i], x[n][i]);
+          similarity = pairs.by_distance
+                           ? -distance
+                           : -PairCosts::cost(weights[h], weight, distance);
+        } else {
+          // The product of the norms comes first: the similarity of two keys
+          // is the same whichever of them is the query.
+          similarity = x[n][i] * (inverse[h] * shared.inverse_norms[c]);
+        }
+        const Neighbour candidate = {similarity, shared.positions[c], number};
+        if (candidate.beats(best[h])) best[h] = candidate;
+      }
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) best[h] = nearest_of_lanes<2>(best[h]);
+  if constexpr (PAIRS) {
+    if (view.part == 0) {
+      compare_remembered<DIM>(view, costs, first_query, head_dim, shared, best);
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    if (t == 0 && queries[h] < view.queries) view.store(queries[h], best[h]);
+  }
+}
+
+template <int DIM, bool PAIRS, class Source>
+inline cudaError_t launch_search_width(const Source &source,
+                                       const PairSearch &pairs,
+                                       uint32_t head_dim, uint32_t most,
+                                       uint32_t heads, uint32_t parts,
+                                       const Launch &launch) {
+  const auto kernel = search_kernel<DIM, PAIRS, Source>;
+  const size_t bytes = sizeof(SearchShared<DIM, PAIRS>);
+  const cudaError_t status = allow_shared_memory(kernel, bytes);
+  if (status != cudaSuccess) return status;
+  constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  const dim3 grid((most + kQueries - 1) / kQueries, heads, parts);
+  return launch_kernel(launch, kernel, grid, 32 * kSearchWarps<DIM, PAIRS>,
+                       bytes, source, pairs, head_dim);
+}
+
+// Searches for up to \`most\` queries of each head; \`blocks\` are those that share
+// a tile of queries, for all rows of the step.
+template <bool PAIRS, class Source>
+inline cudaError_t launch_search(const Source &source, const PairSearch &pairs,
+                                 uint32_t head_dim, uint32_t most,
+                                 uint32_t heads, uint32_t blocks,
+                                 const Launch &launch) {
+  switch (padded_width(head_dim)) {
+    case 32:
+      return launch_search_width<32, PAIRS>(source, pairs, head_dim, most,
+                                            heads, blocks, launch);
+    case 64:
+      return launch_search_width<64, PAIRS>(source, pairs, head_dim, most,
+                                            heads, blocks, launch);
+    case 128:
+      return launch_search_width<128, PAIRS>(source, pairs, head_dim, most,
+                                             heads, blocks, launch);
+    default:
+      return launch_search_width<256, PAIRS>(source, pairs, head_dim, most,
+                                             heads, blocks, launch);
+  }
+}
+`,
+  "lib/search_items.cuh": `// Searching the items of a chunk for what they are merged into.
+#pragma once
+
+#include "compress_work.cuh"
+#include "search.cuh"
+
+__host__ __device__ inline bool merges_cheapest(const skv_policy &policy) {
+  return policy.merge == SKV_MERGE_PAIR;
+}
+
+// Whether victims are merged into the most similar item that is kept, or into
+// the cheapest.
+__host__ __device__ inline bool merges_victims(const skv_policy &policy) {
+  return policy.merge == SKV_MERGE_VOTES || policy.merge == SKV_MERGE_COSINE ||
+         merges_cheapest(policy);
+}
+
+// Queries and candidates of a head: see lib/search.cuh. The number of an item
+// is its ordinal.
+struct ItemView {
+  const skv_chunk_args &args;
+  ChunkHead head;
+  HeadWork work;
+  uint32_t pitch;
+  uint32_t queries;
+  uint32_t part;
+  uint32_t parts;
+
+  __device__ uint32_t candidates(uint32_t) const {
+    return work.counters[kCandidates];
+  }
+  __device__ uint32_t query(uint32_t q) const { return work.queries[q]; }
+  __device__ uint32_t candidate(uint32_t c) const { return work.candidates[c]; }
+  __device__ Slot slot(uint32_t ordinal) const {
+    return item_slot(args, head, work.items[ordinal]);
+  }
+  __device__ bool is_open(uint32_t, uint32_t) const { return true; }
+  __device__ uint32_t remembered(uint32_t) const { return kNoItem; }
+  __device__ float inverse_norm(uint32_t ordinal) const {
+    return work.inverse_norms[ordinal];
+  }
+  __device__ float spread() const {
+    return __uint_as_float(work.counters[kSpread]);
+  }
+  __device__ void store(uint32_t q, const Neighbour &best) const {
+    const size_t at = static_cast<size_t>(part) * pitch + q;
+    work.similarities[at] = best.similarity;
+    work.nearest[at] = best.item;
+  }
+};
+
+struct ItemSource {
+  skv_chunk_args args;
+  CompressWork work;
+
+  __device__ ItemView view() const {
+    const bool works = row_end(args.step) > 0;
+    const HeadWork own = work.head(blockIdx.y);
+    return {args,
+            chunk_head(args, blockIdx.y),
+            own,
+            work.part_pitch(),
+            works ? own.counters[kQueries] : 0,
+            blockIdx.z,
+            gridDim.z};
+  }
+};
+
+// The best candidate of query \`q\`, over the parts.
+__device__ inline Neighbour nearest_of_query(const skv_chunk_args &args,
+                                             const ChunkHead &head,
+                                             const CompressWork &all_work,
+                                             const HeadWork &work, uint32_t q) {
+  Neighbour best = kNoNeighbour;
+  for (uint32_t part = 0; part < all_work.parts; part++) {
+    const size_t at = static_cast<size_t>(part) * all_work.part_pitch() + q;
+    Neighbour other = {work.similarities[at], 0, work.nearest[at]};
+    if (!other.exists()) continue;
+    other.position =
+        item_slot(args, head, work.items[other.item]).word(kSlotPosition);
+    if (other.beats(best)) best = other;
+  }
+  return best;
+}
+
+// Searches; where pairs are, \`heavier\` says whether an item only looks at what
+// is heavier than itself.
+inline cudaError_t launch_item_search(const skv_chunk_args &args,
+                                      const CompressWork &work, bool heavier,
+                                      const Launch &launch) {
+  const PairSearch pairs = {args.policy, args.cache.lanes, heavier, false};
+  const ItemSource source = {args, work};
+  const auto search = merges_cheapest(args.policy)
+                          ? launch_search<true, ItemSource>
+                          : launch_search<false, ItemSource>;
+  return search(source, pairs, args.sizes.head_dim, work.most,
+                args.sizes.kv_heads, work.parts, launch);
+}
+`,
+  "lib/segment_step.cuh": `// The link between neighbours in the text that a decode step closes.
+//
+// Blocks share the slots of a head: finding neighbours compares all positions,
+// a slot a thread, and a link takes two keys. The alternative that lost: one
+// block per head, as for the rest of the policy's work, 12 times as long with
+// 3,000 slots.
+#pragma once
+
+#include "merge_one.cuh"
+#include "merge_segment.cuh"
+
+// Finds the score up to which slots may be merged with their neighbours; the
+// keys of the others and \`limit\` tell who. Called by the whole block.
+__device__ inline void choose_light(const skv_merge_attend_args &args,
+                                    const EvictJob &job, EvictShared &shared) {
+  if (!job.is_over) return;
+  const uint32_t evictable = key_scores_of(args, job, shared);
+  uint64_t limit = 0;
+  if (evictable > 0) {
+    limit = kth_smallest(job.keys, job.high,
+                         light_slots(args.policy, evictable, 1), shared.select);
+  }
+  if (threadIdx.x == 0) *job.limit = limit;
+}
+
+// Cosines of the keys of pairs of slots, one pair in each lane of the warp, or
+// none. Four lanes share a pair at a time.
+template <bool ALIGNED>
+__device__ inline float link_cosines(const skv_merge_attend_args &args,
+                                     const EvictJob &job, uint32_t left,
+                                     uint32_t right, bool exists) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const uint32_t t = lane_id() % 4;
+  float cosine = 0.0f;
+  for (uint32_t first = 0; first < 32; first += 8) {
+    const uint32_t owner = first + lane_id() / 4;
+    const uint32_t a = __shfl_sync(kAllLanes, left, owner);
+    const uint32_t b = __shfl_sync(kAllLanes, right, owner);
+    const bool is_link = __shfl_sync(kAllLanes, exists ? 1 : 0, owner) != 0;
+    if (!__any_sync(kAllLanes, is_link)) continue;
+    float product = 0.0f, squares[2] = {};
+    for (uint32_t d = 8 * t; is_link && d < head_dim; d += 32) {
+      uint32_t x[4], y[4];
+      load_halves<8, ALIGNED>(x, job.slot(args, a).key, d, head_dim);
+      load_halves<8, ALIGNED>(y, job.slot(args, b).key, d, head_dim);
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const float2 p = to_floats(x[j]), q = to_floats(y[j]);
+        product += p.x * q.x + p.y * q.y;
+        squares[0] += p.x * p.x + p.y * p.y;
+        squares[1] += q.x * q.x + q.y * q.y;
+      }
+    }
+#pragma unroll
+    for (int offset = 1; offset < 4; offset *= 2) {
+      product += __shfl_xor_sync(kAllLanes, product, offset);
+      squares[0] += __shfl_xor_sync(kAllLanes, squares[0], offset);
+      squares[1] += __shfl_xor_sync(kAllLanes, squares[1], offset);
+    }
+    const float norms = sqrtf(squares[0]) * sqrtf(squares[1]);
+    const float found = norms == 0.0f ? 0.0f : product / norms;
+    const float theirs =
+        __shfl_sync(kAllLanes, found, (lane_id() - first) * 4 & 31);
+    if (lane_id() - first < 8) cosine = theirs;
+  }
+  return cosine;
+}
+
+// Leaves the closest link of each block's slots to their right neighbours.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kLinkThreads)
+    link_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ uint32_t positions[kLinkThreads];
+  __shared__ Neighbour nearest[kLinkThreads / 32];
+  __shared__ uint32_t rights[kLinkThreads / 32];
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.z, blockIdx.y, job)) return;
+  const uint32_t first = blockIdx.x * kLinkThreads;
+  if (!job.is_over || first >= job.high) return;
+  const uint64_t limit = *job.limit;
+  const auto is_light = [&](uint32_t i) {
+    return job.keys[i] != kNoKey && job.keys[i] <= limit;
+  };
+  const uint32_t mine = first + threadIdx.x;
+  const bool may_link = mine < job.high && is_light(mine);
+  const uint32_t position =
+      may_link ? job.slot(args, mine).word(kSlotPosition) : ~0u;
+  uint32_t right = ~0u, right_position = ~0u;
+  for (uint32_t tile = 0; tile < job.high; tile += kLinkThreads) {
+    const uint32_t i = tile + threadIdx.x;
+    // Nothing lies to the left of position 0: it stands for no slot.
+    uint32_t there = 0;
+    if (i < job.high) {
+      const Slot slot = job.slot(args, i);
+      if (slot.word(kSlotTokens) != 0) there = slot.word(kSlotPosition);
+    }
+    __syncthreads();
+    positions[threadIdx.x] = there;
+    __syncthreads();
+#pragma unroll 8
+    for (uint32_t k = 0; k < kLinkThreads; k++) {
+      const uint32_t other = positions[k];
+      if (other <= position || other >= right_position) continue;
+      right_position = other;
+      right = tile + k;
+    }
+  }
+  const bool is_link = may_link && right != ~0u && is_light(right);
+  const float cosine = link_cosines<ALIGNED>(args, job, is_link ? mine : 0,
+                                             is_link ? right : 0, is_link);
+  Neighbour best = kNoNeighbour;
+  if (is_link) best = {cosine, position, mine};
+  const Neighbour closest = nearest_of_lanes<16>(best);
+  if (is_link && closest.item == mine) rights[warp_id()] = right;
+  if (lane_id() == 0) nearest[warp_id()] = closest;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  uint4 link = {0, 0, ~0u, ~0u};
+  best = kNoNeighbour;
+  for (uint32_t w = 0; w < kLinkThreads / 32; w++) {
+    if (!nearest[w].beats(best)) continue;
+    best = nearest[w];
+    link = {__float_as_uint(best.similarity), best.position, best.item,
+            rights[w]};
+  }
+  job.links[blockIdx.x] = link;
+}
+
+// Closes the closest link of a head that is over its budget; false if it has
+// none. Called by the whole block.
+__device__ inline bool close_link(const skv_merge_attend_args &args,
+                                  const EvictJob &job, EvictShared &shared) {
+  Neighbour best = kNoNeighbour;
+  for (uint32_t p = threadIdx.x; p < link_parts(job.high); p += kEvictThreads) {
+    const uint4 link = job.links[p];
+    if (link.z == ~0u) continue;
+    const Neighbour other = {__uint_as_float(link.x), link.y, p};
+    if (other.beats(best)) best = other;
+  }
+  best = nearest_of_block(best, shared);
+  if (!best.exists()) return false;
+  if (warp_id() != 0) return true;
+  const uint4 link = job.links[best.item];
+  const Slot left = job.slot(args, link.z), right = job.slot(args, link.w);
+  const bool is_right =
+      right.get(kSlotAccumulated) > left.get(kSlotAccumulated);
+  const Slot stays = is_right ? right : left, goes = is_right ? left : right;
+  merge_segment(
+      2, [&](uint32_t i) { return i == 0 ? stays : goes; }, args.sizes.head_dim,
+      args.policy);
+  if (lane_id() == 0) {
+    remove_slot(args, job, is_right ? link.z : link.w, true, Merged{});
+  }
+  return true;
 }
 `,
   "lib/select_smallest.cuh": `// Things that one block does with a list in global memory: choosing the
@@ -5499,7 +6445,7 @@ Needs merge_attend_needs(const skv_merge_attend_args &args,
       aligned_bytes(plan.parts * kMaxGroup * sizeof(float2)) +
       aligned_bytes(plan.parts * sizeof(uint2));
   needs.tickets = plan.parts == 0 ? 0 : plan.heads;
-  needs.own = take_evidence(args, nullptr, &evidence);
+  needs.own = take_evidence(args, multiprocessors, nullptr, &evidence);
   return needs;
 }
 
@@ -5507,7 +6453,7 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
                                 const Launch &launch) {
   const Plan plan = plan_of(args, launch.multiprocessors);
   Evidence evidence;
-  take_evidence(args, launch.own, &evidence);
+  take_evidence(args, launch.multiprocessors, launch.own, &evidence);
   Scratch scratch(launch.scratch);
   AttendParts parts;
   parts.values = scratch.take<float>(plan.parts * plan.group * plan.dim);

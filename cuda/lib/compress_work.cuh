@@ -27,6 +27,8 @@ enum Counter {
   kCandidates = 2,
   kMembers = 3,
   kPairs = 4,
+  // How far the values of the head scatter before anything is merged; a float.
+  kSpread = 5,
   kCounters = 8
 };
 

@@ -31,6 +31,7 @@ const MERGES = {
   drop: 1,
   votes: 2,
   rightNeighbour: 3,
+  pair: 4,
   cosine: 5,
   nextValues: 6,
 } as const;

@@ -1,0 +1,352 @@
+// For each query of a list, the best of some candidates: the slot with the most
+// similar key, or the one that is nearest or cheapest to merge with.
+//
+// A block has a tile of queries and goes through the tiles of one part of the
+// candidates: all products of the two lists on tensor cores, exact because keys
+// and values are halves, with the best candidate kept per query. Candidates are
+// read once per tile of queries. Squared distances follow from products and
+// squares. The alternative that lost: one warp per query, which reads all
+// candidates for each of them.
+//
+// Who searches passes a `Source`, whose `view()` a block asks for
+//   queries               how many there are; none if there is nothing to do
+//   candidates(first)     how many the tile from query `first` looks at
+//   part, parts           which part of them is this block's
+//   query(q), candidate(c)   the number of a slot; the same in both lists
+//   slot(number)          the slot
+//   is_open(q, c)         whether the two may be compared
+//   remembered(q)         where a query has a slot to be compared with anyway,
+//                         its number, else kNoItem
+//   inverse_norm(number)  of a key, where keys are compared
+//   spread()              how far values scatter, where pairs are
+//   store(q, best)        takes what was found
+#pragma once
+
+#include "neighbour.cuh"
+#include "overlap.cuh"
+#include "pair_costs.cuh"
+#include "row_tiles.cuh"
+
+constexpr uint32_t kNoItem = ~0u;
+
+// How pairs are compared: nothing of it counts where keys are.
+struct PairSearch {
+  skv_policy policy;
+  uint32_t lanes;
+  // Whether a query only looks at candidates that are heavier than itself.
+  bool heavier;
+  // Whether the nearest candidate is looked for, whatever the weights.
+  bool by_distance;
+};
+
+constexpr uint32_t kCandidateTile = 64;
+
+// Two tiles of queries and one of candidates fit where pairs are compared.
+template <int DIM, bool PAIRS>
+constexpr uint32_t kSearchWarps = DIM == 256 && PAIRS ? 2 : 4;
+
+template <int DIM, bool PAIRS>
+constexpr uint32_t kQueryTile = 16 * kSearchWarps<DIM, PAIRS>;
+
+template <int DIM, bool PAIRS>
+struct SearchShared {
+  static constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  skv_half queries[kQueries * kLinePitch<DIM>];
+  skv_half query_values[PAIRS ? kQueries * kLinePitch<DIM> : 8];
+  // Keys, and then values where pairs are compared.
+  skv_half candidates[kCandidateTile * kLinePitch<DIM>];
+  // Of the queries' keys and values, and of what is in `candidates`.
+  float query_squares[2][kQueries];
+  float squares[kCandidateTile];
+  float inverse_norms[kCandidateTile];
+  float weights[kCandidateTile];
+  uint32_t positions[kCandidateTile];
+  uint32_t numbers[kCandidateTile];
+};
+
+// Squares of `lines` lines of a tile. Called by the whole block, whose threads
+// are once or twice as many.
+template <int DIM>
+__device__ inline void square_lines(const skv_half *tile, uint32_t lines,
+                                    float *squares) {
+  const uint32_t per_line = blockDim.x / lines;
+  const uint32_t line = threadIdx.x / per_line;
+  float sum = 0.0f;
+  for (uint32_t c = threadIdx.x % per_line; c < DIM / 8; c += per_line) {
+    const uint4 words =
+        *reinterpret_cast<const uint4 *>(tile + line * kLinePitch<DIM> + 8 * c);
+    const uint32_t halves[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const float2 x = to_floats(halves[i]);
+      sum += x.x * x.x + x.y * x.y;
+    }
+  }
+  if (per_line == 2) sum += __shfl_xor_sync(kAllLanes, sum, 1);
+  if (threadIdx.x % per_line == 0) squares[line] = sum;
+}
+
+// Products of a warp's queries with all candidates of the tile.
+template <int DIM>
+__device__ inline void multiply_lines(const skv_half *queries,
+                                      const skv_half *candidates,
+                                      float (&x)[kCandidateTile / 8][4]) {
+#pragma unroll
+  for (int column = 0; column < DIM; column += 16) {
+    const uint4 a = line_operands<DIM>(queries, 16 * warp_id(), column);
+#pragma unroll
+    for (int n = 0; n < static_cast<int>(kCandidateTile) / 8; n += 2) {
+      const uint4 b = key_operands<DIM>(candidates, 8 * n, column);
+      mma(x[n], a, b.x, b.y);
+      mma(x[n + 1], a, b.z, b.w);
+    }
+  }
+}
+
+// Compares the queries of a warp with the slots that they remember, a query
+// after the other; a lane has 8 elements of a key or of a value at a time.
+template <int DIM, class View>
+__device__ inline void compare_remembered(const View &view,
+                                          const PairCosts &costs,
+                                          uint32_t first_query,
+                                          uint32_t head_dim,
+                                          const SearchShared<DIM, true> &shared,
+                                          Neighbour (&best)[2]) {
+  constexpr uint32_t kChunks = DIM / 8;
+#pragma unroll 4
+  for (uint32_t r = 0; r < 16; r++) {
+    const uint32_t line = 16 * warp_id() + r;
+    const uint32_t q = first_query + line;
+    const uint32_t other = q < view.queries ? view.remembered(q) : kNoItem;
+    if (other == kNoItem) continue;
+    const Slot slot = view.slot(other);
+    float squares[2] = {};
+#pragma unroll
+    for (uint32_t at = 0; at < 2 * kChunks; at += 32) {
+      const uint32_t chunk = at + lane_id();
+      if (chunk >= 2 * kChunks) continue;
+      const bool is_key = chunk < kChunks;
+      const uint32_t d = chunk % kChunks * 8;
+      uint32_t theirs[4];
+      const skv_half *from = is_key ? slot.key : slot.value;
+      if (head_dim % 8 == 0) {
+        load_halves<8, true>(theirs, from, d, head_dim);
+      } else {
+        load_halves<8, false>(theirs, from, d, head_dim);
+      }
+      const skv_half *own = is_key ? shared.queries : shared.query_values;
+      const uint4 words =
+          *reinterpret_cast<const uint4 *>(own + line * kLinePitch<DIM> + d);
+      const uint32_t mine[4] = {words.x, words.y, words.z, words.w};
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const float2 a = to_floats(mine[i]), b = to_floats(theirs[i]);
+        sum += (a.x - b.x) * (a.x - b.x) + (a.y - b.y) * (a.y - b.y);
+      }
+      squares[0] += is_key ? sum : 0.0f;
+      squares[1] += is_key ? 0.0f : sum;
+    }
+    const float distance =
+        costs.distance(warp_sum(squares[0]), warp_sum(squares[1]));
+    const Neighbour known = {-distance, slot.word(kSlotPosition), other};
+    if (lane_id() / 4 == r % 8 && known.beats(best[r / 8])) {
+      best[r / 8] = known;
+    }
+  }
+}
+
+template <int DIM, bool PAIRS, class Source>
+__global__ void __launch_bounds__(32 * kSearchWarps<DIM, PAIRS>)
+    search_kernel(Source source, PairSearch pairs, uint32_t head_dim) {
+  constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  constexpr int kTiles = kCandidateTile / 8;
+  uint4 *shared_memory = dynamic_shared_memory();
+  begin_kernel();
+  auto &shared = *reinterpret_cast<SearchShared<DIM, PAIRS> *>(shared_memory);
+  const auto view = source.view();
+  const uint32_t first_query = blockIdx.x * kQueries;
+  if (first_query >= view.queries) return;
+  const uint32_t candidates = view.candidates(first_query);
+  const uint32_t tiles = (candidates + kCandidateTile - 1) / kCandidateTile;
+  const uint32_t per_part = (tiles + view.parts - 1) / view.parts;
+  const uint32_t begin = view.part * per_part;
+  const uint32_t end = min(tiles, begin + per_part);
+  const PairCosts costs(pairs.policy, PAIRS ? view.spread() : 0.0f);
+
+  const auto load_queries = [&](skv_half *tile, bool keys) {
+    load_lines<DIM>(tile, kQueries, head_dim,
+                    [&](uint32_t i) -> const skv_half * {
+                      const uint32_t q = first_query + i;
+                      if (q >= view.queries) return nullptr;
+                      const Slot slot = view.slot(view.query(q));
+                      return keys ? slot.key : slot.value;
+                    });
+  };
+  const auto load_candidates = [&](uint32_t first, bool keys) {
+    load_lines<DIM>(shared.candidates, kCandidateTile, head_dim,
+                    [&](uint32_t i) -> const skv_half * {
+                      if (first + i >= candidates) return nullptr;
+                      const Slot slot = view.slot(view.candidate(first + i));
+                      return keys ? slot.key : slot.value;
+                    });
+  };
+  load_queries(shared.queries, true);
+  if constexpr (PAIRS) {
+    load_queries(shared.query_values, false);
+    __syncthreads();
+    square_lines<DIM>(shared.queries, kQueries, shared.query_squares[0]);
+    square_lines<DIM>(shared.query_values, kQueries, shared.query_squares[1]);
+  }
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  uint32_t queries[2], numbers[2], positions[2] = {};
+  float inverse[2] = {}, weights[2] = {};
+  Neighbour best[2] = {kNoNeighbour, kNoNeighbour};
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    queries[h] = first_query + 16 * warp_id() + g + 8 * h;
+    numbers[h] = kNoItem;
+    if (queries[h] >= view.queries) continue;
+    numbers[h] = view.query(queries[h]);
+    if constexpr (PAIRS) {
+      const Slot slot = view.slot(numbers[h]);
+      positions[h] = slot.word(kSlotPosition);
+      weights[h] = log_weight(slot, pairs.policy, pairs.lanes);
+    } else {
+      inverse[h] = view.inverse_norm(numbers[h]);
+    }
+  }
+  for (uint32_t tile = begin; tile < end; tile++) {
+    const uint32_t first = tile * kCandidateTile;
+    __syncthreads();
+    load_candidates(first, true);
+    if (threadIdx.x < kCandidateTile) {
+      const uint32_t c = first + threadIdx.x;
+      const bool exists = c < candidates;
+      const uint32_t number = exists ? view.candidate(c) : kNoItem;
+      shared.numbers[threadIdx.x] = number;
+      if (exists) {
+        const Slot slot = view.slot(number);
+        shared.positions[threadIdx.x] = slot.word(kSlotPosition);
+        if constexpr (PAIRS) {
+          shared.weights[threadIdx.x] =
+              log_weight(slot, pairs.policy, pairs.lanes);
+        } else {
+          shared.inverse_norms[threadIdx.x] = view.inverse_norm(number);
+        }
+      }
+    }
+    __syncthreads();
+    float x[kTiles][4] = {};
+    [[maybe_unused]] float keys[kTiles][4];
+    if constexpr (PAIRS) {
+      // Squared distances of keys first, then the same of values.
+      const auto measure = [&](const skv_half *own, int kind) {
+        square_lines<DIM>(shared.candidates, kCandidateTile, shared.squares);
+        multiply_lines<DIM>(own, shared.candidates, x);
+        __syncthreads();
+#pragma unroll
+        for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            const float mine =
+                shared.query_squares[kind][16 * warp_id() + g + i / 2 * 8];
+            const float other = shared.squares[8 * n + 2 * t + i % 2];
+            x[n][i] = fmaxf(0.0f, mine + other - 2.0f * x[n][i]);
+          }
+        }
+      };
+      measure(shared.queries, 0);
+#pragma unroll
+      for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) keys[n][i] = x[n][i], x[n][i] = 0.0f;
+      }
+      __syncthreads();
+      load_candidates(first, false);
+      __syncthreads();
+      measure(shared.query_values, 1);
+    } else {
+      multiply_lines<DIM>(shared.queries, shared.candidates, x);
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t c = 8 * n + 2 * t + i % 2;
+        const uint32_t number = shared.numbers[c];
+        const int h = i / 2;
+        if (number == kNoItem || number == numbers[h]) continue;
+        if (!view.is_open(queries[h], first + c)) continue;
+        float similarity;
+        if constexpr (PAIRS) {
+          const float weight = shared.weights[c];
+          const bool is_heavier =
+              weight > weights[h] ||
+              (weight == weights[h] && shared.positions[c] < positions[h]);
+          if (pairs.heavier && !is_heavier) continue;
+          const float distance = costs.distance(keys[n][i], x[n][i]);
+          similarity = pairs.by_distance
+                           ? -distance
+                           : -PairCosts::cost(weights[h], weight, distance);
+        } else {
+          // The product of the norms comes first: the similarity of two keys
+          // is the same whichever of them is the query.
+          similarity = x[n][i] * (inverse[h] * shared.inverse_norms[c]);
+        }
+        const Neighbour candidate = {similarity, shared.positions[c], number};
+        if (candidate.beats(best[h])) best[h] = candidate;
+      }
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) best[h] = nearest_of_lanes<2>(best[h]);
+  if constexpr (PAIRS) {
+    if (view.part == 0) {
+      compare_remembered<DIM>(view, costs, first_query, head_dim, shared, best);
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    if (t == 0 && queries[h] < view.queries) view.store(queries[h], best[h]);
+  }
+}
+
+template <int DIM, bool PAIRS, class Source>
+inline cudaError_t launch_search_width(const Source &source,
+                                       const PairSearch &pairs,
+                                       uint32_t head_dim, uint32_t most,
+                                       uint32_t heads, uint32_t parts,
+                                       const Launch &launch) {
+  const auto kernel = search_kernel<DIM, PAIRS, Source>;
+  const size_t bytes = sizeof(SearchShared<DIM, PAIRS>);
+  const cudaError_t status = allow_shared_memory(kernel, bytes);
+  if (status != cudaSuccess) return status;
+  constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  const dim3 grid((most + kQueries - 1) / kQueries, heads, parts);
+  return launch_kernel(launch, kernel, grid, 32 * kSearchWarps<DIM, PAIRS>,
+                       bytes, source, pairs, head_dim);
+}
+
+// Searches for up to `most` queries of each head; `blocks` are those that share
+// a tile of queries, for all rows of the step.
+template <bool PAIRS, class Source>
+inline cudaError_t launch_search(const Source &source, const PairSearch &pairs,
+                                 uint32_t head_dim, uint32_t most,
+                                 uint32_t heads, uint32_t blocks,
+                                 const Launch &launch) {
+  switch (padded_width(head_dim)) {
+    case 32:
+      return launch_search_width<32, PAIRS>(source, pairs, head_dim, most,
+                                            heads, blocks, launch);
+    case 64:
+      return launch_search_width<64, PAIRS>(source, pairs, head_dim, most,
+                                            heads, blocks, launch);
+    case 128:
+      return launch_search_width<128, PAIRS>(source, pairs, head_dim, most,
+                                             heads, blocks, launch);
+    default:
+      return launch_search_width<256, PAIRS>(source, pairs, head_dim, most,
+                                             heads, blocks, launch);
+  }
+}

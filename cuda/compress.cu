@@ -10,17 +10,20 @@
 //
 // Where values go to the right neighbour, a run of slots that go is merged into
 // the kept slot after it; or they are added to those of the slots after them,
-// one by one. Adaptive heads first get their budgets.
+// one by one. Where neighbours are merged, that comes first, and what it leaves
+// over the budget is dropped. Adaptive heads first get their budgets.
 //
 // Searching reads every key once per 64 of the others, and every value where
 // pairs are priced; the rest is one block per head that reads side fields and
 // writes what it changes. In order: list_items, [allocate_heads, list_items],
 // norms or spread, [search, pair] once per round with list_items between them,
-// choose, search or right_neighbours, settle; policies that only drop skip the
-// searches. Where scores are not the slots' own they are rated before each step
-// that compares them: see lib/ratings.cuh.
+// or the kernels of lib/merge_segments.cuh, choose, search or right_neighbours,
+// settle; policies that only drop skip the searches. Where scores are not the
+// slots' own they are rated before each step that compares them: see
+// lib/ratings.cuh.
 #include "lib/allocate_heads.cuh"
 #include "lib/merge_runs.cuh"
+#include "lib/merge_segments.cuh"
 #include "lib/merge_victims.cuh"
 #include "lib/pass_values.cuh"
 
@@ -322,8 +325,13 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     if (status == cudaSuccess) status = rate();
     if (status == cudaSuccess) status = per_head(pair_kernel);
   }
+  const bool segments = args.policy.merge == SKV_MERGE_SEGMENTS;
+  if (segments) {
+    if (status == cudaSuccess && !args.policy.adaptive) status = rate();
+    if (status == cudaSuccess) status = launch_segments(args, work, launch);
+  }
   // Nothing has changed since heads were allocated, unless pairs merged.
-  if (status == cudaSuccess && (!args.policy.adaptive || pairs)) {
+  if (status == cudaSuccess && (!args.policy.adaptive || pairs || segments)) {
     status = rate();
   }
   if (status == cudaSuccess) status = per_head(choose_kernel);

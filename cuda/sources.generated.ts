@@ -14,17 +14,20 @@ export const cudaSources: Readonly<Record<string, string>> = {
 //
 // Where values go to the right neighbour, a run of slots that go is merged into
 // the kept slot after it; or they are added to those of the slots after them,
-// one by one. Adaptive heads first get their budgets.
+// one by one. Where neighbours are merged, that comes first, and what it leaves
+// over the budget is dropped. Adaptive heads first get their budgets.
 //
 // Searching reads every key once per 64 of the others, and every value where
 // pairs are priced; the rest is one block per head that reads side fields and
 // writes what it changes. In order: list_items, [allocate_heads, list_items],
 // norms or spread, [search, pair] once per round with list_items between them,
-// choose, search or right_neighbours, settle; policies that only drop skip the
-// searches. Where scores are not the slots' own they are rated before each step
-// that compares them: see lib/ratings.cuh.
+// or the kernels of lib/merge_segments.cuh, choose, search or right_neighbours,
+// settle; policies that only drop skip the searches. Where scores are not the
+// slots' own they are rated before each step that compares them: see
+// lib/ratings.cuh.
 #include "lib/allocate_heads.cuh"
 #include "lib/merge_runs.cuh"
+#include "lib/merge_segments.cuh"
 #include "lib/merge_victims.cuh"
 #include "lib/pass_values.cuh"
 
@@ -326,8 +329,13 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     if (status == cudaSuccess) status = rate();
     if (status == cudaSuccess) status = per_head(pair_kernel);
   }
+  const bool segments = args.policy.merge == SKV_MERGE_SEGMENTS;
+  if (segments) {
+    if (status == cudaSuccess && !args.policy.adaptive) status = rate();
+    if (status == cudaSuccess) status = launch_segments(args, work, launch);
+  }
   // Nothing has changed since heads were allocated, unless pairs merged.
-  if (status == cudaSuccess && (!args.policy.adaptive || pairs)) {
+  if (status == cudaSuccess && (!args.policy.adaptive || pairs || segments)) {
     status = rate();
   }
   if (status == cudaSuccess) status = per_head(choose_kernel);
@@ -2943,6 +2951,195 @@ __device__ inline void merge_segment(uint32_t count, Member member,
   __syncwarp();
 }
 `,
+  "lib/merge_segments.cuh": `// Closing links between neighbours in the text until a chunk fits its budget:
+// list_light, right_neighbours, measure_links, merge_segments.
+#pragma once
+
+#include "merge_runs.cuh"
+#include "merge_segment.cuh"
+#include "ratings.cuh"
+#include "select_smallest.cuh"
+
+// Lists the items that may be merged with their neighbours, if the head is over
+// its budget.
+static __global__ void __launch_bounds__(kCompressThreads)
+    list_light_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t budget = head.words[kHeadBudget];
+  uint32_t light = 0;
+  if (items > budget) {
+    uint32_t mine = 0, evictable;
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      const bool goes = item_is_evictable(args, head, work.items[i]);
+      work.keys[i] = goes ? score_key(item_score(args, head, work, i),
+                                      item_slot(args, head, work.items[i]))
+                          : kNoKey;
+      work.mates[i] = kNoItem;
+      mine += goes ? 1 : 0;
+    }
+    block_prefix(mine, evictable, scratch.block);
+    if (evictable > 0) {
+      const uint32_t count =
+          light_slots(args.policy, evictable, items - budget);
+      // None is light where all stay by their scores.
+      const uint64_t last =
+          count == 0 ? 0 : kth_smallest(work.keys, items, count, scratch);
+      light = list_if(items, work.queries, scratch, [&](uint32_t i) {
+        return work.keys[i] != kNoKey && work.keys[i] <= last;
+      });
+      for (uint32_t q = threadIdx.x; q < light; q += kCompressThreads) {
+        work.marks[work.queries[q]] |= kTaken;
+      }
+    }
+  }
+  // The counters that are written were read above.
+  __syncthreads();
+  if (threadIdx.x == 0) work.counters[kQueries] = light;
+}
+
+constexpr uint32_t kLinkWarps = 8;
+
+// Measures the link of each light item to its right neighbour: its key. There
+// is none to a neighbour that is not light. A warp has a link.
+static __global__ void __launch_bounds__(32 * kLinkWarps)
+    measure_links_kernel(skv_chunk_args args, CompressWork all_work) {
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t q = blockIdx.x * kLinkWarps + warp_id();
+  if (q >= work.counters[kQueries]) return;
+  const uint32_t i = work.queries[q];
+  const uint32_t right = work.mates[i];
+  uint64_t key = kNoKey;
+  if (right != kNoItem && (work.marks[right] & kTaken) != 0) {
+    const uint32_t head_dim = args.sizes.head_dim;
+    const Slot slot = item_slot(args, head, work.items[i]);
+    const LaneVector a(slot.key, head_dim);
+    const LaneVector b(item_slot(args, head, work.items[right]).key, head_dim);
+    const float cosine = a.dot(b) * (a.inverse_norm() * b.inverse_norm());
+    key = order_key(-cosine, slot.word(kSlotPosition));
+  }
+  if (lane_id() == 0) work.best[i] = key;
+}
+
+// Merges the segment that begins at an item into its pivot; called by a whole
+// warp. Returns how many slots it took away.
+__device__ inline uint32_t merge_chain(const skv_chunk_args &args,
+                                       const ChunkHead &head,
+                                       const HeadWork &work, uint32_t first,
+                                       uint64_t last) {
+  const auto slot_of = [&](uint32_t i) {
+    return item_slot(args, head, work.items[i]);
+  };
+  const auto is_closed = [&](uint32_t i) {
+    return work.keys[i] != kNoKey && work.keys[i] <= last;
+  };
+  uint32_t count = 1, pivot = first, place = 0;
+  float most = slot_of(first).get(kSlotAccumulated);
+  for (uint32_t i = first; is_closed(i);) {
+    i = work.mates[i];
+    const float attention = slot_of(i).get(kSlotAccumulated);
+    if (attention > most) most = attention, pivot = i, place = count;
+    count++;
+  }
+  // Members in order, but for the pivot, which comes first.
+  uint32_t from = 0;
+  if (lane_id() == 0) from = atomicAdd(work.counters + kMembers, count);
+  from = __shfl_sync(kAllLanes, from, 0);
+  uint32_t *members = work.candidates + from;
+  if (lane_id() == 0) {
+    members[0] = pivot;
+    uint32_t i = first;
+    for (uint32_t m = 0; m < count; m++) {
+      if (m != place) members[m < place ? m + 1 : m] = i;
+      if (m + 1 < count) i = work.mates[i];
+    }
+  }
+  __syncwarp();
+  merge_segment(
+      count, [&](uint32_t m) { return slot_of(members[m]); },
+      args.sizes.head_dim, args.policy);
+  for (uint32_t m = 1 + lane_id(); m < count; m += 32) {
+    free_slot(slot_of(members[m]), args.cache.lanes);
+    work.marks[members[m]] |= kGone;
+  }
+  return count - 1;
+}
+
+// Closes the closest links, as many as the head is over its budget, and merges
+// what they connect.
+static __global__ void __launch_bounds__(kCompressThreads)
+    merge_segments_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t light = work.counters[kQueries];
+  if (light == 0) return;
+  const uint32_t excess = items - head.words[kHeadBudget];
+  uint32_t mine = 0, links;
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+    work.keys[i] = kNoKey;
+  }
+  __syncthreads();
+  for (uint32_t q = threadIdx.x; q < light; q += kCompressThreads) {
+    const uint32_t i = work.queries[q];
+    work.keys[i] = work.best[i];
+    mine += work.keys[i] != kNoKey ? 1 : 0;
+  }
+  block_prefix(mine, links, scratch.block);
+  uint64_t last = kNoKey;
+  if (links > excess) last = kth_smallest(work.keys, items, excess, scratch);
+  const auto is_closed = [&](uint32_t i) {
+    return work.keys[i] != kNoKey && work.keys[i] <= last;
+  };
+  for (uint32_t q = threadIdx.x; q < light; q += kCompressThreads) {
+    const uint32_t i = work.queries[q];
+    if (is_closed(i)) atomicOr(work.marks + work.mates[i], kAccepted);
+  }
+  __syncthreads();
+  // A segment begins where nothing is linked from the left.
+  const uint32_t segments =
+      list_if(items, work.nearest, scratch, [&](uint32_t i) {
+        return is_closed(i) && (work.marks[i] & kAccepted) == 0;
+      });
+  uint32_t gone = 0;
+  for (uint32_t s = warp_id(); s < segments; s += kCompressWarps) {
+    gone += merge_chain(args, head, work, work.nearest[s], last);
+  }
+  if (gone > 0 && lane_id() == 0) {
+    atomicAdd(head.words + kHeadMerged, gone);
+    atomicAdd(work.counters + kPairs, gone);
+  }
+}
+
+inline cudaError_t launch_segments(const skv_chunk_args &args,
+                                   const CompressWork &work,
+                                   const Launch &launch) {
+  const uint32_t heads = args.sizes.kv_heads;
+  cudaError_t status = launch_kernel(launch, list_light_kernel, heads,
+                                     kCompressThreads, 0, args, work);
+  if (status == cudaSuccess) {
+    status = launch_right_neighbours(args, work, launch);
+  }
+  const dim3 links((work.most + kLinkWarps - 1) / kLinkWarps, heads);
+  if (status == cudaSuccess) {
+    status = launch_kernel(launch, measure_links_kernel, links, 32 * kLinkWarps,
+                           0, args, work);
+  }
+  if (status != cudaSuccess) return status;
+  return launch_kernel(launch, merge_segments_kernel, heads, kCompressThreads,
+                       0, args, work);
+}
+`,
   "lib/merge_slots.cuh": `// Merging slots: the twin of src/reference/merge_slots.ts, by one warp.
 //
 // Lanes share the members while votes and masses are summed, and the dimensions
@@ -3725,7 +3922,6 @@ struct PairView {
   uint4 header;
   uint32_t queries;
   uint32_t part;
-  uint32_t parts;
 
   __device__ size_t first() const {
     return static_cast<size_t>(job.index) * args.cache.max_capacity;
@@ -3734,8 +3930,10 @@ struct PairView {
   // A tile of slots that all have partners looks at those that have none, which
   // are too few to be shared.
   __device__ uint32_t candidates(uint32_t first_query) const {
-    if (is_alone(first_query)) return queries;
-    return part == 0 ? header.y : 0;
+    return is_alone(first_query) ? queries : header.y;
+  }
+  __device__ uint32_t parts(uint32_t first_query) const {
+    return is_alone(first_query) ? work.parts : 1;
   }
   __device__ uint32_t query(uint32_t q) const {
     return work.lists[first() + q];
@@ -3752,7 +3950,7 @@ struct PairView {
   __device__ float inverse_norm(uint32_t) const { return 0.0f; }
   __device__ float spread() const { return __uint_as_float(header.z); }
   __device__ void store(uint32_t q, const Neighbour &best) const {
-    const size_t at = (static_cast<size_t>(job.index) * parts + part) *
+    const size_t at = (static_cast<size_t>(job.index) * work.parts + part) *
                           args.cache.max_capacity +
                       q;
     work.similarities[at] = best.similarity;
@@ -3770,8 +3968,7 @@ struct PairSource {
     const uint32_t row = blockIdx.z / work.parts;
     const bool works = turn_to_head(args, evidence, row, blockIdx.y, job);
     const uint4 header = works ? work.headers[job.index] : uint4{};
-    return {args,      job, work, header, header.x, blockIdx.z % work.parts,
-            work.parts};
+    return {args, job, work, header, header.x, blockIdx.z % work.parts};
   }
 };
 
@@ -4620,7 +4817,7 @@ __device__ inline bool is_evictable(uint32_t position, const skv_policy &policy,
 // Who searches passes a \`Source\`, whose \`view()\` a block asks for
 //   queries               how many there are; none if there is nothing to do
 //   candidates(first)     how many the tile from query \`first\` looks at
-//   part, parts           which part of them is this block's
+//   part, parts(first)    which part of them is this block's
 //   query(q), candidate(c)   the number of a slot; the same in both lists
 //   slot(number)          the slot
 //   is_open(q, c)         whether the two may be compared
@@ -4778,7 +4975,8 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, PAIRS>)
   if (first_query >= view.queries) return;
   const uint32_t candidates = view.candidates(first_query);
   const uint32_t tiles = (candidates + kCandidateTile - 1) / kCandidateTile;
-  const uint32_t per_part = (tiles + view.parts - 1) / view.parts;
+  const uint32_t parts = view.parts(first_query);
+  const uint32_t per_part = (tiles + parts - 1) / parts;
   const uint32_t begin = view.part * per_part;
   const uint32_t end = min(tiles, begin + per_part);
   const PairCosts costs(pairs.policy, PAIRS ? view.spread() : 0.0f);
@@ -4986,11 +5184,11 @@ struct ItemView {
   uint32_t pitch;
   uint32_t queries;
   uint32_t part;
-  uint32_t parts;
 
   __device__ uint32_t candidates(uint32_t) const {
     return work.counters[kCandidates];
   }
+  __device__ uint32_t parts(uint32_t) const { return gridDim.z; }
   __device__ uint32_t query(uint32_t q) const { return work.queries[q]; }
   __device__ uint32_t candidate(uint32_t c) const { return work.candidates[c]; }
   __device__ Slot slot(uint32_t ordinal) const {
@@ -5023,8 +5221,7 @@ struct ItemSource {
             own,
             work.part_pitch(),
             works ? own.counters[kQueries] : 0,
-            blockIdx.z,
-            gridDim.z};
+            blockIdx.z};
   }
 };
 

@@ -54,7 +54,6 @@ struct PairView {
   uint4 header;
   uint32_t queries;
   uint32_t part;
-  uint32_t parts;
 
   __device__ size_t first() const {
     return static_cast<size_t>(job.index) * args.cache.max_capacity;
@@ -63,8 +62,10 @@ struct PairView {
   // A tile of slots that all have partners looks at those that have none, which
   // are too few to be shared.
   __device__ uint32_t candidates(uint32_t first_query) const {
-    if (is_alone(first_query)) return queries;
-    return part == 0 ? header.y : 0;
+    return is_alone(first_query) ? queries : header.y;
+  }
+  __device__ uint32_t parts(uint32_t first_query) const {
+    return is_alone(first_query) ? work.parts : 1;
   }
   __device__ uint32_t query(uint32_t q) const {
     return work.lists[first() + q];
@@ -81,7 +82,7 @@ struct PairView {
   __device__ float inverse_norm(uint32_t) const { return 0.0f; }
   __device__ float spread() const { return __uint_as_float(header.z); }
   __device__ void store(uint32_t q, const Neighbour &best) const {
-    const size_t at = (static_cast<size_t>(job.index) * parts + part) *
+    const size_t at = (static_cast<size_t>(job.index) * work.parts + part) *
                           args.cache.max_capacity +
                       q;
     work.similarities[at] = best.similarity;
@@ -99,8 +100,7 @@ struct PairSource {
     const uint32_t row = blockIdx.z / work.parts;
     const bool works = turn_to_head(args, evidence, row, blockIdx.y, job);
     const uint4 header = works ? work.headers[job.index] : uint4{};
-    return {args,      job, work, header, header.x, blockIdx.z % work.parts,
-            work.parts};
+    return {args, job, work, header, header.x, blockIdx.z % work.parts};
   }
 };
 

@@ -11,7 +11,7 @@
 // Who searches passes a `Source`, whose `view()` a block asks for
 //   queries               how many there are; none if there is nothing to do
 //   candidates(first)     how many the tile from query `first` looks at
-//   part, parts           which part of them is this block's
+//   part, parts(first)    which part of them is this block's
 //   query(q), candidate(c)   the number of a slot; the same in both lists
 //   slot(number)          the slot
 //   is_open(q, c)         whether the two may be compared
@@ -169,7 +169,8 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, PAIRS>)
   if (first_query >= view.queries) return;
   const uint32_t candidates = view.candidates(first_query);
   const uint32_t tiles = (candidates + kCandidateTile - 1) / kCandidateTile;
-  const uint32_t per_part = (tiles + view.parts - 1) / view.parts;
+  const uint32_t parts = view.parts(first_query);
+  const uint32_t per_part = (tiles + parts - 1) / parts;
   const uint32_t begin = view.part * per_part;
   const uint32_t end = min(tiles, begin + per_part);
   const PairCosts costs(pairs.policy, PAIRS ? view.spread() : 0.0f);

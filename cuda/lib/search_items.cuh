@@ -24,11 +24,11 @@ struct ItemView {
   uint32_t pitch;
   uint32_t queries;
   uint32_t part;
-  uint32_t parts;
 
   __device__ uint32_t candidates(uint32_t) const {
     return work.counters[kCandidates];
   }
+  __device__ uint32_t parts(uint32_t) const { return gridDim.z; }
   __device__ uint32_t query(uint32_t q) const { return work.queries[q]; }
   __device__ uint32_t candidate(uint32_t c) const { return work.candidates[c]; }
   __device__ Slot slot(uint32_t ordinal) const {
@@ -61,8 +61,7 @@ struct ItemSource {
             own,
             work.part_pitch(),
             works ? own.counters[kQueries] : 0,
-            blockIdx.z,
-            gridDim.z};
+            blockIdx.z};
   }
 };
 

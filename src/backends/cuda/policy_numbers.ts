@@ -34,6 +34,7 @@ const MERGES = {
   pair: 4,
   cosine: 5,
   nextValues: 6,
+  segments: 7,
 } as const;
 const KEYS = { zip: 0, minNorm: 1, realVotes: 2, convex: 3 } as const;
 

@@ -6577,7 +6577,6 @@ struct Plan {
 };
 
 Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
-  const skv_policy &policy = args.policy;
   Plan plan;
   plan.heads = args.step.rows * args.sizes.kv_heads;
   plan.group = args.sizes.heads / args.sizes.kv_heads;

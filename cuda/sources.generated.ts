@@ -26,6 +26,7 @@ export const cudaSources: Readonly<Record<string, string>> = {
 // slots' own they are rated before each step that compares them: see
 // lib/ratings.cuh.
 #include "lib/allocate_heads.cuh"
+#include "lib/choose_victims.cuh"
 #include "lib/merge_runs.cuh"
 #include "lib/merge_segments.cuh"
 #include "lib/merge_victims.cuh"
@@ -107,91 +108,6 @@ __global__ void __launch_bounds__(kCompressThreads)
       work.counters[kItems], args.sizes.head_dim, sums, scratch,
       [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
   if (threadIdx.x == 0) work.counters[kSpread] = __float_as_uint(spread);
-}
-
-// Where values count, takes those out of \`keys\` that stay by their scores
-// alone, and ranks the others. Called by the whole block.
-__device__ inline void contest(const skv_chunk_args &args,
-                               const ChunkHead &head, const HeadWork &work,
-                               uint32_t evictable, uint32_t excess,
-                               SelectScratch &scratch) {
-  const uint32_t items = work.counters[kItems];
-  const uint32_t stay = first_stage(args.policy, evictable - excess);
-  const uint64_t last =
-      kth_smallest(work.keys, items, evictable - stay, scratch);
-  __syncthreads();
-  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-    const uint64_t key = work.keys[i];
-    if (key == kNoKey) continue;
-    work.keys[i] = key <= last ? item_rank(args, head, work, i) : kNoKey;
-  }
-  __syncthreads();
-}
-
-// Lists who goes and who may take them.
-__global__ void __launch_bounds__(kCompressThreads)
-    choose_kernel(skv_chunk_args args, CompressWork all_work) {
-  __shared__ SelectScratch scratch;
-  begin_kernel();
-  if (row_end(args.step) == 0) return;
-  const ChunkHead head = chunk_head(args, blockIdx.x);
-  const HeadWork work = all_work.head(blockIdx.x);
-  const uint32_t items = work.counters[kItems];
-  const uint32_t budget = head.words[kHeadBudget];
-  const uint32_t left = items - work.counters[kPairs];
-  uint32_t victims = 0, targets = 0;
-  if (left > budget && args.policy.merge != SKV_MERGE_NEVER) {
-    const bool counts = args.policy.count_values != 0;
-    uint32_t evictable = 0;
-    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-      uint64_t key = kNoKey;
-      if ((work.marks[i] & kGone) == 0 &&
-          item_is_evictable(args, head, work.items[i])) {
-        evictable++;
-        const Slot slot = item_slot(args, head, work.items[i]);
-        const float score = item_score(args, head, work, i);
-        key = counts ? score_key(score, slot)
-                     : rank_key(score, slot, args.policy);
-      }
-      work.keys[i] = key;
-    }
-    uint32_t total;
-    block_prefix(evictable, total, scratch.block);
-    const uint32_t excess = min(left - budget, total);
-    if (excess > 0) {
-      if (counts) contest(args, head, work, total, excess, scratch);
-      const uint64_t last = kth_smallest(work.keys, items, excess, scratch);
-      victims = list_if(items, work.queries, scratch, [&](uint32_t i) {
-        return work.keys[i] != kNoKey && work.keys[i] <= last;
-      });
-      for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
-        work.marks[work.queries[v]] |= kVictim;
-      }
-      __syncthreads();
-      if (merges_victims(args.policy)) {
-        targets = list_if(items, work.candidates, scratch, [&](uint32_t i) {
-          if ((work.marks[i] & (kGone | kVictim)) != 0) return false;
-          const uint32_t item = work.items[i];
-          return merges_cheapest(args.policy)
-                     ? item_is_evictable(args, head, item)
-                     : item_slot(args, head, item).word(kSlotPosition) >=
-                           args.policy.sinks;
-        });
-      }
-    }
-  }
-  if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
-    const RunWork run = run_work(work);
-    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-      run.left[i] = kNoItem;
-    }
-  }
-  // The counters that are written were read above.
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    work.counters[kQueries] = victims;
-    work.counters[kCandidates] = targets;
-  }
 }
 
 // Copies key, value and all fields of a slot; called by a whole warp.
@@ -1126,6 +1042,99 @@ __device__ inline void blend_slots(uint32_t count, Member member,
     kept.set_word(kSlotTokens, tokens);
   }
   __syncwarp();
+}
+`,
+  "lib/choose_victims.cuh": `// Who goes when a chunk is compressed, and who may take them.
+#pragma once
+
+#include "merge_runs.cuh"
+#include "ratings.cuh"
+#include "search_items.cuh"
+#include "select_smallest.cuh"
+
+// Where values count, takes those out of \`keys\` that stay by their scores
+// alone, and ranks the others. Called by the whole block.
+__device__ inline void contest(const skv_chunk_args &args,
+                               const ChunkHead &head, const HeadWork &work,
+                               uint32_t evictable, uint32_t excess,
+                               SelectScratch &scratch) {
+  const uint32_t items = work.counters[kItems];
+  const uint32_t stay = first_stage(args.policy, evictable - excess);
+  const uint64_t last =
+      kth_smallest(work.keys, items, evictable - stay, scratch);
+  __syncthreads();
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+    const uint64_t key = work.keys[i];
+    if (key == kNoKey) continue;
+    work.keys[i] = key <= last ? item_rank(args, head, work, i) : kNoKey;
+  }
+  __syncthreads();
+}
+
+// Lists who goes and who may take them.
+static __global__ void __launch_bounds__(kCompressThreads)
+    choose_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t budget = head.words[kHeadBudget];
+  const uint32_t left = items - work.counters[kPairs];
+  uint32_t victims = 0, targets = 0;
+  if (left > budget && args.policy.merge != SKV_MERGE_NEVER) {
+    const bool counts = args.policy.count_values != 0;
+    uint32_t evictable = 0;
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      uint64_t key = kNoKey;
+      if ((work.marks[i] & kGone) == 0 &&
+          item_is_evictable(args, head, work.items[i])) {
+        evictable++;
+        const Slot slot = item_slot(args, head, work.items[i]);
+        const float score = item_score(args, head, work, i);
+        key = counts ? score_key(score, slot)
+                     : rank_key(score, slot, args.policy);
+      }
+      work.keys[i] = key;
+    }
+    uint32_t total;
+    block_prefix(evictable, total, scratch.block);
+    const uint32_t excess = min(left - budget, total);
+    if (excess > 0) {
+      if (counts) contest(args, head, work, total, excess, scratch);
+      const uint64_t last = kth_smallest(work.keys, items, excess, scratch);
+      victims = list_if(items, work.queries, scratch, [&](uint32_t i) {
+        return work.keys[i] != kNoKey && work.keys[i] <= last;
+      });
+      for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+        work.marks[work.queries[v]] |= kVictim;
+      }
+      __syncthreads();
+      if (merges_victims(args.policy)) {
+        targets = list_if(items, work.candidates, scratch, [&](uint32_t i) {
+          if ((work.marks[i] & (kGone | kVictim)) != 0) return false;
+          const uint32_t item = work.items[i];
+          return merges_cheapest(args.policy)
+                     ? item_is_evictable(args, head, item)
+                     : item_slot(args, head, item).word(kSlotPosition) >=
+                           args.policy.sinks;
+        });
+      }
+    }
+  }
+  if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
+    const RunWork run = run_work(work);
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      run.left[i] = kNoItem;
+    }
+  }
+  // The counters that are written were read above.
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    work.counters[kQueries] = victims;
+    work.counters[kCandidates] = targets;
+  }
 }
 `,
   "lib/compress_work.cuh": `// What the kernels of compress hand to each other: lists of the slots and
@@ -4122,6 +4131,120 @@ __device__ inline void pass_values(const skv_chunk_args &args,
   __syncthreads();
 }
 `,
+  "lib/prefill_state.cuh": `// The attention of one warp's tile of (row, query head) pairs while tiles of
+// slots go by: a running softmax, and its products on tensor cores.
+#pragma once
+
+#include "row_tiles.cuh"
+#include "softmax_state.cuh"
+
+template <int DIM>
+constexpr int kWarps = DIM == 256 ? 2 : 4;
+
+// (row, query head) pairs of a block.
+template <int DIM>
+constexpr int kPairs = 16 * kWarps<DIM>;
+
+// Slots of a tile.
+template <int DIM>
+constexpr int kTile = DIM == 256 ? 32 : 64;
+
+// Operands of the queries of one warp, in words of 16 bytes.
+template <int DIM>
+constexpr int kOperands = DIM / 16 * 32;
+
+template <int DIM, bool GAINED>
+struct Attention {
+  SoftmaxState state[2] = {init_softmax(), init_softmax()};
+  float values[DIM / 8][4] = {};
+  // What logits are multiplied with for scores, and the softmax sum then.
+  float gain[2] = {1.0f, 1.0f};
+  float gained[2] = {};
+
+  // Adds a tile of logits to the sum of row \`h\` at the scale of scores.
+  __device__ void add_gained(int h, const float (&x)[kTile<DIM> / 8][4],
+                             float max) {
+    const auto scale = [&](float from) {
+      return from == -INFINITY ? 0.0f : expf(gain[h] * (from - max));
+    };
+    gained[h] *= scale(state[h].max);
+#pragma unroll
+    for (int n = 0; n < kTile<DIM> / 8; n++) {
+      gained[h] += scale(x[n][2 * h]) + scale(x[n][2 * h + 1]);
+    }
+  }
+
+  // Adds a tile of weights' logits, which become weights.
+  __device__ void add(float (&x)[kTile<DIM> / 8][4], const skv_half *tile) {
+    float keep[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float top = -INFINITY;
+#pragma unroll
+      for (int n = 0; n < kTile<DIM> / 8; n++) {
+        top = fmaxf(top, fmaxf(x[n][2 * h], x[n][2 * h + 1]));
+      }
+      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+      const float max = fmaxf(state[h].max, top - kHeadroom);
+      keep[h] = softmax_scale(state[h].max, max);
+      if constexpr (GAINED) add_gained(h, x, max);
+      state[h].max = max;
+      state[h].sum *= keep[h];
+#pragma unroll
+      for (int n = 0; n < kTile<DIM> / 8; n++) {
+#pragma unroll
+        for (int i = 2 * h; i < 2 * h + 2; i++) {
+          x[n][i] = softmax_scale(x[n][i], max);
+          state[h].sum += x[n][i];
+        }
+      }
+    }
+#pragma unroll
+    for (int d = 0; d < DIM / 8; d++) {
+      values[d][0] *= keep[0], values[d][1] *= keep[0];
+      values[d][2] *= keep[1], values[d][3] *= keep[1];
+    }
+#pragma unroll
+    for (int j = 0; j < kTile<DIM> / 16; j++) {
+      const SplitPair a = split_pair(x[2 * j][0], x[2 * j][1]);
+      const SplitPair b = split_pair(x[2 * j][2], x[2 * j][3]);
+      const SplitPair c = split_pair(x[2 * j + 1][0], x[2 * j + 1][1]);
+      const SplitPair d = split_pair(x[2 * j + 1][2], x[2 * j + 1][3]);
+      const uint4 high = {a.high, b.high, c.high, d.high};
+      const uint4 low = {a.low, b.low, c.low, d.low};
+#pragma unroll
+      for (int column = 0; column < DIM; column += 16) {
+        const uint4 v = value_operands<DIM>(tile, 16 * j, column);
+        mma(values[column / 8], low, v.x, v.y);
+        mma(values[column / 8 + 1], low, v.z, v.w);
+        mma(values[column / 8], high, v.x, v.y);
+        mma(values[column / 8 + 1], high, v.z, v.w);
+      }
+    }
+  }
+};
+
+// Raw logits of a tile, without the scale of the queries.
+template <int DIM>
+__device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
+                                     const skv_half *tile,
+                                     float (&x)[kTile<DIM> / 8][4]) {
+#pragma unroll
+  for (int step = 0; step < DIM / 16; step++) {
+    const uint4 h = high[step * 32 + lane_id()];
+    const uint4 l = low[step * 32 + lane_id()];
+#pragma unroll
+    for (int n = 0; n < kTile<DIM> / 8; n += 2) {
+      const uint4 k = key_operands<DIM>(tile, 8 * n, 16 * step);
+      mma(x[n], l, k.x, k.y);
+      mma(x[n + 1], l, k.z, k.w);
+      mma(x[n], h, k.x, k.y);
+      mma(x[n + 1], h, k.z, k.w);
+    }
+  }
+}
+`,
   "lib/product.cuh": `// Products of activations with a weight matrix, in one of three forms by the
 // number of rows: lib/vector_product.cuh for one, lib/stream_product.cuh for
 // the few of a batch, lib/tile_product.cuh for the many of a chunk.
@@ -4828,12 +4951,8 @@ __device__ inline bool is_evictable(uint32_t position, const skv_policy &policy,
 //   store(q, best)        takes what was found
 #pragma once
 
-#include "neighbour.cuh"
 #include "overlap.cuh"
-#include "pair_costs.cuh"
-#include "row_tiles.cuh"
-
-constexpr uint32_t kNoItem = ~0u;
+#include "search_tiles.cuh"
 
 // How pairs are compared: nothing of it counts where keys are.
 struct PairSearch {
@@ -4844,123 +4963,6 @@ struct PairSearch {
   // Whether the nearest candidate is looked for, whatever the weights.
   bool by_distance;
 };
-
-constexpr uint32_t kCandidateTile = 64;
-
-// Two tiles of queries and one of candidates fit where pairs are compared.
-template <int DIM, bool PAIRS>
-constexpr uint32_t kSearchWarps = DIM == 256 && PAIRS ? 2 : 4;
-
-template <int DIM, bool PAIRS>
-constexpr uint32_t kQueryTile = 16 * kSearchWarps<DIM, PAIRS>;
-
-template <int DIM, bool PAIRS>
-struct SearchShared {
-  static constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
-  skv_half queries[kQueries * kLinePitch<DIM>];
-  skv_half query_values[PAIRS ? kQueries * kLinePitch<DIM> : 8];
-  // Keys, and then values where pairs are compared.
-  skv_half candidates[kCandidateTile * kLinePitch<DIM>];
-  // Of the queries' keys and values, and of what is in \`candidates\`.
-  float query_squares[2][kQueries];
-  float squares[kCandidateTile];
-  float inverse_norms[kCandidateTile];
-  float weights[kCandidateTile];
-  uint32_t positions[kCandidateTile];
-  uint32_t numbers[kCandidateTile];
-};
-
-// Squares of \`lines\` lines of a tile. Called by the whole block, whose threads
-// are once or twice as many.
-template <int DIM>
-__device__ inline void square_lines(const skv_half *tile, uint32_t lines,
-                                    float *squares) {
-  const uint32_t per_line = blockDim.x / lines;
-  const uint32_t line = threadIdx.x / per_line;
-  float sum = 0.0f;
-  for (uint32_t c = threadIdx.x % per_line; c < DIM / 8; c += per_line) {
-    const uint4 words =
-        *reinterpret_cast<const uint4 *>(tile + line * kLinePitch<DIM> + 8 * c);
-    const uint32_t halves[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const float2 x = to_floats(halves[i]);
-      sum += x.x * x.x + x.y * x.y;
-    }
-  }
-  if (per_line == 2) sum += __shfl_xor_sync(kAllLanes, sum, 1);
-  if (threadIdx.x % per_line == 0) squares[line] = sum;
-}
-
-// Products of a warp's queries with all candidates of the tile.
-template <int DIM>
-__device__ inline void multiply_lines(const skv_half *queries,
-                                      const skv_half *candidates,
-                                      float (&x)[kCandidateTile / 8][4]) {
-#pragma unroll
-  for (int column = 0; column < DIM; column += 16) {
-    const uint4 a = line_operands<DIM>(queries, 16 * warp_id(), column);
-#pragma unroll
-    for (int n = 0; n < static_cast<int>(kCandidateTile) / 8; n += 2) {
-      const uint4 b = key_operands<DIM>(candidates, 8 * n, column);
-      mma(x[n], a, b.x, b.y);
-      mma(x[n + 1], a, b.z, b.w);
-    }
-  }
-}
-
-// Compares the queries of a warp with the slots that they remember, a query
-// after the other; a lane has 8 elements of a key or of a value at a time.
-template <int DIM, class View>
-__device__ inline void compare_remembered(const View &view,
-                                          const PairCosts &costs,
-                                          uint32_t first_query,
-                                          uint32_t head_dim,
-                                          const SearchShared<DIM, true> &shared,
-                                          Neighbour (&best)[2]) {
-  constexpr uint32_t kChunks = DIM / 8;
-#pragma unroll 4
-  for (uint32_t r = 0; r < 16; r++) {
-    const uint32_t line = 16 * warp_id() + r;
-    const uint32_t q = first_query + line;
-    const uint32_t other = q < view.queries ? view.remembered(q) : kNoItem;
-    if (other == kNoItem) continue;
-    const Slot slot = view.slot(other);
-    float squares[2] = {};
-#pragma unroll
-    for (uint32_t at = 0; at < 2 * kChunks; at += 32) {
-      const uint32_t chunk = at + lane_id();
-      if (chunk >= 2 * kChunks) continue;
-      const bool is_key = chunk < kChunks;
-      const uint32_t d = chunk % kChunks * 8;
-      uint32_t theirs[4];
-      const skv_half *from = is_key ? slot.key : slot.value;
-      if (head_dim % 8 == 0) {
-        load_halves<8, true>(theirs, from, d, head_dim);
-      } else {
-        load_halves<8, false>(theirs, from, d, head_dim);
-      }
-      const skv_half *own = is_key ? shared.queries : shared.query_values;
-      const uint4 words =
-          *reinterpret_cast<const uint4 *>(own + line * kLinePitch<DIM> + d);
-      const uint32_t mine[4] = {words.x, words.y, words.z, words.w};
-      float sum = 0.0f;
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const float2 a = to_floats(mine[i]), b = to_floats(theirs[i]);
-        sum += (a.x - b.x) * (a.x - b.x) + (a.y - b.y) * (a.y - b.y);
-      }
-      squares[0] += is_key ? sum : 0.0f;
-      squares[1] += is_key ? 0.0f : sum;
-    }
-    const float distance =
-        costs.distance(warp_sum(squares[0]), warp_sum(squares[1]));
-    const Neighbour known = {-distance, slot.word(kSlotPosition), other};
-    if (lane_id() / 4 == r % 8 && known.beats(best[r / 8])) {
-      best[r / 8] = known;
-    }
-  }
-}
 
 template <int DIM, bool PAIRS, class Source>
 __global__ void __launch_bounds__(32 * kSearchWarps<DIM, PAIRS>)
@@ -5254,6 +5256,133 @@ inline cudaError_t launch_item_search(const skv_chunk_args &args,
                           : launch_search<false, ItemSource>;
   return search(source, pairs, args.sizes.head_dim, work.most,
                 args.sizes.kv_heads, work.parts, launch);
+}
+`,
+  "lib/search_tiles.cuh": `// Tiles of queries and candidates of a search in shared memory, and what is
+// made of them: see lib/search.cuh.
+#pragma once
+
+#include "neighbour.cuh"
+#include "pair_costs.cuh"
+#include "row_tiles.cuh"
+
+constexpr uint32_t kNoItem = ~0u;
+
+constexpr uint32_t kCandidateTile = 64;
+
+// Two tiles of queries and one of candidates fit where pairs are compared.
+template <int DIM, bool PAIRS>
+constexpr uint32_t kSearchWarps = DIM == 256 && PAIRS ? 2 : 4;
+
+template <int DIM, bool PAIRS>
+constexpr uint32_t kQueryTile = 16 * kSearchWarps<DIM, PAIRS>;
+
+template <int DIM, bool PAIRS>
+struct SearchShared {
+  static constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  skv_half queries[kQueries * kLinePitch<DIM>];
+  skv_half query_values[PAIRS ? kQueries * kLinePitch<DIM> : 8];
+  // Keys, and then values where pairs are compared.
+  skv_half candidates[kCandidateTile * kLinePitch<DIM>];
+  // Of the queries' keys and values, and of what is in \`candidates\`.
+  float query_squares[2][kQueries];
+  float squares[kCandidateTile];
+  float inverse_norms[kCandidateTile];
+  float weights[kCandidateTile];
+  uint32_t positions[kCandidateTile];
+  uint32_t numbers[kCandidateTile];
+};
+
+// Squares of \`lines\` lines of a tile. Called by the whole block, whose threads
+// are once or twice as many.
+template <int DIM>
+__device__ inline void square_lines(const skv_half *tile, uint32_t lines,
+                                    float *squares) {
+  const uint32_t per_line = blockDim.x / lines;
+  const uint32_t line = threadIdx.x / per_line;
+  float sum = 0.0f;
+  for (uint32_t c = threadIdx.x % per_line; c < DIM / 8; c += per_line) {
+    const uint4 words =
+        *reinterpret_cast<const uint4 *>(tile + line * kLinePitch<DIM> + 8 * c);
+    const uint32_t halves[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const float2 x = to_floats(halves[i]);
+      sum += x.x * x.x + x.y * x.y;
+    }
+  }
+  if (per_line == 2) sum += __shfl_xor_sync(kAllLanes, sum, 1);
+  if (threadIdx.x % per_line == 0) squares[line] = sum;
+}
+
+// Products of a warp's queries with all candidates of the tile.
+template <int DIM>
+__device__ inline void multiply_lines(const skv_half *queries,
+                                      const skv_half *candidates,
+                                      float (&x)[kCandidateTile / 8][4]) {
+#pragma unroll
+  for (int column = 0; column < DIM; column += 16) {
+    const uint4 a = line_operands<DIM>(queries, 16 * warp_id(), column);
+#pragma unroll
+    for (int n = 0; n < static_cast<int>(kCandidateTile) / 8; n += 2) {
+      const uint4 b = key_operands<DIM>(candidates, 8 * n, column);
+      mma(x[n], a, b.x, b.y);
+      mma(x[n + 1], a, b.z, b.w);
+    }
+  }
+}
+
+// Compares the queries of a warp with the slots that they remember, a query
+// after the other; a lane has 8 elements of a key or of a value at a time.
+template <int DIM, class View>
+__device__ inline void compare_remembered(const View &view,
+                                          const PairCosts &costs,
+                                          uint32_t first_query,
+                                          uint32_t head_dim,
+                                          const SearchShared<DIM, true> &shared,
+                                          Neighbour (&best)[2]) {
+  constexpr uint32_t kChunks = DIM / 8;
+#pragma unroll 4
+  for (uint32_t r = 0; r < 16; r++) {
+    const uint32_t line = 16 * warp_id() + r;
+    const uint32_t q = first_query + line;
+    const uint32_t other = q < view.queries ? view.remembered(q) : kNoItem;
+    if (other == kNoItem) continue;
+    const Slot slot = view.slot(other);
+    float squares[2] = {};
+#pragma unroll
+    for (uint32_t at = 0; at < 2 * kChunks; at += 32) {
+      const uint32_t chunk = at + lane_id();
+      if (chunk >= 2 * kChunks) continue;
+      const bool is_key = chunk < kChunks;
+      const uint32_t d = chunk % kChunks * 8;
+      uint32_t theirs[4];
+      const skv_half *from = is_key ? slot.key : slot.value;
+      if (head_dim % 8 == 0) {
+        load_halves<8, true>(theirs, from, d, head_dim);
+      } else {
+        load_halves<8, false>(theirs, from, d, head_dim);
+      }
+      const skv_half *own = is_key ? shared.queries : shared.query_values;
+      const uint4 words =
+          *reinterpret_cast<const uint4 *>(own + line * kLinePitch<DIM> + d);
+      const uint32_t mine[4] = {words.x, words.y, words.z, words.w};
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const float2 a = to_floats(mine[i]), b = to_floats(theirs[i]);
+        sum += (a.x - b.x) * (a.x - b.x) + (a.y - b.y) * (a.y - b.y);
+      }
+      squares[0] += is_key ? sum : 0.0f;
+      squares[1] += is_key ? 0.0f : sum;
+    }
+    const float distance =
+        costs.distance(warp_sum(squares[0]), warp_sum(squares[1]));
+    const Neighbour known = {-distance, slot.word(kSlotPosition), other};
+    if (lane_id() / 4 == r % 8 && known.beats(best[r / 8])) {
+      best[r / 8] = known;
+    }
+  }
 }
 `,
   "lib/segment_step.cuh": `// The link between neighbours in the text that a decode step closes.
@@ -6912,29 +7041,12 @@ cudaError_t launch_observe(const skv_chunk_args &args, const Launch &launch) {
 // The alternative that lost: a tile of rows of one query head, which reads keys
 // and values once per query head.
 #include "lib/overlap.cuh"
-#include "lib/row_tiles.cuh"
+#include "lib/prefill_state.cuh"
 #include "lib/scores.cuh"
-#include "lib/slots.cuh"
-#include "lib/softmax_state.cuh"
 #include "lib/step.cuh"
 #include "runtime/launch.cuh"
 
 namespace {
-
-template <int DIM>
-constexpr int kWarps = DIM == 256 ? 2 : 4;
-
-// (row, query head) pairs of a block.
-template <int DIM>
-constexpr int kPairs = 16 * kWarps<DIM>;
-
-// Slots of a tile.
-template <int DIM>
-constexpr int kTile = DIM == 256 ? 32 : 64;
-
-// Operands of the queries of one warp, in words of 16 bytes.
-template <int DIM>
-constexpr int kOperands = DIM / 16 * 32;
 
 template <int DIM>
 struct Shared {
@@ -6949,98 +7061,6 @@ struct Shared {
 // any. One set is [warp][operand] of the high and then of the low halves.
 template <int DIM>
 constexpr size_t kQueryBytes = 2 * kWarps<DIM> *kOperands<DIM> * sizeof(uint4);
-
-template <int DIM, bool GAINED>
-struct Attention {
-  SoftmaxState state[2] = {init_softmax(), init_softmax()};
-  float values[DIM / 8][4] = {};
-  // What logits are multiplied with for scores, and the softmax sum then.
-  float gain[2] = {1.0f, 1.0f};
-  float gained[2] = {};
-
-  // Adds a tile of logits to the sum of row \`h\` at the scale of scores.
-  __device__ void add_gained(int h, const float (&x)[kTile<DIM> / 8][4],
-                             float max) {
-    const auto scale = [&](float from) {
-      return from == -INFINITY ? 0.0f : expf(gain[h] * (from - max));
-    };
-    gained[h] *= scale(state[h].max);
-#pragma unroll
-    for (int n = 0; n < kTile<DIM> / 8; n++) {
-      gained[h] += scale(x[n][2 * h]) + scale(x[n][2 * h + 1]);
-    }
-  }
-
-  // Adds a tile of weights' logits, which become weights.
-  __device__ void add(float (&x)[kTile<DIM> / 8][4], const skv_half *tile) {
-    float keep[2];
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      float top = -INFINITY;
-#pragma unroll
-      for (int n = 0; n < kTile<DIM> / 8; n++) {
-        top = fmaxf(top, fmaxf(x[n][2 * h], x[n][2 * h + 1]));
-      }
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-      const float max = fmaxf(state[h].max, top - kHeadroom);
-      keep[h] = softmax_scale(state[h].max, max);
-      if constexpr (GAINED) add_gained(h, x, max);
-      state[h].max = max;
-      state[h].sum *= keep[h];
-#pragma unroll
-      for (int n = 0; n < kTile<DIM> / 8; n++) {
-#pragma unroll
-        for (int i = 2 * h; i < 2 * h + 2; i++) {
-          x[n][i] = softmax_scale(x[n][i], max);
-          state[h].sum += x[n][i];
-        }
-      }
-    }
-#pragma unroll
-    for (int d = 0; d < DIM / 8; d++) {
-      values[d][0] *= keep[0], values[d][1] *= keep[0];
-      values[d][2] *= keep[1], values[d][3] *= keep[1];
-    }
-#pragma unroll
-    for (int j = 0; j < kTile<DIM> / 16; j++) {
-      const SplitPair a = split_pair(x[2 * j][0], x[2 * j][1]);
-      const SplitPair b = split_pair(x[2 * j][2], x[2 * j][3]);
-      const SplitPair c = split_pair(x[2 * j + 1][0], x[2 * j + 1][1]);
-      const SplitPair d = split_pair(x[2 * j + 1][2], x[2 * j + 1][3]);
-      const uint4 high = {a.high, b.high, c.high, d.high};
-      const uint4 low = {a.low, b.low, c.low, d.low};
-#pragma unroll
-      for (int column = 0; column < DIM; column += 16) {
-        const uint4 v = value_operands<DIM>(tile, 16 * j, column);
-        mma(values[column / 8], low, v.x, v.y);
-        mma(values[column / 8 + 1], low, v.z, v.w);
-        mma(values[column / 8], high, v.x, v.y);
-        mma(values[column / 8 + 1], high, v.z, v.w);
-      }
-    }
-  }
-};
-
-// Raw logits of a tile, without the scale of the queries.
-template <int DIM>
-__device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
-                                     const skv_half *tile,
-                                     float (&x)[kTile<DIM> / 8][4]) {
-#pragma unroll
-  for (int step = 0; step < DIM / 16; step++) {
-    const uint4 h = high[step * 32 + lane_id()];
-    const uint4 l = low[step * 32 + lane_id()];
-#pragma unroll
-    for (int n = 0; n < kTile<DIM> / 8; n += 2) {
-      const uint4 k = key_operands<DIM>(tile, 8 * n, 16 * step);
-      mma(x[n], l, k.x, k.y);
-      mma(x[n + 1], l, k.z, k.w);
-      mma(x[n], h, k.x, k.y);
-      mma(x[n + 1], h, k.z, k.w);
-    }
-  }
-}
 
 template <int DIM, bool GAINED>
 __global__ void __launch_bounds__(32 * kWarps<DIM>)

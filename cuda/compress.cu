@@ -90,19 +90,30 @@ __global__ void __launch_bounds__(kNormThreads)
   if (i < work.counters[kItems]) set_norm(args, head, work, i);
 }
 
-// How far the values of a head scatter, before anything is merged.
+// How far the values of a head scatter, before anything is merged: in parts.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kSpreadThreads)
+    spread_items_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SpreadShared shared;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t items = work.counters[kItems];
+  if (blockIdx.x * kSpreadSlots >= items) return;
+  spread_part<ALIGNED>(
+      items, args.sizes.head_dim, work.spreads, shared,
+      [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
+}
+
 __global__ void __launch_bounds__(kCompressThreads)
-    spread_kernel(skv_chunk_args args, CompressWork all_work) {
-  static_assert(kCompressWarps == kSpreadWarps, "as many warps as it takes");
-  __shared__ SpreadScratch sums;
+    join_spread_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
   begin_kernel();
   if (row_end(args.step) == 0) return;
-  const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
-  const float spread = value_spread(
-      work.counters[kItems], args.sizes.head_dim, sums, scratch,
-      [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
+  const float spread = join_spread(work.counters[kItems], args.sizes.head_dim,
+                                   work.spreads, scratch);
   if (threadIdx.x == 0) work.counters[kSpread] = __float_as_uint(spread);
 }
 
@@ -189,6 +200,10 @@ CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
   work.expected_heads = args.policy.score == SKV_SCORE_EXPECTED
                             ? args.sizes.heads / args.sizes.kv_heads
                             : 0;
+  work.spread_words =
+      merges_cheapest(args.policy)
+          ? spread_parts(work.most) * spread_floats(args.sizes.head_dim)
+          : 0;
   work.head_bytes = work.bytes();
   return work;
 }
@@ -224,7 +239,12 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     if (status == cudaSuccess) status = per_head(list_items_kernel);
   }
   if (status == cudaSuccess && merges_cheapest(args.policy)) {
-    status = per_head(spread_kernel);
+    const auto kernel = args.sizes.head_dim % 8 == 0
+                            ? spread_items_kernel<true>
+                            : spread_items_kernel<false>;
+    status = launch_kernel(launch, kernel, dim3(spread_parts(work.most), heads),
+                           kSpreadThreads, 0, args, work);
+    if (status == cudaSuccess) status = per_head(join_spread_kernel);
   } else if (status == cudaSuccess && searches) {
     const dim3 grid((work.most + kNormThreads / 32 - 1) / (kNormThreads / 32),
                     heads);

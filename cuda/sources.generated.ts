@@ -94,19 +94,30 @@ __global__ void __launch_bounds__(kNormThreads)
   if (i < work.counters[kItems]) set_norm(args, head, work, i);
 }
 
-// How far the values of a head scatter, before anything is merged.
+// How far the values of a head scatter, before anything is merged: in parts.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kSpreadThreads)
+    spread_items_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SpreadShared shared;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t items = work.counters[kItems];
+  if (blockIdx.x * kSpreadSlots >= items) return;
+  spread_part<ALIGNED>(
+      items, args.sizes.head_dim, work.spreads, shared,
+      [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
+}
+
 __global__ void __launch_bounds__(kCompressThreads)
-    spread_kernel(skv_chunk_args args, CompressWork all_work) {
-  static_assert(kCompressWarps == kSpreadWarps, "as many warps as it takes");
-  __shared__ SpreadScratch sums;
+    join_spread_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
   begin_kernel();
   if (row_end(args.step) == 0) return;
-  const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
-  const float spread = value_spread(
-      work.counters[kItems], args.sizes.head_dim, sums, scratch,
-      [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
+  const float spread = join_spread(work.counters[kItems], args.sizes.head_dim,
+                                   work.spreads, scratch);
   if (threadIdx.x == 0) work.counters[kSpread] = __float_as_uint(spread);
 }
 
@@ -193,6 +204,10 @@ CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
   work.expected_heads = args.policy.score == SKV_SCORE_EXPECTED
                             ? args.sizes.heads / args.sizes.kv_heads
                             : 0;
+  work.spread_words =
+      merges_cheapest(args.policy)
+          ? spread_parts(work.most) * spread_floats(args.sizes.head_dim)
+          : 0;
   work.head_bytes = work.bytes();
   return work;
 }
@@ -228,7 +243,12 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     if (status == cudaSuccess) status = per_head(list_items_kernel);
   }
   if (status == cudaSuccess && merges_cheapest(args.policy)) {
-    status = per_head(spread_kernel);
+    const auto kernel = args.sizes.head_dim % 8 == 0
+                            ? spread_items_kernel<true>
+                            : spread_items_kernel<false>;
+    status = launch_kernel(launch, kernel, dim3(spread_parts(work.most), heads),
+                           kSpreadThreads, 0, args, work);
+    if (status == cudaSuccess) status = per_head(join_spread_kernel);
   } else if (status == cudaSuccess && searches) {
     const dim3 grid((work.most + kNormThreads / 32 - 1) / (kNormThreads / 32),
                     heads);
@@ -1146,6 +1166,7 @@ static __global__ void __launch_bounds__(kCompressThreads)
 #include "scores.cuh"
 #include "slots.cuh"
 #include "step.cuh"
+#include "value_spread.cuh"
 
 // Threads of the blocks that work on a whole head.
 constexpr uint32_t kCompressThreads = 512;
@@ -1194,6 +1215,8 @@ struct HeadWork {
   uint32_t *nearest;
   // Where queries are expected.
   Expectation expected;
+  // Where the cheapest pairs are merged: see lib/value_spread.cuh.
+  float *spreads;
   // (kCounters)
   uint32_t *counters;
 };
@@ -1206,6 +1229,8 @@ struct CompressWork {
   uint32_t parts;
   // Query heads of a group whose queries are expected.
   uint32_t expected_heads;
+  // Floats by which the scatter of the values of a head is found.
+  uint32_t spread_words;
 
   // Bytes of one head's lists.
   size_t bytes() const {
@@ -1214,6 +1239,7 @@ struct CompressWork {
                (7 + 2 * parts + expected_heads) +
            aligned(static_cast<size_t>(most) * 8) * 2 +
            aligned(states * kMaxGroup * sizeof(float2)) +
+           aligned(static_cast<size_t>(spread_words) * 4) +
            aligned(kCounters * 4);
   }
 
@@ -1247,6 +1273,8 @@ struct CompressWork {
     work.expected.pitch = part_pitch();
     work.expected.logits =
         reinterpret_cast<float *>(take(expected_heads * aligned(words)));
+    work.spreads =
+        reinterpret_cast<float *>(take(static_cast<size_t>(spread_words) * 4));
     work.expected.states = reinterpret_cast<float2 *>(at);
     return work;
   }
@@ -1398,7 +1426,6 @@ __device__ inline bool needs_ratings(const skv_merge_attend_args &args,
 #include "key_distance.cuh"
 #include "neighbour.cuh"
 #include "next_values.cuh"
-#include "pair_costs.cuh"
 #include "select_smallest.cuh"
 
 constexpr uint32_t kEvictWarps = 16;
@@ -1417,7 +1444,7 @@ struct EvictShared {
   // What one policy has no two of.
   union {
     KeyScratch keys;
-    SpreadScratch spread;
+    ListScratch list;
     Followers followers;
   };
 };
@@ -1654,6 +1681,11 @@ inline cudaError_t launch_policy(const skv_merge_attend_args &args,
                            0, args, evidence);
   }
   const skv_policy &policy = args.policy;
+  if (status == cudaSuccess && args.policy.merge == SKV_MERGE_PAIR) {
+    const dim3 parts(spread_parts(args.cache.max_capacity), grid.x, grid.y);
+    status = launch_kernel(side, spread_kernel<ALIGNED>, parts, kSpreadThreads,
+                           0, args, evidence);
+  }
   const auto evict = [&](bool observes, bool chooses) {
     return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
                          args, evidence, observes, chooses);
@@ -1681,6 +1713,7 @@ inline cudaError_t launch_policy(const skv_merge_attend_args &args,
 
 #include "../runtime/launch.cuh"
 #include "expected_attention.cuh"
+#include "value_spread.cuh"
 
 // Slots of a block that looks for links between neighbours.
 constexpr uint32_t kLinkThreads = 256;
@@ -1703,6 +1736,13 @@ struct PairWork {
   float *similarities;
   uint32_t *nearest;
   uint32_t parts;
+  // (heads, spread_parts, spread_floats): see lib/value_spread.cuh
+  float *spreads;
+  uint32_t spread_pitch;
+
+  __device__ float *spreads_of(uint32_t head) const {
+    return spreads + static_cast<size_t>(head) * spread_pitch;
+  }
 };
 
 // The policy goes on when the next layers are at work already. Attention itself
@@ -1750,6 +1790,10 @@ inline PairWork take_pairs(const skv_merge_attend_args &args,
   pairs.headers = scratch->take<uint4>(heads);
   pairs.similarities = scratch->take<float>(heads * pairs.parts * capacity);
   pairs.nearest = scratch->take<uint32_t>(heads * pairs.parts * capacity);
+  pairs.spread_pitch = spread_parts(args.cache.max_capacity) *
+                       spread_floats(args.sizes.head_dim);
+  pairs.spreads =
+      scratch->take<float>(static_cast<size_t>(heads) * pairs.spread_pitch);
   return pairs;
 }
 
@@ -3786,9 +3830,7 @@ __device__ inline void begin_kernel() {
   "lib/pair_costs.cuh": `// What merging two slots costs: the twin of src/reference/pairs.ts.
 #pragma once
 
-#include "lane_vector.cuh"
 #include "scores.cuh"
-#include "select_smallest.cuh"
 
 // Where two slots are the same, their cost still has a logarithm.
 constexpr float kLeastDistance = 1e-30f;
@@ -3823,57 +3865,6 @@ __device__ inline float log_weight(const Slot &slot, const skv_policy &policy,
                                    uint32_t lanes) {
   return pooled_bias(slot, lanes) + log_score(slot, policy);
 }
-
-constexpr uint32_t kSpreadWarps = 16;
-
-// Sums over the warps of a block, by dimension.
-struct SpreadScratch {
-  float sums[kSpreadWarps][kMaxHeadDim];
-};
-
-// Mean squared distance of the values of \`slot_of(0)\` to \`slot_of(count - 1)\`
-// from their mean, free slots left out. Two passes over the values, a warp a
-// value: a sum of squares would lose what scatters little about a mean far from
-// 0. Called by a whole block of kSpreadWarps.
-template <class SlotOf>
-__device__ inline float value_spread(uint32_t count, uint32_t head_dim,
-                                     SpreadScratch &scratch,
-                                     SelectScratch &select, SlotOf slot_of) {
-  LaneSum own;
-  uint32_t mine = 0, held;
-  for (uint32_t i = warp_id(); i < count; i += kSpreadWarps) {
-    const Slot slot = slot_of(i);
-    if (slot.word(kSlotTokens) == 0) continue;
-    own.add(1.0f, LaneVector(slot.value, head_dim));
-    mine += lane_id() == 0 ? 1 : 0;
-  }
-#pragma unroll
-  for (int d = 0; d < kLaneDims; d++) {
-    scratch.sums[warp_id()][lane_id() + 32 * d] = own.x[d];
-  }
-  block_prefix(mine, held, select.block);
-  // Every warp adds the sums up, in the same order.
-  LaneSum mean;
-#pragma unroll
-  for (int d = 0; d < kLaneDims; d++) {
-    for (uint32_t w = 0; w < kSpreadWarps; w++) {
-      mean.x[d] += scratch.sums[w][lane_id() + 32 * d];
-    }
-    mean.x[d] /= static_cast<float>(max(1u, held));
-  }
-  float squares = 0.0f;
-  for (uint32_t i = warp_id(); i < count; i += kSpreadWarps) {
-    const Slot slot = slot_of(i);
-    if (slot.word(kSlotTokens) == 0) continue;
-    const LaneVector value(slot.value, head_dim);
-#pragma unroll
-    for (int d = 0; d < kLaneDims; d++) {
-      const float rest = value.x[d] - mean.x[d];
-      squares += rest * rest;
-    }
-  }
-  return block_sum(squares, select) / static_cast<float>(max(1u, held));
-}
 `,
   "lib/pair_step.cuh": `// The cheapest pair of a head in a decode step, and its merge: the kernel that
 // observes lists the slots that may go, a search finds what each would be
@@ -3889,37 +3880,52 @@ __device__ inline float value_spread(uint32_t count, uint32_t head_dim,
 #include "merge_one.cuh"
 #include "search.cuh"
 
+// Leaves how far the values of a head that is over its budget scatter.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kSpreadThreads)
+    spread_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ SpreadShared shared;
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.z, blockIdx.y, job)) return;
+  if (!job.is_over || blockIdx.x * kSpreadSlots >= job.high) return;
+  spread_part<ALIGNED>(job.high, args.sizes.head_dim,
+                       evidence.pairs.spreads_of(job.index), shared,
+                       [&](uint32_t i) { return job.slot(args, i); });
+}
+
 // Lists the slots that may go, none if the head is within its budget. Called by
 // the whole block.
 __device__ inline void list_pairs(const skv_merge_attend_args &args,
                                   const EvictJob &job, const PairWork &pairs,
                                   EvictShared &shared) {
-  static_assert(kEvictWarps == kSpreadWarps, "as many warps as it takes");
-  const size_t capacity = args.cache.max_capacity;
-  uint32_t *list = pairs.lists + job.index * capacity;
-  uint32_t alone = 0, count = 0;
+  uint2 counts = {0, 0};
   float spread = 0.0f;
   if (job.is_over) {
     const uint32_t field = kSlotBias + args.cache.lanes;
     const bool remembers = args.policy.partners != 0;
-    const auto is_known = [&](const Slot &slot) {
-      return remembers && slot.word(field) != 0;
-    };
-    const auto list_known = [&](bool known) {
-      return list_if(job.high, list + count, shared.select, [&](uint32_t i) {
-        const Slot slot = job.slot(args, i);
-        return job.may_go(args, slot) && is_known(slot) == known;
-      });
-    };
-    count = alone = list_known(false);
-    if (remembers) count += list_known(true);
-    spread = value_spread(job.high, args.sizes.head_dim, shared.spread,
-                          shared.select,
-                          [&](uint32_t i) { return job.slot(args, i); });
+    const size_t first =
+        job.index * static_cast<size_t>(args.cache.max_capacity);
+    counts = list_two(job.high, pairs.lists + first, shared.list,
+                      [&](uint32_t i) -> uint32_t {
+                        const Slot slot = job.slot(args, i);
+                        if (!job.may_go(args, slot)) return 2;
+                        return remembers && slot.word(field) != 0 ? 1 : 0;
+                      });
+    spread = join_spread(job.high, args.sizes.head_dim,
+                         pairs.spreads_of(job.index), shared.select);
   }
   if (threadIdx.x == 0) {
-    pairs.headers[job.index] = {count, alone, __float_as_uint(spread), 0};
+    pairs.headers[job.index] = {counts.x + counts.y, counts.x,
+                                __float_as_uint(spread), 0};
   }
+}
+
+// Places in the list that several blocks search for: those of the tiles with
+// slots that are compared with all.
+__device__ inline uint32_t shared_queries(const skv_merge_attend_args &args,
+                                          uint4 header) {
+  const uint32_t tile = pair_query_tile(args.sizes.head_dim);
+  return (header.y + tile - 1) / tile * tile;
 }
 
 // Queries and candidates of a head: see lib/search.cuh. The number of a slot is
@@ -3939,7 +3945,7 @@ struct PairView {
   // A tile of slots that all have partners looks at those that have none, which
   // are too few to be shared.
   __device__ uint32_t candidates(uint32_t first_query) const {
-    return is_alone(first_query) ? queries : header.y;
+    return is_alone(first_query) ? header.x : header.y;
   }
   __device__ uint32_t parts(uint32_t first_query) const {
     return is_alone(first_query) ? work.parts : 1;
@@ -3977,7 +3983,10 @@ struct PairSource {
     const uint32_t row = blockIdx.z / work.parts;
     const bool works = turn_to_head(args, evidence, row, blockIdx.y, job);
     const uint4 header = works ? work.headers[job.index] : uint4{};
-    return {args, job, work, header, header.x, blockIdx.z % work.parts};
+    const uint32_t part = blockIdx.z % work.parts;
+    const uint32_t queries =
+        part == 0 ? header.x : min(header.x, shared_queries(args, header));
+    return {args, job, work, header, queries, part};
   }
 };
 
@@ -4018,7 +4027,8 @@ static __global__ void __launch_bounds__(kEvictThreads)
   uint32_t best = kNoItem;
   for (uint32_t i = threadIdx.x; i < count; i += kEvictThreads) {
     Neighbour nearest = kNoNeighbour;
-    for (uint32_t part = 0; part < pairs.parts; part++) {
+    const uint32_t parts = i < shared_queries(args, header) ? pairs.parts : 1;
+    for (uint32_t part = 0; part < parts; part++) {
       const size_t at = first + part * capacity + i;
       Neighbour other = {pairs.similarities[at], 0, pairs.nearest[at]};
       if (!other.exists()) continue;
@@ -5277,6 +5287,11 @@ constexpr uint32_t kSearchWarps = DIM == 256 && PAIRS ? 2 : 4;
 template <int DIM, bool PAIRS>
 constexpr uint32_t kQueryTile = 16 * kSearchWarps<DIM, PAIRS>;
 
+// The same for heads of a width, where pairs are compared.
+__host__ __device__ inline uint32_t pair_query_tile(uint32_t head_dim) {
+  return head_dim <= 128 ? kQueryTile<128, true> : kQueryTile<256, true>;
+}
+
 template <int DIM, bool PAIRS>
 struct SearchShared {
   static constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
@@ -5332,8 +5347,9 @@ __device__ inline void multiply_lines(const skv_half *queries,
   }
 }
 
-// Compares the queries of a warp with the slots that they remember, a query
-// after the other; a lane has 8 elements of a key or of a value at a time.
+// Compares the queries of a warp with the slots that they remember, four at a
+// time, so that their keys and values are on their way together; a lane has 8
+// elements of a key or of a value at a time.
 template <int DIM, class View>
 __device__ inline void compare_remembered(const View &view,
                                           const PairCosts &costs,
@@ -5342,45 +5358,61 @@ __device__ inline void compare_remembered(const View &view,
                                           const SearchShared<DIM, true> &shared,
                                           Neighbour (&best)[2]) {
   constexpr uint32_t kChunks = DIM / 8;
-#pragma unroll 4
-  for (uint32_t r = 0; r < 16; r++) {
-    const uint32_t line = 16 * warp_id() + r;
-    const uint32_t q = first_query + line;
-    const uint32_t other = q < view.queries ? view.remembered(q) : kNoItem;
-    if (other == kNoItem) continue;
-    const Slot slot = view.slot(other);
-    float squares[2] = {};
+  constexpr uint32_t kSteps = (2 * kChunks + 31) / 32;
+  constexpr uint32_t kBatch = 4;
 #pragma unroll
-    for (uint32_t at = 0; at < 2 * kChunks; at += 32) {
-      const uint32_t chunk = at + lane_id();
-      if (chunk >= 2 * kChunks) continue;
-      const bool is_key = chunk < kChunks;
-      const uint32_t d = chunk % kChunks * 8;
-      uint32_t theirs[4];
-      const skv_half *from = is_key ? slot.key : slot.value;
-      if (head_dim % 8 == 0) {
-        load_halves<8, true>(theirs, from, d, head_dim);
-      } else {
-        load_halves<8, false>(theirs, from, d, head_dim);
-      }
-      const skv_half *own = is_key ? shared.queries : shared.query_values;
-      const uint4 words =
-          *reinterpret_cast<const uint4 *>(own + line * kLinePitch<DIM> + d);
-      const uint32_t mine[4] = {words.x, words.y, words.z, words.w};
-      float sum = 0.0f;
+  for (uint32_t first = 0; first < 16; first += kBatch) {
+    uint32_t others[kBatch];
+    uint32_t theirs[kBatch][kSteps][4];
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const float2 a = to_floats(mine[i]), b = to_floats(theirs[i]);
-        sum += (a.x - b.x) * (a.x - b.x) + (a.y - b.y) * (a.y - b.y);
+    for (uint32_t b = 0; b < kBatch; b++) {
+      const uint32_t q = first_query + 16 * warp_id() + first + b;
+      others[b] = q < view.queries ? view.remembered(q) : kNoItem;
+      // What has nothing to remember reads slot 0 and forgets it.
+      const Slot slot = view.slot(others[b] == kNoItem ? 0 : others[b]);
+#pragma unroll
+      for (uint32_t step = 0; step < kSteps; step++) {
+        const uint32_t chunk = 32 * step + lane_id();
+        const skv_half *from = chunk < kChunks ? slot.key : slot.value;
+        // Zeros come back from beyond the end.
+        const uint32_t d = chunk < 2 * kChunks ? chunk % kChunks * 8 : DIM;
+        if (head_dim % 8 == 0) {
+          load_halves<8, true>(theirs[b][step], from, d, head_dim);
+        } else {
+          load_halves<8, false>(theirs[b][step], from, d, head_dim);
+        }
       }
-      squares[0] += is_key ? sum : 0.0f;
-      squares[1] += is_key ? 0.0f : sum;
     }
-    const float distance =
-        costs.distance(warp_sum(squares[0]), warp_sum(squares[1]));
-    const Neighbour known = {-distance, slot.word(kSlotPosition), other};
-    if (lane_id() / 4 == r % 8 && known.beats(best[r / 8])) {
-      best[r / 8] = known;
+#pragma unroll
+    for (uint32_t b = 0; b < kBatch; b++) {
+      if (others[b] == kNoItem) continue;
+      const uint32_t r = first + b, line = 16 * warp_id() + r;
+      float squares[2] = {};
+#pragma unroll
+      for (uint32_t step = 0; step < kSteps; step++) {
+        const uint32_t chunk = 32 * step + lane_id();
+        if (chunk >= 2 * kChunks) continue;
+        const bool is_key = chunk < kChunks;
+        const skv_half *own = is_key ? shared.queries : shared.query_values;
+        const uint4 words = *reinterpret_cast<const uint4 *>(
+            own + line * kLinePitch<DIM> + chunk % kChunks * 8);
+        const uint32_t mine[4] = {words.x, words.y, words.z, words.w};
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const float2 x = to_floats(mine[i]);
+          const float2 y = to_floats(theirs[b][step][i]);
+          sum += (x.x - y.x) * (x.x - y.x) + (x.y - y.y) * (x.y - y.y);
+        }
+        squares[0] += is_key ? sum : 0.0f;
+        squares[1] += is_key ? 0.0f : sum;
+      }
+      const float distance =
+          costs.distance(warp_sum(squares[0]), warp_sum(squares[1]));
+      const Neighbour known = {
+          -distance, view.slot(others[b]).word(kSlotPosition), others[b]};
+      Neighbour &mine = best[r / 8];
+      if (lane_id() / 4 == r % 8 && known.beats(mine)) mine = known;
     }
   }
 }
@@ -5389,8 +5421,8 @@ __device__ inline void compare_remembered(const View &view,
 //
 // Blocks share the slots of a head: finding neighbours compares all positions,
 // a slot a thread, and a link takes two keys. The alternative that lost: one
-// block per head, as for the rest of the policy's work, 12 times as long with
-// 3,000 slots.
+// block per head, as for the rest of the policy's work, whose time grows with
+// the square of the slots.
 #pragma once
 
 #include "merge_one.cuh"
@@ -5631,6 +5663,63 @@ __device__ inline uint32_t list_if(uint32_t length, uint32_t *list,
   }
   __syncthreads();
   return listed;
+}
+
+// Shared memory of list_two, for up to 32 warps.
+struct ListScratch {
+  uint32_t counts[32][2];
+};
+
+// Writes the numbers below \`length\` of the first kind to \`list\`, in order, and
+// those of the second kind after them; \`kind(i)\` is 0 or 1, or anything else
+// for numbers that are left out. Returns how many there are of each. Called by
+// the whole block.
+//
+// A warp has a run of numbers, counts them first and then knows their places.
+template <class Kind>
+__device__ inline uint2 list_two(uint32_t length, uint32_t *list,
+                                 ListScratch &scratch, Kind kind) {
+  const uint32_t warps = blockDim.x / 32;
+  const uint32_t run = (length + 32 * warps - 1) / (32 * warps) * 32;
+  const uint32_t begin = warp_id() * run, end = min(length, begin + run);
+  // Calls \`use\` with a number and the lanes that have one of each kind.
+  const auto each = [&](auto use) {
+    for (uint32_t first = begin; first < end; first += 32) {
+      const uint32_t i = first + lane_id();
+      const uint32_t own = i < end ? kind(i) : 2;
+      const uint32_t zeros = __ballot_sync(kAllLanes, own == 0);
+      const uint32_t ones = __ballot_sync(kAllLanes, own == 1);
+      use(i, own, zeros, ones);
+    }
+  };
+  uint32_t counts[2] = {};
+  each([&](uint32_t, uint32_t, uint32_t zeros, uint32_t ones) {
+    counts[0] += __popc(zeros);
+    counts[1] += __popc(ones);
+  });
+  __syncthreads();
+  if (lane_id() < 2) {
+    scratch.counts[warp_id()][lane_id()] = counts[lane_id() == 0 ? 0 : 1];
+  }
+  __syncthreads();
+  uint32_t before[2] = {}, total[2] = {};
+  for (uint32_t w = 0; w < warps; w++) {
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      if (w < warp_id()) before[k] += scratch.counts[w][k];
+      total[k] += scratch.counts[w][k];
+    }
+  }
+  before[1] += total[0];
+  const uint32_t lower = (1u << lane_id()) - 1;
+  each([&](uint32_t i, uint32_t own, uint32_t zeros, uint32_t ones) {
+    if (own == 0) list[before[0] + __popc(zeros & lower)] = i;
+    if (own == 1) list[before[1] + __popc(ones & lower)] = i;
+    before[0] += __popc(zeros);
+    before[1] += __popc(ones);
+  });
+  __syncthreads();
+  return {total[0], total[1]};
 }
 
 // Sum of \`x\` over the threads of the block, always in the same order.
@@ -6375,6 +6464,143 @@ inline cudaError_t multiply_tiles(const Product &product, const Pairs &pairs,
   }
   using Shape = TileShape<128, 128, 2, 4>;
   return launch_tile_shape<Shape>(product, split, pairs, launch);
+}
+`,
+  "lib/value_spread.cuh": `// How far the values of a head scatter: their mean squared distance from their
+// mean, every slot counted once.
+//
+// Blocks share the slots: each leaves how many it had, their mean and the sum
+// of their squared distances from that, and who needs the whole joins these. A
+// sum of squares would lose what scatters little about a mean far from 0. The
+// alternative that lost: one block per head, which waits for memory most of the
+// time.
+#pragma once
+
+#include "select_smallest.cuh"
+#include "slots.cuh"
+
+constexpr uint32_t kSpreadThreads = 256;
+constexpr uint32_t kSpreadWarps = kSpreadThreads / 32;
+
+// Slots of a block.
+constexpr uint32_t kSpreadSlots = 256;
+
+__host__ __device__ inline uint32_t spread_parts(uint32_t slots) {
+  return (slots + kSpreadSlots - 1) / kSpreadSlots;
+}
+
+// Floats that a block leaves: a count, a sum of squares, and the mean.
+__host__ __device__ inline uint32_t spread_floats(uint32_t head_dim) {
+  return 2 + head_dim;
+}
+
+struct SpreadShared {
+  float sums[kSpreadWarps][kMaxHeadDim];
+  float mean[kMaxHeadDim];
+  SelectScratch select;
+};
+
+// Leaves the part of this block of \`count\` slots; \`slot_of(i)\` may be free.
+// Lanes have 8 elements of a value each, and warps as many values at a time as
+// they have lanes for. Called by a whole block of kSpreadThreads.
+template <bool ALIGNED, class SlotOf>
+__device__ inline void spread_part(uint32_t count, uint32_t head_dim,
+                                   float *parts, SpreadShared &shared,
+                                   SlotOf slot_of) {
+  uint32_t row_lanes = 1;
+  while (8 * row_lanes < head_dim) row_lanes *= 2;
+  const uint32_t rows = 32 / row_lanes;
+  const uint32_t row = lane_id() / row_lanes;
+  const uint32_t d = lane_id() % row_lanes * 8;
+  const uint32_t begin = blockIdx.x * kSpreadSlots;
+  const uint32_t end = min(count, begin + kSpreadSlots);
+  const uint32_t first = begin + warp_id() * rows + row;
+  // Calls \`add\` with the elements of each value that is there.
+  const auto each_value = [&](auto add) {
+#pragma unroll 4
+    for (uint32_t i = first; i < end; i += kSpreadWarps * rows) {
+      const Slot slot = slot_of(i);
+      uint32_t words[4];
+      load_halves<8, ALIGNED>(words, slot.value, d, head_dim);
+      if (slot.word(kSlotTokens) == 0) continue;
+      float x[8];
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const float2 pair = to_floats(words[j]);
+        x[2 * j] = pair.x, x[2 * j + 1] = pair.y;
+      }
+      add(x);
+    }
+  };
+  float sums[8] = {};
+  uint32_t mine = 0, held;
+  each_value([&](const float(&x)[8]) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) sums[j] += x[j];
+    mine += d == 0 ? 1 : 0;
+  });
+#pragma unroll
+  for (int j = 0; j < 8; j++) {
+    for (uint32_t offset = row_lanes; offset < 32; offset *= 2) {
+      sums[j] += __shfl_xor_sync(kAllLanes, sums[j], offset);
+    }
+    if (row == 0) shared.sums[warp_id()][d + j] = sums[j];
+  }
+  block_prefix(mine, held, shared.select.block);
+  float *out = parts + blockIdx.x * spread_floats(head_dim);
+  const float terms = static_cast<float>(max(1u, held));
+  if (threadIdx.x < head_dim) {
+    float mean = 0.0f;
+    for (uint32_t w = 0; w < kSpreadWarps; w++) {
+      mean += shared.sums[w][threadIdx.x];
+    }
+    mean /= terms;
+    shared.mean[threadIdx.x] = mean;
+    out[2 + threadIdx.x] = mean;
+  }
+  __syncthreads();
+  float squares = 0.0f;
+  each_value([&](const float(&x)[8]) {
+#pragma unroll
+    for (uint32_t j = 0; j < 8; j++) {
+      if (d + j >= head_dim) continue;
+      const float rest = x[j] - shared.mean[d + j];
+      squares += rest * rest;
+    }
+  });
+  squares = block_sum(squares, shared.select);
+  if (threadIdx.x == 0) {
+    out[0] = static_cast<float>(held);
+    out[1] = squares;
+  }
+}
+
+// Joins the parts of \`count\` slots. Called by a whole block of at least
+// kMaxHeadDim threads; the same in all of them.
+__device__ inline float join_spread(uint32_t count, uint32_t head_dim,
+                                    const float *parts,
+                                    SelectScratch &scratch) {
+  const uint32_t pitch = spread_floats(head_dim);
+  const uint32_t end = spread_parts(count) * pitch;
+  float held = 0.0f, squares = 0.0f;
+  for (uint32_t p = 0; p < end; p += pitch) {
+    held += parts[p];
+    squares += parts[p + 1];
+  }
+  if (held == 0.0f) return 0.0f;
+  float between = 0.0f;
+  if (threadIdx.x < head_dim) {
+    const uint32_t d = 2 + threadIdx.x;
+    float mean = 0.0f;
+    for (uint32_t p = 0; p < end; p += pitch) {
+      mean += parts[p] / held * parts[p + d];
+    }
+    for (uint32_t p = 0; p < end; p += pitch) {
+      const float rest = parts[p + d] - mean;
+      between += parts[p] * rest * rest;
+    }
+  }
+  return (squares + block_sum(between, scratch)) / held;
 }
 `,
   "lib/vector_product.cuh": `// Products of one row of activations with a weight matrix, for decode steps of

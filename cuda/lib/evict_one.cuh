@@ -6,7 +6,6 @@
 #include "key_distance.cuh"
 #include "neighbour.cuh"
 #include "next_values.cuh"
-#include "pair_costs.cuh"
 #include "select_smallest.cuh"
 
 constexpr uint32_t kEvictWarps = 16;
@@ -25,7 +24,7 @@ struct EvictShared {
   // What one policy has no two of.
   union {
     KeyScratch keys;
-    SpreadScratch spread;
+    ListScratch list;
     Followers followers;
   };
 };

@@ -68,6 +68,11 @@ inline cudaError_t launch_policy(const skv_merge_attend_args &args,
                            0, args, evidence);
   }
   const skv_policy &policy = args.policy;
+  if (status == cudaSuccess && args.policy.merge == SKV_MERGE_PAIR) {
+    const dim3 parts(spread_parts(args.cache.max_capacity), grid.x, grid.y);
+    status = launch_kernel(side, spread_kernel<ALIGNED>, parts, kSpreadThreads,
+                           0, args, evidence);
+  }
   const auto evict = [&](bool observes, bool chooses) {
     return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
                          args, evidence, observes, chooses);

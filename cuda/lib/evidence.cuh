@@ -4,6 +4,7 @@
 
 #include "../runtime/launch.cuh"
 #include "expected_attention.cuh"
+#include "value_spread.cuh"
 
 // Slots of a block that looks for links between neighbours.
 constexpr uint32_t kLinkThreads = 256;
@@ -26,6 +27,13 @@ struct PairWork {
   float *similarities;
   uint32_t *nearest;
   uint32_t parts;
+  // (heads, spread_parts, spread_floats): see lib/value_spread.cuh
+  float *spreads;
+  uint32_t spread_pitch;
+
+  __device__ float *spreads_of(uint32_t head) const {
+    return spreads + static_cast<size_t>(head) * spread_pitch;
+  }
 };
 
 // The policy goes on when the next layers are at work already. Attention itself
@@ -73,6 +81,10 @@ inline PairWork take_pairs(const skv_merge_attend_args &args,
   pairs.headers = scratch->take<uint4>(heads);
   pairs.similarities = scratch->take<float>(heads * pairs.parts * capacity);
   pairs.nearest = scratch->take<uint32_t>(heads * pairs.parts * capacity);
+  pairs.spread_pitch = spread_parts(args.cache.max_capacity) *
+                       spread_floats(args.sizes.head_dim);
+  pairs.spreads =
+      scratch->take<float>(static_cast<size_t>(heads) * pairs.spread_pitch);
   return pairs;
 }
 

@@ -1,9 +1,7 @@
 // What merging two slots costs: the twin of src/reference/pairs.ts.
 #pragma once
 
-#include "lane_vector.cuh"
 #include "scores.cuh"
-#include "select_smallest.cuh"
 
 // Where two slots are the same, their cost still has a logarithm.
 constexpr float kLeastDistance = 1e-30f;
@@ -37,55 +35,4 @@ struct PairCosts {
 __device__ inline float log_weight(const Slot &slot, const skv_policy &policy,
                                    uint32_t lanes) {
   return pooled_bias(slot, lanes) + log_score(slot, policy);
-}
-
-constexpr uint32_t kSpreadWarps = 16;
-
-// Sums over the warps of a block, by dimension.
-struct SpreadScratch {
-  float sums[kSpreadWarps][kMaxHeadDim];
-};
-
-// Mean squared distance of the values of `slot_of(0)` to `slot_of(count - 1)`
-// from their mean, free slots left out. Two passes over the values, a warp a
-// value: a sum of squares would lose what scatters little about a mean far from
-// 0. Called by a whole block of kSpreadWarps.
-template <class SlotOf>
-__device__ inline float value_spread(uint32_t count, uint32_t head_dim,
-                                     SpreadScratch &scratch,
-                                     SelectScratch &select, SlotOf slot_of) {
-  LaneSum own;
-  uint32_t mine = 0, held;
-  for (uint32_t i = warp_id(); i < count; i += kSpreadWarps) {
-    const Slot slot = slot_of(i);
-    if (slot.word(kSlotTokens) == 0) continue;
-    own.add(1.0f, LaneVector(slot.value, head_dim));
-    mine += lane_id() == 0 ? 1 : 0;
-  }
-#pragma unroll
-  for (int d = 0; d < kLaneDims; d++) {
-    scratch.sums[warp_id()][lane_id() + 32 * d] = own.x[d];
-  }
-  block_prefix(mine, held, select.block);
-  // Every warp adds the sums up, in the same order.
-  LaneSum mean;
-#pragma unroll
-  for (int d = 0; d < kLaneDims; d++) {
-    for (uint32_t w = 0; w < kSpreadWarps; w++) {
-      mean.x[d] += scratch.sums[w][lane_id() + 32 * d];
-    }
-    mean.x[d] /= static_cast<float>(max(1u, held));
-  }
-  float squares = 0.0f;
-  for (uint32_t i = warp_id(); i < count; i += kSpreadWarps) {
-    const Slot slot = slot_of(i);
-    if (slot.word(kSlotTokens) == 0) continue;
-    const LaneVector value(slot.value, head_dim);
-#pragma unroll
-    for (int d = 0; d < kLaneDims; d++) {
-      const float rest = value.x[d] - mean.x[d];
-      squares += rest * rest;
-    }
-  }
-  return block_sum(squares, select) / static_cast<float>(max(1u, held));
 }

@@ -12,37 +12,52 @@
 #include "merge_one.cuh"
 #include "search.cuh"
 
+// Leaves how far the values of a head that is over its budget scatter.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kSpreadThreads)
+    spread_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ SpreadShared shared;
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.z, blockIdx.y, job)) return;
+  if (!job.is_over || blockIdx.x * kSpreadSlots >= job.high) return;
+  spread_part<ALIGNED>(job.high, args.sizes.head_dim,
+                       evidence.pairs.spreads_of(job.index), shared,
+                       [&](uint32_t i) { return job.slot(args, i); });
+}
+
 // Lists the slots that may go, none if the head is within its budget. Called by
 // the whole block.
 __device__ inline void list_pairs(const skv_merge_attend_args &args,
                                   const EvictJob &job, const PairWork &pairs,
                                   EvictShared &shared) {
-  static_assert(kEvictWarps == kSpreadWarps, "as many warps as it takes");
-  const size_t capacity = args.cache.max_capacity;
-  uint32_t *list = pairs.lists + job.index * capacity;
-  uint32_t alone = 0, count = 0;
+  uint2 counts = {0, 0};
   float spread = 0.0f;
   if (job.is_over) {
     const uint32_t field = kSlotBias + args.cache.lanes;
     const bool remembers = args.policy.partners != 0;
-    const auto is_known = [&](const Slot &slot) {
-      return remembers && slot.word(field) != 0;
-    };
-    const auto list_known = [&](bool known) {
-      return list_if(job.high, list + count, shared.select, [&](uint32_t i) {
-        const Slot slot = job.slot(args, i);
-        return job.may_go(args, slot) && is_known(slot) == known;
-      });
-    };
-    count = alone = list_known(false);
-    if (remembers) count += list_known(true);
-    spread = value_spread(job.high, args.sizes.head_dim, shared.spread,
-                          shared.select,
-                          [&](uint32_t i) { return job.slot(args, i); });
+    const size_t first =
+        job.index * static_cast<size_t>(args.cache.max_capacity);
+    counts = list_two(job.high, pairs.lists + first, shared.list,
+                      [&](uint32_t i) -> uint32_t {
+                        const Slot slot = job.slot(args, i);
+                        if (!job.may_go(args, slot)) return 2;
+                        return remembers && slot.word(field) != 0 ? 1 : 0;
+                      });
+    spread = join_spread(job.high, args.sizes.head_dim,
+                         pairs.spreads_of(job.index), shared.select);
   }
   if (threadIdx.x == 0) {
-    pairs.headers[job.index] = {count, alone, __float_as_uint(spread), 0};
+    pairs.headers[job.index] = {counts.x + counts.y, counts.x,
+                                __float_as_uint(spread), 0};
   }
+}
+
+// Places in the list that several blocks search for: those of the tiles with
+// slots that are compared with all.
+__device__ inline uint32_t shared_queries(const skv_merge_attend_args &args,
+                                          uint4 header) {
+  const uint32_t tile = pair_query_tile(args.sizes.head_dim);
+  return (header.y + tile - 1) / tile * tile;
 }
 
 // Queries and candidates of a head: see lib/search.cuh. The number of a slot is
@@ -62,7 +77,7 @@ struct PairView {
   // A tile of slots that all have partners looks at those that have none, which
   // are too few to be shared.
   __device__ uint32_t candidates(uint32_t first_query) const {
-    return is_alone(first_query) ? queries : header.y;
+    return is_alone(first_query) ? header.x : header.y;
   }
   __device__ uint32_t parts(uint32_t first_query) const {
     return is_alone(first_query) ? work.parts : 1;
@@ -100,7 +115,10 @@ struct PairSource {
     const uint32_t row = blockIdx.z / work.parts;
     const bool works = turn_to_head(args, evidence, row, blockIdx.y, job);
     const uint4 header = works ? work.headers[job.index] : uint4{};
-    return {args, job, work, header, header.x, blockIdx.z % work.parts};
+    const uint32_t part = blockIdx.z % work.parts;
+    const uint32_t queries =
+        part == 0 ? header.x : min(header.x, shared_queries(args, header));
+    return {args, job, work, header, queries, part};
   }
 };
 
@@ -141,7 +159,8 @@ static __global__ void __launch_bounds__(kEvictThreads)
   uint32_t best = kNoItem;
   for (uint32_t i = threadIdx.x; i < count; i += kEvictThreads) {
     Neighbour nearest = kNoNeighbour;
-    for (uint32_t part = 0; part < pairs.parts; part++) {
+    const uint32_t parts = i < shared_queries(args, header) ? pairs.parts : 1;
+    for (uint32_t part = 0; part < parts; part++) {
       const size_t at = first + part * capacity + i;
       Neighbour other = {pairs.similarities[at], 0, pairs.nearest[at]};
       if (!other.exists()) continue;

@@ -17,6 +17,11 @@ constexpr uint32_t kSearchWarps = DIM == 256 && PAIRS ? 2 : 4;
 template <int DIM, bool PAIRS>
 constexpr uint32_t kQueryTile = 16 * kSearchWarps<DIM, PAIRS>;
 
+// The same for heads of a width, where pairs are compared.
+__host__ __device__ inline uint32_t pair_query_tile(uint32_t head_dim) {
+  return head_dim <= 128 ? kQueryTile<128, true> : kQueryTile<256, true>;
+}
+
 template <int DIM, bool PAIRS>
 struct SearchShared {
   static constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
@@ -72,8 +77,9 @@ __device__ inline void multiply_lines(const skv_half *queries,
   }
 }
 
-// Compares the queries of a warp with the slots that they remember, a query
-// after the other; a lane has 8 elements of a key or of a value at a time.
+// Compares the queries of a warp with the slots that they remember, four at a
+// time, so that their keys and values are on their way together; a lane has 8
+// elements of a key or of a value at a time.
 template <int DIM, class View>
 __device__ inline void compare_remembered(const View &view,
                                           const PairCosts &costs,
@@ -82,45 +88,61 @@ __device__ inline void compare_remembered(const View &view,
                                           const SearchShared<DIM, true> &shared,
                                           Neighbour (&best)[2]) {
   constexpr uint32_t kChunks = DIM / 8;
-#pragma unroll 4
-  for (uint32_t r = 0; r < 16; r++) {
-    const uint32_t line = 16 * warp_id() + r;
-    const uint32_t q = first_query + line;
-    const uint32_t other = q < view.queries ? view.remembered(q) : kNoItem;
-    if (other == kNoItem) continue;
-    const Slot slot = view.slot(other);
-    float squares[2] = {};
+  constexpr uint32_t kSteps = (2 * kChunks + 31) / 32;
+  constexpr uint32_t kBatch = 4;
 #pragma unroll
-    for (uint32_t at = 0; at < 2 * kChunks; at += 32) {
-      const uint32_t chunk = at + lane_id();
-      if (chunk >= 2 * kChunks) continue;
-      const bool is_key = chunk < kChunks;
-      const uint32_t d = chunk % kChunks * 8;
-      uint32_t theirs[4];
-      const skv_half *from = is_key ? slot.key : slot.value;
-      if (head_dim % 8 == 0) {
-        load_halves<8, true>(theirs, from, d, head_dim);
-      } else {
-        load_halves<8, false>(theirs, from, d, head_dim);
-      }
-      const skv_half *own = is_key ? shared.queries : shared.query_values;
-      const uint4 words =
-          *reinterpret_cast<const uint4 *>(own + line * kLinePitch<DIM> + d);
-      const uint32_t mine[4] = {words.x, words.y, words.z, words.w};
-      float sum = 0.0f;
+  for (uint32_t first = 0; first < 16; first += kBatch) {
+    uint32_t others[kBatch];
+    uint32_t theirs[kBatch][kSteps][4];
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const float2 a = to_floats(mine[i]), b = to_floats(theirs[i]);
-        sum += (a.x - b.x) * (a.x - b.x) + (a.y - b.y) * (a.y - b.y);
+    for (uint32_t b = 0; b < kBatch; b++) {
+      const uint32_t q = first_query + 16 * warp_id() + first + b;
+      others[b] = q < view.queries ? view.remembered(q) : kNoItem;
+      // What has nothing to remember reads slot 0 and forgets it.
+      const Slot slot = view.slot(others[b] == kNoItem ? 0 : others[b]);
+#pragma unroll
+      for (uint32_t step = 0; step < kSteps; step++) {
+        const uint32_t chunk = 32 * step + lane_id();
+        const skv_half *from = chunk < kChunks ? slot.key : slot.value;
+        // Zeros come back from beyond the end.
+        const uint32_t d = chunk < 2 * kChunks ? chunk % kChunks * 8 : DIM;
+        if (head_dim % 8 == 0) {
+          load_halves<8, true>(theirs[b][step], from, d, head_dim);
+        } else {
+          load_halves<8, false>(theirs[b][step], from, d, head_dim);
+        }
       }
-      squares[0] += is_key ? sum : 0.0f;
-      squares[1] += is_key ? 0.0f : sum;
     }
-    const float distance =
-        costs.distance(warp_sum(squares[0]), warp_sum(squares[1]));
-    const Neighbour known = {-distance, slot.word(kSlotPosition), other};
-    if (lane_id() / 4 == r % 8 && known.beats(best[r / 8])) {
-      best[r / 8] = known;
+#pragma unroll
+    for (uint32_t b = 0; b < kBatch; b++) {
+      if (others[b] == kNoItem) continue;
+      const uint32_t r = first + b, line = 16 * warp_id() + r;
+      float squares[2] = {};
+#pragma unroll
+      for (uint32_t step = 0; step < kSteps; step++) {
+        const uint32_t chunk = 32 * step + lane_id();
+        if (chunk >= 2 * kChunks) continue;
+        const bool is_key = chunk < kChunks;
+        const skv_half *own = is_key ? shared.queries : shared.query_values;
+        const uint4 words = *reinterpret_cast<const uint4 *>(
+            own + line * kLinePitch<DIM> + chunk % kChunks * 8);
+        const uint32_t mine[4] = {words.x, words.y, words.z, words.w};
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const float2 x = to_floats(mine[i]);
+          const float2 y = to_floats(theirs[b][step][i]);
+          sum += (x.x - y.x) * (x.x - y.x) + (x.y - y.y) * (x.y - y.y);
+        }
+        squares[0] += is_key ? sum : 0.0f;
+        squares[1] += is_key ? 0.0f : sum;
+      }
+      const float distance =
+          costs.distance(warp_sum(squares[0]), warp_sum(squares[1]));
+      const Neighbour known = {
+          -distance, view.slot(others[b]).word(kSlotPosition), others[b]};
+      Neighbour &mine = best[r / 8];
+      if (lane_id() / 4 == r % 8 && known.beats(mine)) mine = known;
     }
   }
 }

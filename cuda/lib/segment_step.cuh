@@ -2,8 +2,8 @@
 //
 // Blocks share the slots of a head: finding neighbours compares all positions,
 // a slot a thread, and a link takes two keys. The alternative that lost: one
-// block per head, as for the rest of the policy's work, 12 times as long with
-// 3,000 slots.
+// block per head, as for the rest of the policy's work, whose time grows with
+// the square of the slots.
 #pragma once
 
 #include "merge_one.cuh"

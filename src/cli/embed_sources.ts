@@ -30,6 +30,12 @@ export const embeddings: readonly Embedding[] = [
     module: "src/backends/webgpu/shaders.generated.ts",
     constant: "shaders",
   },
+  {
+    folder: "cuda",
+    extensions: [".cu", ".cuh", ".h"],
+    module: "cuda/sources.generated.ts",
+    constant: "cudaSources",
+  },
 ];
 
 /** Root of the repository. */

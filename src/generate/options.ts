@@ -30,6 +30,11 @@ export interface LoadOptions {
    * read (default: KeepKV, a quarter of the context).
    */
   readonly cache?: Policy | PolicyForModel;
+  /**
+   * Texts that are generated together at most, see `Generator.generateBatch`
+   * (default 1). The cache is so many times as large, whatever is generated.
+   */
+  readonly sequences?: number;
   /** Told how far loading is. */
   readonly onProgress?: (progress: LoadProgress) => void;
   /** Stops loading with the signal's reason; everything is freed. */
@@ -79,4 +84,12 @@ export interface GeneratedToken {
   readonly logprob: number;
   /** Position of the token in the text. */
   readonly position: number;
+}
+
+/** A piece of one of the texts of a batch. */
+export interface BatchToken extends GeneratedToken {
+  /** Index of the text's prompt. */
+  readonly sequence: number;
+  /** Whether the text ends with this piece. */
+  readonly last: boolean;
 }

@@ -60,6 +60,16 @@ export function randomWeights(
   return weights;
 }
 
+/** Normal numbers that 16-bit floats hold exactly, drawn like the weights. */
+export function randomNormals(
+  length: number,
+  { mean, deviation, seed }: { mean: number; deviation: number; seed: number },
+): Float32Array {
+  const values = new Float32Array(length);
+  fill(values, { draws: normals(mean, deviation), next: randomWords(seed) });
+  return values;
+}
+
 /** Fills `target` with draws. */
 function fill(
   target: Float32Array,

@@ -1,24 +1,34 @@
 /**
- * The same test body against every backend of this machine.
+ * The same test body against every backend of this machine, and against the CUDA
+ * backend on an emulated device.
  */
 import type { Backend, BackendName } from "../../src/backends/backend.ts";
 import { BackendUnavailableError } from "../../src/errors.ts";
 import { openBackend } from "../../src/backends/open_backend.ts";
+import {
+  emulationMissing,
+  openEmulation,
+} from "../cuda_emulation/build_emulation.ts";
 
 /** A backend that tests run on, or why they cannot. */
 export interface Candidate {
+  /** What it calls itself. */
   readonly name: BackendName;
+  /** What tests on it are called. */
+  readonly label: string;
   readonly unavailable?: string;
+  /** Opens it. */
+  open(): Promise<Backend>;
 }
 
 async function probe(name: BackendName): Promise<Candidate> {
+  const open = async () => (await openBackend(name)).backend;
   try {
-    const { backend } = await openBackend(name);
-    await backend[Symbol.asyncDispose]();
-    return { name };
+    await (await open())[Symbol.asyncDispose]();
+    return { name, label: name, open };
   } catch (error) {
     if (!(error instanceof BackendUnavailableError)) throw error;
-    return { name, unavailable: error.message };
+    return { name, label: name, open, unavailable: error.message };
   }
 }
 
@@ -26,8 +36,29 @@ async function probe(name: BackendName): Promise<Candidate> {
 export const candidates: readonly Candidate[] = await Promise.all(
   (["cpu", "webgpu", "cuda"] as const).map(probe),
 );
-for (const { name, unavailable } of candidates) {
-  if (unavailable) console.warn(`Tests on ${name} are ignored: ${unavailable}`);
+
+const missing = await emulationMissing();
+
+/** The CUDA backend on an emulated device: slow, but on any machine. */
+export const emulated: Candidate = {
+  name: "cuda",
+  label: "cuda (emulated)",
+  open: () => openEmulation(),
+  ...(missing !== undefined && { unavailable: missing }),
+};
+
+for (const { label, unavailable } of [...candidates, emulated]) {
+  if (unavailable) {
+    console.warn(`Tests on ${label} are ignored: ${unavailable}`);
+  }
+}
+
+/** Which backends a test runs on. */
+export interface EachBackendOptions {
+  /** Backends; all of them unless given. */
+  readonly only?: readonly BackendName[];
+  /** Whether the test is too much for an emulated device. */
+  readonly large?: boolean;
 }
 
 /**
@@ -36,14 +67,14 @@ for (const { name, unavailable } of candidates) {
  */
 export function eachBackend(
   name: string,
-  body: (backend: Backend) => Promise<void>,
-  { only }: { only?: readonly BackendName[] } = {},
+  body: (backend: Backend, candidate: Candidate) => Promise<void>,
+  { only, large = false }: EachBackendOptions = {},
 ): void {
-  for (const candidate of candidates) {
+  for (const candidate of [...candidates, ...large ? [] : [emulated]]) {
     if (only !== undefined && !only.includes(candidate.name)) continue;
-    const { unavailable } = candidate;
+    const { label, unavailable } = candidate;
     Deno.test({
-      name: `${name} [${candidate.name}]${
+      name: `${name} [${label}]${
         unavailable ? ` (ignored: ${unavailable})` : ""
       }`,
       ignore: unavailable !== undefined,
@@ -51,9 +82,9 @@ export function eachBackend(
       sanitizeResources: candidate.name === "cpu",
       sanitizeOps: candidate.name === "cpu",
       async fn() {
-        const { backend } = await openBackend(candidate.name);
+        const backend = await candidate.open();
         await using _backend = backend;
-        await body(backend);
+        await body(backend, candidate);
       },
     });
   }

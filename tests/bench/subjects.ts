@@ -2,19 +2,14 @@
  * What the benchmarks measure: engines with random weights and a full cache,
  * and one thing that each of them does again and again.
  */
-import {
-  type Backend,
-  FREE_BIAS,
-  HeadWord,
-  SlotField,
-} from "../../src/backends/backend.ts";
-import { initialTable } from "../../src/cache/layout.ts";
+import type { Backend } from "../../src/backends/backend.ts";
 import { Engine } from "../../src/generate/engine.ts";
 import type { ModelConfig } from "../../src/model/config.ts";
 import { randomWeights } from "../../src/model/random_weights.ts";
 import { h2o } from "../../src/policies/h2o.ts";
 import { keepKV } from "../../src/policies/keep_kv.ts";
 import type { HeadAllocation, Policy } from "../../src/policies/parts.ts";
+import { fillCache } from "./fill_cache.ts";
 
 /** Something to measure. */
 export interface Subject {
@@ -143,7 +138,7 @@ async function decodingHeads(
   const largest = Math.max(
     ...engine.cache.budgets.flat().map(({ slots }) => slots),
   );
-  fillSlots(backend, engine);
+  fillCache(backend, engine.cache);
   engine.setPosition(largest);
   engine.prefill(chunkIds, { then: "sample" });
   await engine.readOutputs(0, 1);
@@ -193,37 +188,6 @@ function openEngine(
     ...{ seed: 0, stopIds: [] },
   }, neverEnds);
   return engine;
-}
-
-/**
- * Fills every head with tokens whose keys and values are zero, since reading as
- * many tokens takes a CPU minutes.
- */
-function fillSlots(backend: Backend, { cache }: Engine): void {
-  const heads = cache.budgets;
-  const table = initialTable(cache.budgets, 1);
-  heads.flat().forEach(({ slots }, head) => {
-    for (const word of [HeadWord.live, HeadWord.next, HeadWord.high]) {
-      table[head * HeadWord.count + word] = slots;
-    }
-  });
-  heads.forEach((layer, l) => {
-    const { slots: { side, total } } = cache.layers[l]!;
-    const fields = new Uint32Array(side.length);
-    new Float32Array(fields.buffer).fill(FREE_BIAS, SlotField.bias * total);
-    let offset = 0;
-    for (const { slots, capacity } of layer) {
-      for (let i = 0; i < slots; i++) {
-        const at = (field: number) => field * total + offset + i;
-        fields[at(SlotField.position)] = i;
-        fields[at(SlotField.tokens)] = 1;
-        fields[at(SlotField.bias)] = 0;
-      }
-      offset += capacity;
-    }
-    backend.write(side, fields);
-  });
-  backend.write(cache.layers[0]!.table, table);
 }
 
 async function decode(engine: Engine): Promise<void> {

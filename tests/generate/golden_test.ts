@@ -199,6 +199,7 @@ eachBackend(
       }
     });
   },
+  { large: true },
 );
 
 Deno.test("the golden outputs belong to the model that is shipped", async () => {

@@ -4,8 +4,14 @@
  * @module
  */
 import type { Backend } from "../../src/backends/backend.ts";
+import { openCuda } from "../../src/backends/cuda/open_cuda.ts";
 import { probeWebGpu } from "../../src/backends/webgpu/probe.ts";
 import { WebGpuBackend } from "../../src/backends/webgpu/webgpu_backend.ts";
+import { BackendUnavailableError } from "../../src/errors.ts";
+import {
+  emulationMissing,
+  openEmulation,
+} from "../cuda_emulation/build_emulation.ts";
 import { cases, SPLIT_BYTES, splitCases } from "./cases.ts";
 import type { KernelCase } from "./kernel_case.ts";
 
@@ -22,6 +28,14 @@ export interface TestedBackend {
 export async function testedBackends(): Promise<TestedBackend[]> {
   const probe = await probeWebGpu();
   const missing = probe.available ? {} : { missing: probe.reason };
+  const cuda = await openCuda().catch((error) => {
+    if (error instanceof BackendUnavailableError) return error.message;
+    throw error;
+  });
+  const noCuda = typeof cuda === "string" ? { missing: cuda } : {};
+  if (typeof cuda !== "string") await cuda[Symbol.asyncDispose]();
+  const noCompiler = await emulationMissing();
+  const noEmulation = noCompiler === undefined ? {} : { missing: noCompiler };
   return [
     { name: "webgpu", cases, open: () => WebGpuBackend.open(), ...missing },
     {
@@ -29,6 +43,13 @@ export async function testedBackends(): Promise<TestedBackend[]> {
       cases: splitCases,
       open: () => WebGpuBackend.open({ maxBlockBytes: SPLIT_BYTES }),
       ...missing,
+    },
+    { name: "cuda", cases, open: () => openCuda(), ...noCuda },
+    {
+      name: "cuda (emulated)",
+      cases,
+      open: () => openEmulation(),
+      ...noEmulation,
     },
   ];
 }

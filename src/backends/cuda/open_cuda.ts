@@ -1,71 +1,58 @@
 /**
- * The CUDA backend's place among the others. What is here today finds out
- * whether the machine could run one and says what is missing.
+ * Opens the CUDA backend, or says what is missing.
  *
  * @module
  */
 import { BackendUnavailableError } from "../../errors.ts";
 import type { Backend } from "../backend.ts";
+import { CudaBackend } from "./cuda_backend.ts";
+import { checkDriver, checkPermission } from "./driver.ts";
+import { findLibrary, readVariable } from "./find_library.ts";
+import { CudaLibrary } from "./library.ts";
 
-/** Name of the driver's library on Linux. */
-const DRIVER = "libcuda.so.1";
-
-/** The driver's functions that are needed to ask for its devices. */
-const symbols = {
-  // CUresult cuInit(unsigned int flags)
-  cuInit: { parameters: ["u32"], result: "i32" },
-  // CUresult cuDeviceGetCount(int *count)
-  cuDeviceGetCount: { parameters: ["buffer"], result: "i32" },
-} as const satisfies Deno.ForeignLibraryInterface;
-
-/**
- * Opens the CUDA backend.
- *
- * @throws {BackendUnavailableError} Always, in this version: with the first
- * thing that is missing, which is the library itself where there is a driver.
- */
-// deno-lint-ignore require-await
-export async function openCuda(): Promise<Backend> {
-  checkDriver();
-  throw new BackendUnavailableError("cuda", {
-    reason: "this version has no CUDA library",
-    remedy: "use the webgpu backend, which runs on the same GPU",
-  });
+/** How to open the CUDA backend. */
+export interface CudaOptions {
+  /** Path of the library, in place of the one that is looked for. */
+  readonly library?: string;
+  /** Index of the GPU (default 0). */
+  readonly device?: number;
+  /**
+   * Whether every kernel is waited for, so that a fault has the kernel's name;
+   * slow. By default where `STEADYKV_CUDA_CHECK` is 1.
+   */
+  readonly checkEveryKernel?: boolean;
 }
 
 /**
- * Checks that the NVIDIA driver is there and has a device.
+ * Opens the CUDA backend. Needs `--allow-ffi`, and `--allow-env` to find the
+ * library in the cache folder.
  *
- * @throws {BackendUnavailableError} If not.
+ * @throws {BackendUnavailableError} If something is missing: the permission,
+ * the driver, a GPU, the library, or code for this GPU in the library.
  */
-function checkDriver(): void {
-  let driver: Deno.DynamicLibrary<typeof symbols>;
+export async function openCuda(options: CudaOptions = {}): Promise<Backend> {
+  checkPermission();
+  checkDriver();
+  const place = await findLibrary(options.library);
+  let library: CudaLibrary;
   try {
-    driver = Deno.dlopen(DRIVER, symbols);
+    library = new CudaLibrary(place);
   } catch (error) {
     throw error instanceof Deno.errors.NotCapable
       ? new BackendUnavailableError("cuda", {
-        reason: "no permission to open native libraries",
+        reason: `no permission to open ${place.path}`,
         remedy: "run with --allow-ffi",
       })
-      : new BackendUnavailableError("cuda", {
-        reason: `there is no NVIDIA driver (${DRIVER} cannot be opened)`,
-        remedy: "install the driver of an NVIDIA GPU or use another backend",
-      });
+      : error;
   }
   try {
-    const count = new Int32Array(1);
-    const status = driver.symbols.cuInit(0) ||
-      driver.symbols.cuDeviceGetCount(count);
-    if (status !== 0 || count[0] === 0) {
-      throw new BackendUnavailableError("cuda", {
-        reason: status !== 0
-          ? `the NVIDIA driver reports error ${status}`
-          : "the NVIDIA driver finds no GPU",
-        remedy: "check that nvidia-smi lists a GPU or use another backend",
-      });
-    }
-  } finally {
-    driver.close();
+    return CudaBackend.open(library, {
+      device: options.device ?? 0,
+      checkEveryKernel: options.checkEveryKernel ??
+        readVariable("STEADYKV_CUDA_CHECK") === "1",
+    });
+  } catch (error) {
+    library.close();
+    throw error;
   }
 }

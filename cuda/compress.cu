@@ -1,0 +1,280 @@
+// Takes the live slots and the staged rows of a chunk down to each head's
+// budget, and moves the staged rows that are left into free slots.
+//
+// With merge_first, similar pairs are merged before anything is evicted: every
+// evictable item proposes to the most similar one, and proposals are taken in
+// order of similarity while both ends are free. Where the cheapest pairs are
+// merged, the same happens for some rounds. Then the items with the lowest
+// scores go: each is merged into the most similar or the cheapest one that is
+// kept, all that chose the same one together, or is dropped.
+//
+// Where values go to the right neighbour, a run of slots that go is merged into
+// the kept slot after it; or they are added to those of the slots after them,
+// one by one. Where neighbours are merged, that comes first, and what it leaves
+// over the budget is dropped. Adaptive heads first get their budgets.
+//
+// Searching reads every key once per 64 of the others, and every value where
+// pairs are priced; the rest is one block per head that reads side fields and
+// writes what it changes. In order: list_items, [allocate_heads, list_items],
+// norms or spread, [search, pair] once per round with list_items between them,
+// or the kernels of lib/merge_segments.cuh, choose, search or right_neighbours,
+// settle; policies that only drop skip the searches. Where scores are not the
+// slots' own they are rated before each step that compares them: see
+// lib/ratings.cuh.
+#include "lib/allocate_heads.cuh"
+#include "lib/choose_victims.cuh"
+#include "lib/merge_runs.cuh"
+#include "lib/merge_segments.cuh"
+#include "lib/merge_victims.cuh"
+#include "lib/pass_values.cuh"
+
+namespace {
+
+__host__ __device__ inline bool merges_pairs(const skv_policy &policy) {
+  return (policy.merge == SKV_MERGE_VOTES && policy.merge_first != 0) ||
+         (merges_cheapest(policy) && policy.rounds > 0);
+}
+
+// Lists live slots and staged rows that hold tokens, and what may be merged in
+// pairs.
+__global__ void __launch_bounds__(kCompressThreads)
+    list_items_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t slots =
+      list_if(head.words[kHeadHigh], work.items, scratch, [&](uint32_t i) {
+        return item_slot(args, head, i).word(kSlotTokens) != 0;
+      });
+  const uint32_t rows =
+      list_if(head.rows, work.items + slots, scratch, [&](uint32_t r) {
+        return item_slot(args, head, kStaged | r).word(kSlotTokens) != 0;
+      });
+  const uint32_t items = slots + rows;
+  for (uint32_t i = slots + threadIdx.x; i < items; i += kCompressThreads) {
+    work.items[i] |= kStaged;
+  }
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads)
+    work.marks[i] = 0;
+  __syncthreads();
+  uint32_t queries = 0;
+  if (merges_pairs(args.policy) && items > head.words[kHeadBudget]) {
+    queries = list_if(items, work.queries, scratch, [&](uint32_t i) {
+      return item_is_evictable(args, head, work.items[i]);
+    });
+    for (uint32_t i = threadIdx.x; i < queries; i += kCompressThreads) {
+      work.candidates[i] = work.queries[i];
+    }
+  }
+  if (threadIdx.x == 0) {
+    work.counters[kItems] = items;
+    work.counters[kQueries] = queries;
+    work.counters[kCandidates] = queries;
+    work.counters[kMembers] = 0;
+    work.counters[kPairs] = 0;
+  }
+}
+
+constexpr uint32_t kNormThreads = 256;
+
+// One warp per item.
+__global__ void __launch_bounds__(kNormThreads)
+    norms_kernel(skv_chunk_args args, CompressWork all_work) {
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t i = blockIdx.x * (kNormThreads / 32) + warp_id();
+  if (i < work.counters[kItems]) set_norm(args, head, work, i);
+}
+
+// How far the values of a head scatter, before anything is merged: in parts.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kSpreadThreads)
+    spread_items_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SpreadShared shared;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t items = work.counters[kItems];
+  if (blockIdx.x * kSpreadSlots >= items) return;
+  spread_part<ALIGNED>(
+      items, args.sizes.head_dim, work.spreads, shared,
+      [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
+}
+
+__global__ void __launch_bounds__(kCompressThreads)
+    join_spread_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const HeadWork work = all_work.head(blockIdx.x);
+  const float spread = join_spread(work.counters[kItems], args.sizes.head_dim,
+                                   work.spreads, scratch);
+  if (threadIdx.x == 0) work.counters[kSpread] = __float_as_uint(spread);
+}
+
+// Copies key, value and all fields of a slot; called by a whole warp.
+__device__ inline void copy_slot(const Slot &from, const Slot &to,
+                                 uint32_t head_dim, uint32_t lanes) {
+  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
+    to.key[d] = from.key[d];
+    to.value[d] = from.value[d];
+  }
+  if (lane_id() < kSlotBias + lanes) {
+    to.set(lane_id(), from.get(lane_id()));
+  }
+}
+
+// Merges or drops victims, and moves the staged rows that are left.
+__global__ void __launch_bounds__(kCompressThreads)
+    settle_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  __shared__ Followers followers;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t victims = work.counters[kQueries];
+  const uint32_t lanes = args.cache.lanes;
+  if (victims > 0) {
+    if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
+      merge_runs(args, head, work, victims);
+    } else if (args.policy.merge == SKV_MERGE_NEXT_VALUES) {
+      pass_values(args, head, work, victims, followers, scratch);
+    } else {
+      merge_victims(args, head, all_work, work, victims, scratch);
+    }
+    __syncthreads();
+    for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+      free_slot(item_slot(args, head, work.items[work.queries[v]]), lanes);
+    }
+    __syncthreads();
+  }
+  const uint32_t kept = list_if(items, work.queries, scratch, [&](uint32_t i) {
+    return (work.items[i] & kStaged) != 0 &&
+           (work.marks[i] & (kGone | kVictim)) == 0;
+  });
+  const uint32_t capacity = head.words[kHeadCapacity];
+  const uint32_t free =
+      list_if(capacity, work.candidates, scratch, [&](uint32_t i) {
+        return item_slot(args, head, i).word(kSlotTokens) == 0;
+      });
+  const uint32_t moved = min(kept, free);
+  for (uint32_t i = warp_id(); i < moved; i += kCompressWarps) {
+    copy_slot(item_slot(args, head, work.items[work.queries[i]]),
+              item_slot(args, head, work.candidates[i]), args.sizes.head_dim,
+              lanes);
+  }
+  uint32_t high = head.words[kHeadHigh];
+  if (moved > 0) high = max(high, work.candidates[moved - 1] + 1);
+  // No slot knows what has become of its partner.
+  for (uint32_t i = threadIdx.x; args.policy.partners && i < high;
+       i += kCompressThreads) {
+    item_slot(args, head, i).set_word(kSlotBias + lanes, 0);
+  }
+  // Everybody has read the words that one changes.
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    uint32_t *words = head.words;
+    words[kHeadHigh] = high;
+    words[kHeadLive] = capacity - free + moved;
+    words[kHeadNext] = moved < free ? work.candidates[moved] : capacity;
+  }
+}
+
+CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
+                     char *memory) {
+  CompressWork work;
+  work.memory = memory;
+  work.most = args.cache.max_capacity + args.cache.stage_rows;
+  const uint32_t blocks =
+      (args.cache.stage_rows + 63) / 64 * args.sizes.kv_heads;
+  work.parts = !merges_victims(args.policy)
+                   ? 1
+                   : max(1u, min(16u, 2 * multiprocessors / blocks));
+  work.expected_heads = args.policy.score == SKV_SCORE_EXPECTED
+                            ? args.sizes.heads / args.sizes.kv_heads
+                            : 0;
+  work.spread_words =
+      merges_cheapest(args.policy)
+          ? spread_parts(work.most) * spread_floats(args.sizes.head_dim)
+          : 0;
+  work.head_bytes = work.bytes();
+  return work;
+}
+
+}  // namespace
+
+Needs compress_needs(const skv_chunk_args &args, uint32_t multiprocessors) {
+  const CompressWork work = work_of(args, multiprocessors, nullptr);
+  return {work.head_bytes * args.sizes.kv_heads};
+}
+
+cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
+  const CompressWork work =
+      work_of(args, launch.multiprocessors, launch.scratch);
+  const uint32_t heads = args.sizes.kv_heads;
+  const bool searches = merges_victims(args.policy);
+  const auto per_head = [&](auto kernel) {
+    return launch_kernel(launch, kernel, heads, kCompressThreads, 0, args,
+                         work);
+  };
+  const auto search = [&](bool heavier) {
+    return launch_item_search(args, work, heavier, launch);
+  };
+  const auto rate = [&] { return launch_ratings(args, work, launch); };
+  cudaError_t status = per_head(list_items_kernel);
+  if (status == cudaSuccess && args.policy.adaptive) {
+    status = rate();
+    if (status == cudaSuccess) {
+      status = launch_kernel(launch, allocate_heads_kernel, 1, kCompressThreads,
+                             0, args, work);
+    }
+    // What may be merged in pairs depends on the budget.
+    if (status == cudaSuccess) status = per_head(list_items_kernel);
+  }
+  if (status == cudaSuccess && merges_cheapest(args.policy)) {
+    const auto kernel = args.sizes.head_dim % 8 == 0
+                            ? spread_items_kernel<true>
+                            : spread_items_kernel<false>;
+    status = launch_kernel(launch, kernel, dim3(spread_parts(work.most), heads),
+                           kSpreadThreads, 0, args, work);
+    if (status == cudaSuccess) status = per_head(join_spread_kernel);
+  } else if (status == cudaSuccess && searches) {
+    const dim3 grid((work.most + kNormThreads / 32 - 1) / (kNormThreads / 32),
+                    heads);
+    status =
+        launch_kernel(launch, norms_kernel, grid, kNormThreads, 0, args, work);
+  }
+  const bool pairs = merges_pairs(args.policy);
+  const uint32_t rounds = merges_cheapest(args.policy) ? args.policy.rounds : 1;
+  for (uint32_t round = 0; pairs && round < rounds; round++) {
+    // What was merged away is no item any more.
+    if (status == cudaSuccess && round > 0)
+      status = per_head(list_items_kernel);
+    if (status == cudaSuccess) status = search(true);
+    if (status == cudaSuccess) status = rate();
+    if (status == cudaSuccess) status = per_head(pair_kernel);
+  }
+  const bool segments = args.policy.merge == SKV_MERGE_SEGMENTS;
+  if (segments) {
+    if (status == cudaSuccess && !args.policy.adaptive) status = rate();
+    if (status == cudaSuccess) status = launch_segments(args, work, launch);
+  }
+  // Nothing has changed since heads were allocated, unless pairs merged.
+  if (status == cudaSuccess && (!args.policy.adaptive || pairs || segments)) {
+    status = rate();
+  }
+  if (status == cudaSuccess) status = per_head(choose_kernel);
+  if (status == cudaSuccess && searches) status = search(false);
+  if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
+    status = launch_right_neighbours(args, work, launch);
+  }
+  if (status == cudaSuccess) status = per_head(settle_kernel);
+  return status;
+}

@@ -1,0 +1,41 @@
+// RMS norm, then silu(gate) * up. Gate and up rows of the weight alternate, so
+// that both products of an output are in the same place.
+//
+// Streams the weight once, 2 bytes per element, where there are few rows: see
+// lib/product.cuh. The alternative that lost: two products and a kernel that
+// joins them, which writes and reads both again.
+#include "lib/product.cuh"
+
+namespace {
+
+struct GatePairs {
+  float *outputs;
+  const float *bias;
+  uint32_t ffn;
+
+  __device__ uint32_t output(uint32_t pair, uint32_t end) const {
+    return 2 * pair + end;
+  }
+  __device__ void finish(uint32_t row, uint32_t pair, float gate,
+                         float up) const {
+    if (bias != nullptr) gate += bias[2 * pair], up += bias[2 * pair + 1];
+    outputs[static_cast<size_t>(row) * ffn + pair] =
+        gate / (1.0f + expf(-gate)) * up;
+  }
+};
+
+Product product_of(const skv_gate_up_args &args) {
+  return {args.weight, args.hidden,    args.norm, args.sizes.norm_epsilon,
+          args.step,   args.step.rows, false};
+}
+
+}  // namespace
+
+Needs gate_up_needs(const skv_gate_up_args &args, uint32_t) {
+  return {product_bytes(product_of(args))};
+}
+
+cudaError_t launch_gate_up(const skv_gate_up_args &args, const Launch &launch) {
+  const GatePairs pairs = {args.output, args.bias, args.sizes.ffn};
+  return multiply(product_of(args), pairs, Scratch(launch.scratch), launch);
+}

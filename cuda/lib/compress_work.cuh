@@ -1,0 +1,161 @@
+// What the kernels of compress hand to each other: lists of the slots and
+// staged rows of each KV head, here called items.
+#pragma once
+
+#include "../runtime/launch.cuh"
+#include "expected_attention.cuh"
+#include "scores.cuh"
+#include "slots.cuh"
+#include "step.cuh"
+#include "value_spread.cuh"
+
+// Threads of the blocks that work on a whole head.
+constexpr uint32_t kCompressThreads = 512;
+constexpr uint32_t kCompressWarps = kCompressThreads / 32;
+
+// Set in an item that is a row of the stage; the rest is its row.
+constexpr uint32_t kStaged = 0x80000000u;
+
+// Marks of items.
+constexpr uint32_t kTaken = 1;     // is an end of a pair already
+constexpr uint32_t kAccepted = 2;  // proposed a pair that is merged
+constexpr uint32_t kGone = 4;      // was merged into another
+constexpr uint32_t kVictim = 8;    // has to go
+
+enum Counter {
+  kItems = 0,
+  kQueries = 1,
+  kCandidates = 2,
+  kMembers = 3,
+  kPairs = 4,
+  // How far the values of the head scatter before anything is merged; a float.
+  kSpread = 5,
+  kCounters = 8
+};
+
+// Lists of one KV head, `most` long each.
+struct HeadWork {
+  // Index of a slot in its head, or kStaged and a row.
+  uint32_t *items;
+  uint32_t *marks;
+  // Where they are not those of the slots themselves: see lib/ratings.cuh.
+  float *scores;
+  // 1 / |key|, or 0 for a zero key.
+  float *inverse_norms;
+  // What items are sorted by, and the best key that touches an item.
+  uint64_t *keys;
+  uint64_t *best;
+  // The item that an item is to be merged into.
+  uint32_t *mates;
+  // Items whose nearest candidate is looked for, and the candidates.
+  uint32_t *queries;
+  uint32_t *candidates;
+  float *divergences;
+  // (parts, most): by query
+  float *similarities;
+  uint32_t *nearest;
+  // Where queries are expected.
+  Expectation expected;
+  // Where the cheapest pairs are merged: see lib/value_spread.cuh.
+  float *spreads;
+  // (kCounters)
+  uint32_t *counters;
+};
+
+struct CompressWork {
+  char *memory;
+  size_t head_bytes;
+  uint32_t most;
+  // Parts that candidates are searched in.
+  uint32_t parts;
+  // Query heads of a group whose queries are expected.
+  uint32_t expected_heads;
+  // Floats by which the scatter of the values of a head is found.
+  uint32_t spread_words;
+
+  // Bytes of one head's lists.
+  size_t bytes() const {
+    const size_t states = expected_heads == 0 ? 0 : expect_parts(most);
+    return aligned(static_cast<size_t>(most) * 4) *
+               (7 + 2 * parts + expected_heads) +
+           aligned(static_cast<size_t>(most) * 8) * 2 +
+           aligned(states * kMaxGroup * sizeof(float2)) +
+           aligned(static_cast<size_t>(spread_words) * 4) +
+           aligned(kCounters * 4);
+  }
+
+  __host__ __device__ static size_t aligned(size_t bytes) {
+    return (bytes + 255) / 256 * 256;
+  }
+
+  __device__ HeadWork head(uint32_t kv_head) const {
+    char *at = memory + kv_head * head_bytes;
+    const auto take = [&](size_t bytes) {
+      char *const taken = at;
+      at += aligned(bytes);
+      return taken;
+    };
+    const size_t words = static_cast<size_t>(most) * 4;
+    HeadWork work;
+    work.items = reinterpret_cast<uint32_t *>(take(words));
+    work.marks = reinterpret_cast<uint32_t *>(take(words));
+    work.scores = reinterpret_cast<float *>(take(words));
+    work.inverse_norms = reinterpret_cast<float *>(take(words));
+    work.mates = reinterpret_cast<uint32_t *>(take(words));
+    work.queries = reinterpret_cast<uint32_t *>(take(words));
+    work.candidates = reinterpret_cast<uint32_t *>(take(words));
+    work.keys = reinterpret_cast<uint64_t *>(take(2 * words));
+    work.best = reinterpret_cast<uint64_t *>(take(2 * words));
+    work.counters = reinterpret_cast<uint32_t *>(take(kCounters * 4));
+    // A head's divergences share the memory of `best`, which is free by then.
+    work.divergences = reinterpret_cast<float *>(work.best);
+    work.similarities = reinterpret_cast<float *>(take(parts * aligned(words)));
+    work.nearest = reinterpret_cast<uint32_t *>(take(parts * aligned(words)));
+    work.expected.pitch = part_pitch();
+    work.expected.logits =
+        reinterpret_cast<float *>(take(expected_heads * aligned(words)));
+    work.spreads =
+        reinterpret_cast<float *>(take(static_cast<size_t>(spread_words) * 4));
+    work.expected.states = reinterpret_cast<float2 *>(at);
+    return work;
+  }
+
+  // Words from one part of `similarities` and `nearest` to the next.
+  __device__ uint32_t part_pitch() const {
+    return static_cast<uint32_t>(aligned(static_cast<size_t>(most) * 4) / 4);
+  }
+};
+
+// One KV head of the chunk's sequence.
+struct ChunkHead {
+  uint32_t kv_head;
+  uint32_t rows;
+  // Position of the newest token.
+  uint32_t newest;
+  uint32_t *words;
+};
+
+__device__ inline ChunkHead chunk_head(const skv_chunk_args &args,
+                                       uint32_t kv_head) {
+  const uint32_t rows = row_end(args.step);
+  const uint32_t sequence = args.step.chunk[kChunkSequence];
+  return {kv_head, rows, args.step.chunk[kChunkPosition] + rows - 1,
+          head_words(args.cache, args.sizes, sequence, kv_head)};
+}
+
+__device__ inline Slot item_slot(const skv_chunk_args &args,
+                                 const ChunkHead &head, uint32_t item) {
+  const skv_cache &cache = args.cache;
+  const bool staged = (item & kStaged) != 0;
+  const uint32_t index =
+      staged ? head.kv_head * cache.stage_rows + (item & ~kStaged)
+             : head.words[kHeadOffset] + item;
+  return slot_at(staged ? cache.stage : cache.slots, index,
+                 args.sizes.head_dim);
+}
+
+__device__ inline bool item_is_evictable(const skv_chunk_args &args,
+                                         const ChunkHead &head, uint32_t item) {
+  return is_evictable(item_slot(args, head, item).word(kSlotPosition),
+                      args.policy, head.words[kHeadRecent], head.newest);
+}

@@ -1,0 +1,192 @@
+// The policy's work on a head after a decode step: scores, and the slot that
+// goes first. One block per head.
+#pragma once
+
+#include "evict_job.cuh"
+#include "key_distance.cuh"
+#include "neighbour.cuh"
+#include "next_values.cuh"
+#include "select_smallest.cuh"
+
+constexpr uint32_t kEvictWarps = 16;
+constexpr uint32_t kEvictThreads = 32 * kEvictWarps;
+
+struct EvictShared {
+  // The victim's key, zeros beyond its end.
+  __align__(16) skv_half key[kMaxHeadDim];
+  float log_sums[kMaxGroup];
+  // The same at the scale of scores.
+  float score_sums[kMaxGroup];
+  uint64_t lowest_keys[kEvictWarps];
+  uint32_t lowest[kEvictWarps];
+  Neighbour neighbours[kEvictWarps];
+  SelectScratch select;
+  // What one policy has no two of.
+  union {
+    KeyScratch keys;
+    ListScratch list;
+    Followers followers;
+  };
+};
+
+// Sums up the row's softmax at the scale of scores. The sum of the attention is
+// at least its largest term, so nothing overflows. Called by the whole block.
+__device__ inline void sum_gained(const skv_merge_attend_args &args,
+                                  const EvictJob &job, float gain,
+                                  EvictShared &shared) {
+  const uint32_t lanes = args.cache.lanes;
+  for (uint32_t g = 0; g < job.group; g++) {
+    const float *logits =
+        job.logits + static_cast<size_t>(g) * args.cache.max_capacity;
+    const float log_sum = shared.log_sums[g];
+    float sum = 0.0f;
+    for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+      const Slot slot = job.slot(args, i);
+      if (slot.word(kSlotTokens) == 0) continue;
+      sum += expf(gain * (logits[i] + vote_bias(slot, g, lanes) - log_sum));
+    }
+    sum = block_sum(sum, shared.select);
+    if (threadIdx.x == 0) shared.score_sums[g] = gain * log_sum + logf(sum);
+  }
+  __syncthreads();
+}
+
+// Adds this step to the scores of all slots. Called by the whole block.
+__device__ inline void observe_slots(const skv_merge_attend_args &args,
+                                     const EvictJob &job, EvictShared &shared) {
+  const skv_policy &policy = args.policy;
+  const uint32_t lanes = args.cache.lanes;
+  const uint32_t capacity = args.cache.max_capacity;
+  const float gain = score_gain(policy, job.position, job.words[kHeadBudget]);
+  const bool gains = policy.observe && policy.score == SKV_SCORE_STEP_GAIN;
+  if (gains) sum_gained(args, job, gain, shared);
+  const float *log_sums = gains ? shared.score_sums : shared.log_sums;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot = job.slot(args, i);
+    if (slot.word(kSlotTokens) == 0) continue;
+    if (policy.observe) {
+      Scores scores = load_scores(slot);
+      observe_row(
+          scores, policy, job.group, job.position,
+          [&](uint32_t g) {
+            return gain * job.logits[static_cast<size_t>(g) * capacity + i];
+          },
+          [&](uint32_t g) { return log_sums[g]; },
+          [&](uint32_t g) { return gain * vote_bias(slot, g, lanes); });
+      store_scores(slot, scores);
+    }
+    if (job.own_ratings != nullptr && !takes_all_keys(policy)) {
+      job.own_ratings[i] = own_score(slot, policy, lanes);
+    }
+  }
+}
+
+// What the policy's score says of slot `i`: where heads share their scores,
+// their slots are the same tokens in the same order.
+__device__ inline float slot_score(const skv_merge_attend_args &args,
+                                   const EvictJob &job, const Slot &slot,
+                                   uint32_t i) {
+  if (job.ratings == nullptr) {
+    return own_score(slot, args.policy, args.cache.lanes);
+  }
+  float sum = no_scores(args.policy);
+  for (uint32_t h = 0; h < job.rating_heads; h++) {
+    const size_t at = static_cast<size_t>(h) * args.cache.max_capacity + i;
+    sum = add_score(sum, job.ratings[at], args.policy);
+  }
+  return mean_score(sum, job.rating_heads, args.policy);
+}
+
+// Rates the slots where that takes all keys. Called by the whole block.
+__device__ inline void rate_slots(const skv_merge_attend_args &args,
+                                  const EvictJob &job, EvictShared &shared) {
+  static_assert(kEvictWarps == kKeyWarps, "as many warps as rate keys");
+  const auto slot_of = [&](uint32_t i) { return job.slot(args, i); };
+  if (args.policy.score == SKV_SCORE_KEY_DISTANCE) {
+    rate_by_key(job.high, args.sizes.head_dim, job.own_ratings, shared.keys,
+                slot_of);
+  } else if (args.policy.score == SKV_SCORE_EXPECTED) {
+    rate_by_expectation(
+        job.group, job.high, job.expected, shared.score_sums, job.own_ratings,
+        [&](uint32_t i) { return slot_of(i).word(kSlotTokens) != 0; });
+  }
+}
+
+// The slot with the lowest key over the block, or none; each thread brings its
+// own.
+__device__ inline uint32_t lowest_of_block(uint64_t key, uint32_t slot,
+                                           EvictShared &shared) {
+  const uint64_t lowest = warp_min(key);
+  const uint32_t owner =
+      __reduce_min_sync(kAllLanes, key == lowest ? slot : ~0u);
+  __syncthreads();
+  if (lane_id() == 0) {
+    shared.lowest_keys[warp_id()] = lowest;
+    shared.lowest[warp_id()] = owner;
+  }
+  __syncthreads();
+  uint64_t best = kNoKey;
+  uint32_t found = ~0u;
+  for (uint32_t w = 0; w < kEvictWarps; w++) {
+    if (shared.lowest_keys[w] >= best) continue;
+    best = shared.lowest_keys[w];
+    found = shared.lowest[w];
+  }
+  return found;
+}
+
+// The nearest over the block; each thread brings its own.
+__device__ inline Neighbour nearest_of_block(Neighbour best,
+                                             EvictShared &shared) {
+  best = nearest_of_lanes<16>(best);
+  if (lane_id() == 0) shared.neighbours[warp_id()] = best;
+  __syncthreads();
+  best = kNoNeighbour;
+  for (uint32_t w = 0; w < kEvictWarps; w++) {
+    if (shared.neighbours[w].beats(best)) best = shared.neighbours[w];
+  }
+  return best;
+}
+
+// Sets the keys of slots that may go by their scores; returns how many there
+// are. Called by the whole block, which sees all keys after the next barrier.
+__device__ inline uint32_t key_scores_of(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         EvictShared &shared) {
+  uint32_t mine = 0, evictable;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot = job.slot(args, i);
+    const bool goes = job.may_go(args, slot);
+    job.keys[i] =
+        goes ? score_key(slot_score(args, job, slot, i), slot) : kNoKey;
+    mine += goes ? 1 : 0;
+  }
+  block_prefix(mine, evictable, shared.select.block);
+  return evictable;
+}
+
+// The slot that goes first, or none. Called by the whole block.
+__device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         EvictShared &shared) {
+  const skv_policy &policy = args.policy;
+  // Slots above this key stay by their scores alone.
+  uint64_t limit = kNoKey;
+  if (policy.count_values) {
+    const uint32_t evictable = key_scores_of(args, job, shared);
+    if (evictable == 0) return ~0u;
+    limit = kth_smallest(job.keys, job.high,
+                         evictable - first_stage(policy, evictable - 1),
+                         shared.select);
+  }
+  uint64_t best = kNoKey;
+  uint32_t victim = ~0u;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot = job.slot(args, i);
+    if (!job.may_go(args, slot)) continue;
+    if (policy.count_values && job.keys[i] > limit) continue;
+    const uint64_t key = rank_key(slot_score(args, job, slot, i), slot, policy);
+    if (key < best) best = key, victim = i;
+  }
+  return lowest_of_block(best, victim, shared);
+}

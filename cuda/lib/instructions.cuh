@@ -1,0 +1,116 @@
+// Instructions that CUDA C++ has no words for, and shared memory whose size a
+// launch decides. Everything that only a GPU's compiler understands is in this
+// file: tests/cuda_emulation has another one in its place.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#include "../steadykv.h"
+
+// The memory that a launch asks for beside that of the kernel's own variables.
+__device__ inline uint4 *dynamic_shared_memory() {
+  extern __shared__ uint4 memory[];
+  return memory;
+}
+
+// Sixteen bytes that no kernel writes while this one runs and that are read
+// once: past the L1 cache.
+__device__ inline uint4 load_weights(const skv_half *address) {
+  uint4 v;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(address));
+  return v;
+}
+
+// Asks for what is at an address, which may be anything.
+__device__ inline void prefetch(const skv_half *address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
+// c += a · b for tiles of 16 x 16 and 16 x 8 halves. Lane 4 g + t holds
+//   a: (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8) and the next columns
+//   b: (2t, g), (2t + 8, g) and the next rows
+//   c: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+__device__ inline void mma(float (&c)[4], const uint4 &a, uint32_t b0,
+                           uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
+// c += a · b for tiles of 16 x 8 and 8 x 8 tf32 numbers. Lane 4 g + t holds
+//   a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)
+//   b: (t, g), (t + 4, g)
+//   c: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+__device__ inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0,
+                                float b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])),
+        "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+        "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
+__device__ inline uint32_t shared_address(const void *pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Four 8 x 8 tiles of halves; lane i gives the address of row i % 8 of tile
+// i / 8.
+__device__ inline uint4 load_matrices(const skv_half *row) {
+  uint4 v;
+  asm volatile(
+      "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "r"(shared_address(row))
+      : "memory");
+  return v;
+}
+
+// The same, each tile transposed.
+__device__ inline uint4 load_transposed(const skv_half *row) {
+  uint4 v;
+  asm volatile(
+      "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "r"(shared_address(row))
+      : "memory");
+  return v;
+}
+
+// Starts to copy 16 bytes to shared memory, or zeros.
+__device__ inline void copy_async(skv_half *to, const skv_half *from,
+                                  bool wanted) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :
+               : "r"(shared_address(to)), "l"(from), "r"(wanted ? 16 : 0)
+               : "memory");
+}
+
+__device__ inline void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits until at most LEFT groups of copies are under way.
+template <int LEFT>
+__device__ inline void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+// Lets the next kernel start as soon as there is room for it.
+__device__ inline void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Returns when the kernels before this one have ended.
+__device__ inline void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}

@@ -1,0 +1,36 @@
+// The slot with the most similar key: how candidates are compared.
+#pragma once
+
+#include "reduce.cuh"
+
+// An item and the cosine of its key with the one that is looked for.
+struct Neighbour {
+  float similarity;
+  uint32_t position;
+  uint32_t item;
+
+  __device__ bool exists() const { return item != ~0u; }
+
+  // Ties go to the lower position, whatever order candidates come in.
+  __device__ bool beats(const Neighbour &other) const {
+    if (!exists() || !other.exists()) return exists();
+    return similarity > other.similarity ||
+           (similarity == other.similarity && position < other.position);
+  }
+};
+
+constexpr Neighbour kNoNeighbour = {0.0f, 0, ~0u};
+
+// The best of 2 LANES lanes that differ in the bits of 2 LANES - 1.
+template <int LANES>
+__device__ inline Neighbour nearest_of_lanes(Neighbour best) {
+#pragma unroll
+  for (int offset = LANES; offset > 0; offset /= 2) {
+    const Neighbour other = {
+        __shfl_xor_sync(kAllLanes, best.similarity, offset),
+        __shfl_xor_sync(kAllLanes, best.position, offset),
+        __shfl_xor_sync(kAllLanes, best.item, offset)};
+    if (other.beats(best)) best = other;
+  }
+  return best;
+}

@@ -1,0 +1,75 @@
+// Tiles of keys or values in shared memory, one slot per line, as operands of
+// tensor core products. Lines are padded by 16 bytes, so that the eight lines
+// of an 8 x 8 matrix are in different banks.
+#pragma once
+
+#include "mma.cuh"
+
+template <int DIM>
+constexpr int kLinePitch = DIM + 8;
+
+// Width that kernels for heads of `head_dim` are made for.
+inline uint32_t padded_width(uint32_t head_dim) {
+  uint32_t width = 32;
+  while (width < head_dim) width *= 2;
+  return width;
+}
+
+template <int DIM, bool ALIGNED, class Line>
+__device__ inline void fill_lines(skv_half *tile, uint32_t lines,
+                                  uint32_t head_dim, Line line) {
+  constexpr uint32_t kChunks = DIM / 8;
+#pragma unroll 4
+  for (uint32_t i = threadIdx.x; i < lines * kChunks; i += blockDim.x) {
+    const uint32_t at = i / kChunks, first = i % kChunks * 8;
+    const skv_half *from = line(at);
+    uint32_t halves[4] = {};
+    if (from != nullptr) {
+      load_halves<8, ALIGNED>(halves, from, first, head_dim);
+    }
+    *reinterpret_cast<uint4 *>(tile + at * kLinePitch<DIM> + first) = {
+        halves[0], halves[1], halves[2], halves[3]};
+  }
+}
+
+// Fills `lines` lines of a tile; `line(i)` is where line i is in memory, or
+// null for zeros. Called by the whole block, which synchronizes afterwards.
+template <int DIM, class Line>
+__device__ inline void load_lines(skv_half *tile, uint32_t lines,
+                                  uint32_t head_dim, Line line) {
+  if (head_dim % 8 == 0) {
+    fill_lines<DIM, true>(tile, lines, head_dim, line);
+  } else {
+    fill_lines<DIM, false>(tile, lines, head_dim, line);
+  }
+}
+
+// Right operands for the product with lines `line .. line + 16` of a tile, dims
+// `column .. column + 16`: two for each eight lines.
+template <int DIM>
+__device__ inline uint4 key_operands(const skv_half *tile, uint32_t line,
+                                     uint32_t column) {
+  const uint32_t lane = lane_id();
+  return load_matrices(tile +
+                       (line + lane % 8 + lane / 16 * 8) * kLinePitch<DIM> +
+                       column + lane / 8 % 2 * 8);
+}
+
+// Right operands for weights of lines `line .. line + 16` times dims
+// `column .. column + 16`: two for each eight dims.
+template <int DIM>
+__device__ inline uint4 value_operands(const skv_half *tile, uint32_t line,
+                                       uint32_t column) {
+  const uint32_t lane = lane_id();
+  return load_transposed(tile + (line + lane % 16) * kLinePitch<DIM> + column +
+                         lane / 16 * 8);
+}
+
+// Left operands of lines `line .. line + 16`, dims `column .. column + 16`.
+template <int DIM>
+__device__ inline uint4 line_operands(const skv_half *tile, uint32_t line,
+                                      uint32_t column) {
+  const uint32_t lane = lane_id();
+  return load_matrices(tile + (line + lane % 16) * kLinePitch<DIM> + column +
+                       lane / 16 * 8);
+}

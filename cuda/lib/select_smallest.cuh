@@ -1,0 +1,159 @@
+// Things that one block does with a list in global memory: choosing the
+// smallest keys, listing what has a property, adding up.
+#pragma once
+
+#include "reduce.cuh"
+
+struct SelectScratch {
+  BlockScratch block;
+  uint32_t histogram[256];
+  uint32_t digit;
+  uint32_t before;
+  float sums[32];
+};
+
+// The `count`th smallest of the keys `key(0)` to `key(length - 1)`, `kNoKey`
+// left out; there must be as many. Called by the whole block.
+//
+// One pass per byte from the top narrows the keys down to those that share a
+// prefix. The alternative that lost: sorting, which does more than is asked.
+template <class Key>
+__device__ inline uint64_t kth_smallest(uint32_t length, uint32_t count,
+                                        SelectScratch &scratch, Key key_of) {
+  uint64_t prefix = 0, mask = 0;
+  for (int shift = 56; shift >= 0; shift -= 8) {
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < 256; i += blockDim.x) {
+      scratch.histogram[i] = 0;
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < length; i += blockDim.x) {
+      const uint64_t key = key_of(i);
+      if (key == kNoKey || (key & mask) != prefix) continue;
+      atomicAdd(scratch.histogram + (key >> shift & 255), 1);
+    }
+    __syncthreads();
+    if (warp_id() == 0) {
+      // Eight buckets per lane.
+      uint32_t mine = 0;
+      for (uint32_t i = 0; i < 8; i++) {
+        mine += scratch.histogram[8 * lane_id() + i];
+      }
+      uint32_t running = mine;
+#pragma unroll
+      for (int offset = 1; offset < 32; offset *= 2) {
+        const uint32_t other = __shfl_up_sync(kAllLanes, running, offset);
+        if (lane_id() >= static_cast<uint32_t>(offset)) running += other;
+      }
+      uint32_t before = running - mine;
+      if (before < count && count <= running) {
+        uint32_t digit = 8 * lane_id();
+        while (before + scratch.histogram[digit] < count) {
+          before += scratch.histogram[digit++];
+        }
+        scratch.digit = digit;
+        scratch.before = before;
+      }
+    }
+    __syncthreads();
+    prefix |= static_cast<uint64_t>(scratch.digit) << shift;
+    mask |= 255ull << shift;
+    count -= scratch.before;
+  }
+  return prefix;
+}
+
+// The same of keys in memory.
+__device__ inline uint64_t kth_smallest(const uint64_t *keys, uint32_t length,
+                                        uint32_t count,
+                                        SelectScratch &scratch) {
+  return kth_smallest(length, count, scratch,
+                      [&](uint32_t i) { return keys[i]; });
+}
+
+// Writes the numbers below `length` that `wanted` accepts to `list`, in order;
+// returns how many there are. Called by the whole block.
+template <class Wanted>
+__device__ inline uint32_t list_if(uint32_t length, uint32_t *list,
+                                   SelectScratch &scratch, Wanted wanted) {
+  uint32_t listed = 0;
+  for (uint32_t first = 0; first < length; first += blockDim.x) {
+    const uint32_t i = first + threadIdx.x;
+    const bool is_wanted = i < length && wanted(i);
+    uint32_t total;
+    const uint32_t before =
+        block_prefix(is_wanted ? 1 : 0, total, scratch.block);
+    if (is_wanted) list[listed + before] = i;
+    listed += total;
+  }
+  __syncthreads();
+  return listed;
+}
+
+// Shared memory of list_two, for up to 32 warps.
+struct ListScratch {
+  uint32_t counts[32][2];
+};
+
+// Writes the numbers below `length` of the first kind to `list`, in order, and
+// those of the second kind after them; `kind(i)` is 0 or 1, or anything else
+// for numbers that are left out. Returns how many there are of each. Called by
+// the whole block.
+//
+// A warp has a run of numbers, counts them first and then knows their places.
+template <class Kind>
+__device__ inline uint2 list_two(uint32_t length, uint32_t *list,
+                                 ListScratch &scratch, Kind kind) {
+  const uint32_t warps = blockDim.x / 32;
+  const uint32_t run = (length + 32 * warps - 1) / (32 * warps) * 32;
+  const uint32_t begin = warp_id() * run, end = min(length, begin + run);
+  // Calls `use` with a number and the lanes that have one of each kind.
+  const auto each = [&](auto use) {
+    for (uint32_t first = begin; first < end; first += 32) {
+      const uint32_t i = first + lane_id();
+      const uint32_t own = i < end ? kind(i) : 2;
+      const uint32_t zeros = __ballot_sync(kAllLanes, own == 0);
+      const uint32_t ones = __ballot_sync(kAllLanes, own == 1);
+      use(i, own, zeros, ones);
+    }
+  };
+  uint32_t counts[2] = {};
+  each([&](uint32_t, uint32_t, uint32_t zeros, uint32_t ones) {
+    counts[0] += __popc(zeros);
+    counts[1] += __popc(ones);
+  });
+  __syncthreads();
+  if (lane_id() < 2) {
+    scratch.counts[warp_id()][lane_id()] = counts[lane_id() == 0 ? 0 : 1];
+  }
+  __syncthreads();
+  uint32_t before[2] = {}, total[2] = {};
+  for (uint32_t w = 0; w < warps; w++) {
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      if (w < warp_id()) before[k] += scratch.counts[w][k];
+      total[k] += scratch.counts[w][k];
+    }
+  }
+  before[1] += total[0];
+  const uint32_t lower = (1u << lane_id()) - 1;
+  each([&](uint32_t i, uint32_t own, uint32_t zeros, uint32_t ones) {
+    if (own == 0) list[before[0] + __popc(zeros & lower)] = i;
+    if (own == 1) list[before[1] + __popc(ones & lower)] = i;
+    before[0] += __popc(zeros);
+    before[1] += __popc(ones);
+  });
+  __syncthreads();
+  return {total[0], total[1]};
+}
+
+// Sum of `x` over the threads of the block, always in the same order.
+__device__ inline float block_sum(float x, SelectScratch &scratch) {
+  x = warp_sum(x);
+  __syncthreads();
+  if (lane_id() == 0) scratch.sums[warp_id()] = x;
+  __syncthreads();
+  float sum = 0.0f;
+  for (uint32_t w = 0; w < blockDim.x / 32; w++) sum += scratch.sums[w];
+  return sum;
+}

@@ -1,0 +1,51 @@
+// Softmax over a stream of logits: running maximum and sum; the weighted value
+// is kept by the kernel in whatever layout suits it and scaled alongside. Two
+// states over disjoint parts merge into the state over both.
+#pragma once
+
+// A state may use any reference instead of the true maximum: what counts is
+// max + ln(sum). Attention uses one that is lower by kHeadroom, so that weights
+// reach 2^14 and those of 2^-24 of the largest still are normal halves.
+constexpr float kHeadroom = 9.704060528f;
+
+struct SoftmaxState {
+  float max;
+  float sum;
+};
+
+__device__ inline SoftmaxState init_softmax() { return {-INFINITY, 0.0f}; }
+
+// What a sum with reference `from` has to be scaled by to have `to`.
+__device__ inline float softmax_scale(float from, float to) {
+  return from == -INFINITY ? 0.0f : __expf(from - to);
+}
+
+// What is not a number makes the sum that, too.
+__device__ inline void add_softmax(SoftmaxState &state, float logit) {
+  if (logit == -INFINITY) return;
+  const float max = fmaxf(state.max, logit);
+  state.sum = state.sum * softmax_scale(state.max, max) + __expf(logit - max);
+  state.max = max;
+}
+
+__device__ inline SoftmaxState merge_softmax(SoftmaxState a, SoftmaxState b) {
+  const float max = fmaxf(a.max, b.max);
+  return {max, a.sum * softmax_scale(a.max, max) +
+                   b.sum * softmax_scale(b.max, max)};
+}
+
+// ln of the softmax sum.
+__device__ inline float log_sum(SoftmaxState state) {
+  return state.max + logf(state.sum);
+}
+
+// The state over all lanes of a warp, in every lane.
+__device__ inline SoftmaxState warp_softmax(SoftmaxState state) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    const SoftmaxState other = {__shfl_xor_sync(~0u, state.max, offset),
+                                __shfl_xor_sync(~0u, state.sum, offset)};
+    state = merge_softmax(state, other);
+  }
+  return state;
+}

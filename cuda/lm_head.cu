@@ -1,0 +1,42 @@
+// Final RMS norm and the logits of every id.
+//
+// Streams the output embedding once, 2 bytes per element, where there are few
+// rows: see lib/product.cuh. A prompt needs the logits after its last row
+// alone, which is one row. The alternative that lost: all rows of a chunk for
+// it.
+#include "lib/product.cuh"
+
+namespace {
+
+struct LogitPairs {
+  float *logits;
+  uint32_t vocabulary;
+
+  __device__ uint32_t output(uint32_t pair, uint32_t end) const {
+    return 2 * pair + end;
+  }
+  __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
+    float *to = logits + static_cast<size_t>(row) * vocabulary + 2 * pair;
+    to[0] = a;
+    if (2 * pair + 1 < vocabulary) to[1] = b;
+  }
+};
+
+Product product_of(const skv_lm_head_args &args) {
+  const bool last_row = args.last_row != 0;
+  return {args.weight, args.hidden,
+          args.norm,   args.sizes.norm_epsilon,
+          args.step,   last_row ? 1 : args.step.rows,
+          last_row,    true};
+}
+
+}  // namespace
+
+Needs lm_head_needs(const skv_lm_head_args &args, uint32_t) {
+  return {product_bytes(product_of(args))};
+}
+
+cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
+  const LogitPairs pairs = {args.logits, args.weight.rows};
+  return multiply(product_of(args), pairs, Scratch(launch.scratch), launch);
+}

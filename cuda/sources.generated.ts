@@ -1,0 +1,10055 @@
+// Generated from cuda by `deno task embed-sources`: edit there
+
+/** Files of `cuda` by their path below it. */
+export const cudaSources: Readonly<Record<string, string>> = {
+  "compress.cu": `// Takes the live slots and the staged rows of a chunk down to each head's
+// budget, and moves the staged rows that are left into free slots.
+//
+// With merge_first, similar pairs are merged before anything is evicted: every
+// evictable item proposes to the most similar one, and proposals are taken in
+// order of similarity while both ends are free. Where the cheapest pairs are
+// merged, the same happens for some rounds. Then the items with the lowest
+// scores go: each is merged into the most similar or the cheapest one that is
+// kept, all that chose the same one together, or is dropped.
+//
+// Where values go to the right neighbour, a run of slots that go is merged into
+// the kept slot after it; or they are added to those of the slots after them,
+// one by one. Where neighbours are merged, that comes first, and what it leaves
+// over the budget is dropped. Adaptive heads first get their budgets.
+//
+// Searching reads every key once per 64 of the others, and every value where
+// pairs are priced; the rest is one block per head that reads side fields and
+// writes what it changes. In order: list_items, [allocate_heads, list_items],
+// norms or spread, [search, pair] once per round with list_items between them,
+// or the kernels of lib/merge_segments.cuh, choose, search or right_neighbours,
+// settle; policies that only drop skip the searches. Where scores are not the
+// slots' own they are rated before each step that compares them: see
+// lib/ratings.cuh.
+#include "lib/allocate_heads.cuh"
+#include "lib/choose_victims.cuh"
+#include "lib/merge_runs.cuh"
+#include "lib/merge_segments.cuh"
+#include "lib/merge_victims.cuh"
+#include "lib/pass_values.cuh"
+
+namespace {
+
+__host__ __device__ inline bool merges_pairs(const skv_policy &policy) {
+  return (policy.merge == SKV_MERGE_VOTES && policy.merge_first != 0) ||
+         (merges_cheapest(policy) && policy.rounds > 0);
+}
+
+// Lists live slots and staged rows that hold tokens, and what may be merged in
+// pairs.
+__global__ void __launch_bounds__(kCompressThreads)
+    list_items_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t slots =
+      list_if(head.words[kHeadHigh], work.items, scratch, [&](uint32_t i) {
+        return item_slot(args, head, i).word(kSlotTokens) != 0;
+      });
+  const uint32_t rows =
+      list_if(head.rows, work.items + slots, scratch, [&](uint32_t r) {
+        return item_slot(args, head, kStaged | r).word(kSlotTokens) != 0;
+      });
+  const uint32_t items = slots + rows;
+  for (uint32_t i = slots + threadIdx.x; i < items; i += kCompressThreads) {
+    work.items[i] |= kStaged;
+  }
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads)
+    work.marks[i] = 0;
+  __syncthreads();
+  uint32_t queries = 0;
+  if (merges_pairs(args.policy) && items > head.words[kHeadBudget]) {
+    queries = list_if(items, work.queries, scratch, [&](uint32_t i) {
+      return item_is_evictable(args, head, work.items[i]);
+    });
+    for (uint32_t i = threadIdx.x; i < queries; i += kCompressThreads) {
+      work.candidates[i] = work.queries[i];
+    }
+  }
+  if (threadIdx.x == 0) {
+    work.counters[kItems] = items;
+    work.counters[kQueries] = queries;
+    work.counters[kCandidates] = queries;
+    work.counters[kMembers] = 0;
+    work.counters[kPairs] = 0;
+  }
+}
+
+constexpr uint32_t kNormThreads = 256;
+
+// One warp per item.
+__global__ void __launch_bounds__(kNormThreads)
+    norms_kernel(skv_chunk_args args, CompressWork all_work) {
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t i = blockIdx.x * (kNormThreads / 32) + warp_id();
+  if (i < work.counters[kItems]) set_norm(args, head, work, i);
+}
+
+// How far the values of a head scatter, before anything is merged: in parts.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kSpreadThreads)
+    spread_items_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SpreadShared shared;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t items = work.counters[kItems];
+  if (blockIdx.x * kSpreadSlots >= items) return;
+  spread_part<ALIGNED>(
+      items, args.sizes.head_dim, work.spreads, shared,
+      [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
+}
+
+__global__ void __launch_bounds__(kCompressThreads)
+    join_spread_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const HeadWork work = all_work.head(blockIdx.x);
+  const float spread = join_spread(work.counters[kItems], args.sizes.head_dim,
+                                   work.spreads, scratch);
+  if (threadIdx.x == 0) work.counters[kSpread] = __float_as_uint(spread);
+}
+
+// Copies key, value and all fields of a slot; called by a whole warp.
+__device__ inline void copy_slot(const Slot &from, const Slot &to,
+                                 uint32_t head_dim, uint32_t lanes) {
+  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
+    to.key[d] = from.key[d];
+    to.value[d] = from.value[d];
+  }
+  if (lane_id() < kSlotBias + lanes) {
+    to.set(lane_id(), from.get(lane_id()));
+  }
+}
+
+// Merges or drops victims, and moves the staged rows that are left.
+__global__ void __launch_bounds__(kCompressThreads)
+    settle_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  __shared__ Followers followers;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t victims = work.counters[kQueries];
+  const uint32_t lanes = args.cache.lanes;
+  if (victims > 0) {
+    if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
+      merge_runs(args, head, work, victims);
+    } else if (args.policy.merge == SKV_MERGE_NEXT_VALUES) {
+      pass_values(args, head, work, victims, followers, scratch);
+    } else {
+      merge_victims(args, head, all_work, work, victims, scratch);
+    }
+    __syncthreads();
+    for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+      free_slot(item_slot(args, head, work.items[work.queries[v]]), lanes);
+    }
+    __syncthreads();
+  }
+  const uint32_t kept = list_if(items, work.queries, scratch, [&](uint32_t i) {
+    return (work.items[i] & kStaged) != 0 &&
+           (work.marks[i] & (kGone | kVictim)) == 0;
+  });
+  const uint32_t capacity = head.words[kHeadCapacity];
+  const uint32_t free =
+      list_if(capacity, work.candidates, scratch, [&](uint32_t i) {
+        return item_slot(args, head, i).word(kSlotTokens) == 0;
+      });
+  const uint32_t moved = min(kept, free);
+  for (uint32_t i = warp_id(); i < moved; i += kCompressWarps) {
+    copy_slot(item_slot(args, head, work.items[work.queries[i]]),
+              item_slot(args, head, work.candidates[i]), args.sizes.head_dim,
+              lanes);
+  }
+  uint32_t high = head.words[kHeadHigh];
+  if (moved > 0) high = max(high, work.candidates[moved - 1] + 1);
+  // No slot knows what has become of its partner.
+  for (uint32_t i = threadIdx.x; args.policy.partners && i < high;
+       i += kCompressThreads) {
+    item_slot(args, head, i).set_word(kSlotBias + lanes, 0);
+  }
+  // Everybody has read the words that one changes.
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    uint32_t *words = head.words;
+    words[kHeadHigh] = high;
+    words[kHeadLive] = capacity - free + moved;
+    words[kHeadNext] = moved < free ? work.candidates[moved] : capacity;
+  }
+}
+
+CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
+                     char *memory) {
+  CompressWork work;
+  work.memory = memory;
+  work.most = args.cache.max_capacity + args.cache.stage_rows;
+  const uint32_t blocks =
+      (args.cache.stage_rows + 63) / 64 * args.sizes.kv_heads;
+  work.parts = !merges_victims(args.policy)
+                   ? 1
+                   : max(1u, min(16u, 2 * multiprocessors / blocks));
+  work.expected_heads = args.policy.score == SKV_SCORE_EXPECTED
+                            ? args.sizes.heads / args.sizes.kv_heads
+                            : 0;
+  work.spread_words =
+      merges_cheapest(args.policy)
+          ? spread_parts(work.most) * spread_floats(args.sizes.head_dim)
+          : 0;
+  work.head_bytes = work.bytes();
+  return work;
+}
+
+}  // namespace
+
+Needs compress_needs(const skv_chunk_args &args, uint32_t multiprocessors) {
+  const CompressWork work = work_of(args, multiprocessors, nullptr);
+  return {work.head_bytes * args.sizes.kv_heads};
+}
+
+cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
+  const CompressWork work =
+      work_of(args, launch.multiprocessors, launch.scratch);
+  const uint32_t heads = args.sizes.kv_heads;
+  const bool searches = merges_victims(args.policy);
+  const auto per_head = [&](auto kernel) {
+    return launch_kernel(launch, kernel, heads, kCompressThreads, 0, args,
+                         work);
+  };
+  const auto search = [&](bool heavier) {
+    return launch_item_search(args, work, heavier, launch);
+  };
+  const auto rate = [&] { return launch_ratings(args, work, launch); };
+  cudaError_t status = per_head(list_items_kernel);
+  if (status == cudaSuccess && args.policy.adaptive) {
+    status = rate();
+    if (status == cudaSuccess) {
+      status = launch_kernel(launch, allocate_heads_kernel, 1, kCompressThreads,
+                             0, args, work);
+    }
+    // What may be merged in pairs depends on the budget.
+    if (status == cudaSuccess) status = per_head(list_items_kernel);
+  }
+  if (status == cudaSuccess && merges_cheapest(args.policy)) {
+    const auto kernel = args.sizes.head_dim % 8 == 0
+                            ? spread_items_kernel<true>
+                            : spread_items_kernel<false>;
+    status = launch_kernel(launch, kernel, dim3(spread_parts(work.most), heads),
+                           kSpreadThreads, 0, args, work);
+    if (status == cudaSuccess) status = per_head(join_spread_kernel);
+  } else if (status == cudaSuccess && searches) {
+    const dim3 grid((work.most + kNormThreads / 32 - 1) / (kNormThreads / 32),
+                    heads);
+    status =
+        launch_kernel(launch, norms_kernel, grid, kNormThreads, 0, args, work);
+  }
+  const bool pairs = merges_pairs(args.policy);
+  const uint32_t rounds = merges_cheapest(args.policy) ? args.policy.rounds : 1;
+  for (uint32_t round = 0; pairs && round < rounds; round++) {
+    // What was merged away is no item any more.
+    if (status == cudaSuccess && round > 0)
+      status = per_head(list_items_kernel);
+    if (status == cudaSuccess) status = search(true);
+    if (status == cudaSuccess) status = rate();
+    if (status == cudaSuccess) status = per_head(pair_kernel);
+  }
+  const bool segments = args.policy.merge == SKV_MERGE_SEGMENTS;
+  if (segments) {
+    if (status == cudaSuccess && !args.policy.adaptive) status = rate();
+    if (status == cudaSuccess) status = launch_segments(args, work, launch);
+  }
+  // Nothing has changed since heads were allocated, unless pairs merged.
+  if (status == cudaSuccess && (!args.policy.adaptive || pairs || segments)) {
+    status = rate();
+  }
+  if (status == cudaSuccess) status = per_head(choose_kernel);
+  if (status == cudaSuccess && searches) status = search(false);
+  if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
+    status = launch_right_neighbours(args, work, launch);
+  }
+  if (status == cudaSuccess) status = per_head(settle_kernel);
+  return status;
+}
+`,
+  "embed.cu": `// Looks up the embedding row of each live token and sets its bit among the ids
+// that the sequence has seen.
+//
+// Reads 2 and writes 4 bytes per element of a row; one block per row. The
+// alternative that lost: doing it at the start of the first qkv_rope_append,
+// whose blocks would each repeat it.
+#include "lib/half.cuh"
+#include "lib/overlap.cuh"
+#include "lib/step.cuh"
+#include "runtime/launch.cuh"
+
+namespace {
+
+constexpr uint32_t kThreads = 256;
+
+__global__ void __launch_bounds__(kThreads) embed_kernel(skv_embed_args args) {
+  begin_kernel();
+  const Row row = row_of(args.step, blockIdx.x);
+  if (!row.forwarded) return;
+  const uint32_t id = args.step.tokens[blockIdx.x];
+  if (id >= args.embedding.rows) return;
+  const uint32_t width = args.sizes.hidden;
+  const skv_half *from =
+      args.embedding.data + static_cast<size_t>(id) * args.embedding.pitch;
+  float *to = args.hidden + static_cast<size_t>(blockIdx.x) * width;
+  for (uint32_t i = threadIdx.x; i < width; i += kThreads) {
+    to[i] = to_float(from[i]);
+  }
+  if (threadIdx.x == 0 && row.live) {
+    const uint32_t words = (args.sizes.vocabulary + 31) / 32;
+    atomicOr(args.seen + static_cast<size_t>(row.sequence) * words + id / 32,
+             1u << id % 32);
+  }
+}
+
+}  // namespace
+
+Needs embed_needs(const skv_embed_args &, uint32_t) { return {}; }
+
+cudaError_t launch_embed(const skv_embed_args &args, const Launch &launch) {
+  return launch_kernel(launch, embed_kernel, args.step.rows, kThreads, 0, args);
+}
+`,
+  "gate_up.cu": `// RMS norm, then silu(gate) * up. Gate and up rows of the weight alternate, so
+// that both products of an output are in the same place.
+//
+// Streams the weight once, 2 bytes per element, where there are few rows: see
+// lib/product.cuh. The alternative that lost: two products and a kernel that
+// joins them, which writes and reads both again.
+#include "lib/product.cuh"
+
+namespace {
+
+struct GatePairs {
+  float *outputs;
+  const float *bias;
+  uint32_t ffn;
+
+  __device__ uint32_t output(uint32_t pair, uint32_t end) const {
+    return 2 * pair + end;
+  }
+  __device__ void finish(uint32_t row, uint32_t pair, float gate,
+                         float up) const {
+    if (bias != nullptr) gate += bias[2 * pair], up += bias[2 * pair + 1];
+    outputs[static_cast<size_t>(row) * ffn + pair] =
+        gate / (1.0f + expf(-gate)) * up;
+  }
+};
+
+Product product_of(const skv_gate_up_args &args) {
+  return {args.weight, args.hidden,    args.norm, args.sizes.norm_epsilon,
+          args.step,   args.step.rows, false};
+}
+
+}  // namespace
+
+Needs gate_up_needs(const skv_gate_up_args &args, uint32_t) {
+  return {product_bytes(product_of(args))};
+}
+
+cudaError_t launch_gate_up(const skv_gate_up_args &args, const Launch &launch) {
+  const GatePairs pairs = {args.output, args.bias, args.sizes.ffn};
+  return multiply(product_of(args), pairs, Scratch(launch.scratch), launch);
+}
+`,
+  "lib/allocate_heads.cuh": `// Spreads the budget of a layer over its KV heads by the scores of the first
+// chunk of a text: see src/reference/allocate_heads.ts. One block, since it
+// runs once per text and its work is linear in the staged rows.
+#pragma once
+
+#include "ratings.cuh"
+#include "select_smallest.cuh"
+
+constexpr uint32_t kFloorParts = 1024;
+
+// What a head is to get, kept in the list of its items' mates.
+enum AllocationWord { kParts = 0, kFree = 1 };
+
+// Slots of a head beside sinks and recent tokens.
+__device__ inline uint32_t free_slots(const skv_chunk_args &args,
+                                      const ChunkHead &head) {
+  return head.words[kHeadBudget] - args.policy.sinks - head.words[kHeadRecent];
+}
+
+// Rounds the parts of all heads to \`free\` slots in all, and gives each head as
+// many and its place in the layer. By one thread.
+__device__ inline void settle_heads(const skv_chunk_args &args,
+                                    const CompressWork &work, uint32_t free) {
+  const uint32_t heads = args.sizes.kv_heads;
+  const auto parts_of = [&](uint32_t h) { return work.head(h).mates[kParts]; };
+  uint32_t up = free;
+  for (uint32_t h = 0; h < heads; h++) up -= parts_of(h) / kFloorParts;
+  uint32_t offset = chunk_head(args, 0).words[kHeadOffset];
+  for (uint32_t h = 0; h < heads; h++) {
+    const uint32_t remainder = parts_of(h) % kFloorParts;
+    uint32_t before = 0;
+    for (uint32_t other = 0; other < heads; other++) {
+      const uint32_t theirs = parts_of(other) % kFloorParts;
+      if (theirs > remainder || (theirs == remainder && other < h)) before++;
+    }
+    const uint32_t slots = parts_of(h) / kFloorParts + (before < up ? 1 : 0);
+    const uint32_t change = slots - work.head(h).mates[kFree];
+    uint32_t *words = chunk_head(args, h).words;
+    words[kHeadOffset] = offset;
+    words[kHeadBudget] += change;
+    words[kHeadCapacity] += change;
+    offset += words[kHeadCapacity];
+  }
+}
+
+static __global__ void __launch_bounds__(kCompressThreads)
+    allocate_heads_kernel(skv_chunk_args args, CompressWork work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  const uint32_t rows = row_end(args.step);
+  if (rows == 0 || chunk_head(args, 0).words[kHeadLive] > 0) return;
+  const uint32_t heads = args.sizes.kv_heads;
+  // Nothing is in the slots: items are the rows. From the highest score.
+  uint32_t mine = 0, free = 0, least = ~0u, candidates;
+  for (uint32_t h = 0; h < heads; h++) {
+    const ChunkHead head = chunk_head(args, h);
+    const HeadWork own = work.head(h);
+    const uint32_t slots = free_slots(args, head);
+    free += slots;
+    least = min(least, slots);
+    for (uint32_t i = threadIdx.x; i < rows; i += kCompressThreads) {
+      const bool goes = item_is_evictable(args, head, own.items[i]);
+      own.keys[i] =
+          goes ? order_key(-item_score(args, head, own, i), 0) : kNoKey;
+      mine += goes ? 1 : 0;
+    }
+  }
+  block_prefix(mine, candidates, scratch.block);
+  if (candidates <= free) return;
+  const uint64_t last = kth_smallest(
+      heads * rows, free, scratch,
+      [&](uint32_t i) { return work.head(i / rows).keys[i % rows]; });
+  uint32_t left = free;
+  const auto count_if = [&](uint32_t h, auto wanted) {
+    const HeadWork own = work.head(h);
+    uint32_t some = 0, all;
+    for (uint32_t i = threadIdx.x; i < rows; i += kCompressThreads) {
+      some += wanted(own.keys[i]) ? 1 : 0;
+    }
+    block_prefix(some, all, scratch.block);
+    return all;
+  };
+  const auto is_above = [&](uint64_t key) { return key < last; };
+  const auto is_tied = [&](uint64_t key) { return key == last; };
+  for (uint32_t h = 0; h < heads; h++) left -= count_if(h, is_above);
+  const uint32_t floor =
+      max(args.policy.floor_parts, (kFloorParts + least - 1) / least);
+  for (uint32_t h = 0; h < heads; h++) {
+    const uint32_t above = count_if(h, is_above);
+    const uint32_t tied = min(left, count_if(h, is_tied));
+    left -= tied;
+    if (threadIdx.x != 0) continue;
+    const uint32_t slots = free_slots(args, chunk_head(args, h));
+    uint32_t *words = work.head(h).mates;
+    words[kParts] = (kFloorParts - floor) * (above + tied) + floor * slots;
+    words[kFree] = slots;
+  }
+  // All threads have read what thread 0 changes.
+  __syncthreads();
+  if (threadIdx.x == 0) settle_heads(args, work, free);
+}
+`,
+  "lib/attend_parts.cuh": `// How the parts of an attention become one: those of the warps of a block, then
+// those of the blocks of a head.
+#pragma once
+
+#include "attend_slots.cuh"
+#include "evidence.cuh"
+
+// Memory between the blocks of a head.
+struct AttendParts {
+  // (heads, most_splits, group, DIM)
+  float *values;
+  // (heads, most_splits, kMaxGroup)
+  float2 *states;
+  // (heads, most_splits): live slots, and the first free one
+  uint2 *counts;
+  // (heads)
+  uint32_t *tickets;
+  uint32_t most_splits;
+  // Splits that would fill the device.
+  uint32_t wanted_splits;
+};
+
+// Splits of a head with slots up to \`high\`. They do not depend on the capacity:
+// caches that hold the same give the same result.
+__device__ inline uint32_t splits_of(const AttendParts &parts, uint32_t high) {
+  const uint32_t most = (high + kBlockSlots - 1) / kBlockSlots;
+  return max(1u, min(min(parts.wanted_splits, most), parts.most_splits));
+}
+
+// Adds the states of the block's warps up; values stay in the order of
+// \`value_index\`.
+template <int DIM, bool ALIGNED>
+__device__ inline void merge_warps(const HeadJob &job,
+                                   WarpAttention<DIM, ALIGNED> &warp,
+                                   AttendShared<DIM> &shared) {
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float &sum = warp.state[h].sum;
+    sum += __shfl_xor_sync(kAllLanes, sum, 1);
+    sum += __shfl_xor_sync(kAllLanes, sum, 2);
+    if (t == 0) shared.warp_states[warp_id()][g + 8 * h] = warp.state[h];
+  }
+  warp.live = __reduce_add_sync(kAllLanes, warp.live);
+  warp.first_free = __reduce_min_sync(kAllLanes, warp.first_free);
+  if (lane_id() == 0) {
+    shared.live[warp_id()] = warp.live;
+    shared.first_free[warp_id()] = warp.first_free;
+  }
+  __syncthreads();
+  if (threadIdx.x < kMaxGroup) {
+    SoftmaxState state = init_softmax();
+    for (uint32_t w = 0; w < kAttendWarps; w++) {
+      state = merge_softmax(state, shared.warp_states[w][threadIdx.x]);
+    }
+    shared.states[threadIdx.x] = state;
+  }
+  for (uint32_t i = threadIdx.x; i < kMaxGroup * DIM; i += kAttendThreads) {
+    shared.values[i] = 0.0f;
+  }
+  for (uint32_t w = 0; w < kAttendWarps; w++) {
+    __syncthreads();
+    // A warp without slots has nothing to add.
+    if (warp_id() != w || warp.state[0].max == -INFINITY) continue;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const uint32_t head = g + 8 * h;
+      if (head >= job.group) continue;
+      const float scale =
+          softmax_scale(warp.state[h].max, shared.states[head].max);
+#pragma unroll
+      for (int c = 0; c < WarpAttention<DIM, ALIGNED>::kChunks; c++) {
+#pragma unroll
+        for (int d = 0; d < WarpAttention<DIM, ALIGNED>::kDims; d++) {
+          const uint32_t tile = c * WarpAttention<DIM, ALIGNED>::kDims + d;
+          float2 *to = reinterpret_cast<float2 *>(
+              shared.values + (tile * kMaxGroup + head) * 8 + 2 * t);
+          float2 sum = *to;
+          sum.x += warp.values[c][d][2 * h] * scale;
+          sum.y += warp.values[c][d][2 * h + 1] * scale;
+          *to = sum;
+        }
+      }
+    }
+  }
+  __syncthreads();
+}
+
+// Live slots and the first free one, over the block's warps.
+template <int DIM>
+__device__ inline uint2 block_counts(const AttendShared<DIM> &shared) {
+  uint2 counts = {0, ~0u};
+  for (uint32_t w = 0; w < kAttendWarps; w++) {
+    counts.x += shared.live[w];
+    counts.y = min(counts.y, shared.first_free[w]);
+  }
+  return counts;
+}
+
+// Leaves the block's part for the last one; true in that.
+template <int DIM>
+__device__ inline bool publish(const HeadJob &job, const AttendParts &parts,
+                               uint32_t splits, AttendShared<DIM> &shared) {
+  const uint32_t part = job.index * parts.most_splits + blockIdx.x;
+  float *values = parts.values + static_cast<size_t>(part) * job.group * DIM;
+  for (uint32_t i = threadIdx.x; i < job.group * DIM; i += kAttendThreads) {
+    values[i] = shared.values[value_index<DIM>(i / DIM, i % DIM)];
+  }
+  if (threadIdx.x < kMaxGroup) {
+    const SoftmaxState state = shared.states[threadIdx.x];
+    parts.states[part * kMaxGroup + threadIdx.x] = {state.max, state.sum};
+  }
+  if (threadIdx.x == 0) parts.counts[part] = block_counts(shared);
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    const uint32_t ticket = atomicAdd(parts.tickets + job.index, 1);
+    shared.is_last = ticket == splits - 1;
+    if (shared.is_last) parts.tickets[job.index] = 0;
+  }
+  __syncthreads();
+  if (shared.is_last) __threadfence();
+  return shared.is_last;
+}
+
+// Writes one dimension of the output of a query head.
+__device__ inline void store_output(const skv_merge_attend_args &args,
+                                    const HeadJob &job,
+                                    const Evidence &evidence, uint32_t g,
+                                    uint32_t d, float x) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const size_t head = static_cast<size_t>(job.row) * args.sizes.heads +
+                      job.kv_head * job.group + g;
+  args.output[head * head_dim + d] = x;
+  if (evidence.outputs == nullptr) return;
+  const size_t own = static_cast<size_t>(job.index) * job.group + g;
+  evidence.outputs[own * head_dim + d] = x;
+}
+
+// Adds the parts of all blocks up and writes the output. Returns the counts of
+// live slots and of the first free one.
+template <int DIM>
+__device__ inline uint2 combine(const skv_merge_attend_args &args,
+                                const HeadJob &job, const AttendParts &parts,
+                                const Evidence &evidence, uint32_t splits,
+                                AttendShared<DIM> &shared) {
+  const uint32_t first = job.index * parts.most_splits;
+  const volatile float2 *states = parts.states;
+  if (threadIdx.x < job.group) {
+    const uint32_t g = threadIdx.x;
+    SoftmaxState all = init_softmax();
+    for (uint32_t s = 0; s < splits; s++) {
+      const uint32_t at = (first + s) * kMaxGroup + g;
+      all = merge_softmax(all, {states[at].x, states[at].y});
+    }
+    for (uint32_t s = 0; s < splits; s++) {
+      const float max = states[(first + s) * kMaxGroup + g].x;
+      shared.factors[s][g] = softmax_scale(max, all.max) / all.sum;
+    }
+    shared.log_sums[g] = log_sum(all);
+  }
+  __syncthreads();
+  const uint32_t head_dim = args.sizes.head_dim;
+  for (uint32_t i = threadIdx.x; i < job.group * DIM; i += kAttendThreads) {
+    const uint32_t g = i / DIM, d = i % DIM;
+    if (d >= head_dim) continue;
+    float sum = 0.0f;
+    for (uint32_t s = 0; s < splits; s++) {
+      const float *values =
+          parts.values + static_cast<size_t>(first + s) * job.group * DIM;
+      sum += __ldcg(values + i) * shared.factors[s][g];
+    }
+    store_output(args, job, evidence, g, d, sum);
+  }
+  uint2 counts = {0, ~0u};
+  const volatile uint2 *others = parts.counts + first;
+  for (uint32_t s = 0; s < splits; s++) {
+    counts.x += others[s].x;
+    counts.y = min(counts.y, others[s].y);
+  }
+  return counts;
+}
+
+// The same where the block had all slots.
+template <int DIM>
+__device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
+                                     const HeadJob &job,
+                                     const Evidence &evidence,
+                                     AttendShared<DIM> &shared) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  for (uint32_t i = threadIdx.x; i < job.group * DIM; i += kAttendThreads) {
+    const uint32_t g = i / DIM, d = i % DIM;
+    if (d >= head_dim) continue;
+    store_output(args, job, evidence, g, d,
+                 shared.values[value_index<DIM>(g, d)] / shared.states[g].sum);
+  }
+  if (threadIdx.x < kMaxGroup) {
+    shared.log_sums[threadIdx.x] = log_sum(shared.states[threadIdx.x]);
+  }
+  const uint2 counts = block_counts(shared);
+  __syncthreads();
+  return counts;
+}
+
+// Notes what the policy needs to know; \`log_sums\` are in shared memory.
+template <int DIM>
+__device__ inline void leave_evidence(const skv_merge_attend_args &args,
+                                      const HeadJob &job,
+                                      const Evidence &evidence, uint2 counts,
+                                      const AttendShared<DIM> &shared) {
+  if (threadIdx.x == 0) {
+    evidence.rows[job.index] = {job.position, counts.x, min(counts.y, job.high),
+                                job.high};
+  }
+  if (evidence.log_sums != nullptr && threadIdx.x < job.group) {
+    evidence.log_sums[job.index * kMaxGroup + threadIdx.x] =
+        shared.log_sums[threadIdx.x];
+  }
+  if (evidence.queries == nullptr) return;
+  const uint32_t count = job.group * args.sizes.head_dim;
+  const float *queries =
+      args.queries + (static_cast<size_t>(job.row) * args.sizes.heads +
+                      job.kv_head * job.group) *
+                         args.sizes.head_dim;
+  for (uint32_t i = threadIdx.x; i < count; i += kAttendThreads) {
+    evidence.queries[static_cast<size_t>(job.index) * count + i] = queries[i];
+  }
+}
+`,
+  "lib/attend_slots.cuh": `// Decode attention of one warp over its share of the slots of a KV head.
+//
+// All query heads of the group ride in one tensor core tile, so that a key is
+// read once for the group. Keys and values go from memory to registers in 16
+// byte loads, and become operands there: the columns of keys are dealt to the
+// lanes as they come (fragment_index in lib/mma.cuh), and pairs of values are
+// put side by side by byte permutations.
+#pragma once
+
+#include "mma.cuh"
+#include "slots.cuh"
+#include "softmax_state.cuh"
+#include "step.cuh"
+
+constexpr uint32_t kAttendWarps = 8;
+constexpr uint32_t kAttendThreads = 32 * kAttendWarps;
+
+// Slots that a warp takes at a time, and that a block takes.
+constexpr uint32_t kWarpSlots = 16;
+constexpr uint32_t kBlockSlots = kAttendWarps * kWarpSlots;
+
+constexpr uint32_t kMaxSplits = 64;
+
+// One (sequence, KV head) of a step.
+struct HeadJob {
+  uint32_t row;
+  uint32_t kv_head;
+  uint32_t position;
+  uint32_t group;
+  // Index among the heads of the step, for \`AttendParts\`.
+  uint32_t index;
+  uint32_t *words;
+  uint32_t offset;
+  uint32_t capacity;
+  uint32_t high;
+};
+
+__device__ inline HeadJob job_of(const skv_merge_attend_args &args,
+                                 const Row &row) {
+  HeadJob job;
+  job.row = blockIdx.z;
+  job.kv_head = blockIdx.y;
+  job.position = row.position;
+  job.group = args.sizes.heads / args.sizes.kv_heads;
+  job.index = job.row * args.sizes.kv_heads + job.kv_head;
+  job.words = head_words(args.cache, args.sizes, row.sequence, job.kv_head);
+  job.offset = job.words[kHeadOffset];
+  job.capacity = job.words[kHeadCapacity];
+  const uint32_t used = min(job.words[kHeadNext] + 1, job.capacity);
+  job.high = max(job.words[kHeadHigh], used);
+  return job;
+}
+
+// Dimensions of a value that one lane loads at a time.
+template <int DIM>
+constexpr int kValueDims = DIM >= 64 ? 8 : 4;
+
+// Where dimension \`d\` of query head \`g\` is among the sums of a block: in the
+// order of the accumulators, so that a warp adds its own without conflicts.
+template <int DIM>
+__device__ inline uint32_t value_index(uint32_t g, uint32_t d) {
+  constexpr uint32_t kDims = kValueDims<DIM>;
+  const uint32_t chunk = d / (8 * kDims), inner = d % (8 * kDims);
+  const uint32_t tile = chunk * kDims + inner % kDims;
+  return (tile * kMaxGroup + g) * 8 + inner / kDims;
+}
+
+template <int DIM>
+struct AttendShared {
+  // Queries, and queries of sinks, as tensor core operands.
+  uint4 high[2][DIM / 16 * 32];
+  uint4 low[2][DIM / 16 * 32];
+  float inverse[2][kMaxGroup];
+  float values[kMaxGroup * DIM];
+  SoftmaxState warp_states[kAttendWarps][kMaxGroup];
+  SoftmaxState states[kMaxGroup];
+  float log_sums[kMaxGroup];
+  float factors[kMaxSplits][kMaxGroup];
+  uint32_t live[kAttendWarps];
+  uint32_t first_free[kAttendWarps];
+  bool is_last;
+};
+
+// Attention of one warp over its share of the slots.
+template <int DIM, bool ALIGNED>
+struct WarpAttention {
+  static constexpr int kDims = kValueDims<DIM>;
+  static constexpr int kChunks = DIM / (8 * kDims);
+  SoftmaxState state[2] = {init_softmax(), init_softmax()};
+  float values[kChunks][kDims][4] = {};
+  uint32_t live = 0;
+  uint32_t first_free = ~0u;
+
+  // Adds the slots \`first .. first + 16\` of the head, those before \`end\`.
+  __device__ void add(const skv_merge_attend_args &args, const HeadJob &job,
+                      const AttendShared<DIM> &shared, float *logits,
+                      uint32_t first, uint32_t end) {
+    const skv_slots &slots = args.cache.slots;
+    const uint32_t head_dim = args.sizes.head_dim;
+    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+    uint32_t k[2][DIM / 32][4];
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+      const uint32_t slot = job.offset + min(first + 8 * n + g, end - 1);
+      const skv_half *key = slots.keys + static_cast<size_t>(slot) * head_dim;
+#pragma unroll
+      for (int c = 0; c < DIM / 32; c++) {
+        load_halves<8, ALIGNED>(k[n][c], key, 32 * c + 8 * t, head_dim);
+      }
+    }
+    // Rows 2t, 2t + 1, 2t + 8 and 2t + 9 of the values.
+    uint32_t v[4][kChunks][kDims / 2];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const uint32_t inner = 2 * t + i % 2 + i / 2 * 8;
+      const uint32_t slot = job.offset + min(first + inner, end - 1);
+      const skv_half *value =
+          slots.values + static_cast<size_t>(slot) * head_dim;
+#pragma unroll
+      for (int c = 0; c < kChunks; c++) {
+        load_halves<kDims, ALIGNED>(v[i][c], value, (8 * c + g) * kDims,
+                                    head_dim);
+      }
+    }
+    float bias[2][4];
+    load_biases(args, job, first, end, bias);
+    float raw[2][4] = {};
+    multiply_keys(shared, 0, k, raw);
+    if (args.sink_queries != nullptr) {
+      replace_sinks(args, job, shared, k, first, end, raw);
+    }
+    if (args.policy.observe) store_logits(args, job, logits, raw, first, end);
+
+    // Weights, as the left operand of the product with the values.
+    float x[2][4];
+    float top[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const bool counts = bias[n][i] > kLiveBias;
+        x[n][i] = counts ? raw[n][i] + bias[n][i] : -INFINITY;
+        top[i / 2] = fmaxf(top[i / 2], x[n][i]);
+      }
+    }
+    float keep[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      top[h] = fmaxf(top[h], __shfl_xor_sync(kAllLanes, top[h], 1));
+      top[h] = fmaxf(top[h], __shfl_xor_sync(kAllLanes, top[h], 2));
+      const float max = fmaxf(state[h].max, top[h] - kHeadroom);
+      keep[h] = softmax_scale(state[h].max, max);
+      state[h].max = max;
+      state[h].sum *= keep[h];
+    }
+    SplitPair weights[2][2];
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const float max = state[h].max;
+        const float a = softmax_scale(x[n][2 * h], max);
+        const float b = softmax_scale(x[n][2 * h + 1], max);
+        state[h].sum += a + b;
+        weights[n][h] = split_pair(a, b);
+      }
+    }
+    const uint4 high = {weights[0][0].high, weights[0][1].high,
+                        weights[1][0].high, weights[1][1].high};
+    const uint4 low = {weights[0][0].low, weights[0][1].low, weights[1][0].low,
+                       weights[1][1].low};
+#pragma unroll
+    for (int c = 0; c < kChunks; c++) {
+#pragma unroll
+      for (int d = 0; d < kDims; d++) {
+        float(&sum)[4] = values[c][d];
+        sum[0] *= keep[0], sum[1] *= keep[0];
+        sum[2] *= keep[1], sum[3] *= keep[1];
+        // Dimension d of two neighbouring rows, side by side.
+        const uint32_t pick = d % 2 == 0 ? 0x5410 : 0x7632;
+        const uint32_t b0 = __byte_perm(v[0][c][d / 2], v[1][c][d / 2], pick);
+        const uint32_t b1 = __byte_perm(v[2][c][d / 2], v[3][c][d / 2], pick);
+        mma(sum, low, b0, b1);
+        mma(sum, high, b0, b1);
+      }
+    }
+  }
+
+  // Vote biases of slots 2t, 2t + 1 of both tiles for heads g and g + 8; those
+  // beyond the end look free.
+  __device__ void load_biases(const skv_merge_attend_args &args,
+                              const HeadJob &job, uint32_t first, uint32_t end,
+                              float (&bias)[2][4]) {
+    const skv_slots &slots = args.cache.slots;
+    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+    const bool shared_votes = args.cache.lanes == 1;
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t slot = first + 8 * n + 2 * t + i % 2;
+        const uint32_t head = g + i / 2 * 8;
+        bias[n][i] = kFreeBias;
+        if (slot >= end || head >= job.group) continue;
+        const size_t field = kSlotBias + (shared_votes ? 0 : head);
+        bias[n][i] = slots.side[field * slots.total + job.offset + slot];
+        if (head != 0) continue;
+        if (bias[n][i] > kLiveBias) {
+          live++;
+        } else {
+          first_free = min(first_free, slot);
+        }
+      }
+    }
+  }
+
+  __device__ void multiply_keys(const AttendShared<DIM> &shared, int which,
+                                const uint32_t (&k)[2][DIM / 32][4],
+                                float (&raw)[2][4]) {
+#pragma unroll
+    for (int step = 0; step < DIM / 16; step++) {
+      const uint4 high = shared.high[which][step * 32 + lane_id()];
+      const uint4 low = shared.low[which][step * 32 + lane_id()];
+#pragma unroll
+      for (int n = 0; n < 2; n++) {
+        const uint32_t b0 = k[n][step / 2][step % 2 * 2];
+        const uint32_t b1 = k[n][step / 2][step % 2 * 2 + 1];
+        mma(raw[n], low, b0, b1);
+        mma(raw[n], high, b0, b1);
+      }
+    }
+    const uint32_t g = lane_id() / 4;
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        raw[n][i] *= shared.inverse[which][g + i / 2 * 8];
+      }
+    }
+  }
+
+  // Logits of sinks are those of the queries at their cache positions.
+  __device__ void replace_sinks(const skv_merge_attend_args &args,
+                                const HeadJob &job,
+                                const AttendShared<DIM> &shared,
+                                const uint32_t (&k)[2][DIM / 32][4],
+                                uint32_t first, uint32_t end,
+                                float (&raw)[2][4]) {
+    const skv_slots &slots = args.cache.slots;
+    const float *positions = slots.side +
+                             static_cast<size_t>(kSlotPosition) * slots.total +
+                             job.offset;
+    bool is_sink[2][2];
+    bool any = false;
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const uint32_t slot = first + 8 * n + 2 * (lane_id() % 4) + i;
+        is_sink[n][i] =
+            slot < end && __float_as_uint(positions[slot]) < args.policy.sinks;
+        any = any || is_sink[n][i];
+      }
+    }
+    if (!__any_sync(kAllLanes, any)) return;
+    float other[2][4] = {};
+    multiply_keys(shared, 1, k, other);
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        if (is_sink[n][i % 2]) raw[n][i] = other[n][i];
+      }
+    }
+  }
+
+  __device__ void store_logits(const skv_merge_attend_args &args,
+                               const HeadJob &job, float *logits,
+                               const float (&raw)[2][4], uint32_t first,
+                               uint32_t end) {
+    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t slot = first + 8 * n + 2 * t + i % 2;
+        const uint32_t head = g + i / 2 * 8;
+        if (slot >= end || head >= job.group) continue;
+        logits[static_cast<size_t>(head) * args.cache.max_capacity + slot] =
+            raw[n][i];
+      }
+    }
+  }
+};
+
+// Splits the queries of the group into tensor core operands.
+template <int DIM>
+__device__ inline void load_queries(const skv_merge_attend_args &args,
+                                    const HeadJob &job,
+                                    AttendShared<DIM> &shared) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const float root = rsqrtf(static_cast<float>(head_dim));
+  const uint32_t kinds = args.sink_queries == nullptr ? 1 : 2;
+  for (uint32_t i = warp_id(); i < kinds * kMaxGroup; i += kAttendWarps) {
+    const uint32_t kind = i / kMaxGroup, g = i % kMaxGroup;
+    const float *all = kind == 0 ? args.queries : args.sink_queries;
+    const size_t head = static_cast<size_t>(job.row) * args.sizes.heads +
+                        job.kv_head * job.group + g;
+    const float inverse =
+        split_row<DIM, false>(g < job.group ? all + head * head_dim : nullptr,
+                              head_dim, g, shared.high[kind], shared.low[kind]);
+    if (lane_id() == 0) shared.inverse[kind][g] = inverse * root;
+  }
+}
+`,
+  "lib/blend_slots.cuh": `// Merging slots by the cosines of their keys, under a moving threshold: the
+// twin of src/reference/blend_slots.ts, by one warp.
+#pragma once
+
+#include "lane_vector.cuh"
+
+// The threshold after slots went whose mean cosine is \`mean\`.
+__device__ inline float next_threshold(const skv_policy &policy, float past,
+                                       float mean) {
+  const float keep = policy.threshold_keep;
+  return past == 0.0f ? mean : keep * past + (1.0f - keep) * mean;
+}
+
+// Merges \`count\` members into the first of them, which keeps its position, its
+// score and its bias. The caller frees the others. \`member(i)\` returns a Slot.
+// Called by a whole warp.
+template <class Member>
+__device__ inline void blend_slots(uint32_t count, Member member,
+                                   uint32_t head_dim) {
+  const Slot kept = member(0);
+  const LaneVector pivot(kept.key, head_dim);
+  const float inverse = pivot.inverse_norm();
+  float total = expf(1.0f);
+  float norm = total * kept.get(kSlotValueNorm);
+  uint32_t tokens = kept.word(kSlotTokens);
+  LaneSum keys, values;
+  keys.add(total, pivot);
+  values.add(total, LaneVector(kept.value, head_dim));
+  for (uint32_t m = 1; m < count; m++) {
+    const Slot slot = member(m);
+    const LaneVector key(slot.key, head_dim);
+    const float cosine = pivot.dot(key) * (inverse * key.inverse_norm());
+    const float weight = expf(cosine);
+    keys.add(weight, key);
+    values.add(weight, LaneVector(slot.value, head_dim));
+    total += weight;
+    norm += weight * slot.get(kSlotValueNorm);
+    tokens += slot.word(kSlotTokens);
+  }
+  keys.store(kept.key, 1.0f / total, head_dim);
+  values.store(kept.value, 1.0f / total, head_dim);
+  // All lanes have read the fields before one of them changes those.
+  __syncwarp();
+  if (lane_id() == 0) {
+    kept.set(kSlotValueNorm, norm / total);
+    kept.set_word(kSlotTokens, tokens);
+  }
+  __syncwarp();
+}
+`,
+  "lib/choose_victims.cuh": `// Who goes when a chunk is compressed, and who may take them.
+#pragma once
+
+#include "merge_runs.cuh"
+#include "ratings.cuh"
+#include "search_items.cuh"
+#include "select_smallest.cuh"
+
+// Where values count, takes those out of \`keys\` that stay by their scores
+// alone, and ranks the others. Called by the whole block.
+__device__ inline void contest(const skv_chunk_args &args,
+                               const ChunkHead &head, const HeadWork &work,
+                               uint32_t evictable, uint32_t excess,
+                               SelectScratch &scratch) {
+  const uint32_t items = work.counters[kItems];
+  const uint32_t stay = first_stage(args.policy, evictable - excess);
+  const uint64_t last =
+      kth_smallest(work.keys, items, evictable - stay, scratch);
+  __syncthreads();
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+    const uint64_t key = work.keys[i];
+    if (key == kNoKey) continue;
+    work.keys[i] = key <= last ? item_rank(args, head, work, i) : kNoKey;
+  }
+  __syncthreads();
+}
+
+// Lists who goes and who may take them.
+static __global__ void __launch_bounds__(kCompressThreads)
+    choose_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t budget = head.words[kHeadBudget];
+  const uint32_t left = items - work.counters[kPairs];
+  uint32_t victims = 0, targets = 0;
+  if (left > budget && args.policy.merge != SKV_MERGE_NEVER) {
+    const bool counts = args.policy.count_values != 0;
+    uint32_t evictable = 0;
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      uint64_t key = kNoKey;
+      if ((work.marks[i] & kGone) == 0 &&
+          item_is_evictable(args, head, work.items[i])) {
+        evictable++;
+        const Slot slot = item_slot(args, head, work.items[i]);
+        const float score = item_score(args, head, work, i);
+        key = counts ? score_key(score, slot)
+                     : rank_key(score, slot, args.policy);
+      }
+      work.keys[i] = key;
+    }
+    uint32_t total;
+    block_prefix(evictable, total, scratch.block);
+    const uint32_t excess = min(left - budget, total);
+    if (excess > 0) {
+      if (counts) contest(args, head, work, total, excess, scratch);
+      const uint64_t last = kth_smallest(work.keys, items, excess, scratch);
+      victims = list_if(items, work.queries, scratch, [&](uint32_t i) {
+        return work.keys[i] != kNoKey && work.keys[i] <= last;
+      });
+      for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+        work.marks[work.queries[v]] |= kVictim;
+      }
+      __syncthreads();
+      if (merges_victims(args.policy)) {
+        targets = list_if(items, work.candidates, scratch, [&](uint32_t i) {
+          if ((work.marks[i] & (kGone | kVictim)) != 0) return false;
+          const uint32_t item = work.items[i];
+          return merges_cheapest(args.policy)
+                     ? item_is_evictable(args, head, item)
+                     : item_slot(args, head, item).word(kSlotPosition) >=
+                           args.policy.sinks;
+        });
+      }
+    }
+  }
+  if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
+    const RunWork run = run_work(work);
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      run.left[i] = kNoItem;
+    }
+  }
+  // The counters that are written were read above.
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    work.counters[kQueries] = victims;
+    work.counters[kCandidates] = targets;
+  }
+}
+`,
+  "lib/compress_work.cuh": `// What the kernels of compress hand to each other: lists of the slots and
+// staged rows of each KV head, here called items.
+#pragma once
+
+#include "../runtime/launch.cuh"
+#include "expected_attention.cuh"
+#include "scores.cuh"
+#include "slots.cuh"
+#include "step.cuh"
+#include "value_spread.cuh"
+
+// Threads of the blocks that work on a whole head.
+constexpr uint32_t kCompressThreads = 512;
+constexpr uint32_t kCompressWarps = kCompressThreads / 32;
+
+// Set in an item that is a row of the stage; the rest is its row.
+constexpr uint32_t kStaged = 0x80000000u;
+
+// Marks of items.
+constexpr uint32_t kTaken = 1;     // is an end of a pair already
+constexpr uint32_t kAccepted = 2;  // proposed a pair that is merged
+constexpr uint32_t kGone = 4;      // was merged into another
+constexpr uint32_t kVictim = 8;    // has to go
+
+enum Counter {
+  kItems = 0,
+  kQueries = 1,
+  kCandidates = 2,
+  kMembers = 3,
+  kPairs = 4,
+  // How far the values of the head scatter before anything is merged; a float.
+  kSpread = 5,
+  kCounters = 8
+};
+
+// Lists of one KV head, \`most\` long each.
+struct HeadWork {
+  // Index of a slot in its head, or kStaged and a row.
+  uint32_t *items;
+  uint32_t *marks;
+  // Where they are not those of the slots themselves: see lib/ratings.cuh.
+  float *scores;
+  // 1 / |key|, or 0 for a zero key.
+  float *inverse_norms;
+  // What items are sorted by, and the best key that touches an item.
+  uint64_t *keys;
+  uint64_t *best;
+  // The item that an item is to be merged into.
+  uint32_t *mates;
+  // Items whose nearest candidate is looked for, and the candidates.
+  uint32_t *queries;
+  uint32_t *candidates;
+  float *divergences;
+  // (parts, most): by query
+  float *similarities;
+  uint32_t *nearest;
+  // Where queries are expected.
+  Expectation expected;
+  // Where the cheapest pairs are merged: see lib/value_spread.cuh.
+  float *spreads;
+  // (kCounters)
+  uint32_t *counters;
+};
+
+struct CompressWork {
+  char *memory;
+  size_t head_bytes;
+  uint32_t most;
+  // Parts that candidates are searched in.
+  uint32_t parts;
+  // Query heads of a group whose queries are expected.
+  uint32_t expected_heads;
+  // Floats by which the scatter of the values of a head is found.
+  uint32_t spread_words;
+
+  // Bytes of one head's lists.
+  size_t bytes() const {
+    const size_t states = expected_heads == 0 ? 0 : expect_parts(most);
+    return aligned(static_cast<size_t>(most) * 4) *
+               (7 + 2 * parts + expected_heads) +
+           aligned(static_cast<size_t>(most) * 8) * 2 +
+           aligned(states * kMaxGroup * sizeof(float2)) +
+           aligned(static_cast<size_t>(spread_words) * 4) +
+           aligned(kCounters * 4);
+  }
+
+  __host__ __device__ static size_t aligned(size_t bytes) {
+    return (bytes + 255) / 256 * 256;
+  }
+
+  __device__ HeadWork head(uint32_t kv_head) const {
+    char *at = memory + kv_head * head_bytes;
+    const auto take = [&](size_t bytes) {
+      char *const taken = at;
+      at += aligned(bytes);
+      return taken;
+    };
+    const size_t words = static_cast<size_t>(most) * 4;
+    HeadWork work;
+    work.items = reinterpret_cast<uint32_t *>(take(words));
+    work.marks = reinterpret_cast<uint32_t *>(take(words));
+    work.scores = reinterpret_cast<float *>(take(words));
+    work.inverse_norms = reinterpret_cast<float *>(take(words));
+    work.mates = reinterpret_cast<uint32_t *>(take(words));
+    work.queries = reinterpret_cast<uint32_t *>(take(words));
+    work.candidates = reinterpret_cast<uint32_t *>(take(words));
+    work.keys = reinterpret_cast<uint64_t *>(take(2 * words));
+    work.best = reinterpret_cast<uint64_t *>(take(2 * words));
+    work.counters = reinterpret_cast<uint32_t *>(take(kCounters * 4));
+    // A head's divergences share the memory of \`best\`, which is free by then.
+    work.divergences = reinterpret_cast<float *>(work.best);
+    work.similarities = reinterpret_cast<float *>(take(parts * aligned(words)));
+    work.nearest = reinterpret_cast<uint32_t *>(take(parts * aligned(words)));
+    work.expected.pitch = part_pitch();
+    work.expected.logits =
+        reinterpret_cast<float *>(take(expected_heads * aligned(words)));
+    work.spreads =
+        reinterpret_cast<float *>(take(static_cast<size_t>(spread_words) * 4));
+    work.expected.states = reinterpret_cast<float2 *>(at);
+    return work;
+  }
+
+  // Words from one part of \`similarities\` and \`nearest\` to the next.
+  __device__ uint32_t part_pitch() const {
+    return static_cast<uint32_t>(aligned(static_cast<size_t>(most) * 4) / 4);
+  }
+};
+
+// One KV head of the chunk's sequence.
+struct ChunkHead {
+  uint32_t kv_head;
+  uint32_t rows;
+  // Position of the newest token.
+  uint32_t newest;
+  uint32_t *words;
+};
+
+__device__ inline ChunkHead chunk_head(const skv_chunk_args &args,
+                                       uint32_t kv_head) {
+  const uint32_t rows = row_end(args.step);
+  const uint32_t sequence = args.step.chunk[kChunkSequence];
+  return {kv_head, rows, args.step.chunk[kChunkPosition] + rows - 1,
+          head_words(args.cache, args.sizes, sequence, kv_head)};
+}
+
+__device__ inline Slot item_slot(const skv_chunk_args &args,
+                                 const ChunkHead &head, uint32_t item) {
+  const skv_cache &cache = args.cache;
+  const bool staged = (item & kStaged) != 0;
+  const uint32_t index =
+      staged ? head.kv_head * cache.stage_rows + (item & ~kStaged)
+             : head.words[kHeadOffset] + item;
+  return slot_at(staged ? cache.stage : cache.slots, index,
+                 args.sizes.head_dim);
+}
+
+__device__ inline bool item_is_evictable(const skv_chunk_args &args,
+                                         const ChunkHead &head, uint32_t item) {
+  return is_evictable(item_slot(args, head, item).word(kSlotPosition),
+                      args.policy, head.words[kHeadRecent], head.newest);
+}
+`,
+  "lib/evict_job.cuh": `// One head of a decode step, as the kernels of the policy see it.
+#pragma once
+
+#include "evidence.cuh"
+
+// One head and what was seen of it.
+struct EvictJob {
+  uint32_t row;
+  uint32_t kv_head;
+  // Index among the heads of the step.
+  uint32_t index;
+  uint32_t group;
+  uint32_t position;
+  uint32_t high;
+  uint32_t offset;
+  uint32_t *words;
+  // Whether the head holds more than its budget.
+  bool is_over;
+  // (group, max_capacity)
+  const float *logits;
+  // (group, head_dim)
+  const float *queries;
+  // (group, head_dim), where merges need it
+  const float *outputs;
+  // (max_capacity): scores that take more than a slot's own fields, or null
+  float *own_ratings;
+  // (rating_heads, max_capacity): the same of this head or of all that share
+  // them
+  const float *ratings;
+  uint32_t rating_heads;
+  // (max_capacity), where that is compared first, and the largest of those that
+  // count
+  uint64_t *keys;
+  uint64_t *limit;
+  // (link_parts): see lib/segment_step.cuh
+  uint4 *links;
+  Expectation expected;
+
+  __device__ Slot slot(const skv_merge_attend_args &args, uint32_t i) const {
+    return slot_at(args.cache.slots, offset + i, args.sizes.head_dim);
+  }
+  // Whether slot \`i\` holds a token that may be evicted.
+  __device__ bool may_go(const skv_merge_attend_args &args,
+                         const Slot &slot) const {
+    return slot.word(kSlotTokens) != 0 &&
+           is_evictable(slot.word(kSlotPosition), args.policy,
+                        words[kHeadRecent], position);
+  }
+};
+
+// What is known of a head; nothing where its row is not live.
+__device__ inline bool turn_to_head(const skv_merge_attend_args &args,
+                                    const Evidence &evidence, uint32_t row,
+                                    uint32_t kv_head, EvictJob &job) {
+  const uint32_t index = row * args.sizes.kv_heads + kv_head;
+  const uint4 seen = evidence.rows[index];
+  if (seen.w == 0) return false;
+  const size_t capacity = args.cache.max_capacity;
+  const size_t group = args.sizes.heads / args.sizes.kv_heads;
+  const size_t first_query = index * group * args.sizes.head_dim;
+  job.index = index;
+  job.kv_head = kv_head;
+  job.row = row;
+  job.group = static_cast<uint32_t>(group);
+  job.position = seen.x;
+  job.high = seen.w;
+  job.words = head_words(args.cache, args.sizes, row, kv_head);
+  job.offset = job.words[kHeadOffset];
+  job.is_over = seen.y > job.words[kHeadBudget];
+  job.logits = evidence.logits + index * group * capacity;
+  job.queries = evidence.queries + first_query;
+  job.outputs = evidence.outputs + first_query;
+  job.keys = evidence.keys + index * capacity;
+  job.limit = evidence.limits + index;
+  job.links = evidence.links + index * link_parts(args.cache.max_capacity);
+  job.own_ratings = nullptr;
+  job.ratings = nullptr;
+  job.rating_heads = 1;
+  if (evidence.ratings != nullptr) {
+    job.own_ratings = evidence.ratings + index * capacity;
+    job.ratings = job.own_ratings;
+  }
+  if (args.policy.layer_scope) {
+    job.ratings -= kv_head * capacity;
+    job.rating_heads = args.sizes.kv_heads;
+  }
+  const size_t parts = expect_parts(args.cache.max_capacity);
+  job.expected = {evidence.expected_logits + index * group * capacity,
+                  evidence.expected_states + index * parts * kMaxGroup,
+                  args.cache.max_capacity};
+  return true;
+}
+
+// Whether anybody looks at the scores of a head.
+__device__ inline bool needs_ratings(const skv_merge_attend_args &args,
+                                     const EvictJob &job) {
+  return job.is_over || args.policy.layer_scope;
+}
+`,
+  "lib/evict_one.cuh": `// The policy's work on a head after a decode step: scores, and the slot that
+// goes first. One block per head.
+#pragma once
+
+#include "evict_job.cuh"
+#include "key_distance.cuh"
+#include "neighbour.cuh"
+#include "next_values.cuh"
+#include "select_smallest.cuh"
+
+constexpr uint32_t kEvictWarps = 16;
+constexpr uint32_t kEvictThreads = 32 * kEvictWarps;
+
+struct EvictShared {
+  // The victim's key, zeros beyond its end.
+  __align__(16) skv_half key[kMaxHeadDim];
+  float log_sums[kMaxGroup];
+  // The same at the scale of scores.
+  float score_sums[kMaxGroup];
+  uint64_t lowest_keys[kEvictWarps];
+  uint32_t lowest[kEvictWarps];
+  Neighbour neighbours[kEvictWarps];
+  SelectScratch select;
+  // What one policy has no two of.
+  union {
+    KeyScratch keys;
+    ListScratch list;
+    Followers followers;
+  };
+};
+
+// Sums up the row's softmax at the scale of scores. The sum of the attention is
+// at least its largest term, so nothing overflows. Called by the whole block.
+__device__ inline void sum_gained(const skv_merge_attend_args &args,
+                                  const EvictJob &job, float gain,
+                                  EvictShared &shared) {
+  const uint32_t lanes = args.cache.lanes;
+  for (uint32_t g = 0; g < job.group; g++) {
+    const float *logits =
+        job.logits + static_cast<size_t>(g) * args.cache.max_capacity;
+    const float log_sum = shared.log_sums[g];
+    float sum = 0.0f;
+    for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+      const Slot slot = job.slot(args, i);
+      if (slot.word(kSlotTokens) == 0) continue;
+      sum += expf(gain * (logits[i] + vote_bias(slot, g, lanes) - log_sum));
+    }
+    sum = block_sum(sum, shared.select);
+    if (threadIdx.x == 0) shared.score_sums[g] = gain * log_sum + logf(sum);
+  }
+  __syncthreads();
+}
+
+// Adds this step to the scores of all slots. Called by the whole block.
+__device__ inline void observe_slots(const skv_merge_attend_args &args,
+                                     const EvictJob &job, EvictShared &shared) {
+  const skv_policy &policy = args.policy;
+  const uint32_t lanes = args.cache.lanes;
+  const uint32_t capacity = args.cache.max_capacity;
+  const float gain = score_gain(policy, job.position, job.words[kHeadBudget]);
+  const bool gains = policy.observe && policy.score == SKV_SCORE_STEP_GAIN;
+  if (gains) sum_gained(args, job, gain, shared);
+  const float *log_sums = gains ? shared.score_sums : shared.log_sums;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot = job.slot(args, i);
+    if (slot.word(kSlotTokens) == 0) continue;
+    if (policy.observe) {
+      Scores scores = load_scores(slot);
+      observe_row(
+          scores, policy, job.group, job.position,
+          [&](uint32_t g) {
+            return gain * job.logits[static_cast<size_t>(g) * capacity + i];
+          },
+          [&](uint32_t g) { return log_sums[g]; },
+          [&](uint32_t g) { return gain * vote_bias(slot, g, lanes); });
+      store_scores(slot, scores);
+    }
+    if (job.own_ratings != nullptr && !takes_all_keys(policy)) {
+      job.own_ratings[i] = own_score(slot, policy, lanes);
+    }
+  }
+}
+
+// What the policy's score says of slot \`i\`: where heads share their scores,
+// their slots are the same tokens in the same order.
+__device__ inline float slot_score(const skv_merge_attend_args &args,
+                                   const EvictJob &job, const Slot &slot,
+                                   uint32_t i) {
+  if (job.ratings == nullptr) {
+    return own_score(slot, args.policy, args.cache.lanes);
+  }
+  float sum = no_scores(args.policy);
+  for (uint32_t h = 0; h < job.rating_heads; h++) {
+    const size_t at = static_cast<size_t>(h) * args.cache.max_capacity + i;
+    sum = add_score(sum, job.ratings[at], args.policy);
+  }
+  return mean_score(sum, job.rating_heads, args.policy);
+}
+
+// Rates the slots where that takes all keys. Called by the whole block.
+__device__ inline void rate_slots(const skv_merge_attend_args &args,
+                                  const EvictJob &job, EvictShared &shared) {
+  static_assert(kEvictWarps == kKeyWarps, "as many warps as rate keys");
+  const auto slot_of = [&](uint32_t i) { return job.slot(args, i); };
+  if (args.policy.score == SKV_SCORE_KEY_DISTANCE) {
+    rate_by_key(job.high, args.sizes.head_dim, job.own_ratings, shared.keys,
+                slot_of);
+  } else if (args.policy.score == SKV_SCORE_EXPECTED) {
+    rate_by_expectation(
+        job.group, job.high, job.expected, shared.score_sums, job.own_ratings,
+        [&](uint32_t i) { return slot_of(i).word(kSlotTokens) != 0; });
+  }
+}
+
+// The slot with the lowest key over the block, or none; each thread brings its
+// own.
+__device__ inline uint32_t lowest_of_block(uint64_t key, uint32_t slot,
+                                           EvictShared &shared) {
+  const uint64_t lowest = warp_min(key);
+  const uint32_t owner =
+      __reduce_min_sync(kAllLanes, key == lowest ? slot : ~0u);
+  __syncthreads();
+  if (lane_id() == 0) {
+    shared.lowest_keys[warp_id()] = lowest;
+    shared.lowest[warp_id()] = owner;
+  }
+  __syncthreads();
+  uint64_t best = kNoKey;
+  uint32_t found = ~0u;
+  for (uint32_t w = 0; w < kEvictWarps; w++) {
+    if (shared.lowest_keys[w] >= best) continue;
+    best = shared.lowest_keys[w];
+    found = shared.lowest[w];
+  }
+  return found;
+}
+
+// The nearest over the block; each thread brings its own.
+__device__ inline Neighbour nearest_of_block(Neighbour best,
+                                             EvictShared &shared) {
+  best = nearest_of_lanes<16>(best);
+  if (lane_id() == 0) shared.neighbours[warp_id()] = best;
+  __syncthreads();
+  best = kNoNeighbour;
+  for (uint32_t w = 0; w < kEvictWarps; w++) {
+    if (shared.neighbours[w].beats(best)) best = shared.neighbours[w];
+  }
+  return best;
+}
+
+// Sets the keys of slots that may go by their scores; returns how many there
+// are. Called by the whole block, which sees all keys after the next barrier.
+__device__ inline uint32_t key_scores_of(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         EvictShared &shared) {
+  uint32_t mine = 0, evictable;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot = job.slot(args, i);
+    const bool goes = job.may_go(args, slot);
+    job.keys[i] =
+        goes ? score_key(slot_score(args, job, slot, i), slot) : kNoKey;
+    mine += goes ? 1 : 0;
+  }
+  block_prefix(mine, evictable, shared.select.block);
+  return evictable;
+}
+
+// The slot that goes first, or none. Called by the whole block.
+__device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         EvictShared &shared) {
+  const skv_policy &policy = args.policy;
+  // Slots above this key stay by their scores alone.
+  uint64_t limit = kNoKey;
+  if (policy.count_values) {
+    const uint32_t evictable = key_scores_of(args, job, shared);
+    if (evictable == 0) return ~0u;
+    limit = kth_smallest(job.keys, job.high,
+                         evictable - first_stage(policy, evictable - 1),
+                         shared.select);
+  }
+  uint64_t best = kNoKey;
+  uint32_t victim = ~0u;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot = job.slot(args, i);
+    if (!job.may_go(args, slot)) continue;
+    if (policy.count_values && job.keys[i] > limit) continue;
+    const uint64_t key = rank_key(slot_score(args, job, slot, i), slot, policy);
+    if (key < best) best = key, victim = i;
+  }
+  return lowest_of_block(best, victim, shared);
+}
+`,
+  "lib/evict_step.cuh": `// The policy's work after a decode step, kernel by kernel.
+#pragma once
+
+#include "pair_step.cuh"
+#include "segment_step.cuh"
+
+// Leaves what is expected of the slots of a head.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kExpectThreads)
+    expect_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ ExpectShared shared;
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.z, blockIdx.y, job)) return;
+  if (blockIdx.x * kExpectSlots >= job.high) return;
+  if (!needs_ratings(args, job)) return;
+  const ExpectedGroup group =
+      expected_group(args.cache, args.sizes, args.policy, job.row, job.kv_head);
+  expect_slots<ALIGNED>(group, job.high, job.expected, shared,
+                        [&](uint32_t i) { return job.slot(args, i); });
+}
+
+// Takes over what attention found of the head and observes the row; evicts; or
+// both in one go where no other head has a say.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kEvictThreads)
+    evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
+                 bool chooses) {
+  __shared__ EvictShared shared;
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.y, blockIdx.x, job)) return;
+  if (observes && threadIdx.x == 0) {
+    const uint4 seen = evidence.rows[job.index];
+    job.words[kHeadLive] = seen.y;
+    job.words[kHeadNext] = seen.z;
+    job.words[kHeadHigh] = seen.w;
+  }
+  if (args.policy.merge == SKV_MERGE_NEVER) return;
+  if (threadIdx.x < job.group) {
+    shared.log_sums[threadIdx.x] =
+        evidence.log_sums[job.index * kMaxGroup + threadIdx.x];
+  }
+  __syncthreads();
+  if (observes) {
+    observe_slots(args, job, shared);
+    if (needs_ratings(args, job)) rate_slots(args, job, shared);
+    if (args.policy.merge == SKV_MERGE_PAIR)
+      list_pairs(args, job, evidence.pairs, shared);
+    if (args.policy.merge == SKV_MERGE_SEGMENTS)
+      choose_light(args, job, shared);
+  }
+  if (!chooses || !job.is_over) return;
+  const bool links = args.policy.merge == SKV_MERGE_SEGMENTS;
+  if (links && close_link(args, job, shared)) return;
+  const uint32_t victim = choose_victim(args, job, shared);
+  if (victim != ~0u) evict<ALIGNED>(args, job, victim, shared);
+}
+
+template <bool ALIGNED>
+inline cudaError_t launch_policy(const skv_merge_attend_args &args,
+                                 const Evidence &evidence,
+                                 const Launch &launch) {
+  Launch side;
+  cudaError_t status = fork(launch, &side);
+  const dim3 grid(args.sizes.kv_heads, args.step.rows);
+  if (status == cudaSuccess && args.policy.score == SKV_SCORE_EXPECTED) {
+    const dim3 parts(expect_parts(args.cache.max_capacity), grid.x, grid.y);
+    status = launch_kernel(side, expect_kernel<ALIGNED>, parts, kExpectThreads,
+                           0, args, evidence);
+  }
+  const skv_policy &policy = args.policy;
+  if (status == cudaSuccess && args.policy.merge == SKV_MERGE_PAIR) {
+    const dim3 parts(spread_parts(args.cache.max_capacity), grid.x, grid.y);
+    status = launch_kernel(side, spread_kernel<ALIGNED>, parts, kSpreadThreads,
+                           0, args, evidence);
+  }
+  const auto evict = [&](bool observes, bool chooses) {
+    return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
+                         args, evidence, observes, chooses);
+  };
+  if (status != cudaSuccess) return status;
+  if (policy.merge == SKV_MERGE_PAIR) {
+    status = evict(true, false);
+    return status == cudaSuccess ? launch_pairs(args, evidence, side) : status;
+  }
+  const bool links = policy.merge == SKV_MERGE_SEGMENTS;
+  // Where the heads of a layer choose together, all are scored first.
+  if (!policy.layer_scope && !links) return evict(true, true);
+  status = evict(true, false);
+  if (status == cudaSuccess && links) {
+    const dim3 parts(link_parts(args.cache.max_capacity), grid.x, grid.y);
+    status = launch_kernel(side, link_kernel<ALIGNED>, parts, kLinkThreads, 0,
+                           args, evidence);
+  }
+  return status == cudaSuccess ? evict(false, true) : status;
+}
+`,
+  "lib/evidence.cuh": `// What attention leaves for the policy, and what the kernels of the policy hand
+// to each other.
+#pragma once
+
+#include "../runtime/launch.cuh"
+#include "expected_attention.cuh"
+#include "value_spread.cuh"
+
+// Slots of a block that looks for links between neighbours.
+constexpr uint32_t kLinkThreads = 256;
+
+__host__ __device__ inline uint32_t link_parts(uint32_t slots) {
+  return (slots + kLinkThreads - 1) / kLinkThreads;
+}
+
+// Splits of the list that is searched, at most.
+constexpr uint32_t kMaxPairParts = 16;
+
+// What a step keeps of the pairs of its heads.
+struct PairWork {
+  // (heads, max_capacity): slots that may go, those without a partner first
+  uint32_t *lists;
+  // (heads): how many these are, how many have no partner, and how far the
+  // values of the head scatter
+  uint4 *headers;
+  // (heads, parts, max_capacity): by place in the list, what was found
+  float *similarities;
+  uint32_t *nearest;
+  uint32_t parts;
+  // (heads, spread_parts, spread_floats): see lib/value_spread.cuh
+  float *spreads;
+  uint32_t spread_pitch;
+
+  __device__ float *spreads_of(uint32_t head) const {
+    return spreads + static_cast<size_t>(head) * spread_pitch;
+  }
+};
+
+// The policy goes on when the next layers are at work already. Attention itself
+// changes no word of a head: blocks that come late, to find that there are no
+// slots for them, still read those.
+struct Evidence {
+  // (heads, group, max_capacity): raw logits
+  float *logits;
+  // (heads, kMaxGroup): ln of the softmax sums
+  float *log_sums;
+  // (heads, group, head_dim), where merges need them
+  float *queries;
+  // (heads, group, head_dim): the output, where merges need it
+  float *outputs;
+  // (heads, max_capacity): scores that take more than a slot's own fields
+  float *ratings;
+  // (heads, max_capacity): what slots stay by, where that is compared first
+  uint64_t *keys;
+  // (heads) and (heads, link_parts), where neighbours are merged: see
+  // lib/segment_step.cuh
+  uint64_t *limits;
+  uint4 *links;
+  // Where the cheapest pair is merged.
+  PairWork pairs;
+  // (heads, group, max_capacity) and (heads, parts, kMaxGroup): see Expectation
+  float *expected_logits;
+  float2 *expected_states;
+  // (heads): the row's position, live slots, the first free one, and how far
+  // slots are used; 0 of them for rows that are not live
+  uint4 *rows;
+};
+
+// Takes the memory of a step.
+inline PairWork take_pairs(const skv_merge_attend_args &args,
+                           uint32_t multiprocessors, Scratch *scratch) {
+  const uint32_t heads = args.step.rows * args.sizes.kv_heads;
+  const size_t capacity = args.cache.max_capacity;
+  const uint32_t tiles = (args.cache.max_capacity + 63) / 64;
+  // Those who look at all candidates: all, or the first tile of each head.
+  const uint32_t searches = heads * (args.policy.partners ? 1 : tiles);
+  PairWork pairs;
+  pairs.parts = max(1u, min(min(kMaxPairParts, (tiles + 3) / 4),
+                            2 * multiprocessors / searches));
+  pairs.lists = scratch->take<uint32_t>(heads * capacity);
+  pairs.headers = scratch->take<uint4>(heads);
+  pairs.similarities = scratch->take<float>(heads * pairs.parts * capacity);
+  pairs.nearest = scratch->take<uint32_t>(heads * pairs.parts * capacity);
+  pairs.spread_pitch = spread_parts(args.cache.max_capacity) *
+                       spread_floats(args.sizes.head_dim);
+  pairs.spreads =
+      scratch->take<float>(static_cast<size_t>(heads) * pairs.spread_pitch);
+  return pairs;
+}
+
+// Takes it from the memory of the call; returns how much that is.
+inline size_t take_evidence(const skv_merge_attend_args &args,
+                            uint32_t multiprocessors, char *memory,
+                            Evidence *evidence) {
+  const skv_policy &policy = args.policy;
+  const size_t heads =
+      static_cast<size_t>(args.step.rows) * args.sizes.kv_heads;
+  const size_t group = args.sizes.heads / args.sizes.kv_heads;
+  const size_t slots = heads * args.cache.max_capacity;
+  const size_t vectors = heads * group * args.sizes.head_dim;
+  *evidence = {};
+  Scratch scratch(memory);
+  evidence->rows = scratch.take<uint4>(heads);
+  if (policy.merge == SKV_MERGE_NEVER) return scratch.taken(memory);
+  evidence->log_sums = scratch.take<float>(heads * kMaxGroup);
+  if (policy.observe) evidence->logits = scratch.take<float>(group * slots);
+  const bool votes =
+      policy.merge == SKV_MERGE_VOTES || policy.merge == SKV_MERGE_PAIR;
+  if (votes && (policy.key == SKV_KEY_MIN_NORM || args.cache.lanes > 1)) {
+    evidence->queries = scratch.take<float>(vectors);
+  }
+  if (policy.exact_values) evidence->outputs = scratch.take<float>(vectors);
+  if (policy.layer_scope || takes_all_keys(policy)) {
+    evidence->ratings = scratch.take<float>(slots);
+  }
+  const bool links = policy.merge == SKV_MERGE_SEGMENTS;
+  if (policy.count_values || links) {
+    evidence->keys = scratch.take<uint64_t>(slots);
+  }
+  if (links) {
+    evidence->limits = scratch.take<uint64_t>(heads);
+    evidence->links =
+        scratch.take<uint4>(heads * link_parts(args.cache.max_capacity));
+  }
+  if (policy.merge == SKV_MERGE_PAIR) {
+    evidence->pairs = take_pairs(args, multiprocessors, &scratch);
+  }
+  if (policy.score == SKV_SCORE_EXPECTED) {
+    evidence->expected_logits = scratch.take<float>(group * slots);
+    evidence->expected_states = scratch.take<float2>(
+        heads * expect_parts(args.cache.max_capacity) * kMaxGroup);
+  }
+  return scratch.taken(memory);
+}
+`,
+  "lib/expected_attention.cuh": `// How much attention slots are expected to receive: see
+// src/reference/expected_attention.ts.
+//
+// Blocks share the slots of a head. Each leaves the logits of its slots and a
+// softmax state per query head; who needs the ratings adds the states up. Keys
+// are read once, 16 bytes a lane, four lanes a key: one kernel per head that
+// goes through the keys twice takes no memory for logits, but has one
+// multiprocessor for all of them.
+#pragma once
+
+#include "scores.cuh"
+#include "statistics.cuh"
+
+constexpr uint32_t kExpectThreads = 256;
+constexpr uint32_t kExpectWarps = kExpectThreads / 32;
+
+// Slots of a block.
+constexpr uint32_t kExpectSlots = 256;
+
+__host__ __device__ inline uint32_t expect_parts(uint32_t slots) {
+  return (slots + kExpectSlots - 1) / kExpectSlots;
+}
+
+// What blocks leave of a head.
+struct Expectation {
+  // (group, pitch): ln of the weights of slots before the softmax
+  float *logits;
+  // (parts, kMaxGroup): maximum and sum over the slots that are no sinks
+  float2 *states;
+  uint32_t pitch;
+};
+
+struct ExpectShared {
+  // Of each element of a key \`x\`, \`x (a + b x)\` is its part of the logit.
+  __align__(16) float2 terms[kMaxGroup][kMaxHeadDim];
+  SoftmaxState states[kExpectWarps][kMaxGroup];
+};
+
+// A group of query heads whose queries are expected.
+struct ExpectedGroup {
+  QueryStatistics first;
+  uint32_t size;
+  uint32_t lanes;
+  uint32_t sinks;
+
+  __device__ QueryStatistics head(uint32_t g) const {
+    const uint32_t width = first.head_dim;
+    return {first.own + g * (3 * width + 1), width};
+  }
+};
+
+__device__ inline ExpectedGroup expected_group(const skv_cache &cache,
+                                               const skv_sizes &sizes,
+                                               const skv_policy &policy,
+                                               uint32_t sequence,
+                                               uint32_t kv_head) {
+  const uint32_t group = sizes.heads / sizes.kv_heads;
+  return {statistics_of(cache, sizes, sequence, kv_head * group), group,
+          cache.lanes, policy.sinks};
+}
+
+__device__ inline void load_terms(const ExpectedGroup &group,
+                                  ExpectShared &shared) {
+  const uint32_t width = group.first.head_dim, half = width / 2;
+  const float root = rsqrtf(static_cast<float>(width));
+  for (uint32_t i = threadIdx.x; i < group.size * width; i += kExpectThreads) {
+    const uint32_t g = i / width, d = i % width;
+    const QueryStatistics own = group.head(g);
+    const float variance = own.variance()[d < half ? d : d - half];
+    shared.terms[g][d] = {root * own.future()[d],
+                          0.5f * root * root * variance};
+  }
+}
+
+// Leaves what is expected of this block's slots among \`count\`; \`slot_of(i)\` is
+// a slot, which may be free. Called by the whole block.
+template <bool ALIGNED, class SlotOf>
+__device__ inline void expect_slots(const ExpectedGroup &group, uint32_t count,
+                                    const Expectation &out,
+                                    ExpectShared &shared, SlotOf slot_of) {
+  constexpr uint32_t kHeads = kMaxGroup / 4;
+  const uint32_t width = group.first.head_dim;
+  const uint32_t t = lane_id() % 4;
+  const uint32_t begin = blockIdx.x * kExpectSlots;
+  const uint32_t end = min(count, begin + kExpectSlots);
+  load_terms(group, shared);
+  __syncthreads();
+  // Lane t has query heads t, t + 4 and so on.
+  SoftmaxState states[kHeads];
+#pragma unroll
+  for (uint32_t j = 0; j < kHeads; j++) states[j] = init_softmax();
+  for (uint32_t first = begin + 8 * warp_id(); first < end;
+       first += 8 * kExpectWarps) {
+    const uint32_t i = first + lane_id() / 4;
+    const Slot slot = slot_of(min(i, end - 1));
+    float sums[kMaxGroup] = {};
+    for (uint32_t d = 8 * t; d < width; d += 32) {
+      uint32_t words[4];
+      load_halves<8, ALIGNED>(words, slot.key, d, width);
+#pragma unroll
+      for (uint32_t j = 0; j < 4; j++) {
+        const float2 x = to_floats(words[j]);
+        // Widths are even, and what is beyond them is 0.
+        if (d + 2 * j >= width) continue;
+#pragma unroll
+        for (uint32_t g = 0; g < kMaxGroup; g++) {
+          if (g >= group.size) continue;
+          const float4 term =
+              *reinterpret_cast<const float4 *>(&shared.terms[g][d + 2 * j]);
+          sums[g] += x.x * (term.x + term.y * x.x);
+          sums[g] += x.y * (term.z + term.w * x.y);
+        }
+      }
+    }
+    const bool exists = i < end && slot.word(kSlotTokens) != 0;
+    const bool counts = exists && slot.word(kSlotPosition) >= group.sinks;
+#pragma unroll
+    for (uint32_t g = 0; g < kMaxGroup; g++) {
+      if (g >= group.size) continue;
+      sums[g] += __shfl_xor_sync(kAllLanes, sums[g], 1);
+      sums[g] += __shfl_xor_sync(kAllLanes, sums[g], 2);
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < kHeads; j++) {
+      const uint32_t g = 4 * j + t;
+      if (!exists || g >= group.size) continue;
+      const float sum = t == 0   ? sums[4 * j]
+                        : t == 1 ? sums[4 * j + 1]
+                        : t == 2 ? sums[4 * j + 2]
+                                 : sums[4 * j + 3];
+      const float logit = sum + vote_bias(slot, g, group.lanes);
+      out.logits[static_cast<size_t>(g) * out.pitch + i] = logit;
+      if (counts) add_softmax(states[j], logit);
+    }
+  }
+#pragma unroll
+  for (uint32_t j = 0; j < kHeads; j++) {
+#pragma unroll
+    for (int offset = 4; offset < 32; offset *= 2) {
+      const SoftmaxState other = {
+          __shfl_xor_sync(kAllLanes, states[j].max, offset),
+          __shfl_xor_sync(kAllLanes, states[j].sum, offset)};
+      states[j] = merge_softmax(states[j], other);
+    }
+    if (lane_id() < 4) shared.states[warp_id()][4 * j + t] = states[j];
+  }
+  __syncthreads();
+  if (threadIdx.x >= group.size) return;
+  SoftmaxState all = init_softmax();
+  for (uint32_t w = 0; w < kExpectWarps; w++) {
+    all = merge_softmax(all, shared.states[w][threadIdx.x]);
+  }
+  out.states[blockIdx.x * kMaxGroup + threadIdx.x] = {all.max, all.sum};
+}
+
+// Sets the ratings of \`count\` slots that blocks left their logits of: ln of the
+// mean over the group of their shares. \`is_there(i)\` says which slots there
+// are; \`log_sums\` is shared memory. Called by the whole block, which sees all
+// ratings afterwards.
+template <class IsThere>
+__device__ inline void rate_by_expectation(uint32_t group, uint32_t count,
+                                           const Expectation &expected,
+                                           float (&log_sums)[kMaxGroup],
+                                           float *ratings, IsThere is_there) {
+  if (threadIdx.x < group) {
+    SoftmaxState all = init_softmax();
+    for (uint32_t p = 0; p < expect_parts(count); p++) {
+      const float2 part = expected.states[p * kMaxGroup + threadIdx.x];
+      all = merge_softmax(all, {part.x, part.y});
+    }
+    log_sums[threadIdx.x] = log_sum(all);
+  }
+  __syncthreads();
+  const float heads = logf(static_cast<float>(group));
+  for (uint32_t i = threadIdx.x; i < count; i += blockDim.x) {
+    if (!is_there(i)) continue;
+    float share = kLogZero;
+    for (uint32_t g = 0; g < group; g++) {
+      const float logit =
+          expected.logits[static_cast<size_t>(g) * expected.pitch + i];
+      share = log_add(share, logit - log_sums[g]);
+    }
+    ratings[i] = share - heads;
+  }
+  __syncthreads();
+}
+`,
+  "lib/half.cuh": `// Halves: 16-byte loads of eight of them, and conversions.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+#include "../steadykv.h"
+#include "instructions.cuh"
+
+__device__ inline float2 to_floats(uint32_t halves) {
+  return __half22float2(*reinterpret_cast<const __half2 *>(&halves));
+}
+
+__device__ inline float to_float(skv_half bits) {
+  return __half2float(__ushort_as_half(bits));
+}
+
+__device__ inline skv_half to_half(float x) {
+  return __half_as_ushort(__float2half_rn(x));
+}
+
+__device__ inline uint32_t to_halves(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t *>(&pair);
+}
+
+// COUNT halves of a row of \`width\` from \`first\`; zeros beyond its end. Rows
+// whose width is a multiple of 8 are read 8 or 16 bytes at a time.
+template <int COUNT, bool ALIGNED>
+__device__ inline void load_halves(uint32_t (&out)[COUNT / 2],
+                                   const skv_half *row, uint32_t first,
+                                   uint32_t width) {
+  static_assert(COUNT == 4 || COUNT == 8, "one load per lane");
+  if constexpr (ALIGNED) {
+    if (first >= width) {
+#pragma unroll
+      for (int i = 0; i < COUNT / 2; i++) out[i] = 0;
+    } else if constexpr (COUNT == 8) {
+      const uint4 v = *reinterpret_cast<const uint4 *>(row + first);
+      out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
+    } else {
+      const uint2 v = *reinterpret_cast<const uint2 *>(row + first);
+      out[0] = v.x, out[1] = v.y;
+    }
+  } else {
+    // The width is even, so pairs are whole and aligned.
+#pragma unroll
+    for (int i = 0; i < COUNT / 2; i++) {
+      const uint32_t at = first + 2 * i;
+      out[i] = at < width ? *reinterpret_cast<const uint32_t *>(row + at) : 0;
+    }
+  }
+}
+`,
+  "lib/instructions.cuh": `// Instructions that CUDA C++ has no words for, and shared memory whose size a
+// launch decides. Everything that only a GPU's compiler understands is in this
+// file: tests/cuda_emulation has another one in its place.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#include "../steadykv.h"
+
+// The memory that a launch asks for beside that of the kernel's own variables.
+__device__ inline uint4 *dynamic_shared_memory() {
+  extern __shared__ uint4 memory[];
+  return memory;
+}
+
+// Sixteen bytes that no kernel writes while this one runs and that are read
+// once: past the L1 cache.
+__device__ inline uint4 load_weights(const skv_half *address) {
+  uint4 v;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(address));
+  return v;
+}
+
+// Asks for what is at an address, which may be anything.
+__device__ inline void prefetch(const skv_half *address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
+// c += a · b for tiles of 16 x 16 and 16 x 8 halves. Lane 4 g + t holds
+//   a: (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8) and the next columns
+//   b: (2t, g), (2t + 8, g) and the next rows
+//   c: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+__device__ inline void mma(float (&c)[4], const uint4 &a, uint32_t b0,
+                           uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
+// c += a · b for tiles of 16 x 8 and 8 x 8 tf32 numbers. Lane 4 g + t holds
+//   a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)
+//   b: (t, g), (t + 4, g)
+//   c: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+__device__ inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0,
+                                float b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])),
+        "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+        "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
+__device__ inline uint32_t shared_address(const void *pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Four 8 x 8 tiles of halves; lane i gives the address of row i % 8 of tile
+// i / 8.
+__device__ inline uint4 load_matrices(const skv_half *row) {
+  uint4 v;
+  asm volatile(
+      "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "r"(shared_address(row))
+      : "memory");
+  return v;
+}
+
+// The same, each tile transposed.
+__device__ inline uint4 load_transposed(const skv_half *row) {
+  uint4 v;
+  asm volatile(
+      "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "r"(shared_address(row))
+      : "memory");
+  return v;
+}
+
+// Starts to copy 16 bytes to shared memory, or zeros.
+__device__ inline void copy_async(skv_half *to, const skv_half *from,
+                                  bool wanted) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :
+               : "r"(shared_address(to)), "l"(from), "r"(wanted ? 16 : 0)
+               : "memory");
+}
+
+__device__ inline void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits until at most LEFT groups of copies are under way.
+template <int LEFT>
+__device__ inline void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+// Lets the next kernel start as soon as there is room for it.
+__device__ inline void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Returns when the kernels before this one have ended.
+__device__ inline void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+`,
+  "lib/key_distance.cuh": `// How far each key points away from the mean direction of the head's keys, the
+// score of KeyDiff: −cos(k, Σ k / |k|).
+//
+// One block per head reads its keys twice, a warp a key. A running mean would
+// read them once, but slots come and go.
+#pragma once
+
+#include "lane_vector.cuh"
+
+// Warps of a block that rates keys.
+constexpr uint32_t kKeyWarps = 16;
+
+struct KeyScratch {
+  float sums[kKeyWarps][kMaxHeadDim];
+};
+
+// Rates the slots \`slot(0)\` to \`slot(count - 1)\`, free ones left out. Called by
+// a whole block of kKeyWarps, which sees all ratings afterwards.
+template <class SlotOf>
+__device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
+                                   float *ratings, KeyScratch &scratch,
+                                   SlotOf slot_of) {
+  float sum[kLaneDims] = {};
+  for (uint32_t i = warp_id(); i < count; i += kKeyWarps) {
+    const Slot slot = slot_of(i);
+    if (slot.word(kSlotTokens) == 0) continue;
+    const LaneVector key(slot.key, head_dim);
+    const float inverse = key.inverse_norm();
+#pragma unroll
+    for (int d = 0; d < kLaneDims; d++) sum[d] += key.x[d] * inverse;
+  }
+#pragma unroll
+  for (int d = 0; d < kLaneDims; d++) {
+    scratch.sums[warp_id()][lane_id() + 32 * d] = sum[d];
+  }
+  __syncthreads();
+  // Every warp adds the sums up, in the same order.
+  float mean[kLaneDims] = {}, square = 0.0f;
+#pragma unroll
+  for (int d = 0; d < kLaneDims; d++) {
+    for (uint32_t w = 0; w < kKeyWarps; w++) {
+      mean[d] += scratch.sums[w][lane_id() + 32 * d];
+    }
+    square += mean[d] * mean[d];
+  }
+  square = warp_sum(square);
+  const float scale = square == 0.0f ? 0.0f : rsqrtf(square);
+  for (uint32_t i = warp_id(); i < count; i += kKeyWarps) {
+    const Slot slot = slot_of(i);
+    if (slot.word(kSlotTokens) == 0) continue;
+    const LaneVector key(slot.key, head_dim);
+    float product = 0.0f;
+#pragma unroll
+    for (int d = 0; d < kLaneDims; d++) product += mean[d] * key.x[d];
+    product = warp_sum(product);
+    const float inverse = key.inverse_norm();
+    if (lane_id() == 0) ratings[i] = -product * scale * inverse;
+  }
+  __syncthreads();
+}
+`,
+  "lib/lane_vector.cuh": `// A vector of a slot over the lanes of a warp.
+#pragma once
+
+#include "slots.cuh"
+
+// The dimensions that this lane holds, zeros beyond the end.
+struct LaneVector {
+  float x[kLaneDims];
+
+  __device__ LaneVector(const skv_half *vector, uint32_t head_dim) {
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) {
+      const uint32_t d = lane_id() + 32 * i;
+      x[i] = d < head_dim ? to_float(vector[d]) : 0.0f;
+    }
+  }
+  // The following are the same in every lane.
+  __device__ float dot(const LaneVector &other) const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) sum += x[i] * other.x[i];
+    return warp_sum(sum);
+  }
+  // Squared distance.
+  __device__ float distance(const LaneVector &other) const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) {
+      sum += (x[i] - other.x[i]) * (x[i] - other.x[i]);
+    }
+    return warp_sum(sum);
+  }
+  // 1 / |x|, or 0 for a zero vector.
+  __device__ float inverse_norm() const {
+    const float square = dot(*this);
+    return square == 0.0f ? 0.0f : rsqrtf(square);
+  }
+};
+
+// A weighted sum of vectors over the lanes of a warp.
+struct LaneSum {
+  float x[kLaneDims] = {};
+
+  __device__ void add(float weight, const LaneVector &vector) {
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) x[i] += weight * vector.x[i];
+  }
+  // Stores the sum times \`scale\`.
+  __device__ void store(skv_half *to, float scale, uint32_t head_dim) const {
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) {
+      const uint32_t d = lane_id() + 32 * i;
+      if (d < head_dim) to[d] = to_half(x[i] * scale);
+    }
+  }
+};
+`,
+  "lib/merge_one.cuh": `// What becomes of the slot that goes after a decode step: where it is merged,
+// or that it is dropped.
+#pragma once
+
+#include "blend_slots.cuh"
+#include "evict_one.cuh"
+#include "merge_slots.cuh"
+
+// The next slot to the right of the victim, or none. Called by the whole block.
+__device__ inline uint32_t find_right(const skv_merge_attend_args &args,
+                                      const EvictJob &job, uint32_t victim,
+                                      EvictShared &shared) {
+  const uint32_t position = job.slot(args, victim).word(kSlotPosition);
+  uint64_t best = kNoKey;
+  uint32_t nearest = ~0u;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot = job.slot(args, i);
+    const uint32_t other = slot.word(kSlotPosition);
+    if (slot.word(kSlotTokens) == 0 || other <= position) continue;
+    if (other < best) best = other, nearest = i;
+  }
+  return lowest_of_block(best, nearest, shared);
+}
+
+// The slot with the key most similar to that of the victim, sinks left out.
+// Four lanes share a key. Called by the whole block.
+template <bool ALIGNED>
+__device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
+                                         const EvictJob &job, uint32_t victim,
+                                         EvictShared &shared) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const uint32_t t = lane_id() % 4;
+  const Slot gone = job.slot(args, victim);
+  if (threadIdx.x < kMaxHeadDim) {
+    shared.key[threadIdx.x] =
+        threadIdx.x < head_dim ? gone.key[threadIdx.x] : 0;
+  }
+  __syncthreads();
+  // The length of the victim's key counts for all alike, but for the threshold.
+  float own_square = 0.0f;
+  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
+    const float x = to_float(shared.key[d]);
+    own_square += x * x;
+  }
+  own_square = warp_sum(own_square);
+  Neighbour best = kNoNeighbour;
+#pragma unroll 2
+  for (uint32_t first = 8 * warp_id(); first < job.high;
+       first += 8 * kEvictWarps) {
+    const uint32_t i = first + lane_id() / 4;
+    const Slot slot = job.slot(args, min(i, job.high - 1));
+    float dot = 0.0f, square = 0.0f;
+#pragma unroll 4
+    for (uint32_t d = 8 * t; d < head_dim; d += 32) {
+      uint32_t other[4];
+      load_halves<8, ALIGNED>(other, slot.key, d, head_dim);
+      const uint4 own = *reinterpret_cast<const uint4 *>(shared.key + d);
+      const uint32_t mine[4] = {own.x, own.y, own.z, own.w};
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const float2 x = to_floats(mine[j]), y = to_floats(other[j]);
+        dot += x.x * y.x + x.y * y.y;
+        square += y.x * y.x + y.y * y.y;
+      }
+    }
+    dot += __shfl_xor_sync(kAllLanes, dot, 1);
+    dot += __shfl_xor_sync(kAllLanes, dot, 2);
+    square += __shfl_xor_sync(kAllLanes, square, 1);
+    square += __shfl_xor_sync(kAllLanes, square, 2);
+    if (i >= job.high || i == victim || slot.word(kSlotTokens) == 0) continue;
+    const float norms = sqrtf(own_square) * sqrtf(square);
+    const Neighbour candidate = {norms == 0.0f ? 0.0f : dot / norms,
+                                 slot.word(kSlotPosition), i};
+    if (candidate.position < args.policy.sinks) continue;
+    if (candidate.beats(best)) best = candidate;
+  }
+  return nearest_of_block(best, shared);
+}
+
+// Attention weight of slot \`i\` for query head \`g\`.
+__device__ inline float attention_weight(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         const EvictShared &shared,
+                                         const Slot &slot, uint32_t i,
+                                         uint32_t g) {
+  const float logit =
+      job.logits[static_cast<size_t>(g) * args.cache.max_capacity + i];
+  return expf(logit + vote_bias(slot, g, args.cache.lanes) -
+              shared.log_sums[g]);
+}
+
+// Merges the value of the victim into the slot to its right: see
+// src/reference/merge_values.ts. Called by one warp.
+__device__ inline void merge_value(const skv_merge_attend_args &args,
+                                   const EvictJob &job,
+                                   const EvictShared &shared, uint32_t victim,
+                                   uint32_t right) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const Slot gone = job.slot(args, victim);
+  const Slot kept = job.slot(args, right);
+  const bool exact = args.policy.exact_values != 0;
+  const float own = mean_attention(gone), other = mean_attention(kept);
+  const float share = own + other == 0.0f ? 0.5f : own / (own + other);
+  float weights[kMaxGroup], lost = 0.0f, left = 0.0f;
+#pragma unroll
+  for (uint32_t g = 0; g < kMaxGroup; g++) {
+    weights[g] = 0.0f;
+    if (!exact || g >= job.group) continue;
+    weights[g] = attention_weight(args, job, shared, gone, victim, g);
+    lost += weights[g];
+    left += attention_weight(args, job, shared, kept, right, g);
+  }
+  const float scale = fmaxf(left, lost / args.policy.ratio_cap);
+  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
+    const float from = to_float(gone.value[d]);
+    float value = to_float(kept.value[d]);
+    if (exact) {
+      float change = 0.0f;
+#pragma unroll
+      for (uint32_t g = 0; g < kMaxGroup; g++) {
+        if (g >= job.group) continue;
+        change += weights[g] * (from - job.outputs[g * head_dim + d]);
+      }
+      if (scale > 0.0f) value += change / scale;
+    } else {
+      value = share * from + (1.0f - share) * value;
+    }
+    kept.value[d] = to_half(value);
+  }
+  if (lane_id() != 0) return;
+  kept.set_word(kSlotTokens, kept.word(kSlotTokens) + gone.word(kSlotTokens));
+  if (exact) return;
+  kept.set(kSlotValueNorm, share * gone.get(kSlotValueNorm) +
+                               (1.0f - share) * kept.get(kSlotValueNorm));
+}
+
+// Merges two slots so that the one that stays has the mass of both. Called by
+// one warp.
+__device__ inline Merged merge_two(const skv_merge_attend_args &args,
+                                   const EvictJob &job, uint32_t stays,
+                                   uint32_t goes) {
+  const Slot kept = job.slot(args, stays), gone = job.slot(args, goes);
+  const MergeContext context = {job.queries, job.group, args.sizes.head_dim,
+                                args.cache.lanes};
+  return merge_slots(
+      2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
+      args.policy);
+}
+
+// Frees the slot that goes, and counts what became of it. Called by one thread.
+__device__ inline void remove_slot(const skv_merge_attend_args &args,
+                                   const EvictJob &job, uint32_t victim,
+                                   bool is_merged, const Merged &merged) {
+  const Slot gone = job.slot(args, victim);
+  uint32_t *words = job.words;
+  if (is_merged) {
+    words[kHeadMerged]++;
+    words[kHeadGuarded] += merged.guarded ? 1 : 0;
+    words[kHeadDivergence] = __float_as_uint(
+        __uint_as_float(words[kHeadDivergence]) + merged.divergence);
+  } else {
+    words[kHeadDropped]++;
+    words[kHeadDroppedTokens] += gone.word(kSlotTokens);
+  }
+  free_slot(gone, args.cache.lanes);
+  words[kHeadLive]--;
+  words[kHeadNext] = min(words[kHeadNext], victim);
+}
+
+// Merges the victim where the policy says, or drops it. Called by the whole
+// block.
+template <bool ALIGNED>
+__device__ inline void evict(const skv_merge_attend_args &args,
+                             const EvictJob &job, uint32_t victim,
+                             EvictShared &shared) {
+  const skv_policy &policy = args.policy;
+  uint32_t target = ~0u;
+  bool is_merged = false;
+  switch (policy.merge) {
+    case SKV_MERGE_VOTES: {
+      const Neighbour nearest =
+          find_nearest<ALIGNED>(args, job, victim, shared);
+      if (nearest.similarity > policy.threshold) target = nearest.item;
+      break;
+    }
+    case SKV_MERGE_COSINE: {
+      const float past = __uint_as_float(job.words[kHeadThreshold]);
+      const Neighbour nearest =
+          find_nearest<ALIGNED>(args, job, victim, shared);
+      if (!nearest.exists()) break;
+      const float threshold = next_threshold(policy, past, nearest.similarity);
+      if (threadIdx.x == 0) {
+        job.words[kHeadThreshold] = __float_as_uint(threshold);
+      }
+      if (nearest.similarity >= threshold) target = nearest.item;
+      break;
+    }
+    case SKV_MERGE_RIGHT_NEIGHBOUR:
+      target = find_right(args, job, victim, shared);
+      break;
+    case SKV_MERGE_NEXT_VALUES: {
+      const PassedOn place = {job.slot(args, victim), args.cache.layer,
+                              job.kv_head, args.sizes.head_dim};
+      is_merged = pass_on(
+          policy, place, job.high, shared.followers, shared.select,
+          [&](uint32_t i) {
+            const Slot slot = job.slot(args, i);
+            return slot.word(kSlotTokens) == 0 ? 0 : slot.word(kSlotPosition);
+          },
+          [&](uint32_t i) { return job.slot(args, i); });
+      break;
+    }
+    default:
+      break;
+  }
+  if (warp_id() != 0) return;
+  Merged merged = {};
+  if (target != ~0u) {
+    is_merged = true;
+    if (policy.merge == SKV_MERGE_VOTES) {
+      merged = merge_two(args, job, target, victim);
+    } else if (policy.merge == SKV_MERGE_COSINE) {
+      const Slot kept = job.slot(args, target), gone = job.slot(args, victim);
+      blend_slots(
+          2, [&](uint32_t i) { return i == 0 ? kept : gone; },
+          args.sizes.head_dim);
+    } else {
+      merge_value(args, job, shared, victim, target);
+    }
+  }
+  __syncwarp();
+  if (lane_id() == 0) remove_slot(args, job, victim, is_merged, merged);
+}
+`,
+  "lib/merge_pairs.cuh": `// Merging pairs before anything is evicted: similar ones, or the cheapest.
+//
+// Taking proposals in order looks sequential, but a proposal that is the best
+// of both its ends is taken whatever the others do; so rounds take all of those
+// at once, and give exactly the same pairs. The alternative that lost: sorting
+// proposals and one thread that goes through them.
+#pragma once
+
+#include "merge_slots.cuh"
+#include "ratings.cuh"
+#include "search_items.cuh"
+#include "select_smallest.cuh"
+
+__device__ inline MergeContext merge_context(const skv_chunk_args &args,
+                                             const ChunkHead &head) {
+  const skv_sizes &sizes = args.sizes;
+  const uint32_t group = sizes.heads / sizes.kv_heads;
+  const size_t query =
+      static_cast<size_t>(head.rows - 1) * sizes.heads + head.kv_head * group;
+  return {args.queries + query * sizes.head_dim, group, sizes.head_dim,
+          args.cache.lanes};
+}
+
+// Sets 1 / |key| of an item; called by a whole warp.
+__device__ inline void set_norm(const skv_chunk_args &args,
+                                const ChunkHead &head, const HeadWork &work,
+                                uint32_t ordinal) {
+  const Slot slot = item_slot(args, head, work.items[ordinal]);
+  float square = 0.0f;
+  for (uint32_t d = lane_id(); d < args.sizes.head_dim; d += 32) {
+    const float x = to_float(slot.key[d]);
+    square += x * x;
+  }
+  square = warp_sum(square);
+  if (lane_id() == 0) {
+    work.inverse_norms[ordinal] = square == 0.0f ? 0.0f : rsqrtf(square);
+  }
+}
+
+// Takes the best proposals first while both ends are free, up to
+// \`excess\` of them, and lists who made them in \`queries\`. Returns their number.
+__device__ inline uint32_t match_pairs(const skv_chunk_args &args,
+                                       const ChunkHead &head,
+                                       const CompressWork &all_work,
+                                       const HeadWork &work, uint32_t excess,
+                                       SelectScratch &scratch) {
+  const uint32_t items = work.counters[kItems];
+  const uint32_t queries = work.counters[kQueries];
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+    work.keys[i] = kNoKey;
+  }
+  __syncthreads();
+  for (uint32_t q = threadIdx.x; q < queries; q += kCompressThreads) {
+    const Neighbour nearest = nearest_of_query(args, head, all_work, work, q);
+    const bool fits = args.policy.merge != SKV_MERGE_VOTES ||
+                      nearest.similarity > args.policy.threshold;
+    if (!nearest.exists() || !fits) continue;
+    const uint32_t i = work.queries[q];
+    const uint32_t position =
+        item_slot(args, head, work.items[i]).word(kSlotPosition);
+    work.keys[i] = order_key(-nearest.similarity, position);
+    work.mates[i] = nearest.item;
+  }
+  auto *best = reinterpret_cast<unsigned long long *>(work.best);
+  const auto is_open = [&](uint32_t i) {
+    return work.keys[i] != kNoKey && (work.marks[i] & kTaken) == 0 &&
+           (work.marks[work.mates[i]] & kTaken) == 0;
+  };
+  bool changed = true;
+  while (changed) {
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      best[i] = kNoKey;
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      if (!is_open(i)) continue;
+      atomicMin(best + i, static_cast<unsigned long long>(work.keys[i]));
+      atomicMin(best + work.mates[i],
+                static_cast<unsigned long long>(work.keys[i]));
+    }
+    __syncthreads();
+    bool accepted = false;
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      if (work.keys[i] == kNoKey) continue;
+      // Others may mark this item as taken meanwhile, but only this thread as
+      // accepted.
+      if ((__ldcg(work.marks + i) & kAccepted) != 0) continue;
+      const uint32_t mate = work.mates[i];
+      if (__ldcg(best + i) != work.keys[i] ||
+          __ldcg(best + mate) != work.keys[i]) {
+        continue;
+      }
+      atomicOr(work.marks + i, kTaken | kAccepted);
+      atomicOr(work.marks + mate, kTaken);
+      accepted = true;
+    }
+    changed = __syncthreads_or(accepted);
+  }
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+    if ((work.marks[i] & kAccepted) == 0) work.keys[i] = kNoKey;
+  }
+  __syncthreads();
+  const auto is_accepted = [&](uint32_t i) { return work.keys[i] != kNoKey; };
+  const uint32_t pairs = list_if(items, work.queries, scratch, is_accepted);
+  if (pairs <= excess) return pairs;
+  const uint64_t last = kth_smallest(work.keys, items, excess, scratch);
+  return list_if(items, work.queries, scratch, [&](uint32_t i) {
+    return is_accepted(i) && work.keys[i] <= last;
+  });
+}
+
+// Merges the pairs that \`queries\` lists: the end that eviction ranks lower
+// goes.
+__device__ inline void merge_pairs(const skv_chunk_args &args,
+                                   const ChunkHead &head, const HeadWork &work,
+                                   uint32_t pairs, SelectScratch &scratch) {
+  const MergeContext context = merge_context(args, head);
+  const uint32_t lanes = args.cache.lanes;
+  for (uint32_t p = warp_id(); p < pairs; p += kCompressWarps) {
+    uint32_t goes = work.queries[p];
+    uint32_t stays = work.mates[goes];
+    Slot gone = item_slot(args, head, work.items[goes]);
+    Slot kept = item_slot(args, head, work.items[stays]);
+    if (item_rank(args, head, work, stays) <
+        item_rank(args, head, work, goes)) {
+      const uint32_t other = goes;
+      goes = stays;
+      stays = other;
+      const Slot slot = gone;
+      gone = kept;
+      kept = slot;
+    }
+    const Merged merged = merge_slots(
+        2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
+        args.policy);
+    if (lane_id() == 0) {
+      free_slot(gone, lanes);
+      work.marks[goes] |= kGone;
+      work.divergences[p] = merged.divergence;
+      if (merged.guarded) atomicAdd(head.words + kHeadGuarded, 1);
+    }
+    set_norm(args, head, work, stays);
+  }
+  __syncthreads();
+  float divergence = 0.0f;
+  for (uint32_t p = threadIdx.x; p < pairs; p += kCompressThreads) {
+    divergence += work.divergences[p];
+  }
+  divergence = block_sum(divergence, scratch);
+  if (threadIdx.x == 0) {
+    head.words[kHeadMerged] += pairs;
+    head.words[kHeadDivergence] = __float_as_uint(
+        __uint_as_float(head.words[kHeadDivergence]) + divergence);
+  }
+}
+
+// Merges pairs until the head fits its budget.
+static __global__ void __launch_bounds__(kCompressThreads)
+    pair_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  if (work.counters[kQueries] == 0) return;
+  const uint32_t excess = work.counters[kItems] - head.words[kHeadBudget];
+  const uint32_t pairs =
+      match_pairs(args, head, all_work, work, excess, scratch);
+  merge_pairs(args, head, work, pairs, scratch);
+  if (threadIdx.x == 0) work.counters[kPairs] = pairs;
+}
+`,
+  "lib/merge_runs.cuh": `// Runs: items that all go, in the order of their positions, up to the kept one
+// to their right, which takes their values. \`runWeights\` in
+// src/reference/merge_values.ts says what weights they have there.
+//
+// The reference reads a run with a stack. Here each member finds its own
+// weight, by walks along the run: which member takes it in (the next one that
+// goes after it, or the kept one), and what the members that are taken in after
+// it leave of it. Runs are short unless the budget is far exceeded.
+#pragma once
+
+#include "search_items.cuh"
+
+constexpr uint32_t kRunThreads = 256;
+
+// What is known of the items of a head, by ordinal: other names for lists that
+// only similar keys need.
+struct RunWork {
+  // The next item to the right of one that goes; the kept one, in the end.
+  uint32_t *right;
+  // The item that goes whose right neighbour this is.
+  uint32_t *left;
+  // The item that takes this one in.
+  uint32_t *taker;
+  // What is left of an item's own value by those that it takes in, and in the
+  // end its weight in the kept one.
+  float *share;
+  // What of it stays in the item that takes it in.
+  float *pass;
+};
+
+__device__ inline RunWork run_work(const HeadWork &work) {
+  return {work.mates, work.nearest, work.candidates, work.similarities,
+          work.inverse_norms};
+}
+
+// Finds the right neighbour of each item that goes. A thread has one of them
+// and goes through all items by tiles.
+static __global__ void __launch_bounds__(kRunThreads)
+    right_neighbours_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ uint32_t positions[kRunThreads];
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const RunWork run = run_work(work);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t victims = work.counters[kQueries];
+  const uint32_t first = blockIdx.x * kRunThreads;
+  if (first >= victims) return;
+  const auto position_of = [&](uint32_t i) {
+    return item_slot(args, head, work.items[i]).word(kSlotPosition);
+  };
+  const bool exists = first + threadIdx.x < victims;
+  const uint32_t mine = exists ? work.queries[first + threadIdx.x] : kNoItem;
+  const uint32_t position = exists ? position_of(mine) : ~0u;
+  uint32_t nearest = kNoItem, nearest_position = ~0u;
+  for (uint32_t tile = 0; tile < items; tile += kRunThreads) {
+    const uint32_t i = tile + threadIdx.x;
+    __syncthreads();
+    // Nothing lies to the left of position 0: it stands for no item.
+    positions[threadIdx.x] = i < items ? position_of(i) : 0;
+    __syncthreads();
+    for (uint32_t k = 0; k < kRunThreads; k++) {
+      const uint32_t other = positions[k];
+      if (other <= position || other >= nearest_position) continue;
+      nearest_position = other;
+      nearest = tile + k;
+    }
+  }
+  if (!exists) return;
+  run.right[mine] = nearest;
+  if (nearest != kNoItem) run.left[nearest] = mine;
+}
+
+// A head whose runs are merged.
+struct RunHead {
+  const skv_chunk_args &args;
+  const ChunkHead &head;
+  const HeadWork &work;
+  RunWork run;
+
+  __device__ Slot slot(uint32_t i) const {
+    return item_slot(args, head, work.items[i]);
+  }
+  __device__ bool goes(uint32_t i) const {
+    return (work.marks[i] & kVictim) != 0;
+  }
+  // Items to the left, as long as they go.
+  __device__ uint32_t left_of(uint32_t i) const {
+    const uint32_t left = run.left[i];
+    return left != kNoItem && goes(left) ? left : kNoItem;
+  }
+  // What is left of a value with this mean attention once \`i\` is merged into
+  // it.
+  __device__ float left_by(uint32_t i, float mean) const {
+    const float own = mean_attention(slot(i));
+    return own + mean == 0.0f ? 0.5f : mean / (own + mean);
+  }
+  // What the items from \`i\` leftwards leave of a value: those that go before
+  // \`limit\` and after \`last\`, as long as no nearer one takes them.
+  __device__ float left_from(uint32_t i, float mean, uint64_t last,
+                             uint64_t limit) const {
+    float share = 1.0f;
+    for (; i != kNoItem && work.keys[i] <= limit; i = left_of(i)) {
+      if (work.keys[i] <= last) continue;
+      share *= left_by(i, mean);
+      last = work.keys[i];
+    }
+    return share;
+  }
+};
+
+// Finds which item takes each one in, and what is left of its value then.
+__device__ inline void weigh_victims(const RunHead &run, uint32_t victims) {
+  const HeadWork &work = run.work;
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    const uint32_t i = work.queries[v];
+    const uint64_t key = work.keys[i];
+    uint32_t taker = run.run.right[i];
+    while (taker != kNoItem && run.goes(taker) && work.keys[taker] < key) {
+      taker = run.run.right[taker];
+    }
+    run.run.taker[i] = taker;
+    run.run.share[i] =
+        run.left_from(run.left_of(i), mean_attention(run.slot(i)), 0, key);
+    if (taker == kNoItem) continue;
+    const float mean = mean_attention(run.slot(taker));
+    const uint64_t limit = run.goes(taker) ? work.keys[taker] : kNoKey;
+    run.run.pass[i] = (1.0f - run.left_by(i, mean)) *
+                      run.left_from(run.left_of(i), mean, key, limit);
+  }
+  __syncthreads();
+  // The weights in the kept value, which is where the takers lead.
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    const uint32_t i = work.queries[v];
+    float weight = run.run.share[i];
+    uint32_t taker = i;
+    while (taker != kNoItem && run.goes(taker)) {
+      weight *= run.run.pass[taker];
+      taker = run.run.taker[taker];
+    }
+    work.scores[i] = weight;
+  }
+  __syncthreads();
+}
+
+// Merges the run whose last member is \`last\` into the slot to its right; called
+// by a whole warp. Returns how many members it has.
+__device__ inline uint32_t merge_run(const RunHead &run, uint32_t last) {
+  const HeadWork &work = run.work;
+  const uint32_t kept_item = run.run.right[last];
+  const Slot kept = run.slot(kept_item);
+  const float own = run.left_from(last, mean_attention(kept), 0, kNoKey);
+  for (uint32_t d = lane_id(); d < run.args.sizes.head_dim; d += 32) {
+    float value = own * to_float(kept.value[d]);
+    for (uint32_t i = last; i != kNoItem; i = run.left_of(i)) {
+      value += work.scores[i] * to_float(run.slot(i).value[d]);
+    }
+    kept.value[d] = to_half(value);
+  }
+  float norm = own * kept.get(kSlotValueNorm);
+  uint32_t tokens = kept.word(kSlotTokens), count = 0;
+  for (uint32_t i = last; i != kNoItem; i = run.left_of(i)) {
+    const Slot slot = run.slot(i);
+    norm += work.scores[i] * slot.get(kSlotValueNorm);
+    tokens += slot.word(kSlotTokens);
+    count++;
+  }
+  __syncwarp();
+  if (lane_id() == 0) {
+    kept.set(kSlotValueNorm, norm);
+    kept.set_word(kSlotTokens, tokens);
+  }
+  return count;
+}
+
+// Merges the values of all runs, and drops what has nothing to its right.
+// Called by the whole block; the caller frees the slots.
+__device__ inline void merge_runs(const skv_chunk_args &args,
+                                  const ChunkHead &head, const HeadWork &work,
+                                  uint32_t victims) {
+  const RunHead run = {args, head, work, run_work(work)};
+  weigh_victims(run, victims);
+  for (uint32_t v = warp_id(); v < victims; v += kCompressWarps) {
+    const uint32_t i = work.queries[v];
+    const uint32_t right = run.run.right[i];
+    if (right == kNoItem || run.goes(right)) continue;
+    const uint32_t count = merge_run(run, i);
+    if (lane_id() == 0) atomicAdd(head.words + kHeadMerged, count);
+  }
+  // A run at the end of the text has no kept slot to its right.
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    uint32_t i = work.queries[v];
+    const uint32_t tokens = run.slot(i).word(kSlotTokens);
+    while (i != kNoItem && run.goes(i)) i = run.run.right[i];
+    if (i != kNoItem) continue;
+    atomicAdd(head.words + kHeadDropped, 1);
+    atomicAdd(head.words + kHeadDroppedTokens, tokens);
+  }
+  __syncthreads();
+}
+
+inline cudaError_t launch_right_neighbours(const skv_chunk_args &args,
+                                           const CompressWork &work,
+                                           const Launch &launch) {
+  const dim3 grid((work.most + kRunThreads - 1) / kRunThreads,
+                  args.sizes.kv_heads);
+  return launch_kernel(launch, right_neighbours_kernel, grid, kRunThreads, 0,
+                       args, work);
+}
+`,
+  "lib/merge_segment.cuh": `// Merging slots that follow each other in the text and have similar keys: the
+// twin of src/reference/segments.ts, by one warp.
+#pragma once
+
+#include "lane_vector.cuh"
+#include "scores.cuh"
+
+// Of \`evictable\` slots, \`count\` of which go, those that may be merged.
+__device__ inline uint32_t light_slots(const skv_policy &policy,
+                                       uint32_t evictable, uint32_t count) {
+  const uint32_t fitting = evictable - min(evictable, count);
+  return evictable -
+         static_cast<uint32_t>(policy.heavy * static_cast<float>(fitting));
+}
+
+// Merges \`count\` members into the first of them, their pivot. The caller frees
+// the others. \`member(i)\` returns a Slot. Called by a whole warp.
+template <class Member>
+__device__ inline void merge_segment(uint32_t count, Member member,
+                                     uint32_t head_dim,
+                                     const skv_policy &policy) {
+  const Slot pivot = member(0);
+  const LaneVector pivot_key(pivot.key, head_dim);
+  const auto square_of = [&](const Slot &slot) {
+    return pivot_key.distance(LaneVector(slot.key, head_dim));
+  };
+  float distances = 0.0f;
+  for (uint32_t m = 1; m < count; m++) distances += sqrtf(square_of(member(m)));
+  const float mean = distances / static_cast<float>(count);
+
+  // The pivot's own weight is 1.
+  LaneSum keys, values;
+  keys.add(1.0f, pivot_key);
+  values.add(1.0f, LaneVector(pivot.value, head_dim));
+  float total = 1.0f;
+  float norm = pivot.get(kSlotValueNorm);
+  float score = log_score(pivot, policy);
+  float accumulated = pivot.get(kSlotAccumulated);
+  uint32_t observations = pivot.word(kSlotObservations);
+  uint32_t tokens = pivot.word(kSlotTokens);
+  for (uint32_t m = 1; m < count; m++) {
+    const Slot slot = member(m);
+    const float square = square_of(slot);
+    const float weight = mean > 0.0f ? expf(-square / (mean * mean)) : 1.0f;
+    keys.add(weight, LaneVector(slot.key, head_dim));
+    values.add(weight, LaneVector(slot.value, head_dim));
+    total += weight;
+    norm += weight * slot.get(kSlotValueNorm);
+    score = log_add(score, log_score(slot, policy));
+    accumulated += slot.get(kSlotAccumulated);
+    observations = max(observations, slot.word(kSlotObservations));
+    tokens += slot.word(kSlotTokens);
+  }
+  keys.store(pivot.key, 1.0f / total, head_dim);
+  values.store(pivot.value, 1.0f / total, head_dim);
+  // All lanes have read the fields before one of them changes those.
+  __syncwarp();
+  if (lane_id() == 0) {
+    if (observations > 0) {
+      pivot.set(kSlotEma, score + ema_correction(policy, observations));
+    }
+    pivot.set(kSlotAccumulated, accumulated);
+    pivot.set_word(kSlotObservations, observations);
+    pivot.set(kSlotValueNorm, norm / total);
+    pivot.set_word(kSlotTokens, tokens);
+  }
+  __syncwarp();
+}
+`,
+  "lib/merge_segments.cuh": `// Closing links between neighbours in the text until a chunk fits its budget:
+// list_light, right_neighbours, measure_links, merge_segments.
+#pragma once
+
+#include "merge_runs.cuh"
+#include "merge_segment.cuh"
+#include "ratings.cuh"
+#include "select_smallest.cuh"
+
+// Lists the items that may be merged with their neighbours, if the head is over
+// its budget.
+static __global__ void __launch_bounds__(kCompressThreads)
+    list_light_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t budget = head.words[kHeadBudget];
+  uint32_t light = 0;
+  if (items > budget) {
+    uint32_t mine = 0, evictable;
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      const bool goes = item_is_evictable(args, head, work.items[i]);
+      work.keys[i] = goes ? score_key(item_score(args, head, work, i),
+                                      item_slot(args, head, work.items[i]))
+                          : kNoKey;
+      work.mates[i] = kNoItem;
+      mine += goes ? 1 : 0;
+    }
+    block_prefix(mine, evictable, scratch.block);
+    if (evictable > 0) {
+      const uint32_t count =
+          light_slots(args.policy, evictable, items - budget);
+      // None is light where all stay by their scores.
+      const uint64_t last =
+          count == 0 ? 0 : kth_smallest(work.keys, items, count, scratch);
+      light = list_if(items, work.queries, scratch, [&](uint32_t i) {
+        return work.keys[i] != kNoKey && work.keys[i] <= last;
+      });
+      for (uint32_t q = threadIdx.x; q < light; q += kCompressThreads) {
+        work.marks[work.queries[q]] |= kTaken;
+      }
+    }
+  }
+  // The counters that are written were read above.
+  __syncthreads();
+  if (threadIdx.x == 0) work.counters[kQueries] = light;
+}
+
+constexpr uint32_t kLinkWarps = 8;
+
+// Measures the link of each light item to its right neighbour: its key. There
+// is none to a neighbour that is not light. A warp has a link.
+static __global__ void __launch_bounds__(32 * kLinkWarps)
+    measure_links_kernel(skv_chunk_args args, CompressWork all_work) {
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t q = blockIdx.x * kLinkWarps + warp_id();
+  if (q >= work.counters[kQueries]) return;
+  const uint32_t i = work.queries[q];
+  const uint32_t right = work.mates[i];
+  uint64_t key = kNoKey;
+  if (right != kNoItem && (work.marks[right] & kTaken) != 0) {
+    const uint32_t head_dim = args.sizes.head_dim;
+    const Slot slot = item_slot(args, head, work.items[i]);
+    const LaneVector a(slot.key, head_dim);
+    const LaneVector b(item_slot(args, head, work.items[right]).key, head_dim);
+    const float cosine = a.dot(b) * (a.inverse_norm() * b.inverse_norm());
+    key = order_key(-cosine, slot.word(kSlotPosition));
+  }
+  if (lane_id() == 0) work.best[i] = key;
+}
+
+// Merges the segment that begins at an item into its pivot; called by a whole
+// warp. Returns how many slots it took away.
+__device__ inline uint32_t merge_chain(const skv_chunk_args &args,
+                                       const ChunkHead &head,
+                                       const HeadWork &work, uint32_t first,
+                                       uint64_t last) {
+  const auto slot_of = [&](uint32_t i) {
+    return item_slot(args, head, work.items[i]);
+  };
+  const auto is_closed = [&](uint32_t i) {
+    return work.keys[i] != kNoKey && work.keys[i] <= last;
+  };
+  uint32_t count = 1, pivot = first, place = 0;
+  float most = slot_of(first).get(kSlotAccumulated);
+  for (uint32_t i = first; is_closed(i);) {
+    i = work.mates[i];
+    const float attention = slot_of(i).get(kSlotAccumulated);
+    if (attention > most) most = attention, pivot = i, place = count;
+    count++;
+  }
+  // Members in order, but for the pivot, which comes first.
+  uint32_t from = 0;
+  if (lane_id() == 0) from = atomicAdd(work.counters + kMembers, count);
+  from = __shfl_sync(kAllLanes, from, 0);
+  uint32_t *members = work.candidates + from;
+  if (lane_id() == 0) {
+    members[0] = pivot;
+    uint32_t i = first;
+    for (uint32_t m = 0; m < count; m++) {
+      if (m != place) members[m < place ? m + 1 : m] = i;
+      if (m + 1 < count) i = work.mates[i];
+    }
+  }
+  __syncwarp();
+  merge_segment(
+      count, [&](uint32_t m) { return slot_of(members[m]); },
+      args.sizes.head_dim, args.policy);
+  for (uint32_t m = 1 + lane_id(); m < count; m += 32) {
+    free_slot(slot_of(members[m]), args.cache.lanes);
+    work.marks[members[m]] |= kGone;
+  }
+  return count - 1;
+}
+
+// Closes the closest links, as many as the head is over its budget, and merges
+// what they connect.
+static __global__ void __launch_bounds__(kCompressThreads)
+    merge_segments_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t light = work.counters[kQueries];
+  if (light == 0) return;
+  const uint32_t excess = items - head.words[kHeadBudget];
+  uint32_t mine = 0, links;
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+    work.keys[i] = kNoKey;
+  }
+  __syncthreads();
+  for (uint32_t q = threadIdx.x; q < light; q += kCompressThreads) {
+    const uint32_t i = work.queries[q];
+    work.keys[i] = work.best[i];
+    mine += work.keys[i] != kNoKey ? 1 : 0;
+  }
+  block_prefix(mine, links, scratch.block);
+  uint64_t last = kNoKey;
+  if (links > excess) last = kth_smallest(work.keys, items, excess, scratch);
+  const auto is_closed = [&](uint32_t i) {
+    return work.keys[i] != kNoKey && work.keys[i] <= last;
+  };
+  for (uint32_t q = threadIdx.x; q < light; q += kCompressThreads) {
+    const uint32_t i = work.queries[q];
+    if (is_closed(i)) atomicOr(work.marks + work.mates[i], kAccepted);
+  }
+  __syncthreads();
+  // A segment begins where nothing is linked from the left.
+  const uint32_t segments =
+      list_if(items, work.nearest, scratch, [&](uint32_t i) {
+        return is_closed(i) && (work.marks[i] & kAccepted) == 0;
+      });
+  uint32_t gone = 0;
+  for (uint32_t s = warp_id(); s < segments; s += kCompressWarps) {
+    gone += merge_chain(args, head, work, work.nearest[s], last);
+  }
+  if (gone > 0 && lane_id() == 0) {
+    atomicAdd(head.words + kHeadMerged, gone);
+    atomicAdd(work.counters + kPairs, gone);
+  }
+}
+
+inline cudaError_t launch_segments(const skv_chunk_args &args,
+                                   const CompressWork &work,
+                                   const Launch &launch) {
+  const uint32_t heads = args.sizes.kv_heads;
+  cudaError_t status = launch_kernel(launch, list_light_kernel, heads,
+                                     kCompressThreads, 0, args, work);
+  if (status == cudaSuccess) {
+    status = launch_right_neighbours(args, work, launch);
+  }
+  const dim3 links((work.most + kLinkWarps - 1) / kLinkWarps, heads);
+  if (status == cudaSuccess) {
+    status = launch_kernel(launch, measure_links_kernel, links, 32 * kLinkWarps,
+                           0, args, work);
+  }
+  if (status != cudaSuccess) return status;
+  return launch_kernel(launch, merge_segments_kernel, heads, kCompressThreads,
+                       0, args, work);
+}
+`,
+  "lib/merge_slots.cuh": `// Merging slots: the twin of src/reference/merge_slots.ts, by one warp.
+//
+// Lanes share the members while votes and masses are summed, and the dimensions
+// while keys and values are.
+#pragma once
+
+#include "scores.cuh"
+
+// What a merge needs beside its members.
+struct MergeContext {
+  // (group, head_dim): queries of the current row.
+  const float *queries;
+  uint32_t group;
+  uint32_t head_dim;
+  uint32_t lanes;
+};
+
+struct Merged {
+  // KL divergence between merge weights and vote shares.
+  float divergence;
+  // Whether a ZIP scale was unsafe.
+  bool guarded;
+};
+
+// Share of the mean squared query added to the Gram matrix's diagonal.
+constexpr double kRidge = 1e-6;
+
+// Dot product of a query with lane-shared dimensions, in every lane.
+__device__ inline float query_dot(const float *query,
+                                  const float (&x)[kLaneDims],
+                                  uint32_t head_dim) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kLaneDims; i++) {
+    const uint32_t d = lane_id() + 32 * i;
+    if (d < head_dim) sum += query[d] * x[i];
+  }
+  return warp_sum(sum);
+}
+
+// Moves a key by the smallest vector that changes the logit of every query head
+// by \`shift\`, one in each lane. It lies in the span of the queries; its
+// coordinates solve their Gram system, of which lane g holds row g.
+//
+// The elimination is in 64-bit floats: nearly parallel queries leave a system
+// that 32 bits cannot solve.
+__device__ inline void shift_key(float (&key)[kLaneDims],
+                                 const MergeContext &context, float shift) {
+  const uint32_t lane = lane_id();
+  const uint32_t group = context.group;
+  const uint32_t head_dim = context.head_dim;
+  const bool mine = lane < group;
+  const float *own = context.queries + (mine ? lane : 0) * head_dim;
+  const double root = sqrt(static_cast<double>(head_dim));
+  double row[kMaxGroup];
+  double diagonal = 0.0;
+#pragma unroll
+  for (uint32_t j = 0; j < kMaxGroup; j++) {
+    row[j] = 0.0;
+    if (j >= group) continue;
+    const float *other = context.queries + j * head_dim;
+    double sum = 0.0;
+    for (uint32_t d = 0; d < head_dim; d++) {
+      sum += static_cast<double>(own[d]) * static_cast<double>(other[d]);
+    }
+    // Lanes beyond the group hold zeros, which take no part.
+    row[j] = mine ? sum / root : 0.0;
+    if (j == lane) diagonal = row[j];
+  }
+  double mean = diagonal;
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    mean += __shfl_xor_sync(kAllLanes, mean, offset);
+  }
+  mean /= group;
+  if (mean == 0.0) return;
+  double solution = mine ? static_cast<double>(shift) : 0.0;
+#pragma unroll
+  for (uint32_t j = 0; j < kMaxGroup; j++) {
+    if (j == lane && mine) row[j] += kRidge * mean;
+  }
+  // Gram matrices are positive definite: elimination needs no pivoting.
+#pragma unroll
+  for (uint32_t column = 0; column < kMaxGroup; column++) {
+    if (column >= group) continue;
+    const double pivot = __shfl_sync(kAllLanes, row[column], column);
+    const double factor = lane == column ? 0.0 : row[column] / pivot;
+#pragma unroll
+    for (uint32_t j = column; j < kMaxGroup; j++) {
+      row[j] -= factor * __shfl_sync(kAllLanes, row[j], column);
+    }
+    solution -= factor * __shfl_sync(kAllLanes, solution, column);
+    if (lane == column) {
+      solution /= pivot;
+#pragma unroll
+      for (uint32_t j = column; j < kMaxGroup; j++) row[j] /= pivot;
+    }
+  }
+  for (uint32_t g = 0; g < group; g++) {
+    const float weight =
+        static_cast<float>(__shfl_sync(kAllLanes, solution, g));
+    const float *query = context.queries + g * head_dim;
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) {
+      const uint32_t d = lane + 32 * i;
+      if (d < head_dim) key[i] += weight * query[d];
+    }
+  }
+}
+
+// Merges \`count\` members into the first of them, which keeps its position. The
+// caller frees the others. \`member(i)\` returns a Slot. Called by a whole warp.
+template <class Member>
+__device__ inline Merged merge_slots(uint32_t count, Member member,
+                                     const MergeContext &context,
+                                     const skv_policy &policy) {
+  const uint32_t lane = lane_id();
+  const uint32_t lanes = context.lanes;
+  const uint32_t group = context.group;
+  const uint32_t head_dim = context.head_dim;
+
+  // Merge weights a ∝ votes · ŝ, and how far they are from the vote shares.
+  SoftmaxState masses = init_softmax(), ballots = init_softmax();
+  for (uint32_t i = lane; i < count; i += 32) {
+    const Slot slot = member(i);
+    const float bias = pooled_bias(slot, lanes);
+    add_softmax(masses, bias + log_score(slot, policy));
+    add_softmax(ballots, bias);
+  }
+  const float mass = log_sum(warp_softmax(masses));
+  const float votes = log_sum(warp_softmax(ballots));
+  const auto weight_of = [&](const Slot &slot) {
+    return expf(pooled_bias(slot, lanes) + log_score(slot, policy) - mass);
+  };
+  float score_sum = 0.0f, accumulated = 0.0f, norm_sum = 0.0f;
+  uint32_t tokens = 0, observations = 0;
+  for (uint32_t i = lane; i < count; i += 32) {
+    const Slot slot = member(i);
+    score_sum += weight_of(slot) * log_score(slot, policy);
+    accumulated += slot.get(kSlotAccumulated);
+    norm_sum += weight_of(slot) * slot.get(kSlotValueNorm);
+    tokens += slot.word(kSlotTokens);
+    observations = max(observations, slot.word(kSlotObservations));
+  }
+  const float mean_score = warp_sum(score_sum);
+  accumulated = warp_sum(accumulated);
+  // At least the norm of the mean value, by the triangle inequality.
+  const float value_norm = warp_sum(norm_sum);
+  tokens = __reduce_add_sync(kAllLanes, tokens);
+  observations = __reduce_max_sync(kAllLanes, observations);
+  const float divergence = mean_score - (mass - votes);
+
+  float key[kLaneDims] = {}, value[kLaneDims] = {};
+  for (uint32_t m = 0; m < count; m++) {
+    const Slot slot = member(m);
+    const float weight = weight_of(slot);
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) {
+      const uint32_t d = lane + 32 * i;
+      if (d >= head_dim) continue;
+      key[i] += weight * to_float(slot.key[d]);
+      value[i] += weight * to_float(slot.value[d]);
+    }
+  }
+
+  // Per query head, one in each lane: ln of the members' votes, and by how much
+  // the mean key overstates their mass for the current query.
+  float lane_votes = votes, excess = 0.0f;
+  if (lanes > 1 || policy.key == SKV_KEY_MIN_NORM) {
+    const float root = rsqrtf(static_cast<float>(head_dim));
+    for (uint32_t g = 0; g < group; g++) {
+      const float *query = context.queries + g * head_dim;
+      SoftmaxState exact = init_softmax(), shares = init_softmax();
+      for (uint32_t m = 0; m < count; m++) {
+        const Slot slot = member(m);
+        float parts[kLaneDims];
+#pragma unroll
+        for (int i = 0; i < kLaneDims; i++) {
+          const uint32_t d = lane + 32 * i;
+          parts[i] = d < head_dim ? to_float(slot.key[d]) : 0.0f;
+        }
+        const float logit = query_dot(query, parts, head_dim) * root;
+        const float bias = vote_bias(slot, g, lanes);
+        add_softmax(exact, bias + logit);
+        add_softmax(shares, bias);
+      }
+      const float current = query_dot(query, key, head_dim) * root;
+      const float head_votes = log_sum(shares);
+      if (lane == g) {
+        lane_votes = head_votes;
+        excess = current - (log_sum(exact) - head_votes);
+      }
+    }
+  }
+
+  float bias = lanes == 1 ? votes : lane_votes;
+  const float real_votes =
+      lanes == 1 ? votes - divergence : lane_votes - excess;
+  bool guarded = false;
+  if (policy.key == SKV_KEY_REAL_VOTES) {
+    bias = real_votes;
+  } else if (policy.key == SKV_KEY_ZIP) {
+    const float scale = (mass - votes) / mean_score;
+    guarded = !(scale >= policy.guard_low && scale <= policy.guard_high);
+    if (guarded) {
+      bias = real_votes;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kLaneDims; i++) key[i] *= scale;
+    }
+  } else if (policy.key == SKV_KEY_MIN_NORM) {
+    shift_key(key, context, -excess);
+  }
+
+  // The merged slot's score is the one that gives its votes the members' mass.
+  const float pooled =
+      warp_sum(lane < lanes ? bias : 0.0f) / static_cast<float>(lanes);
+  const Slot kept = member(0);
+  // All lanes have read the members before any of them changes.
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < kLaneDims; i++) {
+    const uint32_t d = lane + 32 * i;
+    if (d >= head_dim) continue;
+    kept.key[d] = to_half(key[i]);
+    kept.value[d] = to_half(value[i]);
+  }
+  if (lane == 0) {
+    if (observations > 0) {
+      kept.set(kSlotEma, mass - pooled + ema_correction(policy, observations));
+    }
+    kept.set(kSlotAccumulated, accumulated);
+    kept.set(kSlotValueNorm, value_norm);
+    kept.set_word(kSlotObservations, observations);
+    kept.set_word(kSlotTokens, tokens);
+  }
+  if (lane < lanes) kept.set(kSlotBias + lane, bias);
+  __syncwarp();
+  return {divergence, guarded};
+}
+`,
+  "lib/merge_victims.cuh": `// Merging what has to go into the most similar of what is kept.
+#pragma once
+
+#include "blend_slots.cuh"
+#include "merge_pairs.cuh"
+
+// Moves the threshold of the head and takes their targets from those victims
+// that are not similar enough: \`mates\` and \`similarities\` by victim. Called by
+// the whole block.
+__device__ inline void move_threshold(const skv_chunk_args &args,
+                                      const ChunkHead &head,
+                                      const HeadWork &work, uint32_t victims,
+                                      SelectScratch &scratch) {
+  float cosines = 0.0f;
+  uint32_t mine = 0, count;
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    if (work.mates[v] == ~0u) continue;
+    cosines += work.similarities[v];
+    mine++;
+  }
+  cosines = block_sum(cosines, scratch);
+  block_prefix(mine, count, scratch.block);
+  if (count == 0) return;
+  const float threshold =
+      next_threshold(args.policy, __uint_as_float(head.words[kHeadThreshold]),
+                     cosines / static_cast<float>(count));
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    if (work.similarities[v] < threshold) work.mates[v] = ~0u;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    head.words[kHeadThreshold] = __float_as_uint(threshold);
+  }
+}
+
+// Finds the target of each victim: \`mates\`, by victim. Called by the whole
+// block.
+__device__ inline void find_targets(const skv_chunk_args &args,
+                                    const ChunkHead &head,
+                                    const CompressWork &all_work,
+                                    const HeadWork &work, uint32_t victims,
+                                    SelectScratch &scratch) {
+  const skv_policy &policy = args.policy;
+  const bool merges = merges_victims(policy);
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    const Neighbour nearest =
+        merges ? nearest_of_query(args, head, all_work, work, v) : kNoNeighbour;
+    const bool fits =
+        nearest.exists() && (policy.merge != SKV_MERGE_VOTES ||
+                             nearest.similarity > policy.threshold);
+    work.mates[v] = fits ? nearest.item : ~0u;
+    // The best of all parts takes the place of the first part's.
+    if (merges) work.similarities[v] = nearest.similarity;
+    work.divergences[v] = 0.0f;
+  }
+  __syncthreads();
+  if (policy.merge == SKV_MERGE_COSINE) {
+    move_threshold(args, head, work, victims, scratch);
+  }
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    if (work.mates[v] != ~0u) continue;
+    const uint32_t item = work.items[work.queries[v]];
+    atomicAdd(head.words + kHeadDropped, 1);
+    atomicAdd(head.words + kHeadDroppedTokens,
+              item_slot(args, head, item).word(kSlotTokens));
+  }
+  __syncthreads();
+}
+
+// Merges each victim into its target, all of a target together, or drops it.
+__device__ inline void merge_victims(const skv_chunk_args &args,
+                                     const ChunkHead &head,
+                                     const CompressWork &all_work,
+                                     const HeadWork &work, uint32_t victims,
+                                     SelectScratch &scratch) {
+  find_targets(args, head, all_work, work, victims, scratch);
+  if (!merges_victims(args.policy)) return;
+  const MergeContext context = merge_context(args, head);
+  uint32_t merged_slots = 0;
+  for (uint32_t v = warp_id(); v < victims; v += kCompressWarps) {
+    const uint32_t target = work.mates[v];
+    if (target == ~0u) continue;
+    // The first victim of a target merges all of them.
+    bool is_first = true;
+    for (uint32_t u = lane_id(); u < v; u += 32) {
+      if (work.mates[u] == target) is_first = false;
+    }
+    if (!__all_sync(kAllLanes, is_first)) continue;
+    uint32_t count = 0;
+    for (uint32_t u = v + lane_id(); u < victims; u += 32) {
+      count += work.mates[u] == target ? 1 : 0;
+    }
+    count = __reduce_add_sync(kAllLanes, count);
+    // Candidates are not needed any more: their list takes the members.
+    uint32_t first = 0;
+    if (lane_id() == 0) first = atomicAdd(work.counters + kMembers, count);
+    first = __shfl_sync(kAllLanes, first, 0);
+    uint32_t *members = work.candidates + first;
+    for (uint32_t u = v; u < victims; u += 32) {
+      const bool is_member =
+          u + lane_id() < victims && work.mates[u + lane_id()] == target;
+      const uint32_t ballot = __ballot_sync(kAllLanes, is_member);
+      if (is_member) {
+        members[__popc(ballot & ((1u << lane_id()) - 1))] =
+            work.queries[u + lane_id()];
+      }
+      members += __popc(ballot);
+    }
+    members = work.candidates + first;
+    __syncwarp();
+    const auto member = [&](uint32_t i) {
+      const uint32_t ordinal = i == 0 ? target : members[i - 1];
+      return item_slot(args, head, work.items[ordinal]);
+    };
+    Merged merged = {};
+    if (args.policy.merge == SKV_MERGE_COSINE) {
+      blend_slots(count + 1, member, args.sizes.head_dim);
+    } else {
+      merged = merge_slots(count + 1, member, context, args.policy);
+    }
+    if (lane_id() == 0) {
+      work.divergences[v] = merged.divergence;
+      merged_slots += count;
+      if (merged.guarded) atomicAdd(head.words + kHeadGuarded, 1);
+    }
+  }
+  if (merged_slots > 0) atomicAdd(head.words + kHeadMerged, merged_slots);
+  __syncthreads();
+  float divergence = 0.0f;
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    divergence += work.divergences[v];
+  }
+  divergence = block_sum(divergence, scratch);
+  if (threadIdx.x == 0) {
+    head.words[kHeadDivergence] = __float_as_uint(
+        __uint_as_float(head.words[kHeadDivergence]) + divergence);
+  }
+}
+`,
+  "lib/mma.cuh": `// Tensor core products of halves with f32 sums, and how 32-bit floats take part
+// in them without losing precision.
+//
+// A float is split into two halves, x ≈ high + low, after its row was scaled by
+// a power of two that takes the largest of the row to [2^14, 2^15). Elements
+// down to 2^-17 of that are kept to 2^-22 of themselves, smaller ones to 2^-39
+// of the largest: what 32-bit sums would lose anyway. Two products of halves
+// are still four times as fast as one of tf32 pairs, and as exact.
+#pragma once
+
+#include "half.cuh"
+#include "instructions.cuh"
+#include "reduce.cuh"
+
+// A power of two and its inverse.
+struct Scale {
+  float scale;
+  float inverse;
+};
+
+// The scale that takes \`largest\` to [2^14, 2^15).
+__device__ inline Scale scale_for(float largest) {
+  const uint32_t exponent = (__float_as_uint(largest) >> 23) & 255;
+  const uint32_t e = min(max(exponent, 15u), 254u);
+  return {__uint_as_float((268 - e) << 23), __uint_as_float((e - 14) << 23)};
+}
+
+// Two halves that make up x.
+struct Split {
+  skv_half high;
+  skv_half low;
+};
+
+__device__ inline Split split_float(float x) {
+  const skv_half high = to_half(x);
+  return {high, to_half(x - to_float(high))};
+}
+
+// The same for two numbers, packed.
+struct SplitPair {
+  uint32_t high;
+  uint32_t low;
+};
+
+__device__ inline SplitPair split_pair(float x, float y) {
+  const uint32_t high = to_halves(x, y);
+  const float2 rounded = to_floats(high);
+  return {high, to_halves(x - rounded.x, y - rounded.y)};
+}
+
+// Where element (row, column) of a tile of 16 rows is among the halves of the
+// \`a\` operands, 32 lanes of a uint4 for each 16 columns.
+//
+// NATURAL: columns as they are, for \`b\` from load_matrices. Otherwise columns
+// are dealt so that the \`b\` operands of 32 columns are 16 consecutive bytes of
+// each lane: a dot product does not care about the order of its terms.
+template <bool NATURAL>
+__device__ inline uint32_t fragment_index(uint32_t row, uint32_t column) {
+  uint32_t step, pair, half, right;
+  if constexpr (NATURAL) {
+    step = column >> 4;
+    right = (column >> 3) & 1;
+    pair = (column & 7) >> 1;
+  } else {
+    const uint32_t inner = column & 31;
+    step = 2 * (column >> 5) + ((inner & 7) >> 2);
+    right = (inner & 3) >> 1;
+    pair = inner >> 3;
+  }
+  half = column & 1;
+  const uint32_t lane = (row & 7) * 4 + pair;
+  const uint32_t word = (row >> 3) + 2 * right;
+  return ((step * 32 + lane) * 4 + word) * 2 + half;
+}
+
+// Splits one row of \`width\` floats into \`a\` operands; called by a whole warp.
+// A null pointer stands for zeros. Returns what products must be multiplied by.
+template <int WIDTH, bool NATURAL>
+__device__ inline float split_row(const float *values, uint32_t width,
+                                  uint32_t row, uint4 *high, uint4 *low) {
+  float x[WIDTH / 32];
+  float largest = 0.0f;
+#pragma unroll
+  for (int i = 0; i < WIDTH / 32; i++) {
+    const uint32_t column = lane_id() + 32 * i;
+    x[i] = values != nullptr && column < width ? values[column] : 0.0f;
+    largest = fmaxf(largest, fabsf(x[i]));
+  }
+  const Scale scale = scale_for(warp_max(largest));
+#pragma unroll
+  for (int i = 0; i < WIDTH / 32; i++) {
+    const uint32_t at = fragment_index<NATURAL>(row, lane_id() + 32 * i);
+    const Split parts = split_float(x[i] * scale.scale);
+    reinterpret_cast<skv_half *>(high)[at] = parts.high;
+    reinterpret_cast<skv_half *>(low)[at] = parts.low;
+  }
+  return scale.inverse;
+}
+`,
+  "lib/neighbour.cuh": `// The slot with the most similar key: how candidates are compared.
+#pragma once
+
+#include "reduce.cuh"
+
+// An item and the cosine of its key with the one that is looked for.
+struct Neighbour {
+  float similarity;
+  uint32_t position;
+  uint32_t item;
+
+  __device__ bool exists() const { return item != ~0u; }
+
+  // Ties go to the lower position, whatever order candidates come in.
+  __device__ bool beats(const Neighbour &other) const {
+    if (!exists() || !other.exists()) return exists();
+    return similarity > other.similarity ||
+           (similarity == other.similarity && position < other.position);
+  }
+};
+
+constexpr Neighbour kNoNeighbour = {0.0f, 0, ~0u};
+
+// The best of 2 LANES lanes that differ in the bits of 2 LANES - 1.
+template <int LANES>
+__device__ inline Neighbour nearest_of_lanes(Neighbour best) {
+#pragma unroll
+  for (int offset = LANES; offset > 0; offset /= 2) {
+    const Neighbour other = {
+        __shfl_xor_sync(kAllLanes, best.similarity, offset),
+        __shfl_xor_sync(kAllLanes, best.position, offset),
+        __shfl_xor_sync(kAllLanes, best.item, offset)};
+    if (other.beats(best)) best = other;
+  }
+  return best;
+}
+`,
+  "lib/next_values.cuh": `// Adding the value of a slot that goes to those of the slots after it: the twin
+// of src/reference/next_values.ts.
+#pragma once
+
+#include "select_smallest.cuh"
+#include "slots.cuh"
+
+// Most positions after a slot that take its value in.
+constexpr uint32_t kMaxFollowers = 256;
+
+// Slots by their distance from the one that goes.
+struct Followers {
+  uint32_t at[kMaxFollowers];
+  uint32_t nearest;
+  uint32_t count;
+};
+
+// A slot that goes, and where it is.
+struct PassedOn {
+  Slot slot;
+  uint32_t layer;
+  uint32_t kv_head;
+  uint32_t head_dim;
+};
+
+// A number in [0, 1) that depends on the seed and the place alone.
+__device__ inline float draw_uniform(uint32_t seed, uint32_t layer,
+                                     uint32_t kv_head, uint32_t position) {
+  const uint32_t words[3] = {layer, kv_head, position};
+  uint32_t hash = seed;
+#pragma unroll
+  for (int i = 0; i < 3; i++) {
+    hash ^= words[i];
+    hash = (hash ^ (hash >> 16)) * 0x7feb352du;
+    hash = (hash ^ (hash >> 15)) * 0x846ca68bu;
+    hash = (hash ^ (hash >> 16)) + 0x9e3779b9u;
+  }
+  return static_cast<float>(hash >> 8) / 16777216.0f;
+}
+
+// Passes the value of a slot on to those of \`count\` others in the positions
+// after it; returns whether anything was. \`position_of(i)\` is 0 for slots that
+// are not there, \`slot_of(i)\` the slot. The caller frees the slot that goes.
+// Called by the whole block, of at least kMaxFollowers threads.
+template <class PositionOf, class SlotOf>
+__device__ inline bool pass_on(const skv_policy &policy, const PassedOn &gone,
+                               uint32_t count, Followers &followers,
+                               SelectScratch &scratch, PositionOf position_of,
+                               SlotOf slot_of) {
+  const uint32_t next_count = policy.next_count;
+  const uint32_t position = gone.slot.word(kSlotPosition);
+  __syncthreads();
+  if (threadIdx.x < kMaxFollowers) followers.at[threadIdx.x] = ~0u;
+  if (threadIdx.x == 0) followers.nearest = ~0u, followers.count = 0;
+  __syncthreads();
+  for (uint32_t i = threadIdx.x; i < count; i += blockDim.x) {
+    // Nothing lies before position 0: it stands for no slot.
+    const uint32_t distance = position_of(i) - position - 1;
+    if (distance < next_count) followers.at[distance] = i;
+  }
+  __syncthreads();
+  const bool follows =
+      threadIdx.x < next_count && followers.at[threadIdx.x] != ~0u;
+  float attention = 0.0f;
+  if (follows) {
+    attention = slot_of(followers.at[threadIdx.x]).get(kSlotAccumulated);
+    atomicMin(&followers.nearest, threadIdx.x);
+    atomicAdd(&followers.count, 1u);
+  }
+  const float sum = block_sum(attention, scratch);
+  if (followers.count == 0) return false;
+  const float mean = sum / static_cast<float>(followers.count);
+  const float own = gone.slot.get(kSlotAccumulated);
+  const float chance = own < mean ? own / mean : 1.0f;
+  const float draw =
+      draw_uniform(policy.draw_seed, gone.layer, gone.kv_head, position);
+  const float mask = policy.expected_values ? chance
+                     : draw < chance        ? 1.0f
+                                            : 0.0f;
+  if (mask == 0.0f) return false;
+  const float share = mask / static_cast<float>(next_count);
+  // A warp has a slot that takes the value in.
+  for (uint32_t f = warp_id(); f < next_count; f += blockDim.x / 32) {
+    if (followers.at[f] == ~0u) continue;
+    const Slot slot = slot_of(followers.at[f]);
+    for (uint32_t d = lane_id(); d < gone.head_dim; d += 32) {
+      const float both =
+          to_float(slot.value[d]) + share * to_float(gone.slot.value[d]);
+      slot.value[d] = to_half(both);
+    }
+    if (lane_id() != 0) continue;
+    slot.set(kSlotValueNorm,
+             slot.get(kSlotValueNorm) + share * gone.slot.get(kSlotValueNorm));
+    if (f != followers.nearest) continue;
+    slot.set_word(kSlotTokens,
+                  slot.word(kSlotTokens) + gone.slot.word(kSlotTokens));
+  }
+  // Whoever frees the slot comes after.
+  __syncthreads();
+  return true;
+}
+`,
+  "lib/overlap.cuh": `// How kernels overlap with the ones before and after them.
+//
+// A kernel may be started when all blocks of the one in front of it run. Until
+// wait_for_previous returns it may read what no kernel writes, such as weights,
+// and nothing else; every thread calls it, so that whoever waits for this
+// kernel has waited for all before it.
+#pragma once
+
+#include "instructions.cuh"
+
+// Both, for kernels that have nothing to do meanwhile.
+__device__ inline void begin_kernel() {
+  let_next_start();
+  wait_for_previous();
+}
+`,
+  "lib/pair_costs.cuh": `// What merging two slots costs: the twin of src/reference/pairs.ts.
+#pragma once
+
+#include "scores.cuh"
+
+// Where two slots are the same, their cost still has a logarithm.
+constexpr float kLeastDistance = 1e-30f;
+
+// How far slots are apart, and what that costs.
+struct PairCosts {
+  // What squared distances of keys and of values count.
+  float keys;
+  float values;
+  bool is_product;
+
+  __device__ PairCosts(const skv_policy &policy, float spread)
+      : keys(policy.key_weight),
+        values(spread > 0.0f ? policy.value_weight / spread : 0.0f),
+        is_product(policy.product_distance != 0) {}
+
+  // The distance of slots whose keys and values have these squared distances.
+  __device__ float distance(float key_square, float value_square) const {
+    const float k = keys * key_square, v = values * value_square;
+    return is_product ? k * (1.0f + v) : k + v;
+  }
+  // ln of the cost of merging slots whose weights have these logarithms.
+  __device__ static float cost(float a, float b, float distance) {
+    // a + b - ln(exp(a) + exp(b)), without what cancels out.
+    return fminf(a, b) - log1pf(expf(-fabsf(a - b))) +
+           logf(fmaxf(distance, kLeastDistance));
+  }
+};
+
+// ln of the weight that a slot has in a merge.
+__device__ inline float log_weight(const Slot &slot, const skv_policy &policy,
+                                   uint32_t lanes) {
+  return pooled_bias(slot, lanes) + log_score(slot, policy);
+}
+`,
+  "lib/pair_step.cuh": `// The cheapest pair of a head in a decode step, and its merge: the kernel that
+// observes lists the slots that may go, a search finds what each would be
+// merged into, and merge_pair takes the cheapest proposal.
+//
+// Where slots remember partners (see src/reference/partners.ts), those that
+// know none come first in the list: the blocks that have them compare them with
+// the whole list, all others only compare with them, and with the slot that
+// they remember. So a step takes work in proportion to the slots.
+#pragma once
+
+#include "evict_job.cuh"
+#include "merge_one.cuh"
+#include "search.cuh"
+
+// Leaves how far the values of a head that is over its budget scatter.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kSpreadThreads)
+    spread_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ SpreadShared shared;
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.z, blockIdx.y, job)) return;
+  if (!job.is_over || blockIdx.x * kSpreadSlots >= job.high) return;
+  spread_part<ALIGNED>(job.high, args.sizes.head_dim,
+                       evidence.pairs.spreads_of(job.index), shared,
+                       [&](uint32_t i) { return job.slot(args, i); });
+}
+
+// Lists the slots that may go, none if the head is within its budget. Called by
+// the whole block.
+__device__ inline void list_pairs(const skv_merge_attend_args &args,
+                                  const EvictJob &job, const PairWork &pairs,
+                                  EvictShared &shared) {
+  uint2 counts = {0, 0};
+  float spread = 0.0f;
+  if (job.is_over) {
+    const uint32_t field = kSlotBias + args.cache.lanes;
+    const bool remembers = args.policy.partners != 0;
+    const size_t first =
+        job.index * static_cast<size_t>(args.cache.max_capacity);
+    counts = list_two(job.high, pairs.lists + first, shared.list,
+                      [&](uint32_t i) -> uint32_t {
+                        const Slot slot = job.slot(args, i);
+                        if (!job.may_go(args, slot)) return 2;
+                        return remembers && slot.word(field) != 0 ? 1 : 0;
+                      });
+    spread = join_spread(job.high, args.sizes.head_dim,
+                         pairs.spreads_of(job.index), shared.select);
+  }
+  if (threadIdx.x == 0) {
+    pairs.headers[job.index] = {counts.x + counts.y, counts.x,
+                                __float_as_uint(spread), 0};
+  }
+}
+
+// Places in the list that several blocks search for: those of the tiles with
+// slots that are compared with all.
+__device__ inline uint32_t shared_queries(const skv_merge_attend_args &args,
+                                          uint4 header) {
+  const uint32_t tile = pair_query_tile(args.sizes.head_dim);
+  return (header.y + tile - 1) / tile * tile;
+}
+
+// Queries and candidates of a head: see lib/search.cuh. The number of a slot is
+// its index in the head.
+struct PairView {
+  const skv_merge_attend_args &args;
+  EvictJob job;
+  const PairWork &work;
+  uint4 header;
+  uint32_t queries;
+  uint32_t part;
+
+  __device__ size_t first() const {
+    return static_cast<size_t>(job.index) * args.cache.max_capacity;
+  }
+  __device__ bool is_alone(uint32_t i) const { return i < header.y; }
+  // A tile of slots that all have partners looks at those that have none, which
+  // are too few to be shared.
+  __device__ uint32_t candidates(uint32_t first_query) const {
+    return is_alone(first_query) ? header.x : header.y;
+  }
+  __device__ uint32_t parts(uint32_t first_query) const {
+    return is_alone(first_query) ? work.parts : 1;
+  }
+  __device__ uint32_t query(uint32_t q) const {
+    return work.lists[first() + q];
+  }
+  __device__ uint32_t candidate(uint32_t c) const { return query(c); }
+  __device__ Slot slot(uint32_t i) const { return job.slot(args, i); }
+  __device__ bool is_open(uint32_t q, uint32_t c) const {
+    return is_alone(q) || is_alone(c);
+  }
+  __device__ uint32_t remembered(uint32_t q) const {
+    if (is_alone(q)) return kNoItem;
+    return slot(query(q)).word(kSlotBias + args.cache.lanes) - 1;
+  }
+  __device__ float inverse_norm(uint32_t) const { return 0.0f; }
+  __device__ float spread() const { return __uint_as_float(header.z); }
+  __device__ void store(uint32_t q, const Neighbour &best) const {
+    const size_t at = (static_cast<size_t>(job.index) * work.parts + part) *
+                          args.cache.max_capacity +
+                      q;
+    work.similarities[at] = best.similarity;
+    work.nearest[at] = best.item;
+  }
+};
+
+struct PairSource {
+  skv_merge_attend_args args;
+  Evidence evidence;
+
+  __device__ PairView view() const {
+    const PairWork &work = evidence.pairs;
+    EvictJob job = {};
+    const uint32_t row = blockIdx.z / work.parts;
+    const bool works = turn_to_head(args, evidence, row, blockIdx.y, job);
+    const uint4 header = works ? work.headers[job.index] : uint4{};
+    const uint32_t part = blockIdx.z % work.parts;
+    const uint32_t queries =
+        part == 0 ? header.x : min(header.x, shared_queries(args, header));
+    return {args, job, work, header, queries, part};
+  }
+};
+
+// Remembers the partners of all listed slots but those that are or chose \`a\` or
+// \`b\`. Called by the whole block.
+__device__ inline void remember_partners(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         const uint32_t *list,
+                                         const uint32_t *choices,
+                                         uint32_t count, uint32_t a,
+                                         uint32_t b) {
+  for (uint32_t i = threadIdx.x; i < count; i += kEvictThreads) {
+    const uint32_t slot = list[i], choice = choices[i];
+    const bool is_changed =
+        slot == a || slot == b || choice == a || choice == b;
+    job.slot(args, slot)
+        .set_word(kSlotBias + args.cache.lanes, is_changed ? 0 : choice + 1);
+  }
+}
+
+// Merges the cheapest pair of a head.
+static __global__ void __launch_bounds__(kEvictThreads)
+    merge_pair_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ EvictShared shared;
+  const PairWork &pairs = evidence.pairs;
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.y, blockIdx.x, job)) return;
+  const uint4 header = pairs.headers[job.index];
+  const uint32_t count = header.x;
+  if (count == 0) return;
+  const size_t capacity = args.cache.max_capacity;
+  const uint32_t lanes = args.cache.lanes;
+  const uint32_t *list = pairs.lists + job.index * capacity;
+  const size_t first = static_cast<size_t>(job.index) * pairs.parts * capacity;
+  // What was chosen takes the place of what the first part found.
+  uint32_t *choices = pairs.nearest + first;
+  uint64_t best_key = kNoKey;
+  uint32_t best = kNoItem;
+  for (uint32_t i = threadIdx.x; i < count; i += kEvictThreads) {
+    Neighbour nearest = kNoNeighbour;
+    const uint32_t parts = i < shared_queries(args, header) ? pairs.parts : 1;
+    for (uint32_t part = 0; part < parts; part++) {
+      const size_t at = first + part * capacity + i;
+      Neighbour other = {pairs.similarities[at], 0, pairs.nearest[at]};
+      if (!other.exists()) continue;
+      other.position = job.slot(args, other.item).word(kSlotPosition);
+      if (other.beats(nearest)) nearest = other;
+    }
+    choices[i] = nearest.item;
+    if (!nearest.exists()) continue;
+    const Slot slot = job.slot(args, list[i]);
+    float cost = -nearest.similarity;
+    if (args.policy.partners) {
+      cost = PairCosts::cost(
+          log_weight(slot, args.policy, lanes),
+          log_weight(job.slot(args, nearest.item), args.policy, lanes), cost);
+    }
+    const uint64_t key = order_key(cost, slot.word(kSlotPosition));
+    if (key < best_key) best_key = key, best = i;
+  }
+  best = lowest_of_block(best_key, best, shared);
+  // A slot that is alone has no partner, and is dropped.
+  uint32_t stays = kNoItem, goes = list[0];
+  if (best != kNoItem) {
+    const uint32_t a = list[best], b = choices[best];
+    if (args.policy.partners) {
+      remember_partners(args, job, list, choices, count, a, b);
+    }
+    const auto rank = [&](uint32_t i) {
+      const Slot slot = job.slot(args, i);
+      return rank_key(slot_score(args, job, slot, i), slot, args.policy);
+    };
+    const bool is_lower = rank(a) < rank(b);
+    stays = is_lower ? b : a;
+    goes = is_lower ? a : b;
+  }
+  // All threads have ranked the two before one warp merges them.
+  __syncthreads();
+  if (warp_id() != 0) return;
+  Merged merged = {};
+  if (stays != kNoItem) merged = merge_two(args, job, stays, goes);
+  __syncwarp();
+  if (lane_id() == 0) remove_slot(args, job, goes, stays != kNoItem, merged);
+}
+
+inline cudaError_t launch_pairs(const skv_merge_attend_args &args,
+                                const Evidence &evidence, const Launch &side) {
+  const bool remembers = args.policy.partners != 0;
+  const PairSearch search = {args.policy, args.cache.lanes, !remembers,
+                             remembers};
+  const PairSource source = {args, evidence};
+  const cudaError_t status = launch_search<true>(
+      source, search, args.sizes.head_dim, args.cache.max_capacity,
+      args.sizes.kv_heads, args.step.rows * evidence.pairs.parts, side);
+  if (status != cudaSuccess) return status;
+  return launch_kernel(side, merge_pair_kernel,
+                       dim3(args.sizes.kv_heads, args.step.rows), kEvictThreads,
+                       0, args, evidence);
+}
+`,
+  "lib/pass_values.cuh": `// Passing the values of victims on, one by one in the order of their ranks,
+// since each takes in what those before it have passed on.
+//
+// One block has a head: finding who takes a value in reads a position per item,
+// and the elements of a value do not touch each other. The alternative that
+// lost: many blocks, which would wait for each other after every victim.
+#pragma once
+
+#include "compress_work.cuh"
+#include "next_values.cuh"
+
+// Called by the whole block; the caller frees the slots.
+__device__ inline void pass_values(const skv_chunk_args &args,
+                                   const ChunkHead &head, const HeadWork &work,
+                                   uint32_t victims, Followers &followers,
+                                   SelectScratch &scratch) {
+  const uint32_t items = work.counters[kItems];
+  const auto slot_of = [&](uint32_t i) {
+    return item_slot(args, head, work.items[i]);
+  };
+  // Positions of those that are still there.
+  uint32_t *positions = work.mates;
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+    positions[i] = slot_of(i).word(kSlotPosition);
+  }
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    const uint32_t i = work.queries[v];
+    uint32_t place = 0;
+    for (uint32_t u = 0; u < victims; u++) {
+      place += work.keys[work.queries[u]] < work.keys[i] ? 1 : 0;
+    }
+    work.candidates[place] = i;
+  }
+  __syncthreads();
+  for (uint32_t v = 0; v < victims; v++) {
+    const uint32_t i = work.candidates[v];
+    const PassedOn gone = {slot_of(i), args.cache.layer, head.kv_head,
+                           args.sizes.head_dim};
+    const bool is_passed = pass_on(
+        args.policy, gone, items, followers, scratch,
+        [&](uint32_t other) { return positions[other]; }, slot_of);
+    // The next one looks at positions after a barrier, and so did all at this.
+    if (threadIdx.x != 0) continue;
+    positions[i] = 0;
+    if (is_passed) {
+      head.words[kHeadMerged]++;
+    } else {
+      head.words[kHeadDropped]++;
+      head.words[kHeadDroppedTokens] += gone.slot.word(kSlotTokens);
+    }
+  }
+  __syncthreads();
+}
+`,
+  "lib/prefill_state.cuh": `// The attention of one warp's tile of (row, query head) pairs while tiles of
+// slots go by: a running softmax, and its products on tensor cores.
+#pragma once
+
+#include "row_tiles.cuh"
+#include "softmax_state.cuh"
+
+template <int DIM>
+constexpr int kWarps = DIM == 256 ? 2 : 4;
+
+// (row, query head) pairs of a block.
+template <int DIM>
+constexpr int kPairs = 16 * kWarps<DIM>;
+
+// Slots of a tile.
+template <int DIM>
+constexpr int kTile = DIM == 256 ? 32 : 64;
+
+// Operands of the queries of one warp, in words of 16 bytes.
+template <int DIM>
+constexpr int kOperands = DIM / 16 * 32;
+
+template <int DIM, bool GAINED>
+struct Attention {
+  SoftmaxState state[2] = {init_softmax(), init_softmax()};
+  float values[DIM / 8][4] = {};
+  // What logits are multiplied with for scores, and the softmax sum then.
+  float gain[2] = {1.0f, 1.0f};
+  float gained[2] = {};
+
+  // Adds a tile of logits to the sum of row \`h\` at the scale of scores.
+  __device__ void add_gained(int h, const float (&x)[kTile<DIM> / 8][4],
+                             float max) {
+    const auto scale = [&](float from) {
+      return from == -INFINITY ? 0.0f : expf(gain[h] * (from - max));
+    };
+    gained[h] *= scale(state[h].max);
+#pragma unroll
+    for (int n = 0; n < kTile<DIM> / 8; n++) {
+      gained[h] += scale(x[n][2 * h]) + scale(x[n][2 * h + 1]);
+    }
+  }
+
+  // Adds a tile of weights' logits, which become weights.
+  __device__ void add(float (&x)[kTile<DIM> / 8][4], const skv_half *tile) {
+    float keep[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float top = -INFINITY;
+#pragma unroll
+      for (int n = 0; n < kTile<DIM> / 8; n++) {
+        top = fmaxf(top, fmaxf(x[n][2 * h], x[n][2 * h + 1]));
+      }
+      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+      const float max = fmaxf(state[h].max, top - kHeadroom);
+      keep[h] = softmax_scale(state[h].max, max);
+      if constexpr (GAINED) add_gained(h, x, max);
+      state[h].max = max;
+      state[h].sum *= keep[h];
+#pragma unroll
+      for (int n = 0; n < kTile<DIM> / 8; n++) {
+#pragma unroll
+        for (int i = 2 * h; i < 2 * h + 2; i++) {
+          x[n][i] = softmax_scale(x[n][i], max);
+          state[h].sum += x[n][i];
+        }
+      }
+    }
+#pragma unroll
+    for (int d = 0; d < DIM / 8; d++) {
+      values[d][0] *= keep[0], values[d][1] *= keep[0];
+      values[d][2] *= keep[1], values[d][3] *= keep[1];
+    }
+#pragma unroll
+    for (int j = 0; j < kTile<DIM> / 16; j++) {
+      const SplitPair a = split_pair(x[2 * j][0], x[2 * j][1]);
+      const SplitPair b = split_pair(x[2 * j][2], x[2 * j][3]);
+      const SplitPair c = split_pair(x[2 * j + 1][0], x[2 * j + 1][1]);
+      const SplitPair d = split_pair(x[2 * j + 1][2], x[2 * j + 1][3]);
+      const uint4 high = {a.high, b.high, c.high, d.high};
+      const uint4 low = {a.low, b.low, c.low, d.low};
+#pragma unroll
+      for (int column = 0; column < DIM; column += 16) {
+        const uint4 v = value_operands<DIM>(tile, 16 * j, column);
+        mma(values[column / 8], low, v.x, v.y);
+        mma(values[column / 8 + 1], low, v.z, v.w);
+        mma(values[column / 8], high, v.x, v.y);
+        mma(values[column / 8 + 1], high, v.z, v.w);
+      }
+    }
+  }
+};
+
+// Raw logits of a tile, without the scale of the queries.
+template <int DIM>
+__device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
+                                     const skv_half *tile,
+                                     float (&x)[kTile<DIM> / 8][4]) {
+#pragma unroll
+  for (int step = 0; step < DIM / 16; step++) {
+    const uint4 h = high[step * 32 + lane_id()];
+    const uint4 l = low[step * 32 + lane_id()];
+#pragma unroll
+    for (int n = 0; n < kTile<DIM> / 8; n += 2) {
+      const uint4 k = key_operands<DIM>(tile, 8 * n, 16 * step);
+      mma(x[n], l, k.x, k.y);
+      mma(x[n + 1], l, k.z, k.w);
+      mma(x[n], h, k.x, k.y);
+      mma(x[n + 1], h, k.z, k.w);
+    }
+  }
+}
+`,
+  "lib/product.cuh": `// Products of activations with a weight matrix, in one of three forms by the
+// number of rows: lib/vector_product.cuh for one, lib/stream_product.cuh for
+// the few of a batch, lib/tile_product.cuh for the many of a chunk.
+//
+// Outputs come in pairs that are finished together: neighbours, such as a gate
+// and its up value, or the two ends of a RoPE pair. A kernel describes them as
+//
+//   struct Pairs {
+//     // Weight row of an end, 0 or 1, of a pair.
+//     __device__ uint32_t output(uint32_t pair, uint32_t end) const;
+//     // Takes the products of a live row. The second end of the last pair may
+//     // not exist.
+//     __device__ void finish(uint32_t row, uint32_t pair, float a,
+//                            float b) const;
+//   };
+#pragma once
+
+#include "stream_product.cuh"
+#include "tile_product.cuh"
+#include "vector_product.cuh"
+
+// Scratch memory of a product.
+inline size_t product_bytes(const Product &product) {
+  return product.rows <= kMostStreamRows ? 0 : tile_product_bytes(product);
+}
+
+// Whether pairs may be other than neighbours: tiles have no other.
+inline bool takes_any_pairs(const Product &product) {
+  return product.rows <= kMostStreamRows;
+}
+
+// Multiplies. \`scratch\` has product_bytes.
+template <class Pairs>
+inline cudaError_t multiply(const Product &product, const Pairs &pairs,
+                            const Scratch &scratch, const Launch &launch) {
+  if (product.rows == 1) return multiply_vector(product, pairs, launch);
+  if (product.rows <= kMostStreamRows) {
+    return multiply_stream(product, pairs, launch);
+  }
+  return multiply_tiles(product, pairs, scratch, launch);
+}
+`,
+  "lib/product_args.cuh": `// What all forms of a product share: see lib/product.cuh.
+#pragma once
+
+#include "../runtime/launch.cuh"
+#include "half.cuh"
+#include "step.cuh"
+
+struct Product {
+  skv_matrix weight;
+  // (step.rows, weight.columns)
+  const float *input;
+  // (weight.columns): weights of the RMS norm in front, or null
+  const float *norm;
+  float epsilon;
+  skv_step step;
+  // Rows that are multiplied: those of the step, or the last live one alone.
+  uint32_t rows;
+  bool last_row;
+  // Whether guests have no part in it.
+  bool text_only = false;
+
+  __device__ uint32_t first_row() const {
+    const uint32_t end = last_row ? row_end(step) : 0;
+    return end > 0 ? end - 1 : 0;
+  }
+  __device__ bool is_wanted(uint32_t row) const {
+    const Row wanted = row_of(step, first_row() + row);
+    return text_only ? wanted.live : wanted.forwarded;
+  }
+  // Rows from 0 that may be wanted.
+  __device__ uint32_t end() const {
+    return text_only ? row_end(step) : forward_end(step);
+  }
+  // Row \`row\` of the activations; one that exists, whatever the row.
+  __device__ const float *row(uint32_t row) const {
+    return input + static_cast<size_t>(first_row() + min(row, rows - 1)) *
+                       weight.columns;
+  }
+};
+
+__host__ __device__ inline uint32_t pairs_of(const skv_matrix &weight) {
+  return (weight.rows + 1) / 2;
+}
+
+// Eight floats from \`first\`, zeros beyond the width.
+template <bool ALIGNED>
+__device__ inline void load_floats(float (&out)[8], const float *row,
+                                   uint32_t first, uint32_t width) {
+  if constexpr (ALIGNED) {
+    const float4 zeros = {};
+    const bool exists = first < width;
+    const float4 *from = reinterpret_cast<const float4 *>(row + first);
+    const float4 a = exists ? from[0] : zeros;
+    const float4 b = exists ? from[1] : zeros;
+    out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w;
+    out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      out[i] = first + i < width ? row[first + i] : 0.0f;
+    }
+  }
+}
+`,
+  "lib/ratings.cuh": `// Scores that take more than a slot's own fields: compared with other keys,
+// pooled over neighbours, or shared by the heads of a layer; see
+// src/reference/selection.ts.
+#pragma once
+
+#include "compress_work.cuh"
+#include "expected_attention.cuh"
+#include "key_distance.cuh"
+#include "overlap.cuh"
+
+constexpr uint32_t kRateThreads = 256;
+
+// Whether scores take more than a slot's own fields.
+__host__ __device__ inline bool is_rated(const skv_policy &policy) {
+  return policy.pool != SKV_POOL_NONE || policy.layer_scope != 0 ||
+         takes_all_keys(policy);
+}
+
+// Where scores that take all keys are left: in memory that pairs need later on
+// where they are still to be pooled.
+__device__ inline float *key_scores(const skv_policy &policy,
+                                    const HeadWork &work) {
+  return policy.pool == SKV_POOL_NONE ? work.scores
+                                      : reinterpret_cast<float *>(work.best);
+}
+
+// Leaves what is expected of the items.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kExpectThreads)
+    expect_items_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ ExpectShared shared;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t items = work.counters[kItems];
+  if (blockIdx.x * kExpectSlots >= items) return;
+  const ExpectedGroup group =
+      expected_group(args.cache, args.sizes, args.policy,
+                     args.step.chunk[kChunkSequence], blockIdx.y);
+  expect_slots<ALIGNED>(group, items, work.expected, shared, [&](uint32_t i) {
+    return item_slot(args, head, work.items[i]);
+  });
+}
+
+// Scores that take all keys of a head; one block has it.
+static __global__ void __launch_bounds__(kCompressThreads)
+    rate_keys_kernel(skv_chunk_args args, CompressWork all_work) {
+  static_assert(kCompressWarps == kKeyWarps, "as many warps as rate keys");
+  __shared__ KeyScratch scratch;
+  __shared__ float log_sums[kMaxGroup];
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  if (args.policy.score == SKV_SCORE_EXPECTED) {
+    rate_by_expectation(args.sizes.heads / args.sizes.kv_heads,
+                        work.counters[kItems], work.expected, log_sums,
+                        key_scores(args.policy, work), [&](uint32_t i) {
+                          const Slot slot =
+                              item_slot(args, head, work.items[i]);
+                          return slot.word(kSlotTokens) != 0;
+                        });
+    return;
+  }
+  rate_by_key(work.counters[kItems], args.sizes.head_dim,
+              key_scores(args.policy, work), scratch,
+              [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
+}
+
+__device__ inline float item_score(const skv_chunk_args &args,
+                                   const ChunkHead &head, const HeadWork &work,
+                                   uint32_t ordinal) {
+  if (is_rated(args.policy)) return work.scores[ordinal];
+  return own_score(item_slot(args, head, work.items[ordinal]), args.policy,
+                   args.cache.lanes);
+}
+
+__device__ inline uint64_t item_rank(const skv_chunk_args &args,
+                                     const ChunkHead &head,
+                                     const HeadWork &work, uint32_t ordinal) {
+  return rank_key(item_score(args, head, work, ordinal),
+                  item_slot(args, head, work.items[ordinal]), args.policy);
+}
+
+constexpr uint32_t kNotPooled = ~0u;
+
+// Each item's own score, pooled over its neighbours outside the recent window.
+// A thread has an item and goes through all of them by tiles.
+static __global__ void __launch_bounds__(kRateThreads)
+    rate_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ uint32_t positions[kRateThreads];
+  __shared__ float scores[kRateThreads];
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const skv_policy &policy = args.policy;
+  const uint32_t items = work.counters[kItems];
+  const uint32_t first = blockIdx.x * kRateThreads;
+  if (first >= items) return;
+  // What other threads look at: the position, unless it takes no part.
+  const auto look = [&](uint32_t i, float &score) {
+    score = 0.0f;
+    if (i >= items) return kNotPooled;
+    const Slot slot = item_slot(args, head, work.items[i]);
+    if (slot.word(kSlotTokens) == 0) return kNotPooled;
+    score = takes_all_keys(policy) ? key_scores(policy, work)[i]
+                                   : own_score(slot, policy, args.cache.lanes);
+    const uint32_t position = slot.word(kSlotPosition);
+    return position + head.words[kHeadRecent] <= head.newest ? position
+                                                             : kNotPooled;
+  };
+  const uint32_t mine = first + threadIdx.x;
+  float score;
+  const uint32_t position = look(mine, score);
+  if (policy.pool != SKV_POOL_NONE) {
+    float sum = no_scores(policy), largest = -INFINITY;
+    uint32_t count = 0;
+    for (uint32_t tile = 0; tile < items; tile += kRateThreads) {
+      float other;
+      const uint32_t there = look(tile + threadIdx.x, other);
+      __syncthreads();
+      positions[threadIdx.x] = there;
+      scores[threadIdx.x] = other;
+      __syncthreads();
+      for (uint32_t k = 0; k < kRateThreads; k++) {
+        const uint32_t at = positions[k];
+        const uint32_t distance = max(at, position) - min(at, position);
+        if (at == kNotPooled || distance > policy.pool_reach) continue;
+        sum = add_score(sum, scores[k], policy);
+        largest = fmaxf(largest, scores[k]);
+        count++;
+      }
+    }
+    if (position != kNotPooled) {
+      score = policy.pool == SKV_POOL_MAX ? largest
+                                          : mean_score(sum, count, policy);
+    }
+  }
+  if (mine < items) work.scores[mine] = score;
+}
+
+// The mean over the heads of the layer, whose items are the same tokens in the
+// same order. A thread has an item of all heads.
+static __global__ void __launch_bounds__(kRateThreads)
+    share_kernel(skv_chunk_args args, CompressWork all_work) {
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const uint32_t heads = args.sizes.kv_heads;
+  const uint32_t i = blockIdx.x * kRateThreads + threadIdx.x;
+  if (i >= all_work.head(0).counters[kItems]) return;
+  float sum = no_scores(args.policy);
+  for (uint32_t h = 0; h < heads; h++) {
+    sum = add_score(sum, all_work.head(h).scores[i], args.policy);
+  }
+  const float score = mean_score(sum, heads, args.policy);
+  for (uint32_t h = 0; h < heads; h++) all_work.head(h).scores[i] = score;
+}
+
+inline cudaError_t launch_ratings(const skv_chunk_args &args,
+                                  const CompressWork &work,
+                                  const Launch &launch) {
+  if (!is_rated(args.policy)) return cudaSuccess;
+  const uint32_t blocks = (work.most + kRateThreads - 1) / kRateThreads;
+  const uint32_t heads = args.sizes.kv_heads;
+  cudaError_t status = cudaSuccess;
+  if (args.policy.score == SKV_SCORE_EXPECTED) {
+    const auto kernel = args.sizes.head_dim % 8 == 0
+                            ? expect_items_kernel<true>
+                            : expect_items_kernel<false>;
+    status = launch_kernel(launch, kernel, dim3(expect_parts(work.most), heads),
+                           kExpectThreads, 0, args, work);
+  }
+  if (status == cudaSuccess && takes_all_keys(args.policy)) {
+    status = launch_kernel(launch, rate_keys_kernel, heads, kCompressThreads, 0,
+                           args, work);
+  }
+  const bool pools = args.policy.pool != SKV_POOL_NONE;
+  if (status == cudaSuccess && (pools || !takes_all_keys(args.policy))) {
+    status = launch_kernel(launch, rate_kernel, dim3(blocks, heads),
+                           kRateThreads, 0, args, work);
+  }
+  if (status != cudaSuccess || !args.policy.layer_scope) return status;
+  return launch_kernel(launch, share_kernel, blocks, kRateThreads, 0, args,
+                       work);
+}
+`,
+  "lib/reduce.cuh": `// Sums, maxima and minima over the lanes of a warp, and order-preserving keys.
+#pragma once
+
+#include <stdint.h>
+
+constexpr uint32_t kAllLanes = 0xffffffffu;
+
+__device__ inline uint32_t lane_id() { return threadIdx.x & 31; }
+
+__device__ inline uint32_t warp_id() { return threadIdx.x >> 5; }
+
+// The sum over all lanes, in every lane; the order of additions is fixed.
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    x += __shfl_xor_sync(kAllLanes, x, offset);
+  }
+  return x;
+}
+
+__device__ inline float warp_max(float x) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, offset));
+  }
+  return x;
+}
+
+__device__ inline uint64_t warp_min(uint64_t x) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    x = min(x, static_cast<uint64_t>(__shfl_xor_sync(
+                   kAllLanes, static_cast<unsigned long long>(x), offset)));
+  }
+  return x;
+}
+
+// Words in the order of the floats.
+__device__ inline uint32_t ordered(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  return bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
+}
+
+// Sorts by a float, then by a position.
+__device__ inline uint64_t order_key(float x, uint32_t position) {
+  return static_cast<uint64_t>(ordered(x)) << 32 | position;
+}
+
+constexpr uint64_t kNoKey = ~0ull;
+
+// Shared memory of block_prefix and of block sums.
+struct BlockScratch {
+  uint32_t words[33];
+};
+
+// Sum of \`x\` over the threads before this one; \`total\` gets the sum over all.
+// Every thread of the block calls it.
+__device__ inline uint32_t block_prefix(uint32_t x, uint32_t &total,
+                                        BlockScratch &scratch) {
+  const uint32_t lane = lane_id(), warp = warp_id();
+  const uint32_t warps = blockDim.x >> 5;
+  uint32_t sum = x;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const uint32_t before = __shfl_up_sync(kAllLanes, sum, offset);
+    if (lane >= static_cast<uint32_t>(offset)) sum += before;
+  }
+  __syncthreads();
+  if (lane == 31) scratch.words[warp] = sum;
+  __syncthreads();
+  if (warp == 0) {
+    uint32_t mine = lane < warps ? scratch.words[lane] : 0;
+    uint32_t running = mine;
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const uint32_t before = __shfl_up_sync(kAllLanes, running, offset);
+      if (lane >= static_cast<uint32_t>(offset)) running += before;
+    }
+    scratch.words[lane] = running - mine;
+    if (lane == 31) scratch.words[32] = running;
+  }
+  __syncthreads();
+  total = scratch.words[32];
+  return scratch.words[warp] + sum - x;
+}
+`,
+  "lib/rope.cuh": `// Rotations of RoPE as complex numbers, from tables: see src/model/rope.ts.
+#pragma once
+
+#include <stdint.h>
+
+__device__ inline float2 turned(float2 x, float2 turn) {
+  return {x.x * turn.x - x.y * turn.y, x.y * turn.x + x.x * turn.y};
+}
+
+// Cosine and sine by which pair \`pair\` of a head turns at \`position\`: the
+// product of one rotation per base-256 digit.
+__device__ inline float2 rotation(const float *rope, uint32_t half,
+                                  uint32_t pair, uint32_t position) {
+  const float2 *table = reinterpret_cast<const float2 *>(rope);
+  float2 turn = {1.0f, 0.0f};
+#pragma unroll
+  for (uint32_t level = 0; level < 3; level++) {
+    const uint32_t digit = (position >> (8 * level)) & 255;
+    turn = turned(turn, table[(level * 256 + digit) * half + pair]);
+  }
+  return turn;
+}
+`,
+  "lib/row_tiles.cuh": `// Tiles of keys or values in shared memory, one slot per line, as operands of
+// tensor core products. Lines are padded by 16 bytes, so that the eight lines
+// of an 8 x 8 matrix are in different banks.
+#pragma once
+
+#include "mma.cuh"
+
+template <int DIM>
+constexpr int kLinePitch = DIM + 8;
+
+// Width that kernels for heads of \`head_dim\` are made for.
+inline uint32_t padded_width(uint32_t head_dim) {
+  uint32_t width = 32;
+  while (width < head_dim) width *= 2;
+  return width;
+}
+
+template <int DIM, bool ALIGNED, class Line>
+__device__ inline void fill_lines(skv_half *tile, uint32_t lines,
+                                  uint32_t head_dim, Line line) {
+  constexpr uint32_t kChunks = DIM / 8;
+#pragma unroll 4
+  for (uint32_t i = threadIdx.x; i < lines * kChunks; i += blockDim.x) {
+    const uint32_t at = i / kChunks, first = i % kChunks * 8;
+    const skv_half *from = line(at);
+    uint32_t halves[4] = {};
+    if (from != nullptr) {
+      load_halves<8, ALIGNED>(halves, from, first, head_dim);
+    }
+    *reinterpret_cast<uint4 *>(tile + at * kLinePitch<DIM> + first) = {
+        halves[0], halves[1], halves[2], halves[3]};
+  }
+}
+
+// Fills \`lines\` lines of a tile; \`line(i)\` is where line i is in memory, or
+// null for zeros. Called by the whole block, which synchronizes afterwards.
+template <int DIM, class Line>
+__device__ inline void load_lines(skv_half *tile, uint32_t lines,
+                                  uint32_t head_dim, Line line) {
+  if (head_dim % 8 == 0) {
+    fill_lines<DIM, true>(tile, lines, head_dim, line);
+  } else {
+    fill_lines<DIM, false>(tile, lines, head_dim, line);
+  }
+}
+
+// Right operands for the product with lines \`line .. line + 16\` of a tile, dims
+// \`column .. column + 16\`: two for each eight lines.
+template <int DIM>
+__device__ inline uint4 key_operands(const skv_half *tile, uint32_t line,
+                                     uint32_t column) {
+  const uint32_t lane = lane_id();
+  return load_matrices(tile +
+                       (line + lane % 8 + lane / 16 * 8) * kLinePitch<DIM> +
+                       column + lane / 8 % 2 * 8);
+}
+
+// Right operands for weights of lines \`line .. line + 16\` times dims
+// \`column .. column + 16\`: two for each eight dims.
+template <int DIM>
+__device__ inline uint4 value_operands(const skv_half *tile, uint32_t line,
+                                       uint32_t column) {
+  const uint32_t lane = lane_id();
+  return load_transposed(tile + (line + lane % 16) * kLinePitch<DIM> + column +
+                         lane / 16 * 8);
+}
+
+// Left operands of lines \`line .. line + 16\`, dims \`column .. column + 16\`.
+template <int DIM>
+__device__ inline uint4 line_operands(const skv_half *tile, uint32_t line,
+                                      uint32_t column) {
+  const uint32_t lane = lane_id();
+  return load_matrices(tile + (line + lane % 16) * kLinePitch<DIM> + column +
+                       lane / 16 * 8);
+}
+`,
+  "lib/scores.cuh": `// The scores that rows of attention leave on slots, and the order in which
+// slots are evicted: the twin of src/reference/scores.ts.
+#pragma once
+
+#include "reduce.cuh"
+#include "slots.cuh"
+#include "softmax_state.cuh"
+
+// A slot's scores while rows are added to them.
+struct Scores {
+  float ema;
+  float accumulated;
+  uint32_t observations;
+};
+
+__device__ inline Scores load_scores(const Slot &slot) {
+  return {slot.get(kSlotEma), slot.get(kSlotAccumulated),
+          slot.word(kSlotObservations)};
+}
+
+__device__ inline void store_scores(const Slot &slot, const Scores &scores) {
+  slot.set(kSlotEma, scores.ema);
+  slot.set(kSlotAccumulated, scores.accumulated);
+  slot.set_word(kSlotObservations, scores.observations);
+}
+
+// Share of the mean attention that a slot needs in order to matter.
+constexpr float kLeastShare = 0.999f;
+
+// ln(exp(a) + exp(b)).
+__device__ inline float log_add(float a, float b) {
+  const float max = fmaxf(a, b);
+  return max + log1pf(expf(fminf(a, b) - max));
+}
+
+// What the logits of the row at \`position\` are multiplied with for its scores:
+// see scoreGain of the reference.
+__device__ inline float score_gain(const skv_policy &policy, uint32_t position,
+                                   uint32_t budget) {
+  if (policy.score != SKV_SCORE_STEP_GAIN) return 1.0f;
+  const float ratio =
+      static_cast<float>(position + 1) / static_cast<float>(budget);
+  return sqrtf(2.0f * fmaxf(0.0f, logf(ratio)));
+}
+
+// Adds the row at \`position\` of the text. At the scale that its scores have,
+// \`logit(g)\` are the raw logits of the slot, \`log_sum(g)\` the ln of the row's
+// softmax sums and \`bias(g)\` the vote biases.
+//
+// The moving sum is kept as its logarithm, because exp of a raw logit
+// overflows: E ← ln(alpha exp(E) + (1 − alpha) s).
+template <class Logit, class LogSum, class Bias>
+__device__ inline void observe_row(Scores &scores, const skv_policy &policy,
+                                   uint32_t group, uint32_t position,
+                                   Logit logit, LogSum log_sum, Bias bias) {
+  const bool raw = policy.raw_scale != 0;
+  float max = -INFINITY;
+  for (uint32_t g = 0; g < group; g++) {
+    max = fmaxf(max, raw ? logit(g) : logit(g) - log_sum(g));
+  }
+  float sum = 0.0f;
+  float weight = 0.0f;
+  for (uint32_t g = 0; g < group; g++) {
+    const float share = logit(g) - log_sum(g);
+    sum += expf((raw ? logit(g) : share) - max);
+    weight += expf(share + bias(g));
+  }
+  const float count = static_cast<float>(group);
+  const float score = max + logf(sum) - logf(count);
+  if (policy.score == SKV_SCORE_LAST) {
+    scores.accumulated = 0.0f;
+    scores.observations = 0;
+  }
+  // A moving sum without a past is its last term: ln 0 is far below any score.
+  scores.ema = log_add(scores.ema + policy.log_alpha, score + policy.log_rest);
+  weight /= count;
+  if (policy.score == SKV_SCORE_AGE) {
+    const float tokens = static_cast<float>(position + 1);
+    if (weight * tokens >= kLeastShare) scores.accumulated = tokens;
+  } else {
+    scores.accumulated += weight;
+  }
+  scores.observations++;
+}
+
+// ln(1 − alphaⁿ): the bias correction of a moving sum of \`n\` terms.
+__device__ inline float ema_correction(const skv_policy &policy, uint32_t n) {
+  return logf(-expm1f(static_cast<float>(n) * policy.log_alpha));
+}
+
+// ln of the corrected score; 0 if no row observed the slot yet.
+__device__ inline float log_score(const Slot &slot, const skv_policy &policy) {
+  const uint32_t n = slot.word(kSlotObservations);
+  return n == 0 ? 0.0f : slot.get(kSlotEma) - ema_correction(policy, n);
+}
+
+// ln votes for the group: the mean over the lanes.
+__device__ inline float pooled_bias(const Slot &slot, uint32_t lanes) {
+  float sum = 0.0f;
+  for (uint32_t lane = 0; lane < lanes; lane++) {
+    sum += slot.get(kSlotBias + lane);
+  }
+  return sum / static_cast<float>(lanes);
+}
+
+// Vote bias for query head \`g\` of the group.
+__device__ inline float vote_bias(const Slot &slot, uint32_t g,
+                                  uint32_t lanes) {
+  return slot.get(kSlotBias + (lanes == 1 ? 0 : g));
+}
+
+// Mean attention weight of the rows that observed a slot.
+__device__ inline float mean_attention(const Slot &slot) {
+  return slot.get(kSlotAccumulated) /
+         static_cast<float>(max(1u, slot.word(kSlotObservations)));
+}
+
+// Whether a score is worked out from all keys of a head, without any row.
+__host__ __device__ inline bool takes_all_keys(const skv_policy &policy) {
+  return policy.score == SKV_SCORE_KEY_DISTANCE ||
+         policy.score == SKV_SCORE_EXPECTED;
+}
+
+// What the policy's score says of a slot. A position too large for a float is
+// rounded; ties go by position and put it right.
+__device__ inline float own_score(const Slot &slot, const skv_policy &policy,
+                                  uint32_t lanes) {
+  switch (policy.score) {
+    case SKV_SCORE_POSITION:
+      return static_cast<float>(slot.word(kSlotPosition));
+    case SKV_SCORE_EMA:
+      return log_score(slot, policy) +
+             (policy.count_votes ? pooled_bias(slot, lanes) : 0.0f);
+    case SKV_SCORE_MEAN:
+    case SKV_SCORE_STEP_GAIN:
+      return mean_attention(slot);
+    default:
+      return slot.get(kSlotAccumulated);
+  }
+}
+
+// Whether the numbers that a score says are logarithms.
+__device__ inline bool is_logarithm(const skv_policy &policy) {
+  return policy.score == SKV_SCORE_EMA || policy.score == SKV_SCORE_EXPECTED;
+}
+
+// Smallest norm that counts; the logarithm of less is of no use.
+constexpr float kLeastNorm = 1e-30f;
+
+// A score times the norm of the slot's value, where that counts.
+__device__ inline float rank_of(float score, const Slot &slot,
+                                const skv_policy &policy) {
+  if (!policy.count_values) return score;
+  const float norm = slot.get(kSlotValueNorm);
+  const float power = static_cast<float>(policy.value_power);
+  if (!is_logarithm(policy)) {
+    return (score + policy.value_epsilon) *
+           (policy.value_power == 2 ? norm * norm : norm);
+  }
+  return log_add(score, policy.log_value_epsilon) +
+         power * logf(fmaxf(norm, kLeastNorm));
+}
+
+// What eviction sorts by: the rank, ties by position. The lowest goes first.
+__device__ inline uint64_t rank_key(float score, const Slot &slot,
+                                    const skv_policy &policy) {
+  return order_key(rank_of(score, slot, policy), slot.word(kSlotPosition));
+}
+
+// What slots that stay by their scores alone are chosen by.
+__device__ inline uint64_t score_key(float score, const Slot &slot) {
+  return order_key(score, slot.word(kSlotPosition));
+}
+
+// Of \`fitting\` slots that have room, those that stay by their scores alone.
+__device__ inline uint32_t first_stage(const skv_policy &policy,
+                                       uint32_t fitting) {
+  return static_cast<uint32_t>(policy.first_stage *
+                               static_cast<float>(fitting));
+}
+
+// The sum of no scores; where they are logarithms, of what they stand for.
+__device__ inline float no_scores(const skv_policy &policy) {
+  return is_logarithm(policy) ? kLogZero : 0.0f;
+}
+
+__device__ inline float add_score(float sum, float score,
+                                  const skv_policy &policy) {
+  return is_logarithm(policy) ? log_add(sum, score) : sum + score;
+}
+
+__device__ inline float mean_score(float sum, uint32_t count,
+                                   const skv_policy &policy) {
+  const float terms = static_cast<float>(count);
+  return is_logarithm(policy) ? sum - logf(terms) : sum / terms;
+}
+
+// Whether a slot may be evicted: neither a sink nor a recent token.
+__device__ inline bool is_evictable(uint32_t position, const skv_policy &policy,
+                                    uint32_t recent, uint32_t newest) {
+  return position >= policy.sinks && position + recent <= newest;
+}
+`,
+  "lib/search.cuh": `// For each query of a list, the best of some candidates: the slot with the most
+// similar key, or the one that is nearest or cheapest to merge with.
+//
+// A block has a tile of queries and goes through the tiles of one part of the
+// candidates: all products of the two lists on tensor cores, exact because keys
+// and values are halves, with the best candidate kept per query. Candidates are
+// read once per tile of queries. Squared distances follow from products and
+// squares. The alternative that lost: one warp per query, which reads all
+// candidates for each of them.
+//
+// Who searches passes a \`Source\`, whose \`view()\` a block asks for
+//   queries               how many there are; none if there is nothing to do
+//   candidates(first)     how many the tile from query \`first\` looks at
+//   part, parts(first)    which part of them is this block's
+//   query(q), candidate(c)   the number of a slot; the same in both lists
+//   slot(number)          the slot
+//   is_open(q, c)         whether the two may be compared
+//   remembered(q)         where a query has a slot to be compared with anyway,
+//                         its number, else kNoItem
+//   inverse_norm(number)  of a key, where keys are compared
+//   spread()              how far values scatter, where pairs are
+//   store(q, best)        takes what was found
+#pragma once
+
+#include "overlap.cuh"
+#include "search_tiles.cuh"
+
+// How pairs are compared: nothing of it counts where keys are.
+struct PairSearch {
+  skv_policy policy;
+  uint32_t lanes;
+  // Whether a query only looks at candidates that are heavier than itself.
+  bool heavier;
+  // Whether the nearest candidate is looked for, whatever the weights.
+  bool by_distance;
+};
+
+template <int DIM, bool PAIRS, class Source>
+__global__ void __launch_bounds__(32 * kSearchWarps<DIM, PAIRS>)
+    search_kernel(Source source, PairSearch pairs, uint32_t head_dim) {
+  constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  constexpr int kTiles = kCandidateTile / 8;
+  uint4 *shared_memory = dynamic_shared_memory();
+  begin_kernel();
+  auto &shared = *reinterpret_cast<SearchShared<DIM, PAIRS> *>(shared_memory);
+  const auto view = source.view();
+  const uint32_t first_query = blockIdx.x * kQueries;
+  if (first_query >= view.queries) return;
+  const uint32_t candidates = view.candidates(first_query);
+  const uint32_t tiles = (candidates + kCandidateTile - 1) / kCandidateTile;
+  const uint32_t parts = view.parts(first_query);
+  const uint32_t per_part = (tiles + parts - 1) / parts;
+  const uint32_t begin = view.part * per_part;
+  const uint32_t end = min(tiles, begin + per_part);
+  const PairCosts costs(pairs.policy, PAIRS ? view.spread() : 0.0f);
+
+  const auto load_queries = [&](skv_half *tile, bool keys) {
+    load_lines<DIM>(tile, kQueries, head_dim,
+                    [&](uint32_t i) -> const skv_half * {
+                      const uint32_t q = first_query + i;
+                      if (q >= view.queries) return nullptr;
+                      const Slot slot = view.slot(view.query(q));
+                      return keys ? slot.key : slot.value;
+                    });
+  };
+  const auto load_candidates = [&](uint32_t first, bool keys) {
+    load_lines<DIM>(shared.candidates, kCandidateTile, head_dim,
+                    [&](uint32_t i) -> const skv_half * {
+                      if (first + i >= candidates) return nullptr;
+                      const Slot slot = view.slot(view.candidate(first + i));
+                      return keys ? slot.key : slot.value;
+                    });
+  };
+  load_queries(shared.queries, true);
+  if constexpr (PAIRS) {
+    load_queries(shared.query_values, false);
+    __syncthreads();
+    square_lines<DIM>(shared.queries, kQueries, shared.query_squares[0]);
+    square_lines<DIM>(shared.query_values, kQueries, shared.query_squares[1]);
+  }
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  uint32_t queries[2], numbers[2], positions[2] = {};
+  float inverse[2] = {}, weights[2] = {};
+  Neighbour best[2] = {kNoNeighbour, kNoNeighbour};
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    queries[h] = first_query + 16 * warp_id() + g + 8 * h;
+    numbers[h] = kNoItem;
+    if (queries[h] >= view.queries) continue;
+    numbers[h] = view.query(queries[h]);
+    if constexpr (PAIRS) {
+      const Slot slot = view.slot(numbers[h]);
+      positions[h] = slot.word(kSlotPosition);
+      weights[h] = log_weight(slot, pairs.policy, pairs.lanes);
+    } else {
+      inverse[h] = view.inverse_norm(numbers[h]);
+    }
+  }
+  for (uint32_t tile = begin; tile < end; tile++) {
+    const uint32_t first = tile * kCandidateTile;
+    __syncthreads();
+    load_candidates(first, true);
+    if (threadIdx.x < kCandidateTile) {
+      const uint32_t c = first + threadIdx.x;
+      const bool exists = c < candidates;
+      const uint32_t number = exists ? view.candidate(c) : kNoItem;
+      shared.numbers[threadIdx.x] = number;
+      if (exists) {
+        const Slot slot = view.slot(number);
+        shared.positions[threadIdx.x] = slot.word(kSlotPosition);
+        if constexpr (PAIRS) {
+          shared.weights[threadIdx.x] =
+              log_weight(slot, pairs.policy, pairs.lanes);
+        } else {
+          shared.inverse_norms[threadIdx.x] = view.inverse_norm(number);
+        }
+      }
+    }
+    __syncthreads();
+    float x[kTiles][4] = {};
+    [[maybe_unused]] float keys[kTiles][4];
+    if constexpr (PAIRS) {
+      // Squared distances of keys first, then the same of values.
+      const auto measure = [&](const skv_half *own, int kind) {
+        square_lines<DIM>(shared.candidates, kCandidateTile, shared.squares);
+        multiply_lines<DIM>(own, shared.candidates, x);
+        __syncthreads();
+#pragma unroll
+        for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            const float mine =
+                shared.query_squares[kind][16 * warp_id() + g + i / 2 * 8];
+            const float other = shared.squares[8 * n + 2 * t + i % 2];
+            x[n][i] = fmaxf(0.0f, mine + other - 2.0f * x[n][i]);
+          }
+        }
+      };
+      measure(shared.queries, 0);
+#pragma unroll
+      for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) keys[n][i] = x[n][i], x[n][i] = 0.0f;
+      }
+      __syncthreads();
+      load_candidates(first, false);
+      __syncthreads();
+      measure(shared.query_values, 1);
+    } else {
+      multiply_lines<DIM>(shared.queries, shared.candidates, x);
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t c = 8 * n + 2 * t + i % 2;
+        const uint32_t number = shared.numbers[c];
+        const int h = i / 2;
+        if (number == kNoItem || number == numbers[h]) continue;
+        if (!view.is_open(queries[h], first + c)) continue;
+        float similarity;
+        if constexpr (PAIRS) {
+          const float weight = shared.weights[c];
+          const bool is_heavier =
+              weight > weights[h] ||
+              (weight == weights[h] && shared.positions[c] < positions[h]);
+          if (pairs.heavier && !is_heavier) continue;
+          const float distance = costs.distance(keys[n][i], x[n][i]);
+          similarity = pairs.by_distance
+                           ? -distance
+                           : -PairCosts::cost(weights[h], weight, distance);
+        } else {
+          // The product of the norms comes first: the similarity of two keys
+          // is the same whichever of them is the query.
+          similarity = x[n][i] * (inverse[h] * shared.inverse_norms[c]);
+        }
+        const Neighbour candidate = {similarity, shared.positions[c], number};
+        if (candidate.beats(best[h])) best[h] = candidate;
+      }
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) best[h] = nearest_of_lanes<2>(best[h]);
+  if constexpr (PAIRS) {
+    if (view.part == 0) {
+      compare_remembered<DIM>(view, costs, first_query, head_dim, shared, best);
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    if (t == 0 && queries[h] < view.queries) view.store(queries[h], best[h]);
+  }
+}
+
+template <int DIM, bool PAIRS, class Source>
+inline cudaError_t launch_search_width(const Source &source,
+                                       const PairSearch &pairs,
+                                       uint32_t head_dim, uint32_t most,
+                                       uint32_t heads, uint32_t parts,
+                                       const Launch &launch) {
+  const auto kernel = search_kernel<DIM, PAIRS, Source>;
+  const size_t bytes = sizeof(SearchShared<DIM, PAIRS>);
+  const cudaError_t status = allow_shared_memory(kernel, bytes);
+  if (status != cudaSuccess) return status;
+  constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  const dim3 grid((most + kQueries - 1) / kQueries, heads, parts);
+  return launch_kernel(launch, kernel, grid, 32 * kSearchWarps<DIM, PAIRS>,
+                       bytes, source, pairs, head_dim);
+}
+
+// Searches for up to \`most\` queries of each head; \`blocks\` are those that share
+// a tile of queries, for all rows of the step.
+template <bool PAIRS, class Source>
+inline cudaError_t launch_search(const Source &source, const PairSearch &pairs,
+                                 uint32_t head_dim, uint32_t most,
+                                 uint32_t heads, uint32_t blocks,
+                                 const Launch &launch) {
+  switch (padded_width(head_dim)) {
+    case 32:
+      return launch_search_width<32, PAIRS>(source, pairs, head_dim, most,
+                                            heads, blocks, launch);
+    case 64:
+      return launch_search_width<64, PAIRS>(source, pairs, head_dim, most,
+                                            heads, blocks, launch);
+    case 128:
+      return launch_search_width<128, PAIRS>(source, pairs, head_dim, most,
+                                             heads, blocks, launch);
+    default:
+      return launch_search_width<256, PAIRS>(source, pairs, head_dim, most,
+                                             heads, blocks, launch);
+  }
+}
+`,
+  "lib/search_items.cuh": `// Searching the items of a chunk for what they are merged into.
+#pragma once
+
+#include "compress_work.cuh"
+#include "search.cuh"
+
+__host__ __device__ inline bool merges_cheapest(const skv_policy &policy) {
+  return policy.merge == SKV_MERGE_PAIR;
+}
+
+// Whether victims are merged into the most similar item that is kept, or into
+// the cheapest.
+__host__ __device__ inline bool merges_victims(const skv_policy &policy) {
+  return policy.merge == SKV_MERGE_VOTES || policy.merge == SKV_MERGE_COSINE ||
+         merges_cheapest(policy);
+}
+
+// Queries and candidates of a head: see lib/search.cuh. The number of an item
+// is its ordinal.
+struct ItemView {
+  const skv_chunk_args &args;
+  ChunkHead head;
+  HeadWork work;
+  uint32_t pitch;
+  uint32_t queries;
+  uint32_t part;
+
+  __device__ uint32_t candidates(uint32_t) const {
+    return work.counters[kCandidates];
+  }
+  __device__ uint32_t parts(uint32_t) const { return gridDim.z; }
+  __device__ uint32_t query(uint32_t q) const { return work.queries[q]; }
+  __device__ uint32_t candidate(uint32_t c) const { return work.candidates[c]; }
+  __device__ Slot slot(uint32_t ordinal) const {
+    return item_slot(args, head, work.items[ordinal]);
+  }
+  __device__ bool is_open(uint32_t, uint32_t) const { return true; }
+  __device__ uint32_t remembered(uint32_t) const { return kNoItem; }
+  __device__ float inverse_norm(uint32_t ordinal) const {
+    return work.inverse_norms[ordinal];
+  }
+  __device__ float spread() const {
+    return __uint_as_float(work.counters[kSpread]);
+  }
+  __device__ void store(uint32_t q, const Neighbour &best) const {
+    const size_t at = static_cast<size_t>(part) * pitch + q;
+    work.similarities[at] = best.similarity;
+    work.nearest[at] = best.item;
+  }
+};
+
+struct ItemSource {
+  skv_chunk_args args;
+  CompressWork work;
+
+  __device__ ItemView view() const {
+    const bool works = row_end(args.step) > 0;
+    const HeadWork own = work.head(blockIdx.y);
+    return {args,
+            chunk_head(args, blockIdx.y),
+            own,
+            work.part_pitch(),
+            works ? own.counters[kQueries] : 0,
+            blockIdx.z};
+  }
+};
+
+// The best candidate of query \`q\`, over the parts.
+__device__ inline Neighbour nearest_of_query(const skv_chunk_args &args,
+                                             const ChunkHead &head,
+                                             const CompressWork &all_work,
+                                             const HeadWork &work, uint32_t q) {
+  Neighbour best = kNoNeighbour;
+  for (uint32_t part = 0; part < all_work.parts; part++) {
+    const size_t at = static_cast<size_t>(part) * all_work.part_pitch() + q;
+    Neighbour other = {work.similarities[at], 0, work.nearest[at]};
+    if (!other.exists()) continue;
+    other.position =
+        item_slot(args, head, work.items[other.item]).word(kSlotPosition);
+    if (other.beats(best)) best = other;
+  }
+  return best;
+}
+
+// Searches; where pairs are, \`heavier\` says whether an item only looks at what
+// is heavier than itself.
+inline cudaError_t launch_item_search(const skv_chunk_args &args,
+                                      const CompressWork &work, bool heavier,
+                                      const Launch &launch) {
+  const PairSearch pairs = {args.policy, args.cache.lanes, heavier, false};
+  const ItemSource source = {args, work};
+  const auto search = merges_cheapest(args.policy)
+                          ? launch_search<true, ItemSource>
+                          : launch_search<false, ItemSource>;
+  return search(source, pairs, args.sizes.head_dim, work.most,
+                args.sizes.kv_heads, work.parts, launch);
+}
+`,
+  "lib/search_tiles.cuh": `// Tiles of queries and candidates of a search in shared memory, and what is
+// made of them: see lib/search.cuh.
+#pragma once
+
+#include "neighbour.cuh"
+#include "pair_costs.cuh"
+#include "row_tiles.cuh"
+
+constexpr uint32_t kNoItem = ~0u;
+
+constexpr uint32_t kCandidateTile = 64;
+
+// Two tiles of queries and one of candidates fit where pairs are compared.
+template <int DIM, bool PAIRS>
+constexpr uint32_t kSearchWarps = DIM == 256 && PAIRS ? 2 : 4;
+
+template <int DIM, bool PAIRS>
+constexpr uint32_t kQueryTile = 16 * kSearchWarps<DIM, PAIRS>;
+
+// The same for heads of a width, where pairs are compared.
+__host__ __device__ inline uint32_t pair_query_tile(uint32_t head_dim) {
+  return head_dim <= 128 ? kQueryTile<128, true> : kQueryTile<256, true>;
+}
+
+template <int DIM, bool PAIRS>
+struct SearchShared {
+  static constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  skv_half queries[kQueries * kLinePitch<DIM>];
+  skv_half query_values[PAIRS ? kQueries * kLinePitch<DIM> : 8];
+  // Keys, and then values where pairs are compared.
+  skv_half candidates[kCandidateTile * kLinePitch<DIM>];
+  // Of the queries' keys and values, and of what is in \`candidates\`.
+  float query_squares[2][kQueries];
+  float squares[kCandidateTile];
+  float inverse_norms[kCandidateTile];
+  float weights[kCandidateTile];
+  uint32_t positions[kCandidateTile];
+  uint32_t numbers[kCandidateTile];
+};
+
+// Squares of \`lines\` lines of a tile. Called by the whole block, whose threads
+// are once or twice as many.
+template <int DIM>
+__device__ inline void square_lines(const skv_half *tile, uint32_t lines,
+                                    float *squares) {
+  const uint32_t per_line = blockDim.x / lines;
+  const uint32_t line = threadIdx.x / per_line;
+  float sum = 0.0f;
+  for (uint32_t c = threadIdx.x % per_line; c < DIM / 8; c += per_line) {
+    const uint4 words =
+        *reinterpret_cast<const uint4 *>(tile + line * kLinePitch<DIM> + 8 * c);
+    const uint32_t halves[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const float2 x = to_floats(halves[i]);
+      sum += x.x * x.x + x.y * x.y;
+    }
+  }
+  if (per_line == 2) sum += __shfl_xor_sync(kAllLanes, sum, 1);
+  if (threadIdx.x % per_line == 0) squares[line] = sum;
+}
+
+// Products of a warp's queries with all candidates of the tile.
+template <int DIM>
+__device__ inline void multiply_lines(const skv_half *queries,
+                                      const skv_half *candidates,
+                                      float (&x)[kCandidateTile / 8][4]) {
+#pragma unroll
+  for (int column = 0; column < DIM; column += 16) {
+    const uint4 a = line_operands<DIM>(queries, 16 * warp_id(), column);
+#pragma unroll
+    for (int n = 0; n < static_cast<int>(kCandidateTile) / 8; n += 2) {
+      const uint4 b = key_operands<DIM>(candidates, 8 * n, column);
+      mma(x[n], a, b.x, b.y);
+      mma(x[n + 1], a, b.z, b.w);
+    }
+  }
+}
+
+// Compares the queries of a warp with the slots that they remember, four at a
+// time, so that their keys and values are on their way together; a lane has 8
+// elements of a key or of a value at a time.
+template <int DIM, class View>
+__device__ inline void compare_remembered(const View &view,
+                                          const PairCosts &costs,
+                                          uint32_t first_query,
+                                          uint32_t head_dim,
+                                          const SearchShared<DIM, true> &shared,
+                                          Neighbour (&best)[2]) {
+  constexpr uint32_t kChunks = DIM / 8;
+  constexpr uint32_t kSteps = (2 * kChunks + 31) / 32;
+  constexpr uint32_t kBatch = 4;
+#pragma unroll
+  for (uint32_t first = 0; first < 16; first += kBatch) {
+    uint32_t others[kBatch];
+    uint32_t theirs[kBatch][kSteps][4];
+#pragma unroll
+    for (uint32_t b = 0; b < kBatch; b++) {
+      const uint32_t q = first_query + 16 * warp_id() + first + b;
+      others[b] = q < view.queries ? view.remembered(q) : kNoItem;
+      // What has nothing to remember reads slot 0 and forgets it.
+      const Slot slot = view.slot(others[b] == kNoItem ? 0 : others[b]);
+#pragma unroll
+      for (uint32_t step = 0; step < kSteps; step++) {
+        const uint32_t chunk = 32 * step + lane_id();
+        const skv_half *from = chunk < kChunks ? slot.key : slot.value;
+        // Zeros come back from beyond the end.
+        const uint32_t d = chunk < 2 * kChunks ? chunk % kChunks * 8 : DIM;
+        if (head_dim % 8 == 0) {
+          load_halves<8, true>(theirs[b][step], from, d, head_dim);
+        } else {
+          load_halves<8, false>(theirs[b][step], from, d, head_dim);
+        }
+      }
+    }
+#pragma unroll
+    for (uint32_t b = 0; b < kBatch; b++) {
+      if (others[b] == kNoItem) continue;
+      const uint32_t r = first + b, line = 16 * warp_id() + r;
+      float squares[2] = {};
+#pragma unroll
+      for (uint32_t step = 0; step < kSteps; step++) {
+        const uint32_t chunk = 32 * step + lane_id();
+        if (chunk >= 2 * kChunks) continue;
+        const bool is_key = chunk < kChunks;
+        const skv_half *own = is_key ? shared.queries : shared.query_values;
+        const uint4 words = *reinterpret_cast<const uint4 *>(
+            own + line * kLinePitch<DIM> + chunk % kChunks * 8);
+        const uint32_t mine[4] = {words.x, words.y, words.z, words.w};
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const float2 x = to_floats(mine[i]);
+          const float2 y = to_floats(theirs[b][step][i]);
+          sum += (x.x - y.x) * (x.x - y.x) + (x.y - y.y) * (x.y - y.y);
+        }
+        squares[0] += is_key ? sum : 0.0f;
+        squares[1] += is_key ? 0.0f : sum;
+      }
+      const float distance =
+          costs.distance(warp_sum(squares[0]), warp_sum(squares[1]));
+      const Neighbour known = {
+          -distance, view.slot(others[b]).word(kSlotPosition), others[b]};
+      Neighbour &mine = best[r / 8];
+      if (lane_id() / 4 == r % 8 && known.beats(mine)) mine = known;
+    }
+  }
+}
+`,
+  "lib/segment_step.cuh": `// The link between neighbours in the text that a decode step closes.
+//
+// Blocks share the slots of a head: finding neighbours compares all positions,
+// a slot a thread, and a link takes two keys. The alternative that lost: one
+// block per head, as for the rest of the policy's work, whose time grows with
+// the square of the slots.
+#pragma once
+
+#include "merge_one.cuh"
+#include "merge_segment.cuh"
+
+// Finds the score up to which slots may be merged with their neighbours; the
+// keys of the others and \`limit\` tell who. Called by the whole block.
+__device__ inline void choose_light(const skv_merge_attend_args &args,
+                                    const EvictJob &job, EvictShared &shared) {
+  if (!job.is_over) return;
+  const uint32_t evictable = key_scores_of(args, job, shared);
+  uint64_t limit = 0;
+  if (evictable > 0) {
+    limit = kth_smallest(job.keys, job.high,
+                         light_slots(args.policy, evictable, 1), shared.select);
+  }
+  if (threadIdx.x == 0) *job.limit = limit;
+}
+
+// Cosines of the keys of pairs of slots, one pair in each lane of the warp, or
+// none. Four lanes share a pair at a time.
+template <bool ALIGNED>
+__device__ inline float link_cosines(const skv_merge_attend_args &args,
+                                     const EvictJob &job, uint32_t left,
+                                     uint32_t right, bool exists) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const uint32_t t = lane_id() % 4;
+  float cosine = 0.0f;
+  for (uint32_t first = 0; first < 32; first += 8) {
+    const uint32_t owner = first + lane_id() / 4;
+    const uint32_t a = __shfl_sync(kAllLanes, left, owner);
+    const uint32_t b = __shfl_sync(kAllLanes, right, owner);
+    const bool is_link = __shfl_sync(kAllLanes, exists ? 1 : 0, owner) != 0;
+    if (!__any_sync(kAllLanes, is_link)) continue;
+    float product = 0.0f, squares[2] = {};
+    for (uint32_t d = 8 * t; is_link && d < head_dim; d += 32) {
+      uint32_t x[4], y[4];
+      load_halves<8, ALIGNED>(x, job.slot(args, a).key, d, head_dim);
+      load_halves<8, ALIGNED>(y, job.slot(args, b).key, d, head_dim);
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const float2 p = to_floats(x[j]), q = to_floats(y[j]);
+        product += p.x * q.x + p.y * q.y;
+        squares[0] += p.x * p.x + p.y * p.y;
+        squares[1] += q.x * q.x + q.y * q.y;
+      }
+    }
+#pragma unroll
+    for (int offset = 1; offset < 4; offset *= 2) {
+      product += __shfl_xor_sync(kAllLanes, product, offset);
+      squares[0] += __shfl_xor_sync(kAllLanes, squares[0], offset);
+      squares[1] += __shfl_xor_sync(kAllLanes, squares[1], offset);
+    }
+    const float norms = sqrtf(squares[0]) * sqrtf(squares[1]);
+    const float found = norms == 0.0f ? 0.0f : product / norms;
+    const float theirs =
+        __shfl_sync(kAllLanes, found, (lane_id() - first) * 4 & 31);
+    if (lane_id() - first < 8) cosine = theirs;
+  }
+  return cosine;
+}
+
+// Leaves the closest link of each block's slots to their right neighbours.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kLinkThreads)
+    link_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ uint32_t positions[kLinkThreads];
+  __shared__ Neighbour nearest[kLinkThreads / 32];
+  __shared__ uint32_t rights[kLinkThreads / 32];
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.z, blockIdx.y, job)) return;
+  const uint32_t first = blockIdx.x * kLinkThreads;
+  if (!job.is_over || first >= job.high) return;
+  const uint64_t limit = *job.limit;
+  const auto is_light = [&](uint32_t i) {
+    return job.keys[i] != kNoKey && job.keys[i] <= limit;
+  };
+  const uint32_t mine = first + threadIdx.x;
+  const bool may_link = mine < job.high && is_light(mine);
+  const uint32_t position =
+      may_link ? job.slot(args, mine).word(kSlotPosition) : ~0u;
+  uint32_t right = ~0u, right_position = ~0u;
+  for (uint32_t tile = 0; tile < job.high; tile += kLinkThreads) {
+    const uint32_t i = tile + threadIdx.x;
+    // Nothing lies to the left of position 0: it stands for no slot.
+    uint32_t there = 0;
+    if (i < job.high) {
+      const Slot slot = job.slot(args, i);
+      if (slot.word(kSlotTokens) != 0) there = slot.word(kSlotPosition);
+    }
+    __syncthreads();
+    positions[threadIdx.x] = there;
+    __syncthreads();
+#pragma unroll 8
+    for (uint32_t k = 0; k < kLinkThreads; k++) {
+      const uint32_t other = positions[k];
+      if (other <= position || other >= right_position) continue;
+      right_position = other;
+      right = tile + k;
+    }
+  }
+  const bool is_link = may_link && right != ~0u && is_light(right);
+  const float cosine = link_cosines<ALIGNED>(args, job, is_link ? mine : 0,
+                                             is_link ? right : 0, is_link);
+  Neighbour best = kNoNeighbour;
+  if (is_link) best = {cosine, position, mine};
+  const Neighbour closest = nearest_of_lanes<16>(best);
+  if (is_link && closest.item == mine) rights[warp_id()] = right;
+  if (lane_id() == 0) nearest[warp_id()] = closest;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  uint4 link = {0, 0, ~0u, ~0u};
+  best = kNoNeighbour;
+  for (uint32_t w = 0; w < kLinkThreads / 32; w++) {
+    if (!nearest[w].beats(best)) continue;
+    best = nearest[w];
+    link = {__float_as_uint(best.similarity), best.position, best.item,
+            rights[w]};
+  }
+  job.links[blockIdx.x] = link;
+}
+
+// Closes the closest link of a head that is over its budget; false if it has
+// none. Called by the whole block.
+__device__ inline bool close_link(const skv_merge_attend_args &args,
+                                  const EvictJob &job, EvictShared &shared) {
+  Neighbour best = kNoNeighbour;
+  for (uint32_t p = threadIdx.x; p < link_parts(job.high); p += kEvictThreads) {
+    const uint4 link = job.links[p];
+    if (link.z == ~0u) continue;
+    const Neighbour other = {__uint_as_float(link.x), link.y, p};
+    if (other.beats(best)) best = other;
+  }
+  best = nearest_of_block(best, shared);
+  if (!best.exists()) return false;
+  if (warp_id() != 0) return true;
+  const uint4 link = job.links[best.item];
+  const Slot left = job.slot(args, link.z), right = job.slot(args, link.w);
+  const bool is_right =
+      right.get(kSlotAccumulated) > left.get(kSlotAccumulated);
+  const Slot stays = is_right ? right : left, goes = is_right ? left : right;
+  merge_segment(
+      2, [&](uint32_t i) { return i == 0 ? stays : goes; }, args.sizes.head_dim,
+      args.policy);
+  if (lane_id() == 0) {
+    remove_slot(args, job, is_right ? link.z : link.w, true, Merged{});
+  }
+  return true;
+}
+`,
+  "lib/select_smallest.cuh": `// Things that one block does with a list in global memory: choosing the
+// smallest keys, listing what has a property, adding up.
+#pragma once
+
+#include "reduce.cuh"
+
+struct SelectScratch {
+  BlockScratch block;
+  uint32_t histogram[256];
+  uint32_t digit;
+  uint32_t before;
+  float sums[32];
+};
+
+// The \`count\`th smallest of the keys \`key(0)\` to \`key(length - 1)\`, \`kNoKey\`
+// left out; there must be as many. Called by the whole block.
+//
+// One pass per byte from the top narrows the keys down to those that share a
+// prefix. The alternative that lost: sorting, which does more than is asked.
+template <class Key>
+__device__ inline uint64_t kth_smallest(uint32_t length, uint32_t count,
+                                        SelectScratch &scratch, Key key_of) {
+  uint64_t prefix = 0, mask = 0;
+  for (int shift = 56; shift >= 0; shift -= 8) {
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < 256; i += blockDim.x) {
+      scratch.histogram[i] = 0;
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < length; i += blockDim.x) {
+      const uint64_t key = key_of(i);
+      if (key == kNoKey || (key & mask) != prefix) continue;
+      atomicAdd(scratch.histogram + (key >> shift & 255), 1);
+    }
+    __syncthreads();
+    if (warp_id() == 0) {
+      // Eight buckets per lane.
+      uint32_t mine = 0;
+      for (uint32_t i = 0; i < 8; i++) {
+        mine += scratch.histogram[8 * lane_id() + i];
+      }
+      uint32_t running = mine;
+#pragma unroll
+      for (int offset = 1; offset < 32; offset *= 2) {
+        const uint32_t other = __shfl_up_sync(kAllLanes, running, offset);
+        if (lane_id() >= static_cast<uint32_t>(offset)) running += other;
+      }
+      uint32_t before = running - mine;
+      if (before < count && count <= running) {
+        uint32_t digit = 8 * lane_id();
+        while (before + scratch.histogram[digit] < count) {
+          before += scratch.histogram[digit++];
+        }
+        scratch.digit = digit;
+        scratch.before = before;
+      }
+    }
+    __syncthreads();
+    prefix |= static_cast<uint64_t>(scratch.digit) << shift;
+    mask |= 255ull << shift;
+    count -= scratch.before;
+  }
+  return prefix;
+}
+
+// The same of keys in memory.
+__device__ inline uint64_t kth_smallest(const uint64_t *keys, uint32_t length,
+                                        uint32_t count,
+                                        SelectScratch &scratch) {
+  return kth_smallest(length, count, scratch,
+                      [&](uint32_t i) { return keys[i]; });
+}
+
+// Writes the numbers below \`length\` that \`wanted\` accepts to \`list\`, in order;
+// returns how many there are. Called by the whole block.
+template <class Wanted>
+__device__ inline uint32_t list_if(uint32_t length, uint32_t *list,
+                                   SelectScratch &scratch, Wanted wanted) {
+  uint32_t listed = 0;
+  for (uint32_t first = 0; first < length; first += blockDim.x) {
+    const uint32_t i = first + threadIdx.x;
+    const bool is_wanted = i < length && wanted(i);
+    uint32_t total;
+    const uint32_t before =
+        block_prefix(is_wanted ? 1 : 0, total, scratch.block);
+    if (is_wanted) list[listed + before] = i;
+    listed += total;
+  }
+  __syncthreads();
+  return listed;
+}
+
+// Shared memory of list_two, for up to 32 warps.
+struct ListScratch {
+  uint32_t counts[32][2];
+};
+
+// Writes the numbers below \`length\` of the first kind to \`list\`, in order, and
+// those of the second kind after them; \`kind(i)\` is 0 or 1, or anything else
+// for numbers that are left out. Returns how many there are of each. Called by
+// the whole block.
+//
+// A warp has a run of numbers, counts them first and then knows their places.
+template <class Kind>
+__device__ inline uint2 list_two(uint32_t length, uint32_t *list,
+                                 ListScratch &scratch, Kind kind) {
+  const uint32_t warps = blockDim.x / 32;
+  const uint32_t run = (length + 32 * warps - 1) / (32 * warps) * 32;
+  const uint32_t begin = warp_id() * run, end = min(length, begin + run);
+  // Calls \`use\` with a number and the lanes that have one of each kind.
+  const auto each = [&](auto use) {
+    for (uint32_t first = begin; first < end; first += 32) {
+      const uint32_t i = first + lane_id();
+      const uint32_t own = i < end ? kind(i) : 2;
+      const uint32_t zeros = __ballot_sync(kAllLanes, own == 0);
+      const uint32_t ones = __ballot_sync(kAllLanes, own == 1);
+      use(i, own, zeros, ones);
+    }
+  };
+  uint32_t counts[2] = {};
+  each([&](uint32_t, uint32_t, uint32_t zeros, uint32_t ones) {
+    counts[0] += __popc(zeros);
+    counts[1] += __popc(ones);
+  });
+  __syncthreads();
+  if (lane_id() < 2) {
+    scratch.counts[warp_id()][lane_id()] = counts[lane_id() == 0 ? 0 : 1];
+  }
+  __syncthreads();
+  uint32_t before[2] = {}, total[2] = {};
+  for (uint32_t w = 0; w < warps; w++) {
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      if (w < warp_id()) before[k] += scratch.counts[w][k];
+      total[k] += scratch.counts[w][k];
+    }
+  }
+  before[1] += total[0];
+  const uint32_t lower = (1u << lane_id()) - 1;
+  each([&](uint32_t i, uint32_t own, uint32_t zeros, uint32_t ones) {
+    if (own == 0) list[before[0] + __popc(zeros & lower)] = i;
+    if (own == 1) list[before[1] + __popc(ones & lower)] = i;
+    before[0] += __popc(zeros);
+    before[1] += __popc(ones);
+  });
+  __syncthreads();
+  return {total[0], total[1]};
+}
+
+// Sum of \`x\` over the threads of the block, always in the same order.
+__device__ inline float block_sum(float x, SelectScratch &scratch) {
+  x = warp_sum(x);
+  __syncthreads();
+  if (lane_id() == 0) scratch.sums[warp_id()] = x;
+  __syncthreads();
+  float sum = 0.0f;
+  for (uint32_t w = 0; w < blockDim.x / 32; w++) sum += scratch.sums[w];
+  return sum;
+}
+`,
+  "lib/slots.cuh": `// Slots, their side fields and the head table: see SlotField and HeadWord in
+// src/backends/backend.ts.
+//
+// All reads are ordinary loads: kernels that merge change slots while other
+// warps of the block read them later on.
+#pragma once
+
+#include <stdint.h>
+
+#include "half.cuh"
+#include "reduce.cuh"
+
+enum HeadWord {
+  kHeadOffset = 0,
+  kHeadCapacity = 1,
+  kHeadBudget = 2,
+  kHeadRecent = 3,
+  kHeadLive = 4,
+  kHeadNext = 5,
+  kHeadHigh = 6,
+  kHeadMerged = 7,
+  kHeadDropped = 8,
+  kHeadDroppedTokens = 9,
+  kHeadGuarded = 10,
+  kHeadDivergence = 11,
+  kHeadThreshold = 12,
+  kHeadWords = 16
+};
+
+enum SlotField {
+  kSlotEma = 0,
+  kSlotAccumulated = 1,
+  kSlotObservations = 2,
+  kSlotPosition = 3,
+  kSlotTokens = 4,
+  kSlotValueNorm = 5,
+  kSlotBias = 6
+};
+
+constexpr float kFreeBias = -1e30f;
+constexpr float kLogZero = -1e30f;
+
+// Biases below this are those of free slots: ln votes are nowhere near.
+constexpr float kLiveBias = -1e29f;
+
+// Most query heads that share a KV head, and thus vote lanes.
+constexpr uint32_t kMaxGroup = 16;
+
+// Dimensions of a head that one lane holds, and the widest head.
+constexpr int kLaneDims = 8;
+constexpr uint32_t kMaxHeadDim = 32 * kLaneDims;
+
+// Words of a (sequence, KV head) of the layer.
+__device__ inline uint32_t *head_words(const skv_cache &cache,
+                                       const skv_sizes &sizes,
+                                       uint32_t sequence, uint32_t kv_head) {
+  const uint32_t head =
+      (cache.layer * cache.sequences + sequence) * sizes.kv_heads + kv_head;
+  return cache.table + static_cast<size_t>(head) * kHeadWords;
+}
+
+// One slot of the cache or of the stage.
+struct Slot {
+  skv_half *key;
+  skv_half *value;
+  float *side;
+  uint32_t total;
+
+  __device__ float get(uint32_t field) const {
+    return side[static_cast<size_t>(field) * total];
+  }
+  __device__ void set(uint32_t field, float x) const {
+    side[static_cast<size_t>(field) * total] = x;
+  }
+  __device__ uint32_t word(uint32_t field) const {
+    return __float_as_uint(get(field));
+  }
+  __device__ void set_word(uint32_t field, uint32_t x) const {
+    set(field, __uint_as_float(x));
+  }
+};
+
+// Slot \`index\`, counted from the first of all heads.
+__device__ inline Slot slot_at(const skv_slots &slots, uint32_t index,
+                               uint32_t head_dim) {
+  const size_t at = static_cast<size_t>(index) * head_dim;
+  return {slots.keys + at, slots.values + at, slots.side + index, slots.total};
+}
+
+// Makes a slot hold one token that nobody observed.
+__device__ inline void initialise_slot(const Slot &slot, uint32_t position,
+                                       uint32_t lanes) {
+  slot.set(kSlotEma, kLogZero);
+  slot.set(kSlotAccumulated, 0.0f);
+  slot.set_word(kSlotObservations, 0);
+  slot.set_word(kSlotPosition, position);
+  slot.set_word(kSlotTokens, 1);
+  slot.set(kSlotValueNorm, 0.0f);
+  for (uint32_t lane = 0; lane < lanes; lane++) {
+    slot.set(kSlotBias + lane, 0.0f);
+  }
+}
+
+// Frees a slot.
+__device__ inline void free_slot(const Slot &slot, uint32_t lanes) {
+  slot.set_word(kSlotTokens, 0);
+  for (uint32_t lane = 0; lane < lanes; lane++) {
+    slot.set(kSlotBias + lane, kFreeBias);
+  }
+}
+`,
+  "lib/softmax_state.cuh": `// Softmax over a stream of logits: running maximum and sum; the weighted value
+// is kept by the kernel in whatever layout suits it and scaled alongside. Two
+// states over disjoint parts merge into the state over both.
+#pragma once
+
+// A state may use any reference instead of the true maximum: what counts is
+// max + ln(sum). Attention uses one that is lower by kHeadroom, so that weights
+// reach 2^14 and those of 2^-24 of the largest still are normal halves.
+constexpr float kHeadroom = 9.704060528f;
+
+struct SoftmaxState {
+  float max;
+  float sum;
+};
+
+__device__ inline SoftmaxState init_softmax() { return {-INFINITY, 0.0f}; }
+
+// What a sum with reference \`from\` has to be scaled by to have \`to\`.
+__device__ inline float softmax_scale(float from, float to) {
+  return from == -INFINITY ? 0.0f : __expf(from - to);
+}
+
+// What is not a number makes the sum that, too.
+__device__ inline void add_softmax(SoftmaxState &state, float logit) {
+  if (logit == -INFINITY) return;
+  const float max = fmaxf(state.max, logit);
+  state.sum = state.sum * softmax_scale(state.max, max) + __expf(logit - max);
+  state.max = max;
+}
+
+__device__ inline SoftmaxState merge_softmax(SoftmaxState a, SoftmaxState b) {
+  const float max = fmaxf(a.max, b.max);
+  return {max, a.sum * softmax_scale(a.max, max) +
+                   b.sum * softmax_scale(b.max, max)};
+}
+
+// ln of the softmax sum.
+__device__ inline float log_sum(SoftmaxState state) {
+  return state.max + logf(state.sum);
+}
+
+// The state over all lanes of a warp, in every lane.
+__device__ inline SoftmaxState warp_softmax(SoftmaxState state) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    const SoftmaxState other = {__shfl_xor_sync(~0u, state.max, offset),
+                                __shfl_xor_sync(~0u, state.sum, offset)};
+    state = merge_softmax(state, other);
+  }
+  return state;
+}
+`,
+  "lib/statistics.cuh": `// Where the statistics of query heads are: see queryStatisticsLayout in
+// src/backends/backend.ts.
+#pragma once
+
+#include <stdint.h>
+
+#include "../steadykv.h"
+
+// The statistics of one query head.
+struct QueryStatistics {
+  float *own;
+  uint32_t head_dim;
+
+  // Mean of the unrotated queries, and how far they scatter, per RoPE pair.
+  __device__ float *mean() const { return own; }
+  __device__ float *scatter() const { return own + head_dim; }
+  // Mean of the queries that are expected, and their variance, per RoPE pair.
+  __device__ float *future() const { return own + head_dim / 2 * 3; }
+  __device__ float *variance() const { return own + head_dim / 2 * 5; }
+  // Queries that were counted.
+  __device__ float *count() const { return own + head_dim * 3; }
+};
+
+__device__ inline QueryStatistics statistics_of(const skv_cache &cache,
+                                                const skv_sizes &sizes,
+                                                uint32_t sequence,
+                                                uint32_t head) {
+  const size_t index = static_cast<size_t>(sequence) * sizes.heads + head;
+  return {cache.statistics + index * (3 * sizes.head_dim + 1), sizes.head_dim};
+}
+`,
+  "lib/step.cuh": `// The rows that a program works on: see Step, ChunkWord and StateWord in
+// src/backends/backend.ts.
+#pragma once
+
+#include <stdint.h>
+
+#include "../steadykv.h"
+
+enum ChunkWord {
+  kChunkSequence = 0,
+  kChunkRows = 1,
+  kChunkPosition = 2,
+  kChunkGuests = 3
+};
+
+enum StateWord {
+  kStatePosition = 0,
+  kStateFinished = 1,
+  kStateProduced = 2,
+  kStateLimit = 3,
+  kStateSeedLow = 4,
+  kStateSeedHigh = 5,
+  kStateWords = 8
+};
+
+struct Row {
+  bool live;
+  // Live, or a guest, which goes through the layers but is no part of the text.
+  bool forwarded;
+  uint32_t sequence;
+  uint32_t position;
+};
+
+// A row of the step. Rows beyond those recorded are not live.
+__device__ inline Row row_of(const skv_step &step, uint32_t row) {
+  if (row >= step.rows) return {false, false, 0, 0};
+  if (step.kind == SKV_PREFILL) {
+    const uint32_t rows = step.chunk[kChunkRows];
+    return {row < rows, row < rows + step.chunk[kChunkGuests],
+            step.chunk[kChunkSequence], step.chunk[kChunkPosition] + row};
+  }
+  const uint32_t *state = step.state + row * kStateWords;
+  const bool live = state[kStateFinished] == 0;
+  return {live, live, row, state[kStatePosition]};
+}
+
+// Rows from 0 that may be live: all of a decode step, those of the chunk in a
+// prefill step.
+__device__ inline uint32_t row_end(const skv_step &step) {
+  return step.kind == SKV_PREFILL ? min(step.rows, step.chunk[kChunkRows])
+                                  : step.rows;
+}
+
+// The same with the guests of a chunk.
+__device__ inline uint32_t forward_end(const skv_step &step) {
+  if (step.kind != SKV_PREFILL) return step.rows;
+  return min(step.rows, step.chunk[kChunkRows] + step.chunk[kChunkGuests]);
+}
+`,
+  "lib/stream_product.cuh": `// Products of a few rows of activations with a weight matrix, for decode steps
+// of a batch: each weight is read once, 16 bytes per lane and load, and goes
+// from memory to the registers of the tensor cores.
+//
+// A warp makes eight pairs of outputs of all rows. \`parts\` warps of a block
+// share the columns and add up through shared memory. As in the form for one
+// row, weights are on their way before the kernel in front has ended, and the
+// squares of an RMS norm are summed along the way.
+//
+// Weights are halves, which tf32 numbers hold exactly; activations are split
+// into two tf32 numbers, which keep 21 bits and need no scale. The alternative
+// that lost: activations as halves, which need a pass of their own to be
+// scaled.
+#pragma once
+
+#include "instructions.cuh"
+#include "overlap.cuh"
+#include "product_args.cuh"
+#include "reduce.cuh"
+
+// Most rows that go this way: beyond, splitting them takes longer than reading
+// the weights.
+constexpr uint32_t kMostStreamRows = 32;
+
+constexpr uint32_t kStreamWarps = 8;
+constexpr uint32_t kStreamThreads = 32 * kStreamWarps;
+
+// Pairs of outputs of one warp.
+constexpr uint32_t kStreamPairs = 8;
+
+// Columns that the lanes of a row load at a time, and how many times in a row.
+constexpr uint32_t kStreamColumns = 32;
+constexpr int kStreamUnroll = 4;
+
+// The part of a float that a tf32 number holds.
+__device__ inline float tf32_part(float x) {
+  return __uint_as_float(__float_as_uint(x) & 0xffffe000u);
+}
+
+// Words of a round: both ends of the lane's pair.
+struct StreamWords {
+  uint4 ends[kStreamUnroll][2];
+};
+
+__device__ inline void load_round(StreamWords &words,
+                                  const skv_half *const (&weights)[2],
+                                  uint32_t first, uint32_t pitch) {
+#pragma unroll
+  for (int u = 0; u < kStreamUnroll; u++) {
+    const uint32_t column = first + u * kStreamColumns;
+#pragma unroll
+    for (int end = 0; end < 2; end++) {
+      words.ends[u][end] = {};
+      if (column < pitch) {
+        words.ends[u][end] = load_weights(weights[end] + column);
+      }
+    }
+  }
+}
+
+// Sums of this warp's share of the columns. \`squares\` are those of row 8 n + g.
+template <int TILES, bool NORMED, bool ALIGNED>
+__device__ inline void sum_stream(const Product &product,
+                                  const skv_half *const (&weights)[2],
+                                  uint32_t part, uint32_t parts,
+                                  float (&sums)[TILES][4],
+                                  float (&squares)[TILES]) {
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  const uint32_t width = product.weight.columns, pitch = product.weight.pitch;
+  constexpr uint32_t kRound = kStreamColumns * kStreamUnroll;
+  uint32_t first = part * kRound + 8 * t;
+  StreamWords words;
+  load_round(words, weights, first, pitch);
+  wait_for_previous();
+  const float *rows[TILES];
+#pragma unroll
+  for (int n = 0; n < TILES; n++) rows[n] = product.row(8 * n + g);
+  // All lanes of a warp go through the same rounds.
+  for (uint32_t round = part * kRound; round < pitch; round += parts * kRound) {
+    StreamWords next;
+    load_round(next, weights, first + parts * kRound, pitch);
+#pragma unroll
+    for (int u = 0; u < kStreamUnroll; u++) {
+      const uint32_t column = first + u * kStreamColumns;
+      float norms[8];
+      if constexpr (NORMED) {
+        load_floats<ALIGNED>(norms, product.norm, column, width);
+      }
+      const uint4 w[2] = {words.ends[u][0], words.ends[u][1]};
+      const uint32_t halves[2][4] = {{w[0].x, w[0].y, w[0].z, w[0].w},
+                                     {w[1].x, w[1].y, w[1].z, w[1].w}};
+#pragma unroll
+      for (int n = 0; n < TILES; n++) {
+        float x[8];
+        load_floats<ALIGNED>(x, rows[n], column, width);
+        if constexpr (NORMED) {
+#pragma unroll
+          for (int i = 0; i < 8; i++) {
+            squares[n] += x[i] * x[i];
+            x[i] *= norms[i];
+          }
+        }
+        // The terms of a sum may come in any order: each step takes two
+        // neighbours of every lane.
+#pragma unroll
+        for (int s = 0; s < 4; s++) {
+          const float2 a = to_floats(halves[0][s]);
+          const float2 b = to_floats(halves[1][s]);
+          const float operand[4] = {a.x, b.x, a.y, b.y};
+          const float x0 = tf32_part(x[2 * s]), x1 = tf32_part(x[2 * s + 1]);
+          mma_tf32(sums[n], operand, x[2 * s] - x0, x[2 * s + 1] - x1);
+          mma_tf32(sums[n], operand, x0, x1);
+        }
+      }
+    }
+    words = next;
+    first += parts * kRound;
+  }
+}
+
+template <int TILES, bool NORMED, class Pairs>
+__global__ void __launch_bounds__(kStreamThreads)
+    stream_product_kernel(Product product, Pairs pairs, uint32_t parts) {
+  __shared__ float shared[kStreamWarps][TILES * 5][32];
+  let_next_start();
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  const uint32_t part = warp_id() % parts;
+  const uint32_t tile = blockIdx.x * (kStreamWarps / parts) + warp_id() / parts;
+  const uint32_t count = pairs_of(product.weight);
+  const bool is_needed = tile * kStreamPairs < count;
+  const uint32_t pair = tile * kStreamPairs + g;
+  float sums[TILES][4] = {};
+  float squares[TILES] = {};
+  if (is_needed) {
+    const skv_half *weights[2];
+#pragma unroll
+    for (uint32_t end = 0; end < 2; end++) {
+      const uint32_t row =
+          min(pairs.output(min(pair, count - 1), end), product.weight.rows - 1);
+      weights[end] =
+          product.weight.data + static_cast<size_t>(row) * product.weight.pitch;
+    }
+    if (product.weight.columns % 8 == 0) {
+      sum_stream<TILES, NORMED, true>(product, weights, part, parts, sums,
+                                      squares);
+    } else {
+      sum_stream<TILES, NORMED, false>(product, weights, part, parts, sums,
+                                       squares);
+    }
+  } else {
+    wait_for_previous();
+  }
+  if (parts > 1) {
+    if (part != 0) {
+#pragma unroll
+      for (int n = 0; n < TILES; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          shared[warp_id()][5 * n + i][lane_id()] = sums[n][i];
+        }
+        shared[warp_id()][5 * n + 4][lane_id()] = squares[n];
+      }
+    }
+    __syncthreads();
+    if (part != 0) return;
+    for (uint32_t p = 1; p < parts; p++) {
+#pragma unroll
+      for (int n = 0; n < TILES; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          sums[n][i] += shared[warp_id() + p][5 * n + i][lane_id()];
+        }
+        squares[n] += shared[warp_id() + p][5 * n + 4][lane_id()];
+      }
+    }
+  }
+  if (!is_needed) return;
+#pragma unroll
+  for (int n = 0; n < TILES; n++) {
+    float scale = 1.0f;
+    if constexpr (NORMED) {
+      float sum = squares[n];
+      sum += __shfl_xor_sync(kAllLanes, sum, 1);
+      sum += __shfl_xor_sync(kAllLanes, sum, 2);
+      scale = rsqrtf(sum / product.weight.columns + product.epsilon);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const uint32_t inner = 2 * t + i;
+      // The scale of a row is in the lanes of its number.
+      const float factor =
+          NORMED ? __shfl_sync(kAllLanes, scale, 4 * inner) : 1.0f;
+      const uint32_t row = 8 * n + inner;
+      if (pair >= count || row >= product.rows || !product.is_wanted(row)) {
+        continue;
+      }
+      pairs.finish(row, pair, sums[n][i] * factor, sums[n][2 + i] * factor);
+    }
+  }
+}
+
+template <int TILES, class Pairs>
+inline cudaError_t launch_stream(const Product &product, const Pairs &pairs,
+                                 const Launch &launch) {
+  const uint32_t tiles =
+      (pairs_of(product.weight) + kStreamPairs - 1) / kStreamPairs;
+  // Every multiprocessor should have 8 warps, and each warp a round to do.
+  uint32_t parts = 1;
+  while (parts < kStreamWarps && tiles * parts < 8 * launch.multiprocessors &&
+         product.weight.pitch > kStreamColumns * kStreamUnroll * parts) {
+    parts *= 2;
+  }
+  const uint32_t per_block = kStreamWarps / parts;
+  const uint32_t blocks = (tiles + per_block - 1) / per_block;
+  return product.norm == nullptr
+             ? launch_kernel(launch, stream_product_kernel<TILES, false, Pairs>,
+                             blocks, kStreamThreads, 0, product, pairs, parts)
+             : launch_kernel(launch, stream_product_kernel<TILES, true, Pairs>,
+                             blocks, kStreamThreads, 0, product, pairs, parts);
+}
+
+template <class Pairs>
+inline cudaError_t multiply_stream(const Product &product, const Pairs &pairs,
+                                   const Launch &launch) {
+  if (product.rows <= 8) return launch_stream<1>(product, pairs, launch);
+  if (product.rows <= 16) return launch_stream<2>(product, pairs, launch);
+  return launch_stream<4>(product, pairs, launch);
+}
+`,
+  "lib/tile_product.cuh": `// Products of many rows of activations with a weight matrix, for prefill chunks
+// and large batches: tensor cores, tiles of weights and activations in shared
+// memory, three of them under way.
+//
+// Activations are normed, scaled and split into two halves once, by a kernel of
+// their own (see mma.cuh), because every tile of outputs reads them again. The
+// alternative that lost: products of tf32 numbers, half as fast for the same
+// precision.
+#pragma once
+
+#include "mma.cuh"
+#include "overlap.cuh"
+#include "product_args.cuh"
+
+// Activations as halves: see mma.cuh.
+struct SplitRows {
+  // (rows, weight.pitch) each
+  skv_half *high;
+  skv_half *low;
+  // (rows): what the products of a row must be multiplied by
+  float *inverse;
+};
+
+constexpr uint32_t kSplitThreads = 256;
+
+// Norms, scales and splits one row per block.
+static __global__ void __launch_bounds__(kSplitThreads)
+    split_rows_kernel(Product product, SplitRows split) {
+  __shared__ float shared[2][kSplitThreads / 32];
+  begin_kernel();
+  const uint32_t row = blockIdx.x;
+  if (!product.is_wanted(row)) return;
+  const uint32_t width = product.weight.columns;
+  const float *input = product.row(row);
+  const auto value = [&](uint32_t i) {
+    return product.norm == nullptr ? input[i] : input[i] * product.norm[i];
+  };
+  float squares = 0.0f, largest = 0.0f;
+  for (uint32_t i = threadIdx.x; i < width; i += kSplitThreads) {
+    squares += input[i] * input[i];
+    largest = fmaxf(largest, fabsf(value(i)));
+  }
+  squares = warp_sum(squares);
+  largest = warp_max(largest);
+  if (lane_id() == 0) {
+    shared[0][warp_id()] = squares;
+    shared[1][warp_id()] = largest;
+  }
+  __syncthreads();
+  squares = 0.0f;
+  for (uint32_t w = 0; w < kSplitThreads / 32; w++) {
+    squares += shared[0][w];
+    largest = fmaxf(largest, shared[1][w]);
+  }
+  const float rms =
+      product.norm == nullptr
+          ? 1.0f
+          : rsqrtf(squares / static_cast<float>(width) + product.epsilon);
+  const Scale scale = scale_for(largest);
+  const size_t base = static_cast<size_t>(row) * product.weight.pitch;
+  for (uint32_t i = threadIdx.x; i < product.weight.pitch; i += kSplitThreads) {
+    const Split parts = split_float(i < width ? value(i) * scale.scale : 0.0f);
+    split.high[base + i] = parts.high;
+    split.low[base + i] = parts.low;
+  }
+  if (threadIdx.x == 0) split.inverse[row] = scale.inverse * rms;
+}
+
+constexpr int kTileColumns = 32;
+constexpr int kTilePitch = kTileColumns + 8;
+constexpr int kTileStages = 3;
+
+// A tile of OUTPUTS x ROWS by WARPS_O x WARPS_R warps.
+template <int OUTPUTS, int ROWS, int WARPS_O, int WARPS_R>
+struct TileShape {
+  static constexpr int kOutputs = OUTPUTS;
+  static constexpr int kRows = ROWS;
+  static constexpr int kThreads = 32 * WARPS_O * WARPS_R;
+  static constexpr int kWarpsOutputs = WARPS_O;
+  static constexpr int kOutputTiles = OUTPUTS / WARPS_O / 16;
+  static constexpr int kRowTiles = ROWS / WARPS_R / 8;
+  static constexpr int kStageHalves = (OUTPUTS + 2 * ROWS) * kTilePitch;
+  static constexpr int kResultPitch = OUTPUTS + 2;
+  static constexpr int kStagesBytes = kTileStages * kStageHalves * 2;
+  static constexpr int kResultBytes = ROWS * kResultPitch * 4;
+  static constexpr int kBytes =
+      kStagesBytes > kResultBytes ? kStagesBytes : kResultBytes;
+  static_assert(kOutputTiles > 0 && kRowTiles % 2 == 0, "whole fragments");
+};
+
+// Makes one tile. Pairs are neighbours.
+template <class Shape, class Pairs>
+__global__ void __launch_bounds__(Shape::kThreads)
+    tile_product_kernel(Product product, SplitRows split, Pairs pairs) {
+  uint4 *tile_memory = dynamic_shared_memory();
+  begin_kernel();
+  skv_half *stages = reinterpret_cast<skv_half *>(tile_memory);
+  const uint32_t first_output = blockIdx.x * Shape::kOutputs;
+  const uint32_t first_row = blockIdx.y * Shape::kRows;
+  const uint32_t end_row = product.end();
+  if (first_row >= end_row) return;
+  const skv_matrix &weight = product.weight;
+  const uint32_t steps = (weight.pitch + kTileColumns - 1) / kTileColumns;
+
+  const auto fetch = [&](uint32_t step) {
+    if (step < steps) {
+      skv_half *stage = stages + step % kTileStages * Shape::kStageHalves;
+      constexpr int kChunks = kTileColumns / 8;
+      constexpr int kTotal = (Shape::kOutputs + 2 * Shape::kRows) * kChunks;
+#pragma unroll
+      for (int i = 0; i < kTotal; i += Shape::kThreads) {
+        const uint32_t chunk = i + threadIdx.x;
+        if (kTotal % Shape::kThreads != 0 && chunk >= kTotal) break;
+        const uint32_t line = chunk / kChunks;
+        const uint32_t column = step * kTileColumns + chunk % kChunks * 8;
+        const skv_half *from;
+        bool wanted = column < weight.pitch;
+        if (line < Shape::kOutputs) {
+          const uint32_t row = first_output + line;
+          wanted = wanted && row < weight.rows;
+          from = weight.data + static_cast<size_t>(row) * weight.pitch;
+        } else {
+          const bool is_low = line >= Shape::kOutputs + Shape::kRows;
+          const uint32_t row =
+              first_row + line - Shape::kOutputs - (is_low ? Shape::kRows : 0);
+          wanted = wanted && row < end_row;
+          from = (is_low ? split.low : split.high) +
+                 static_cast<size_t>(row) * weight.pitch;
+        }
+        copy_async(stage + line * kTilePitch + chunk % kChunks * 8,
+                   wanted ? from + column : weight.data, wanted);
+      }
+    }
+    commit_copies();
+  };
+
+  const uint32_t lane = lane_id();
+  const uint32_t warp_output =
+      warp_id() % Shape::kWarpsOutputs * Shape::kOutputTiles * 16;
+  const uint32_t warp_row =
+      warp_id() / Shape::kWarpsOutputs * Shape::kRowTiles * 8;
+  float sums[Shape::kOutputTiles][Shape::kRowTiles][4] = {};
+  for (int step = 0; step < kTileStages - 1; step++) fetch(step);
+  for (uint32_t step = 0; step < steps; step++) {
+    wait_copies<kTileStages - 2>();
+    __syncthreads();
+    fetch(step + kTileStages - 1);
+    const skv_half *stage = stages + step % kTileStages * Shape::kStageHalves;
+    const skv_half *high = stage + Shape::kOutputs * kTilePitch;
+    const skv_half *low = high + Shape::kRows * kTilePitch;
+#pragma unroll
+    for (int column = 0; column < kTileColumns; column += 16) {
+      uint4 a[Shape::kOutputTiles];
+#pragma unroll
+      for (int o = 0; o < Shape::kOutputTiles; o++) {
+        a[o] = load_matrices(stage +
+                             (warp_output + 16 * o + lane % 16) * kTilePitch +
+                             column + lane / 16 * 8);
+      }
+#pragma unroll
+      for (int r = 0; r < Shape::kRowTiles; r += 2) {
+        const uint32_t at =
+            (warp_row + 8 * r + lane % 8 + lane / 16 * 8) * kTilePitch +
+            column + lane / 8 % 2 * 8;
+        const uint4 h = load_matrices(high + at);
+        const uint4 l = load_matrices(low + at);
+#pragma unroll
+        for (int o = 0; o < Shape::kOutputTiles; o++) {
+          mma(sums[o][r], a[o], l.x, l.y);
+          mma(sums[o][r + 1], a[o], l.z, l.w);
+          mma(sums[o][r], a[o], h.x, h.y);
+          mma(sums[o][r + 1], a[o], h.z, h.w);
+        }
+      }
+    }
+  }
+  wait_copies<0>();
+  __syncthreads();
+
+  // Through shared memory, so that neighbours in memory are written together.
+  float *result = reinterpret_cast<float *>(tile_memory);
+#pragma unroll
+  for (int o = 0; o < Shape::kOutputTiles; o++) {
+#pragma unroll
+    for (int r = 0; r < Shape::kRowTiles; r++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t output = warp_output + 16 * o + lane / 4 + i / 2 * 8;
+        const uint32_t row = warp_row + 8 * r + lane % 4 * 2 + i % 2;
+        result[row * Shape::kResultPitch + output] = sums[o][r][i];
+      }
+    }
+  }
+  __syncthreads();
+  constexpr uint32_t kPairs = Shape::kOutputs / 2;
+  for (uint32_t i = threadIdx.x; i < Shape::kRows * kPairs;
+       i += Shape::kThreads) {
+    const uint32_t row = i / kPairs, pair = i % kPairs * 2;
+    if (first_output + pair >= weight.rows) continue;
+    if (!product.is_wanted(first_row + row)) continue;
+    const float inverse = split.inverse[first_row + row];
+    const float *values = result + row * Shape::kResultPitch + pair;
+    pairs.finish(first_row + row, (first_output + pair) / 2,
+                 values[0] * inverse, values[1] * inverse);
+  }
+}
+
+// Scratch memory of a product.
+inline size_t tile_product_bytes(const Product &product) {
+  return aligned_bytes(static_cast<size_t>(product.rows) *
+                       product.weight.pitch * 2) *
+             2 +
+         aligned_bytes(product.rows * sizeof(float));
+}
+
+template <class Shape, class Pairs>
+inline cudaError_t launch_tile_shape(const Product &product,
+                                     const SplitRows &split, const Pairs &pairs,
+                                     const Launch &launch) {
+  const dim3 grid((product.weight.rows + Shape::kOutputs - 1) / Shape::kOutputs,
+                  (product.rows + Shape::kRows - 1) / Shape::kRows);
+  const auto kernel = tile_product_kernel<Shape, Pairs>;
+  const cudaError_t status = allow_shared_memory(kernel, Shape::kBytes);
+  if (status != cudaSuccess) return status;
+  return launch_kernel(launch, kernel, grid, Shape::kThreads, Shape::kBytes,
+                       product, split, pairs);
+}
+
+// Multiplies the rows of a step. \`scratch\` has tile_product_bytes.
+template <class Pairs>
+inline cudaError_t multiply_tiles(const Product &product, const Pairs &pairs,
+                                  Scratch scratch, const Launch &launch) {
+  const uint32_t rows = product.rows;
+  const size_t halves = static_cast<size_t>(rows) * product.weight.pitch;
+  SplitRows split;
+  split.high = scratch.take<skv_half>(halves);
+  split.low = scratch.take<skv_half>(halves);
+  split.inverse = scratch.take<float>(rows);
+  const cudaError_t status = launch_kernel(launch, split_rows_kernel, rows,
+                                           kSplitThreads, 0, product, split);
+  if (status != cudaSuccess) return status;
+  const uint32_t large =
+      (product.weight.rows + 127) / 128 * ((rows + 127) / 128);
+  if (rows <= 64 || large < launch.multiprocessors) {
+    using Shape = TileShape<64, 64, 2, 2>;
+    return launch_tile_shape<Shape>(product, split, pairs, launch);
+  }
+  using Shape = TileShape<128, 128, 2, 4>;
+  return launch_tile_shape<Shape>(product, split, pairs, launch);
+}
+`,
+  "lib/value_spread.cuh": `// How far the values of a head scatter: their mean squared distance from their
+// mean, every slot counted once.
+//
+// Blocks share the slots: each leaves how many it had, their mean and the sum
+// of their squared distances from that, and who needs the whole joins these. A
+// sum of squares would lose what scatters little about a mean far from 0. The
+// alternative that lost: one block per head, which waits for memory most of the
+// time.
+#pragma once
+
+#include "select_smallest.cuh"
+#include "slots.cuh"
+
+constexpr uint32_t kSpreadThreads = 256;
+constexpr uint32_t kSpreadWarps = kSpreadThreads / 32;
+
+// Slots of a block.
+constexpr uint32_t kSpreadSlots = 256;
+
+__host__ __device__ inline uint32_t spread_parts(uint32_t slots) {
+  return (slots + kSpreadSlots - 1) / kSpreadSlots;
+}
+
+// Floats that a block leaves: a count, a sum of squares, and the mean.
+__host__ __device__ inline uint32_t spread_floats(uint32_t head_dim) {
+  return 2 + head_dim;
+}
+
+struct SpreadShared {
+  float sums[kSpreadWarps][kMaxHeadDim];
+  float mean[kMaxHeadDim];
+  SelectScratch select;
+};
+
+// Leaves the part of this block of \`count\` slots; \`slot_of(i)\` may be free.
+// Lanes have 8 elements of a value each, and warps as many values at a time as
+// they have lanes for. Called by a whole block of kSpreadThreads.
+template <bool ALIGNED, class SlotOf>
+__device__ inline void spread_part(uint32_t count, uint32_t head_dim,
+                                   float *parts, SpreadShared &shared,
+                                   SlotOf slot_of) {
+  uint32_t row_lanes = 1;
+  while (8 * row_lanes < head_dim) row_lanes *= 2;
+  const uint32_t rows = 32 / row_lanes;
+  const uint32_t row = lane_id() / row_lanes;
+  const uint32_t d = lane_id() % row_lanes * 8;
+  const uint32_t begin = blockIdx.x * kSpreadSlots;
+  const uint32_t end = min(count, begin + kSpreadSlots);
+  const uint32_t first = begin + warp_id() * rows + row;
+  // Calls \`add\` with the elements of each value that is there.
+  const auto each_value = [&](auto add) {
+#pragma unroll 4
+    for (uint32_t i = first; i < end; i += kSpreadWarps * rows) {
+      const Slot slot = slot_of(i);
+      uint32_t words[4];
+      load_halves<8, ALIGNED>(words, slot.value, d, head_dim);
+      if (slot.word(kSlotTokens) == 0) continue;
+      float x[8];
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const float2 pair = to_floats(words[j]);
+        x[2 * j] = pair.x, x[2 * j + 1] = pair.y;
+      }
+      add(x);
+    }
+  };
+  float sums[8] = {};
+  uint32_t mine = 0, held;
+  each_value([&](const float(&x)[8]) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) sums[j] += x[j];
+    mine += d == 0 ? 1 : 0;
+  });
+#pragma unroll
+  for (int j = 0; j < 8; j++) {
+    for (uint32_t offset = row_lanes; offset < 32; offset *= 2) {
+      sums[j] += __shfl_xor_sync(kAllLanes, sums[j], offset);
+    }
+    if (row == 0) shared.sums[warp_id()][d + j] = sums[j];
+  }
+  block_prefix(mine, held, shared.select.block);
+  float *out = parts + blockIdx.x * spread_floats(head_dim);
+  const float terms = static_cast<float>(max(1u, held));
+  if (threadIdx.x < head_dim) {
+    float mean = 0.0f;
+    for (uint32_t w = 0; w < kSpreadWarps; w++) {
+      mean += shared.sums[w][threadIdx.x];
+    }
+    mean /= terms;
+    shared.mean[threadIdx.x] = mean;
+    out[2 + threadIdx.x] = mean;
+  }
+  __syncthreads();
+  float squares = 0.0f;
+  each_value([&](const float(&x)[8]) {
+#pragma unroll
+    for (uint32_t j = 0; j < 8; j++) {
+      if (d + j >= head_dim) continue;
+      const float rest = x[j] - shared.mean[d + j];
+      squares += rest * rest;
+    }
+  });
+  squares = block_sum(squares, shared.select);
+  if (threadIdx.x == 0) {
+    out[0] = static_cast<float>(held);
+    out[1] = squares;
+  }
+}
+
+// Joins the parts of \`count\` slots. Called by a whole block of at least
+// kMaxHeadDim threads; the same in all of them.
+__device__ inline float join_spread(uint32_t count, uint32_t head_dim,
+                                    const float *parts,
+                                    SelectScratch &scratch) {
+  const uint32_t pitch = spread_floats(head_dim);
+  const uint32_t end = spread_parts(count) * pitch;
+  float held = 0.0f, squares = 0.0f;
+  for (uint32_t p = 0; p < end; p += pitch) {
+    held += parts[p];
+    squares += parts[p + 1];
+  }
+  if (held == 0.0f) return 0.0f;
+  float between = 0.0f;
+  if (threadIdx.x < head_dim) {
+    const uint32_t d = 2 + threadIdx.x;
+    float mean = 0.0f;
+    for (uint32_t p = 0; p < end; p += pitch) {
+      mean += parts[p] / held * parts[p + d];
+    }
+    for (uint32_t p = 0; p < end; p += pitch) {
+      const float rest = parts[p + d] - mean;
+      between += parts[p] * rest * rest;
+    }
+  }
+  return (squares + block_sum(between, scratch)) / held;
+}
+`,
+  "lib/vector_product.cuh": `// Products of one row of activations with a weight matrix, for decode steps of
+// one sequence: each weight is read once, 16 bytes per lane and load.
+//
+// A warp makes two pairs of outputs. Where there are too few outputs to fill
+// the device, \`parts\` warps of a block share the columns of an output and add
+// up through shared memory. Eight loads per lane are in flight before the
+// kernel in front has ended, and from then on those of the next round while one
+// is multiplied.
+//
+// An RMS norm scales the whole row by one number, which is a factor of every
+// product. So the squares are summed while the row streams by, and no pass or
+// barrier of their own is needed: Σ w·(x·n) first, then times 1 / rms(x).
+//
+// The alternative that lost: activations in shared memory. They come from the
+// L1 cache as fast, and no warp waits for another.
+#pragma once
+
+#include "overlap.cuh"
+#include "product_args.cuh"
+#include "reduce.cuh"
+
+constexpr uint32_t kVectorWarps = 8;
+constexpr uint32_t kVectorThreads = 32 * kVectorWarps;
+
+// Outputs of one warp.
+constexpr uint32_t kOutputs = 4;
+
+// Loads of 16 bytes of each weight row that a lane has in flight.
+constexpr int kUnroll = 2;
+
+// Starts to load this lane's words of the weight rows; those beyond the end
+// stay as they are.
+__device__ inline void load_words(uint4 (&words)[kUnroll][kOutputs],
+                                  const skv_half *const (&weights)[kOutputs],
+                                  uint32_t first, uint32_t stride,
+                                  uint32_t chunks) {
+#pragma unroll
+  for (int u = 0; u < kUnroll; u++) {
+    const uint32_t chunk = first + u * stride;
+    if (chunk >= chunks) continue;
+#pragma unroll
+    for (uint32_t o = 0; o < kOutputs; o++) {
+      words[u][o] = load_weights(weights[o] + 8 * chunk);
+    }
+  }
+}
+
+// Sums of this warp's share of the columns, in every lane; the last one is that
+// of the squares.
+template <bool NORMED, bool ALIGNED>
+__device__ inline void sum_columns(const Product &product,
+                                   const skv_half *const (&weights)[kOutputs],
+                                   uint32_t part, uint32_t parts,
+                                   float (&sums)[kOutputs + 1]) {
+  const uint32_t width = product.weight.columns;
+  const uint32_t chunks = product.weight.pitch / 8;
+  const uint32_t stride = 32 * parts;
+  uint32_t first = 32 * part + lane_id();
+  uint4 words[kUnroll][kOutputs];
+  load_words(words, weights, first, stride, chunks);
+  wait_for_previous();
+  const float *row = product.row(0);
+  while (first < chunks) {
+    const uint32_t following = first + kUnroll * stride;
+    uint4 next[kUnroll][kOutputs];
+    load_words(next, weights, following, stride, chunks);
+#pragma unroll
+    for (int u = 0; u < kUnroll; u++) {
+      const uint32_t chunk = first + u * stride;
+      if (chunk >= chunks) continue;
+      float x[8];
+      load_floats<ALIGNED>(x, row, 8 * chunk, width);
+      if constexpr (NORMED) {
+        float n[8];
+        load_floats<ALIGNED>(n, product.norm, 8 * chunk, width);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+          sums[kOutputs] += x[i] * x[i];
+          x[i] *= n[i];
+        }
+      }
+#pragma unroll
+      for (uint32_t o = 0; o < kOutputs; o++) {
+        const uint4 w = words[u][o];
+        const uint32_t pairs[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const float2 pair = to_floats(pairs[i]);
+          sums[o] += pair.x * x[2 * i];
+          sums[o] += pair.y * x[2 * i + 1];
+        }
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; u++) {
+#pragma unroll
+      for (uint32_t o = 0; o < kOutputs; o++) words[u][o] = next[u][o];
+    }
+    first = following;
+  }
+#pragma unroll
+  for (uint32_t o = 0; o <= kOutputs; o++) {
+    if (NORMED || o < kOutputs) sums[o] = warp_sum(sums[o]);
+  }
+}
+
+template <class Pairs, bool NORMED>
+__global__ void __launch_bounds__(kVectorThreads)
+    vector_product_kernel(Product product, Pairs pairs, uint32_t parts) {
+  __shared__ float shared[kVectorWarps][kOutputs + 1];
+  let_next_start();
+  const uint32_t part = warp_id() % parts;
+  const uint32_t group =
+      blockIdx.x * (kVectorWarps / parts) + warp_id() / parts;
+  const uint32_t count = pairs_of(product.weight);
+  const bool is_needed = 2 * group < count;
+  float sums[kOutputs + 1] = {};
+  if (is_needed) {
+    const skv_half *weights[kOutputs];
+#pragma unroll
+    for (uint32_t o = 0; o < kOutputs; o++) {
+      const uint32_t pair = min(2 * group + o / 2, count - 1);
+      const uint32_t row =
+          min(pairs.output(pair, o % 2), product.weight.rows - 1);
+      weights[o] =
+          product.weight.data + static_cast<size_t>(row) * product.weight.pitch;
+    }
+    if (product.weight.columns % 8 == 0) {
+      sum_columns<NORMED, true>(product, weights, part, parts, sums);
+    } else {
+      sum_columns<NORMED, false>(product, weights, part, parts, sums);
+    }
+  } else {
+    wait_for_previous();
+  }
+  if (parts > 1) {
+    if (lane_id() == 0) {
+#pragma unroll
+      for (uint32_t o = 0; o <= kOutputs; o++) shared[warp_id()][o] = sums[o];
+    }
+    __syncthreads();
+    if (part != 0) return;
+    for (uint32_t p = 1; p < parts; p++) {
+#pragma unroll
+      for (uint32_t o = 0; o <= kOutputs; o++) {
+        sums[o] += shared[warp_id() + p][o];
+      }
+    }
+  }
+  if (!is_needed || lane_id() >= 2 || !product.is_wanted(0)) return;
+  const float scale =
+      NORMED ? rsqrtf(sums[kOutputs] / product.weight.columns + product.epsilon)
+             : 1.0f;
+  const bool is_second = lane_id() == 1;
+  const uint32_t pair = 2 * group + lane_id();
+  if (pair >= count) return;
+  pairs.finish(0, pair, (is_second ? sums[2] : sums[0]) * scale,
+               (is_second ? sums[3] : sums[1]) * scale);
+}
+
+template <class Pairs>
+inline cudaError_t multiply_vector(const Product &product, const Pairs &pairs,
+                                   const Launch &launch) {
+  const uint32_t groups = (pairs_of(product.weight) + 1) / 2;
+  // Every multiprocessor should have 16 warps, and each warp a full load.
+  uint32_t parts = 1;
+  while (parts < kVectorWarps && groups * parts < 16 * launch.multiprocessors &&
+         product.weight.pitch / 8 > 32 * kUnroll * parts) {
+    parts *= 2;
+  }
+  const uint32_t per_block = kVectorWarps / parts;
+  const uint32_t blocks = (groups + per_block - 1) / per_block;
+  return product.norm == nullptr
+             ? launch_kernel(launch, vector_product_kernel<Pairs, false>,
+                             blocks, kVectorThreads, 0, product, pairs, parts)
+             : launch_kernel(launch, vector_product_kernel<Pairs, true>, blocks,
+                             kVectorThreads, 0, product, pairs, parts);
+}
+`,
+  "lm_head.cu": `// Final RMS norm and the logits of every id.
+//
+// Streams the output embedding once, 2 bytes per element, where there are few
+// rows: see lib/product.cuh. A prompt needs the logits after its last row
+// alone, which is one row. The alternative that lost: all rows of a chunk for
+// it.
+#include "lib/product.cuh"
+
+namespace {
+
+struct LogitPairs {
+  float *logits;
+  uint32_t vocabulary;
+
+  __device__ uint32_t output(uint32_t pair, uint32_t end) const {
+    return 2 * pair + end;
+  }
+  __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
+    float *to = logits + static_cast<size_t>(row) * vocabulary + 2 * pair;
+    to[0] = a;
+    if (2 * pair + 1 < vocabulary) to[1] = b;
+  }
+};
+
+Product product_of(const skv_lm_head_args &args) {
+  const bool last_row = args.last_row != 0;
+  return {args.weight, args.hidden,
+          args.norm,   args.sizes.norm_epsilon,
+          args.step,   last_row ? 1 : args.step.rows,
+          last_row,    true};
+}
+
+}  // namespace
+
+Needs lm_head_needs(const skv_lm_head_args &args, uint32_t) {
+  return {product_bytes(product_of(args))};
+}
+
+cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
+  const LogitPairs pairs = {args.logits, args.weight.rows};
+  return multiply(product_of(args), pairs, Scratch(launch.scratch), launch);
+}
+`,
+  "merge_attend.cu": `// Attention of one new token per sequence over the voted slots of each KV head,
+// softmax(q·k/√d + ln votes), then the policy's work on the head: scores, and
+// one slot merged or dropped where the head is over its budget. The output is
+// that of the uncompressed slots.
+//
+// Attention reads keys and values once, 4 head_dim bytes per slot, and the vote
+// biases. The slots of a head are split over blocks, 16 to a warp at a time:
+// see lib/attend_slots.cuh. The last block of a head to finish adds the parts
+// up: see lib/attend_parts.cuh.
+//
+// The policy's work needs the softmax sums of the whole head, and nothing needs
+// its result before the next step. So it is a kernel of its own on a stream
+// beside the main one, while the next layers are at work: see
+// lib/evict_step.cuh. It reads logits and side fields, about 40 bytes per slot,
+// and once more the keys where a slot is merged.
+//
+// The alternative that lost: the policy's work by the last block of attention,
+// which the rest of the layer then waits for: 17 µs per layer with 512 slots on
+// an H200, a tenth of a step of an 8B model.
+#include "lib/attend_parts.cuh"
+#include "lib/evict_step.cuh"
+#include "lib/overlap.cuh"
+#include "runtime/launch.cuh"
+
+namespace {
+
+// Asks for the first slots of a block while the kernel before still runs: they
+// are as the step before left them, but for the newest, and the L2 cache is
+// where all kernels meet.
+template <int DIM>
+__device__ inline void prefetch_slots(const skv_merge_attend_args &args,
+                                      const AttendParts &parts) {
+  const Row row = row_of(args.step, blockIdx.z);
+  if (!row.live) return;
+  const HeadJob job = job_of(args, row);
+  const uint32_t splits = splits_of(parts, job.high);
+  const uint32_t tiles = (job.high + kWarpSlots - 1) / kWarpSlots;
+  const uint32_t per_split = (tiles + splits - 1) / splits * kWarpSlots;
+  const uint32_t slot = blockIdx.x * per_split;
+  if (slot >= job.high) return;
+  const uint32_t end = min(job.high, slot + per_split);
+  const size_t first =
+      static_cast<size_t>(job.offset + slot) * args.sizes.head_dim;
+  const size_t halves = static_cast<size_t>(end - slot) * args.sizes.head_dim;
+  const size_t mine = threadIdx.x * 64;
+  if (mine >= halves) return;
+  prefetch(args.cache.slots.keys + first + mine);
+  prefetch(args.cache.slots.values + first + mine);
+}
+
+template <int DIM, bool ALIGNED>
+__global__ void __launch_bounds__(kAttendThreads)
+    attend_kernel(skv_merge_attend_args args, AttendParts parts,
+                  Evidence evidence) {
+  uint4 *shared_memory = dynamic_shared_memory();
+  AttendShared<DIM> &shared =
+      *reinterpret_cast<AttendShared<DIM> *>(shared_memory);
+  let_next_start();
+  prefetch_slots<DIM>(args, parts);
+  wait_for_previous();
+  const Row row = row_of(args.step, blockIdx.z);
+  if (!row.live) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+      evidence.rows[blockIdx.z * args.sizes.kv_heads + blockIdx.y] = {};
+    }
+    return;
+  }
+  const HeadJob job = job_of(args, row);
+  const uint32_t splits = splits_of(parts, job.high);
+  if (blockIdx.x >= splits) return;
+  load_queries(args, job, shared);
+  __syncthreads();
+
+  float *logits = evidence.logits + static_cast<size_t>(job.index) * job.group *
+                                        args.cache.max_capacity;
+  const uint32_t tiles = (job.high + kWarpSlots - 1) / kWarpSlots;
+  const uint32_t per_split = (tiles + splits - 1) / splits * kWarpSlots;
+  const uint32_t begin = blockIdx.x * per_split;
+  const uint32_t end = min(job.high, begin + per_split);
+  WarpAttention<DIM, ALIGNED> warp;
+  for (uint32_t first = begin + warp_id() * kWarpSlots; first < end;
+       first += kBlockSlots) {
+    warp.add(args, job, shared, logits, first, end);
+  }
+  merge_warps(job, warp, shared);
+  uint2 counts;
+  if (splits == 1) {
+    counts = finish_alone(args, job, evidence, shared);
+  } else {
+    if (!publish(job, parts, splits, shared)) return;
+    counts = combine(args, job, parts, evidence, splits, shared);
+  }
+  leave_evidence(args, job, evidence, counts, shared);
+}
+
+// How the slots of a head are split, and the sizes that follow.
+struct Plan {
+  uint32_t heads;
+  uint32_t group;
+  uint32_t dim;
+  uint32_t wanted_splits;
+  uint32_t most_splits;
+  // Parts of all heads; none where a head is always in one.
+  size_t parts;
+};
+
+Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
+  Plan plan;
+  plan.heads = args.step.rows * args.sizes.kv_heads;
+  plan.group = args.sizes.heads / args.sizes.kv_heads;
+  plan.dim = 32;
+  while (plan.dim < args.sizes.head_dim) plan.dim *= 2;
+  // Two blocks for each multiprocessor, but no block without slots.
+  plan.wanted_splits =
+      min((2 * multiprocessors + plan.heads - 1) / plan.heads, kMaxSplits);
+  plan.most_splits =
+      max(1u, min(plan.wanted_splits,
+                  (args.cache.max_capacity + kBlockSlots - 1) / kBlockSlots));
+  plan.parts = plan.most_splits == 1
+                   ? 0
+                   : static_cast<size_t>(plan.heads) * plan.most_splits;
+  return plan;
+}
+
+template <int DIM, bool ALIGNED>
+cudaError_t launch_attend(const skv_merge_attend_args &args,
+                          const AttendParts &parts, const Evidence &evidence,
+                          const Launch &launch) {
+  const auto kernel = attend_kernel<DIM, ALIGNED>;
+  const size_t bytes = sizeof(AttendShared<DIM>);
+  const cudaError_t status = allow_shared_memory(kernel, bytes);
+  if (status != cudaSuccess) return status;
+  const dim3 grid(parts.most_splits, args.sizes.kv_heads, args.step.rows);
+  return launch_kernel(launch, kernel, grid, kAttendThreads, bytes, args, parts,
+                       evidence);
+}
+
+template <bool ALIGNED>
+cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
+                           const AttendParts &parts, const Evidence &evidence,
+                           const Launch &launch) {
+  cudaError_t status;
+  switch (plan.dim) {
+    case 32:
+      status = launch_attend<32, ALIGNED>(args, parts, evidence, launch);
+      break;
+    case 64:
+      status = launch_attend<64, ALIGNED>(args, parts, evidence, launch);
+      break;
+    case 128:
+      status = launch_attend<128, ALIGNED>(args, parts, evidence, launch);
+      break;
+    default:
+      status = launch_attend<256, ALIGNED>(args, parts, evidence, launch);
+  }
+  if (status != cudaSuccess) return status;
+  return launch_policy<ALIGNED>(args, evidence, launch);
+}
+
+}  // namespace
+
+Needs merge_attend_needs(const skv_merge_attend_args &args,
+                         uint32_t multiprocessors) {
+  const Plan plan = plan_of(args, multiprocessors);
+  Evidence evidence;
+  Needs needs;
+  needs.scratch =
+      aligned_bytes(plan.parts * plan.group * plan.dim * sizeof(float)) +
+      aligned_bytes(plan.parts * kMaxGroup * sizeof(float2)) +
+      aligned_bytes(plan.parts * sizeof(uint2));
+  needs.tickets = plan.parts == 0 ? 0 : plan.heads;
+  needs.own = take_evidence(args, multiprocessors, nullptr, &evidence);
+  return needs;
+}
+
+cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
+                                const Launch &launch) {
+  const Plan plan = plan_of(args, launch.multiprocessors);
+  Evidence evidence;
+  take_evidence(args, launch.multiprocessors, launch.own, &evidence);
+  Scratch scratch(launch.scratch);
+  AttendParts parts;
+  parts.values = scratch.take<float>(plan.parts * plan.group * plan.dim);
+  parts.states = scratch.take<float2>(plan.parts * kMaxGroup);
+  parts.counts = scratch.take<uint2>(plan.parts);
+  parts.tickets = launch.tickets;
+  parts.most_splits = plan.most_splits;
+  parts.wanted_splits = plan.wanted_splits;
+  return args.sizes.head_dim % 8 == 0
+             ? launch_aligned<true>(args, plan, parts, evidence, launch)
+             : launch_aligned<false>(args, plan, parts, evidence, launch);
+}
+`,
+  "observe.cu": `// Adds the attention of the chunk's observed rows to the scores of the slots
+// and of the staged rows, row by row. Logits are computed again from queries
+// and keys: attention never stores them.
+//
+// Reads each key once, and the observed queries once per tile of 64 slots. A
+// block owns the slots of a tile: it makes their logits for as many (row, query
+// head) pairs as fit, on tensor cores, and then each slot's thread adds the
+// rows in order, because the moving sum depends on it. The alternative that
+// lost: keeping the logits of prefill_attend, (rows, heads, slots) floats.
+#include "lib/overlap.cuh"
+#include "lib/row_tiles.cuh"
+#include "lib/scores.cuh"
+#include "lib/step.cuh"
+#include "runtime/launch.cuh"
+
+namespace {
+
+template <int DIM>
+constexpr int kWarps = DIM == 256 ? 2 : 4;
+
+template <int DIM>
+constexpr int kPairs = 16 * kWarps<DIM>;
+
+constexpr uint32_t kTile = 64;
+
+// Odd, so that the threads of a warp read a column without conflicts.
+constexpr uint32_t kLogitPitch = kTile + 1;
+
+template <int DIM>
+struct Shared {
+  uint4 high[kWarps<DIM>][DIM / 16 * 32];
+  uint4 low[kWarps<DIM>][DIM / 16 * 32];
+  skv_half keys[kTile * kLinePitch<DIM>];
+  float logits[kPairs<DIM> * kLogitPitch];
+  float biases[kMaxGroup][kTile];
+  bool is_sink[kTile];
+};
+
+// The slots of a block: a tile of the cache or of the stage.
+struct Tile {
+  bool staged;
+  uint32_t first;
+  uint32_t count;
+  // Index of slot 0 among those of the layer.
+  uint32_t base;
+};
+
+__device__ inline Tile tile_of(const skv_chunk_args &args, uint32_t kv_head,
+                               uint32_t end_row) {
+  const skv_cache &cache = args.cache;
+  const uint32_t slot_tiles = (cache.max_capacity + kTile - 1) / kTile;
+  Tile tile;
+  tile.staged = blockIdx.x >= slot_tiles;
+  tile.first = (blockIdx.x - (tile.staged ? slot_tiles : 0)) * kTile;
+  const uint32_t *words =
+      head_words(cache, args.sizes, args.step.chunk[kChunkSequence], kv_head);
+  const uint32_t end = tile.staged ? end_row : words[kHeadHigh];
+  tile.count = tile.first < end ? min(kTile, end - tile.first) : 0;
+  tile.base = tile.staged ? kv_head * cache.stage_rows : words[kHeadOffset];
+  return tile;
+}
+
+// Raw logits of the pairs of \`rows\` rows from \`first_row\` with the tile's
+// slots, for queries of one kind and the slots that they are for.
+template <int DIM>
+__device__ inline void make_logits(const skv_chunk_args &args,
+                                   const float *queries, bool for_sinks,
+                                   uint32_t kv_head, uint32_t first_row,
+                                   uint32_t rows, Shared<DIM> &shared) {
+  const skv_sizes &sizes = args.sizes;
+  const uint32_t group = sizes.heads / sizes.kv_heads;
+  const uint32_t warp = warp_id();
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  const float root = rsqrtf(static_cast<float>(sizes.head_dim));
+  float inverse[2] = {};
+  // The operands of the call before are no longer read.
+  __syncwarp();
+  for (uint32_t i = 0; i < 16; i++) {
+    const uint32_t pair = 16 * warp + i;
+    const size_t query =
+        static_cast<size_t>(first_row + pair / group) * sizes.heads +
+        kv_head * group + pair % group;
+    const float scale = split_row<DIM, true>(
+        pair < rows * group ? queries + query * sizes.head_dim : nullptr,
+        sizes.head_dim, i, shared.high[warp], shared.low[warp]);
+    if (i == g) inverse[0] = scale * root;
+    if (i == g + 8) inverse[1] = scale * root;
+  }
+  __syncwarp();
+  float x[kTile / 8][4] = {};
+#pragma unroll
+  for (int step = 0; step < DIM / 16; step++) {
+    const uint4 h = shared.high[warp][step * 32 + lane_id()];
+    const uint4 l = shared.low[warp][step * 32 + lane_id()];
+#pragma unroll
+    for (int n = 0; n < static_cast<int>(kTile) / 8; n += 2) {
+      const uint4 k = key_operands<DIM>(shared.keys, 8 * n, 16 * step);
+      mma(x[n], l, k.x, k.y);
+      mma(x[n + 1], l, k.z, k.w);
+      mma(x[n], h, k.x, k.y);
+      mma(x[n + 1], h, k.z, k.w);
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < static_cast<int>(kTile) / 8; n++) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const uint32_t slot = 8 * n + 2 * t + i % 2;
+      const uint32_t pair = 16 * warp + g + i / 2 * 8;
+      if (shared.is_sink[slot] != for_sinks) continue;
+      shared.logits[pair * kLogitPitch + slot] = x[n][i] * inverse[i / 2];
+    }
+  }
+}
+
+template <int DIM>
+__global__ void __launch_bounds__(32 * kWarps<DIM>)
+    observe_kernel(skv_chunk_args args) {
+  uint4 *shared_memory = dynamic_shared_memory();
+  begin_kernel();
+  Shared<DIM> &shared = *reinterpret_cast<Shared<DIM> *>(shared_memory);
+  const skv_sizes &sizes = args.sizes;
+  const skv_cache &cache = args.cache;
+  const skv_policy &policy = args.policy;
+  const uint32_t group = sizes.heads / sizes.kv_heads;
+  const uint32_t kv_head = blockIdx.y;
+  const uint32_t end_row = row_end(args.step);
+  const Tile tile = tile_of(args, kv_head, end_row);
+  if (tile.count == 0) return;
+  const skv_slots &home = tile.staged ? cache.stage : cache.slots;
+  const bool has_sinks = args.sink_queries != nullptr;
+
+  load_lines<DIM>(shared.keys, kTile, sizes.head_dim, [&](uint32_t i) {
+    return i < tile.count
+               ? home.keys + static_cast<size_t>(tile.base + tile.first + i) *
+                                 sizes.head_dim
+               : nullptr;
+  });
+  bool any_sink = false;
+  // With fewer threads than slots, none would do for some of them.
+  static_assert(32 * kWarps<DIM> >= kTile, "a thread for each slot");
+  const uint32_t mine = threadIdx.x;
+  const Slot slot = slot_at(
+      home, tile.base + tile.first + min(mine, tile.count - 1), sizes.head_dim);
+  const bool owns =
+      mine < tile.count && (tile.staged || slot.word(kSlotTokens) != 0);
+  if (mine < kTile) {
+    for (uint32_t lane = 0; lane < cache.lanes; lane++) {
+      shared.biases[lane][mine] = slot.get(kSlotBias + lane);
+    }
+    any_sink = has_sinks && mine < tile.count &&
+               slot.word(kSlotPosition) < policy.sinks;
+    shared.is_sink[mine] = any_sink;
+  }
+  any_sink = __syncthreads_or(any_sink);
+
+  uint32_t first_row = 0, last_row = end_row;
+  if (policy.probe == SKV_PROBE_LAST && end_row > policy.probe_rows) {
+    first_row = end_row - policy.probe_rows;
+  } else if (policy.probe == SKV_PROBE_INSTRUCTION) {
+    first_row = end_row;
+    last_row = forward_end(args.step);
+  }
+  // Rows before the first staged one of the tile do not see any of it.
+  if (tile.staged) first_row = max(first_row, tile.first);
+  const uint32_t budget = head_words(
+      cache, sizes, args.step.chunk[kChunkSequence], kv_head)[kHeadBudget];
+  const uint32_t rows_per_pass = kPairs<DIM> / group;
+  Scores scores = {};
+  if (owns) scores = load_scores(slot);
+  for (uint32_t row = first_row; row < last_row; row += rows_per_pass) {
+    const uint32_t rows = min(rows_per_pass, last_row - row);
+    make_logits<DIM>(args, args.queries, false, kv_head, row, rows, shared);
+    if (any_sink) {
+      make_logits<DIM>(args, args.sink_queries, true, kv_head, row, rows,
+                       shared);
+    }
+    __syncthreads();
+    for (uint32_t r = 0; owns && r < rows; r++) {
+      if (tile.staged && tile.first + mine > row + r) continue;
+      const float *log_sums = args.log_sums +
+                              static_cast<size_t>(row + r) * sizes.heads +
+                              kv_head * group;
+      const uint32_t position = args.step.chunk[kChunkPosition] + row + r;
+      const float gain = score_gain(policy, position, budget);
+      observe_row(
+          scores, policy, group, position,
+          [&](uint32_t g) {
+            return gain * shared.logits[(r * group + g) * kLogitPitch + mine];
+          },
+          [&](uint32_t g) { return log_sums[g]; },
+          [&](uint32_t g) {
+            return gain * shared.biases[cache.lanes == 1 ? 0 : g][mine];
+          });
+    }
+    __syncthreads();
+  }
+  if (owns) store_scores(slot, scores);
+}
+
+template <int DIM>
+cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
+  const auto kernel = observe_kernel<DIM>;
+  const size_t bytes = sizeof(Shared<DIM>);
+  const cudaError_t status = allow_shared_memory(kernel, bytes);
+  if (status != cudaSuccess) return status;
+  const dim3 grid((args.cache.max_capacity + kTile - 1) / kTile +
+                      (args.cache.stage_rows + kTile - 1) / kTile,
+                  args.sizes.kv_heads);
+  return launch_kernel(launch, kernel, grid, 32 * kWarps<DIM>, bytes, args);
+}
+
+}  // namespace
+
+Needs observe_needs(const skv_chunk_args &, uint32_t) { return {}; }
+
+cudaError_t launch_observe(const skv_chunk_args &args, const Launch &launch) {
+  // What nothing reads is not kept.
+  if (!args.policy.observe || args.policy.probe == SKV_PROBE_NONE) {
+    return cudaSuccess;
+  }
+  switch (padded_width(args.sizes.head_dim)) {
+    case 32:
+      return launch_width<32>(args, launch);
+    case 64:
+      return launch_width<64>(args, launch);
+    case 128:
+      return launch_width<128>(args, launch);
+    default:
+      return launch_width<256>(args, launch);
+  }
+}
+`,
+  "prefill_attend.cu": `// Causal attention of a chunk: each row attends to the voted slots of its
+// sequence and to the rows of the chunk up to itself, which are staged.
+//
+// Reads keys and values once per tile of queries. A block has a tile of (row,
+// query head) pairs that share a KV head, so that one read serves the group;
+// the softmax runs along while tiles of slots go by, and the attention matrix
+// is never in memory. Products are of halves on tensor cores; queries and
+// weights are split in two (lib/mma.cuh), which keeps 32-bit precision at half
+// the rate.
+//
+// Where scores have a scale of their own, a second sum at that scale runs
+// along.
+//
+// The alternative that lost: a tile of rows of one query head, which reads keys
+// and values once per query head.
+#include "lib/overlap.cuh"
+#include "lib/prefill_state.cuh"
+#include "lib/scores.cuh"
+#include "lib/step.cuh"
+#include "runtime/launch.cuh"
+
+namespace {
+
+template <int DIM>
+struct Shared {
+  skv_half keys[kTile<DIM> * kLinePitch<DIM>];
+  skv_half values[kTile<DIM> * kLinePitch<DIM>];
+  float biases[kMaxGroup][kTile<DIM>];
+  float inverse[2][kPairs<DIM>];
+  bool is_sink[kTile<DIM>];
+};
+
+// Queries follow the other shared memory: those of sinks only where there are
+// any. One set is [warp][operand] of the high and then of the low halves.
+template <int DIM>
+constexpr size_t kQueryBytes = 2 * kWarps<DIM> *kOperands<DIM> * sizeof(uint4);
+
+template <int DIM, bool GAINED>
+__global__ void __launch_bounds__(32 * kWarps<DIM>)
+    prefill_attend_kernel(skv_chunk_args args) {
+  uint4 *shared_memory = dynamic_shared_memory();
+  begin_kernel();
+  Shared<DIM> &shared = *reinterpret_cast<Shared<DIM> *>(shared_memory);
+  uint4 *queries = shared_memory + sizeof(Shared<DIM>) / sizeof(uint4);
+  const skv_sizes &sizes = args.sizes;
+  const skv_cache &cache = args.cache;
+  const uint32_t head_dim = sizes.head_dim;
+  const uint32_t kv_head = blockIdx.y;
+  const uint32_t group = sizes.heads / sizes.kv_heads;
+  const uint32_t rows_per_block = kPairs<DIM> / group;
+  const uint32_t first_row = blockIdx.x * rows_per_block;
+  const uint32_t end_row = forward_end(args.step);
+  if (first_row >= end_row) return;
+  const uint32_t rows = min(rows_per_block, end_row - first_row);
+  const uint32_t *words =
+      head_words(cache, sizes, args.step.chunk[kChunkSequence], kv_head);
+  const uint32_t offset = words[kHeadOffset], high = words[kHeadHigh];
+  const bool has_sinks = args.sink_queries != nullptr;
+
+  // Pair p of the block is query head p % group of row p / group.
+  const uint32_t warp = warp_id();
+  const float root = rsqrtf(static_cast<float>(head_dim));
+  for (uint32_t kind = 0; kind < (has_sinks ? 2u : 1u); kind++) {
+    const float *all = kind == 0 ? args.queries : args.sink_queries;
+    uint4 *set = queries + kind * 2 * kWarps<DIM> * kOperands<DIM>;
+    for (uint32_t i = 0; i < 16; i++) {
+      const uint32_t pair = 16 * warp + i;
+      const size_t query =
+          static_cast<size_t>(first_row + pair / group) * sizes.heads +
+          kv_head * group + pair % group;
+      const float inverse = split_row<DIM, true>(
+          pair < rows * group ? all + query * head_dim : nullptr, head_dim, i,
+          set + warp * kOperands<DIM>,
+          set + (kWarps<DIM> + warp) * kOperands<DIM>);
+      if (lane_id() == 0) shared.inverse[kind][pair] = inverse * root;
+    }
+  }
+
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  uint32_t row[2], head[2];
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const uint32_t pair = 16 * warp + g + 8 * h;
+    row[h] = first_row + pair / group;
+    head[h] = pair % group;
+  }
+  Attention<DIM, GAINED> attention;
+  if constexpr (GAINED) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      attention.gain[h] =
+          score_gain(args.policy, args.step.chunk[kChunkPosition] + row[h],
+                     words[kHeadBudget]);
+    }
+  }
+  // Tiles of slots, then tiles of staged rows up to the block's last one.
+  const uint32_t slot_tiles = (high + kTile<DIM> - 1) / kTile<DIM>;
+  const uint32_t tiles =
+      slot_tiles + (first_row + rows + kTile<DIM> - 1) / kTile<DIM>;
+  for (uint32_t tile = 0; tile < tiles; tile++) {
+    const bool staged = tile >= slot_tiles;
+    const uint32_t first = (staged ? tile - slot_tiles : tile) * kTile<DIM>;
+    const uint32_t end = staged ? first_row + rows : high;
+    const skv_slots &home = staged ? cache.stage : cache.slots;
+    const uint32_t base = staged ? kv_head * cache.stage_rows : offset;
+    const auto line_of = [&](const skv_half *all, uint32_t i) {
+      return first + i < end
+                 ? all + static_cast<size_t>(base + first + i) * head_dim
+                 : nullptr;
+    };
+    __syncthreads();
+    load_lines<DIM>(shared.keys, kTile<DIM>, head_dim,
+                    [&](uint32_t i) { return line_of(home.keys, i); });
+    load_lines<DIM>(shared.values, kTile<DIM>, head_dim,
+                    [&](uint32_t i) { return line_of(home.values, i); });
+    bool any_sink = false;
+    for (uint32_t i = threadIdx.x; i < kTile<DIM>; i += blockDim.x) {
+      const bool exists = first + i < end;
+      const Slot slot =
+          slot_at(home, base + (exists ? first + i : first), head_dim);
+      for (uint32_t lane = 0; lane < cache.lanes; lane++) {
+        shared.biases[lane][i] =
+            exists ? slot.get(kSlotBias + lane) : kFreeBias;
+      }
+      shared.is_sink[i] =
+          has_sinks && exists && slot.word(kSlotPosition) < args.policy.sinks;
+      any_sink = any_sink || shared.is_sink[i];
+    }
+    any_sink = __syncthreads_or(any_sink);
+
+    float x[kTile<DIM> / 8][4] = {};
+    const uint4 *set = queries + warp * kOperands<DIM>;
+    multiply_keys<DIM>(set, set + kWarps<DIM> * kOperands<DIM>, shared.keys, x);
+#pragma unroll
+    for (int n = 0; n < kTile<DIM> / 8; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        x[n][i] *= shared.inverse[0][16 * warp + g + i / 2 * 8];
+      }
+    }
+    if (any_sink) {
+      float other[kTile<DIM> / 8][4] = {};
+      const uint4 *sinks = set + 2 * kWarps<DIM> * kOperands<DIM>;
+      multiply_keys<DIM>(sinks, sinks + kWarps<DIM> * kOperands<DIM>,
+                         shared.keys, other);
+#pragma unroll
+      for (int n = 0; n < kTile<DIM> / 8; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          if (!shared.is_sink[8 * n + 2 * t + i % 2]) continue;
+          x[n][i] = other[n][i] * shared.inverse[1][16 * warp + g + i / 2 * 8];
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kTile<DIM> / 8; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t slot = 8 * n + 2 * t + i % 2;
+        const int h = i / 2;
+        const float bias = shared.biases[cache.lanes == 1 ? 0 : head[h]][slot];
+        const bool counts =
+            bias > kLiveBias && (!staged || first + slot <= row[h]);
+        x[n][i] = counts ? x[n][i] + bias : -INFINITY;
+      }
+    }
+    attention.add(x, shared.values);
+  }
+
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    SoftmaxState state = attention.state[h];
+    state.sum += __shfl_xor_sync(kAllLanes, state.sum, 1);
+    state.sum += __shfl_xor_sync(kAllLanes, state.sum, 2);
+    float gained = attention.gained[h];
+    if constexpr (GAINED) {
+      gained += __shfl_xor_sync(kAllLanes, gained, 1);
+      gained += __shfl_xor_sync(kAllLanes, gained, 2);
+    }
+    if (16 * warp + g + 8 * h >= rows * group) continue;
+    const size_t query =
+        static_cast<size_t>(row[h]) * sizes.heads + kv_head * group + head[h];
+    if (t == 0) {
+      args.log_sums[query] = GAINED
+                                 ? attention.gain[h] * state.max + logf(gained)
+                                 : log_sum(state);
+    }
+#pragma unroll
+    for (int d = 0; d < DIM / 8; d++) {
+      const uint32_t at = 8 * d + 2 * t;
+      if (at >= head_dim) continue;
+      const float2 pair = {attention.values[d][2 * h] / state.sum,
+                           attention.values[d][2 * h + 1] / state.sum};
+      *reinterpret_cast<float2 *>(args.output + query * head_dim + at) = pair;
+    }
+  }
+}
+
+template <int DIM, bool GAINED>
+cudaError_t launch_gained(const skv_chunk_args &args, const Launch &launch) {
+  static_assert(sizeof(Shared<DIM>) % sizeof(uint4) == 0, "queries follow");
+  const auto kernel = prefill_attend_kernel<DIM, GAINED>;
+  const size_t bytes =
+      sizeof(Shared<DIM>) +
+      kQueryBytes<DIM> * (args.sink_queries == nullptr ? 1 : 2);
+  const cudaError_t status = allow_shared_memory(kernel, bytes);
+  if (status != cudaSuccess) return status;
+  const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
+  const uint32_t rows_per_block = kPairs<DIM> / group;
+  const dim3 grid((args.step.rows + rows_per_block - 1) / rows_per_block,
+                  args.sizes.kv_heads);
+  return launch_kernel(launch, kernel, grid, 32 * kWarps<DIM>, bytes, args);
+}
+
+template <int DIM>
+cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
+  return args.policy.score == SKV_SCORE_STEP_GAIN
+             ? launch_gained<DIM, true>(args, launch)
+             : launch_gained<DIM, false>(args, launch);
+}
+
+}  // namespace
+
+Needs prefill_attend_needs(const skv_chunk_args &, uint32_t) { return {}; }
+
+cudaError_t launch_prefill_attend(const skv_chunk_args &args,
+                                  const Launch &launch) {
+  switch (padded_width(args.sizes.head_dim)) {
+    case 32:
+      return launch_width<32>(args, launch);
+    case 64:
+      return launch_width<64>(args, launch);
+    case 128:
+      return launch_width<128>(args, launch);
+    default:
+      return launch_width<256>(args, launch);
+  }
+}
+`,
+  "project_add.cu": `// hidden += input · weightᵀ + bias.
+//
+// Streams the weight once, 2 bytes per element, where there are few rows: see
+// lib/product.cuh. Each output is added by one thread, so that results are the
+// same from run to run. The alternative that lost: splitting the columns over
+// blocks that add atomically.
+#include "lib/product.cuh"
+
+namespace {
+
+struct AddPairs {
+  float *hidden;
+  const float *bias;
+  uint32_t width;
+
+  __device__ uint32_t output(uint32_t pair, uint32_t end) const {
+    return 2 * pair + end;
+  }
+  __device__ void add(uint32_t row, uint32_t i, float x) const {
+    if (i >= width) return;
+    hidden[static_cast<size_t>(row) * width + i] +=
+        x + (bias == nullptr ? 0.0f : bias[i]);
+  }
+  __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
+    add(row, output(pair, 0), a);
+    add(row, output(pair, 1), b);
+  }
+};
+
+Product product_of(const skv_project_add_args &args) {
+  return {args.weight, args.input,     nullptr, 0.0f,
+          args.step,   args.step.rows, false};
+}
+
+}  // namespace
+
+Needs project_add_needs(const skv_project_add_args &args, uint32_t) {
+  return {product_bytes(product_of(args))};
+}
+
+cudaError_t launch_project_add(const skv_project_add_args &args,
+                               const Launch &launch) {
+  const AddPairs pairs = {args.hidden, args.bias, args.weight.rows};
+  return multiply(product_of(args), pairs, Scratch(launch.scratch), launch);
+}
+`,
+  "qkv_rope_append.cu": `// RMS norm, the q|k|v product with its bias, per-head norms, RoPE, and one new
+// slot per KV head that holds the token: the head's next free slot in a decode
+// step, a staged row in a prefill step.
+//
+// Streams the weight once, 2 bytes per element, where there are few rows: see
+// lib/product.cuh; writes 4 bytes per query element and 2 per key and value
+// element. With few rows both ends of a RoPE pair are made together and
+// finished where they are made. With many rows, and where the model norms
+// heads, products go to scratch memory and \`append\` finishes one head per
+// block. The alternative that lost: \`append\` for decode steps too, one launch
+// per layer more.
+#include "lib/product.cuh"
+#include "lib/rope.cuh"
+#include "lib/slots.cuh"
+
+namespace {
+
+// Where a row's products go.
+struct Target {
+  Row row;
+  // Index of the row in the step.
+  uint32_t index;
+
+  // Number of tokens in the cache before this one: its place there.
+  __device__ uint32_t place(const skv_qkv_rope_append_args &args,
+                            uint32_t kv_head) const {
+    const uint32_t live =
+        head_words(args.cache, args.sizes, row.sequence, kv_head)[kHeadLive];
+    return args.step.kind == SKV_DECODE ? live : live + index;
+  }
+
+  // The slot that takes the token. False if the head is full.
+  __device__ bool slot(const skv_qkv_rope_append_args &args, uint32_t kv_head,
+                       Slot &out) const {
+    const skv_cache &cache = args.cache;
+    if (args.step.kind == SKV_PREFILL) {
+      out = slot_at(cache.stage, kv_head * cache.stage_rows + index,
+                    args.sizes.head_dim);
+      return true;
+    }
+    const uint32_t *head = head_words(cache, args.sizes, row.sequence, kv_head);
+    out = slot_at(cache.slots, head[kHeadOffset] + head[kHeadNext],
+                  args.sizes.head_dim);
+    return head[kHeadNext] < head[kHeadCapacity];
+  }
+};
+
+// Stores the pair (pair, pair + half) of a head: a query, a key or a value.
+__device__ inline void store_pair(const skv_qkv_rope_append_args &args,
+                                  const Target &target, uint32_t head,
+                                  uint32_t pair, float2 x) {
+  const skv_sizes &sizes = args.sizes;
+  const uint32_t half = sizes.head_dim / 2;
+  const float2 turn = rotation(args.rope, half, pair, target.row.position);
+  if (head < sizes.heads) {
+    const size_t at = (static_cast<size_t>(target.index) * sizes.heads + head) *
+                          sizes.head_dim +
+                      pair;
+    const float2 query = turned(x, turn);
+    args.queries[at] = query.x;
+    args.queries[at + half] = query.y;
+    if (args.sink_queries == nullptr) return;
+    const uint32_t kv_head = head / (sizes.heads / sizes.kv_heads);
+    const float2 sink =
+        turned(x, rotation(args.rope, half, pair, target.place(args, kv_head)));
+    args.sink_queries[at] = sink.x;
+    args.sink_queries[at + half] = sink.y;
+    return;
+  }
+  const bool is_key = head < sizes.heads + sizes.kv_heads;
+  const uint32_t kv_head = (head - sizes.heads) % sizes.kv_heads;
+  Slot slot;
+  if (!target.slot(args, kv_head, slot)) return;
+  const float2 kept = is_key ? turned(x, turn) : x;
+  skv_half *to = is_key ? slot.key : slot.value;
+  to[pair] = to_half(kept.x);
+  to[pair + half] = to_half(kept.y);
+  // Whoever makes the first pair of the key also makes the side fields.
+  if (is_key && pair == 0) {
+    initialise_slot(slot, target.row.position, args.cache.lanes);
+  }
+}
+
+// Pairs of RoPE, numbered through all heads.
+struct RopePairs {
+  skv_qkv_rope_append_args args;
+
+  __device__ uint32_t output(uint32_t pair, uint32_t end) const {
+    const uint32_t half = args.sizes.head_dim / 2;
+    return pair / half * (2 * half) + pair % half + end * half;
+  }
+  __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
+    const uint32_t half = args.sizes.head_dim / 2;
+    const Target target = {row_of(args.step, row), row};
+    if (args.bias != nullptr) {
+      a += args.bias[output(pair, 0)];
+      b += args.bias[output(pair, 1)];
+    }
+    store_pair(args, target, pair / half, pair % half, {a, b});
+  }
+};
+
+// Neighbours, left in scratch memory.
+struct ProductPairs {
+  float *products;
+  uint32_t width;
+
+  __device__ uint32_t output(uint32_t pair, uint32_t end) const {
+    return 2 * pair + end;
+  }
+  __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
+    // Heads are even, and so is the number of outputs.
+    float *to = products + static_cast<size_t>(row) * width + 2 * pair;
+    to[0] = a;
+    to[1] = b;
+  }
+};
+
+constexpr uint32_t kAppendThreads = 128;
+
+// Finishes the products of one head of one row.
+__global__ void __launch_bounds__(kAppendThreads)
+    append_kernel(skv_qkv_rope_append_args args, const float *products) {
+  __shared__ float shared[kAppendThreads / 32];
+  begin_kernel();
+  const skv_sizes &sizes = args.sizes;
+  const Target target = {row_of(args.step, blockIdx.y), blockIdx.y};
+  if (!target.row.forwarded) return;
+  const uint32_t head = blockIdx.x;
+  const uint32_t head_dim = sizes.head_dim, half = head_dim / 2;
+  const float *from = products +
+                      static_cast<size_t>(target.index) * args.weight.rows +
+                      head * head_dim;
+  const float *bias =
+      args.bias == nullptr ? nullptr : args.bias + head * head_dim;
+  const float *norm = head < sizes.heads                    ? args.query_norm
+                      : head < sizes.heads + sizes.kv_heads ? args.key_norm
+                                                            : nullptr;
+  const auto product = [&](uint32_t i) {
+    return from[i] + (bias == nullptr ? 0.0f : bias[i]);
+  };
+  float scale = 1.0f;
+  if (norm != nullptr) {
+    float squares = 0.0f;
+    for (uint32_t i = threadIdx.x; i < head_dim; i += kAppendThreads) {
+      squares += product(i) * product(i);
+    }
+    squares = warp_sum(squares);
+    if (lane_id() == 0) shared[warp_id()] = squares;
+    __syncthreads();
+    squares = 0.0f;
+    for (uint32_t w = 0; w < kAppendThreads / 32; w++) squares += shared[w];
+    scale = rsqrtf(squares / static_cast<float>(head_dim) + sizes.norm_epsilon);
+  }
+  for (uint32_t pair = threadIdx.x; pair < half; pair += kAppendThreads) {
+    float2 x = {product(pair) * scale, product(pair + half) * scale};
+    if (norm != nullptr) x.x *= norm[pair], x.y *= norm[pair + half];
+    store_pair(args, target, head, pair, x);
+  }
+}
+
+Product product_of(const skv_qkv_rope_append_args &args) {
+  return {args.weight, args.hidden,    args.norm, args.sizes.norm_epsilon,
+          args.step,   args.step.rows, false};
+}
+
+bool is_fused(const skv_qkv_rope_append_args &args) {
+  return takes_any_pairs(product_of(args)) && args.query_norm == nullptr &&
+         args.key_norm == nullptr;
+}
+
+// Floats of the products of all rows.
+size_t product_count(const skv_qkv_rope_append_args &args) {
+  return static_cast<size_t>(args.step.rows) * args.weight.rows;
+}
+
+}  // namespace
+
+Needs qkv_rope_append_needs(const skv_qkv_rope_append_args &args, uint32_t) {
+  if (is_fused(args)) return {};
+  return {aligned_bytes(product_count(args) * sizeof(float)) +
+          product_bytes(product_of(args))};
+}
+
+cudaError_t launch_qkv_rope_append(const skv_qkv_rope_append_args &args,
+                                   const Launch &launch) {
+  Scratch scratch(launch.scratch);
+  if (is_fused(args)) {
+    return multiply(product_of(args), RopePairs{args}, scratch, launch);
+  }
+  float *products = scratch.take<float>(product_count(args));
+  const ProductPairs pairs = {products, args.weight.rows};
+  const cudaError_t status = multiply(product_of(args), pairs, scratch, launch);
+  if (status != cudaSuccess) return status;
+  const dim3 grid(args.sizes.heads + 2 * args.sizes.kv_heads, args.step.rows);
+  return launch_kernel(launch, append_kernel, grid, kAppendThreads, 0, args,
+                       products);
+}
+`,
+  "query_statistics.cu": `// For each query head, the mean of its unrotated queries and, per RoPE pair,
+// the mean of their squared distances from it, over the text so far; then the
+// mean and the variance of the queries that are expected after the last row,
+// rotated like keys.
+//
+// Reads the queries of the step once, 4 bytes per element, and moves 28 bytes
+// per pair and query head of statistics. A block has a query head: its threads
+// share the pairs, and the rows of a chunk, whose statistics they join in the
+// end. The alternative that lost: counting queries in qkv_rope_append before it
+// turns them, whose blocks own rows, not heads.
+#include "lib/overlap.cuh"
+#include "lib/rope.cuh"
+#include "lib/statistics.cuh"
+#include "lib/step.cuh"
+#include "runtime/launch.cuh"
+
+namespace {
+
+constexpr uint32_t kThreads = 512;
+
+// How many queries there were, their mean, and how far they scatter.
+struct Moments {
+  float count = 0.0f;
+  float scatter = 0.0f;
+  float2 mean = {0.0f, 0.0f};
+
+  // Takes others in. Differences from the mean are summed up, not squares,
+  // since queries may scatter little about a mean far from 0.
+  __device__ void join(const Moments &other) {
+    if (other.count == 0.0f) return;
+    count += other.count;
+    const float share = other.count / count;
+    const float2 change = {other.mean.x - mean.x, other.mean.y - mean.y};
+    const float between =
+        (1.0f - share) * (change.x * change.x + change.y * change.y);
+    scatter += share * (other.scatter - scatter + between);
+    mean.x += share * change.x;
+    mean.y += share * change.y;
+  }
+};
+
+__global__ void __launch_bounds__(kThreads)
+    count_kernel(skv_query_statistics_args args) {
+  __shared__ Moments shared[kThreads];
+  begin_kernel();
+  const skv_sizes &sizes = args.sizes;
+  const uint32_t head = blockIdx.x, first = blockIdx.y;
+  const bool decodes = args.step.kind == SKV_DECODE;
+  const Row first_row = row_of(args.step, first);
+  if (!first_row.live) return;
+  const uint32_t rows = decodes ? 1 : row_end(args.step);
+  const uint32_t half = sizes.head_dim / 2;
+  const QueryStatistics own =
+      statistics_of(args.cache, sizes, first_row.sequence, head);
+  // A thread has a pair and every \`parts\`th row.
+  const uint32_t parts = blockDim.x / half;
+  const uint32_t part = threadIdx.x / half, pair = threadIdx.x % half;
+  Moments moments;
+  for (uint32_t r = part; part < parts && r < rows; r += parts) {
+    const uint32_t position = first_row.position + r;
+    if (position < args.sinks) continue;
+    const float *query =
+        args.queries +
+        (static_cast<size_t>(first + r) * sizes.heads + head) * sizes.head_dim;
+    const float2 angle = rotation(args.rope, half, pair, position);
+    // The table may scale what it turns.
+    const float square = angle.x * angle.x + angle.y * angle.y;
+    const float2 back = {angle.x / square, -angle.y / square};
+    Moments one;
+    one.count = 1.0f;
+    one.mean = turned({query[pair], query[pair + half]}, back);
+    moments.join(one);
+  }
+  shared[threadIdx.x] = moments;
+  const float counted = *own.count();
+  // Everybody has read the count before one writes it.
+  __syncthreads();
+  if (part > 0) return;
+  moments.count = counted;
+  moments.scatter = own.scatter()[pair];
+  moments.mean = {own.mean()[pair], own.mean()[pair + half]};
+  for (uint32_t p = 0; p < parts; p++) moments.join(shared[p * half + pair]);
+  own.mean()[pair] = moments.mean.x;
+  own.mean()[pair + half] = moments.mean.y;
+  own.scatter()[pair] = moments.scatter;
+  if (pair == 0) *own.count() = moments.count;
+  const float2 ahead = reinterpret_cast<const float2 *>(args.ahead)[pair];
+  const float2 angle = turned(
+      rotation(args.rope, half, pair, first_row.position + rows - 1), ahead);
+  const float2 future = turned(moments.mean, angle);
+  own.future()[pair] = future.x;
+  own.future()[pair + half] = future.y;
+  own.variance()[pair] =
+      (angle.x * angle.x + angle.y * angle.y) * moments.scatter / 2.0f;
+}
+
+}  // namespace
+
+Needs query_statistics_needs(const skv_query_statistics_args &, uint32_t) {
+  return {};
+}
+
+cudaError_t launch_query_statistics(const skv_query_statistics_args &args,
+                                    const Launch &launch) {
+  // A row of a decode step leaves nothing to share.
+  const bool decodes = args.step.kind == SKV_DECODE;
+  const dim3 grid(args.sizes.heads, decodes ? args.step.rows : 1);
+  const uint32_t half = args.sizes.head_dim / 2;
+  const uint32_t threads = decodes ? (half + 31) / 32 * 32 : kThreads;
+  return launch_kernel(launch, count_kernel, grid, threads, 0, args);
+}
+`,
+  "runtime/context.cu": `// Opening a device, its memory, and what is said when something fails.
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <new>
+
+#include "context.cuh"
+
+namespace {
+
+// The sentence about the last skv_open that failed on this thread.
+thread_local char open_error[sizeof(skv_context::error)] = "";
+
+// Text of the architectures that this library holds code for.
+#define SKV_TEXT(...) #__VA_ARGS__
+#define SKV_LIST(...) SKV_TEXT(__VA_ARGS__)
+
+// "900,1000" becomes "9.0, 10.0".
+void describe_architectures(char *text, size_t capacity) {
+  size_t length = 0;
+  for (const char *at = SKV_LIST(__CUDA_ARCH_LIST__); *at != '\\0';) {
+    int number = 0, used = 0;
+    if (sscanf(at, "%d%n", &number, &used) != 1) break;
+    at += used;
+    if (*at == ',') at++;
+    const int written =
+        snprintf(text + length, capacity - length, "%s%d.%d",
+                 length == 0 ? "" : ", ", number / 100, number / 10 % 10);
+    if (written < 0 || length + written >= capacity) break;
+    length += written;
+  }
+}
+
+skv_status status_of(cudaError_t error) {
+  switch (error) {
+    case cudaErrorMemoryAllocation:
+      return SKV_OUT_OF_MEMORY;
+    case cudaErrorNoDevice:
+    case cudaErrorInvalidDevice:
+    case cudaErrorInsufficientDriver:
+    case cudaErrorInitializationError:
+    case cudaErrorSystemDriverMismatch:
+    case cudaErrorSystemNotReady:
+    case cudaErrorCompatNotSupportedOnDevice:
+    case cudaErrorStubLibrary:
+      return SKV_NO_DEVICE;
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorUnsupportedPtxVersion:
+    case cudaErrorInvalidKernelImage:
+      return SKV_ARCHITECTURE;
+    case cudaErrorIllegalAddress:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorHardwareStackError:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+      return SKV_KERNEL;
+    case cudaErrorInvalidValue:
+    case cudaErrorInvalidConfiguration:
+    case cudaErrorLaunchOutOfResources:
+      return SKV_INVALID;
+    default:
+      return SKV_DEVICE_LOST;
+  }
+}
+
+// Fails where the driver is missing or too old for the runtime in here.
+int32_t check_driver() {
+  int driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  if (driver == 0) {
+    return fail(nullptr, SKV_NO_DEVICE, "there is no NVIDIA driver");
+  }
+  if (driver / 1000 < runtime / 1000) {
+    return fail(nullptr, SKV_NO_DEVICE,
+                "the NVIDIA driver supports CUDA %d.%d, but the library was "
+                "built with %d.%d",
+                driver / 1000, driver % 1000 / 10, runtime / 1000,
+                runtime % 1000 / 10);
+  }
+  return SKV_OK;
+}
+
+// Exists to be asked for: it has code for a device if all kernels have.
+__global__ void probe_kernel() {}
+
+int32_t check_architecture(int index) {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel);
+  if (status_of(error) != SKV_ARCHITECTURE) {
+    return check(nullptr, error, "load the kernels");
+  }
+  cudaDeviceProp properties;
+  cudaGetDeviceProperties(&properties, index);
+  char built[64] = "";
+  describe_architectures(built, sizeof(built));
+  return fail(nullptr, SKV_ARCHITECTURE,
+              "the library was built for compute capability %s, but %s has "
+              "%d.%d",
+              built, properties.name, properties.major, properties.minor);
+}
+
+// Asks for the device's properties, and creates what work is enqueued on.
+cudaError_t create_streams(skv_context *context) {
+  const int device = context->device;
+  int multiprocessors = 0, major = 0;
+  cudaError_t error = cudaDeviceGetAttribute(
+      &multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor,
+                                   device);
+  }
+  context->multiprocessors = static_cast<uint32_t>(multiprocessors);
+  context->overlaps = major >= 9;
+  if (error == cudaSuccess) {
+    error = cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking);
+  }
+  for (cudaStream_t &side : context->sides.streams) {
+    if (error != cudaSuccess) break;
+    error = cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking);
+  }
+  if (error == cudaSuccess) {
+    error =
+        cudaEventCreateWithFlags(&context->sides.event, cudaEventDisableTiming);
+  }
+  return error;
+}
+
+}  // namespace
+
+int32_t fail(skv_context *context, skv_status status, const char *format, ...) {
+  char text[sizeof(open_error)];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof(text), format, arguments);
+  va_end(arguments);
+  if (context == nullptr) {
+    memcpy(open_error, text, sizeof(text));
+  } else {
+    const std::lock_guard<std::mutex> lock(context->mutex);
+    memcpy(context->error, text, sizeof(text));
+  }
+  return status;
+}
+
+int32_t check(skv_context *context, cudaError_t error, const char *what) {
+  if (error == cudaSuccess) return SKV_OK;
+  // Errors that a call merely returns must not be found by the next one.
+  cudaGetLastError();
+  return fail(context, status_of(error), "cannot %s: %s", what,
+              cudaGetErrorString(error));
+}
+
+int32_t enter(skv_context *context) {
+  return check(context, cudaSetDevice(context->device), "use the device");
+}
+
+uint32_t skv_abi_version(void) { return SKV_ABI_VERSION; }
+
+void skv_last_error(skv_context *context, uint8_t *text, uint64_t capacity) {
+  if (capacity == 0) return;
+  char *to = reinterpret_cast<char *>(text);
+  if (context == nullptr) {
+    snprintf(to, capacity, "%s", open_error);
+    return;
+  }
+  const std::lock_guard<std::mutex> lock(context->mutex);
+  snprintf(to, capacity, "%s", context->error);
+}
+
+int32_t skv_open(uint32_t index, uint32_t flags, skv_context **context) {
+  *context = nullptr;
+  int32_t status = check_driver();
+  if (status != SKV_OK) return status;
+  int count = 0;
+  status = check(nullptr, cudaGetDeviceCount(&count), "find a GPU");
+  if (status != SKV_OK) return status;
+  if (index >= static_cast<uint32_t>(count)) {
+    return fail(nullptr, SKV_NO_DEVICE,
+                "there is no GPU %u: the driver finds %d", index, count);
+  }
+  const int device = static_cast<int>(index);
+  status = check(nullptr, cudaSetDevice(device), "use the device");
+  if (status != SKV_OK) return status;
+  status = check_architecture(device);
+  if (status != SKV_OK) return status;
+  auto *opened = new (std::nothrow) skv_context;
+  if (opened == nullptr) {
+    return fail(nullptr, SKV_OUT_OF_MEMORY, "the host has no memory left");
+  }
+  opened->device = device;
+  opened->flags = flags;
+  status = check(nullptr, create_streams(opened), "create streams");
+  if (status != SKV_OK) {
+    delete opened;
+    return status;
+  }
+  *context = opened;
+  return SKV_OK;
+}
+
+void skv_close(skv_context *context) {
+  if (context == nullptr) return;
+  // After a fault these fail too, and the driver frees what is left.
+  cudaSetDevice(context->device);
+  cudaStreamSynchronize(context->stream);
+  for (void *allocation : context->allocations) cudaFree(allocation);
+  context->writes.release();
+  context->reads.release();
+  for (const cudaStream_t side : context->sides.streams) {
+    cudaStreamDestroy(side);
+  }
+  cudaEventDestroy(context->sides.event);
+  cudaStreamDestroy(context->stream);
+  cudaGetLastError();
+  delete context;
+}
+
+int32_t skv_describe(skv_context *context, skv_device_info *info) {
+  cudaDeviceProp properties;
+  int driver = 0, runtime = 0;
+  cudaError_t error = cudaGetDeviceProperties(&properties, context->device);
+  if (error == cudaSuccess) error = cudaDriverGetVersion(&driver);
+  if (error == cudaSuccess) error = cudaRuntimeGetVersion(&runtime);
+  if (error != cudaSuccess) return check(context, error, "ask for the device");
+  *info = {};
+  info->memory_bytes = properties.totalGlobalMem;
+  info->multiprocessors = context->multiprocessors;
+  info->compute_capability =
+      static_cast<uint32_t>(10 * properties.major + properties.minor);
+  info->runtime_version = static_cast<uint32_t>(runtime);
+  info->driver_version = static_cast<uint32_t>(driver);
+  snprintf(reinterpret_cast<char *>(info->name), sizeof(info->name), "%s",
+           properties.name);
+  return SKV_OK;
+}
+
+int32_t skv_allocate(skv_context *context, uint64_t bytes, uint64_t *address) {
+  int32_t status = enter(context);
+  if (status != SKV_OK) return status;
+  void *memory = nullptr;
+  const cudaError_t error = cudaMalloc(&memory, bytes);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    return fail(context, SKV_OUT_OF_MEMORY,
+                "the device has %zu of its %zu bytes free", free, total);
+  }
+  if (error != cudaSuccess) return check(context, error, "allocate memory");
+  context->allocations.insert(memory);
+  *address = reinterpret_cast<uint64_t>(memory);
+  return check(context, cudaMemsetAsync(memory, 0, bytes, context->stream),
+               "clear memory");
+}
+
+int32_t skv_free(skv_context *context, uint64_t address) {
+  const int32_t status = enter(context);
+  if (status != SKV_OK) return status;
+  void *memory = reinterpret_cast<void *>(address);
+  if (context->allocations.erase(memory) == 0) {
+    return fail(context, SKV_INVALID, "cannot free memory that is not there");
+  }
+  return check(context, cudaFree(memory), "free memory");
+}
+
+int32_t skv_synchronize(skv_context *context) {
+  const int32_t status = enter(context);
+  if (status != SKV_OK) return status;
+  return check(context, cudaStreamSynchronize(context->stream),
+               "wait for the device");
+}
+`,
+  "runtime/context.cuh": `// A context: one device, one stream, and what was allocated on them.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <mutex>
+#include <set>
+
+#include "../steadykv.h"
+#include "launch.cuh"
+#include "staging.cuh"
+
+struct skv_context {
+  int device = 0;
+  uint32_t flags = 0;
+  uint32_t multiprocessors = 0;
+  cudaStream_t stream = nullptr;
+  Sides sides;
+  // Whether the device can start a kernel before the one in front has ended.
+  bool overlaps = false;
+  std::set<void *> allocations;
+  WriteRing writes;
+  ReadPool reads;
+  // Guards \`error\`, and the pool of reads, which other threads wait for.
+  std::mutex mutex;
+  char error[512] = {};
+};
+
+// Remembers what went wrong, printf-like, and returns the status. A null
+// context stands for skv_open.
+int32_t fail(skv_context *context, skv_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+// Turns what CUDA says into a status; \`what\` was being done.
+int32_t check(skv_context *context, cudaError_t error, const char *what);
+
+// Makes the context's device that of this thread.
+int32_t enter(skv_context *context);
+`,
+  "runtime/launch.cuh": `// What a kernel's host side needs to know: the stream, scratch memory and the
+// device. A kernel's file defines two functions that src/backends/cuda never
+// sees: \`<name>_needs\`, how much scratch a call takes, and \`launch_<name>\`.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../steadykv.h"
+
+// Rounds up, so that whatever follows is aligned.
+inline size_t aligned_bytes(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// Scratch memory, handed out from the front.
+class Scratch {
+ public:
+  explicit Scratch(char *memory) : memory_(memory) {}
+
+  template <class T>
+  T *take(size_t count) {
+    T *const taken = reinterpret_cast<T *>(memory_);
+    memory_ += aligned_bytes(count * sizeof(T));
+    return taken;
+  }
+
+  // Bytes since \`memory\`.
+  size_t taken(const char *memory) const {
+    return static_cast<size_t>(memory_ - memory);
+  }
+
+ private:
+  char *memory_;
+};
+
+// Device memory that a call takes beside its arguments.
+struct Needs {
+  // Bytes that the next call may overwrite.
+  size_t scratch = 0;
+  // Words that are zero before each call and that the kernel leaves zero.
+  size_t tickets = 0;
+  // Bytes that no other call of the program overwrites.
+  size_t own = 0;
+};
+
+// Streams for work that the rest of the program does not wait for.
+struct Sides {
+  static constexpr int kCount = 8;
+
+  cudaStream_t streams[kCount] = {};
+  cudaEvent_t event = nullptr;
+  // How many of the streams were used since the last join.
+  int used = 0;
+  int next = 0;
+};
+
+// How to launch a call.
+struct Launch {
+  cudaStream_t stream;
+  char *scratch;
+  char *own;
+  uint32_t *tickets;
+  uint32_t multiprocessors;
+  // Whether a kernel may start before the one in front of it has ended. All
+  // kernels wait for it themselves: see lib/overlap.cuh.
+  bool overlaps;
+  // Null where everything runs in order.
+  Sides *sides;
+};
+
+// A launch on a stream that goes on beside the main one, from here on; the end
+// of the program waits for it.
+cudaError_t fork(const Launch &launch, Launch *side);
+
+// Makes the main stream wait for the others.
+cudaError_t join(const Launch &launch);
+
+// Launches a kernel.
+template <class... Parameters, class... Arguments>
+inline cudaError_t launch_kernel(const Launch &launch,
+                                 void (*kernel)(Parameters...), dim3 grid,
+                                 uint32_t threads, size_t shared_bytes,
+                                 const Arguments &...arguments) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = launch.stream;
+  config.attrs = &attribute;
+  config.numAttrs = launch.overlaps ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
+// Launches a kernel that starts when everything in front of it has ended.
+template <class... Parameters, class... Arguments>
+inline cudaError_t start_kernel(cudaStream_t stream,
+                                void (*kernel)(Parameters...), dim3 grid,
+                                uint32_t threads,
+                                const Arguments &...arguments) {
+  Launch launch = {};
+  launch.stream = stream;
+  return launch_kernel(launch, kernel, grid, threads, 0, arguments...);
+}
+
+// Lets a kernel have more shared memory than the 48 KiB that all devices give.
+template <class Kernel>
+inline cudaError_t allow_shared_memory(Kernel kernel, size_t bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel,
+                              cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(bytes));
+}
+
+// The kernels: see src/backends/backend.ts for what each computes.
+Needs embed_needs(const skv_embed_args &args, uint32_t multiprocessors);
+cudaError_t launch_embed(const skv_embed_args &args, const Launch &launch);
+Needs qkv_rope_append_needs(const skv_qkv_rope_append_args &args,
+                            uint32_t multiprocessors);
+cudaError_t launch_qkv_rope_append(const skv_qkv_rope_append_args &args,
+                                   const Launch &launch);
+Needs value_norms_needs(const skv_value_norms_args &args,
+                        uint32_t multiprocessors);
+cudaError_t launch_value_norms(const skv_value_norms_args &args,
+                               const Launch &launch);
+Needs query_statistics_needs(const skv_query_statistics_args &args,
+                             uint32_t multiprocessors);
+cudaError_t launch_query_statistics(const skv_query_statistics_args &args,
+                                    const Launch &launch);
+Needs merge_attend_needs(const skv_merge_attend_args &args,
+                         uint32_t multiprocessors);
+cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
+                                const Launch &launch);
+Needs prefill_attend_needs(const skv_chunk_args &args,
+                           uint32_t multiprocessors);
+cudaError_t launch_prefill_attend(const skv_chunk_args &args,
+                                  const Launch &launch);
+Needs observe_needs(const skv_chunk_args &args, uint32_t multiprocessors);
+cudaError_t launch_observe(const skv_chunk_args &args, const Launch &launch);
+Needs compress_needs(const skv_chunk_args &args, uint32_t multiprocessors);
+cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch);
+Needs project_add_needs(const skv_project_add_args &args,
+                        uint32_t multiprocessors);
+cudaError_t launch_project_add(const skv_project_add_args &args,
+                               const Launch &launch);
+Needs gate_up_needs(const skv_gate_up_args &args, uint32_t multiprocessors);
+cudaError_t launch_gate_up(const skv_gate_up_args &args, const Launch &launch);
+Needs lm_head_needs(const skv_lm_head_args &args, uint32_t multiprocessors);
+cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch);
+Needs sample_needs(const skv_sample_args &args, uint32_t multiprocessors);
+cudaError_t launch_sample(const skv_sample_args &args, const Launch &launch);
+`,
+  "runtime/program.cu": `// Programs: kernel calls are kept while a program is recorded, and captured
+// into a graph when it ends, in one go and by one thread. Nothing else happens
+// on the stream meanwhile, and scratch memory is allocated once its size is
+// known.
+#include <stdio.h>
+#include <string.h>
+
+#include <algorithm>
+#include <new>
+#include <vector>
+
+#include "context.cuh"
+#include "launch.cuh"
+
+namespace {
+
+constexpr size_t kMaxArgs = 512;
+
+// What a recorded program knows about a kernel.
+struct Kernel {
+  const char *name;
+  size_t size;
+  Needs (*needs)(const void *args, uint32_t multiprocessors);
+  cudaError_t (*launch)(const void *args, const Launch &launch);
+};
+
+template <class Args, Needs (*NEEDS)(const Args &, uint32_t),
+          cudaError_t (*LAUNCH)(const Args &, const Launch &)>
+constexpr Kernel kernel(const char *name) {
+  static_assert(sizeof(Args) <= kMaxArgs, "room for the arguments");
+  return {name, sizeof(Args),
+          [](const void *args, uint32_t multiprocessors) {
+            return NEEDS(*static_cast<const Args *>(args), multiprocessors);
+          },
+          [](const void *args, const Launch &launch) {
+            return LAUNCH(*static_cast<const Args *>(args), launch);
+          }};
+}
+
+struct Call {
+  const Kernel *kernel;
+  // Where its own memory begins.
+  size_t own = 0;
+  alignas(8) unsigned char args[kMaxArgs];
+};
+
+}  // namespace
+
+struct skv_program {
+  skv_context *context = nullptr;
+  std::vector<Call> calls;
+  // One allocation: tickets, shared scratch memory, and that of single calls.
+  uint32_t *tickets = nullptr;
+  char *scratch = nullptr;
+  char *own = nullptr;
+  cudaGraphExec_t graph = nullptr;
+  bool recorded = false;
+};
+
+cudaError_t fork(const Launch &launch, Launch *side) {
+  *side = launch;
+  side->overlaps = false;
+  Sides *sides = launch.sides;
+  if (sides == nullptr) return cudaSuccess;
+  side->stream = sides->streams[sides->next];
+  sides->next = (sides->next + 1) % Sides::kCount;
+  sides->used = std::min(sides->used + 1, Sides::kCount);
+  const cudaError_t status = cudaEventRecord(sides->event, launch.stream);
+  if (status != cudaSuccess) return status;
+  return cudaStreamWaitEvent(side->stream, sides->event);
+}
+
+cudaError_t join(const Launch &launch) {
+  Sides *sides = launch.sides;
+  if (sides == nullptr) return cudaSuccess;
+  cudaError_t status = cudaSuccess;
+  for (int i = 0; i < sides->used && status == cudaSuccess; i++) {
+    status = cudaEventRecord(sides->event, sides->streams[i]);
+    if (status == cudaSuccess) {
+      status = cudaStreamWaitEvent(launch.stream, sides->event);
+    }
+  }
+  sides->used = sides->next = 0;
+  return status;
+}
+
+namespace {
+
+int32_t add_call(skv_program *program, const Kernel &kernel, const void *args,
+                 uint64_t size) {
+  skv_context *context = program->context;
+  if (size != kernel.size) {
+    return fail(context, SKV_INVALID,
+                "cannot record %s: its arguments take %zu bytes, not %llu",
+                kernel.name, kernel.size,
+                static_cast<unsigned long long>(size));
+  }
+  if (program->recorded) {
+    return fail(context, SKV_INVALID,
+                "cannot record %s: the recording has ended", kernel.name);
+  }
+  Call call;
+  call.kernel = &kernel;
+  memcpy(call.args, args, size);
+  program->calls.push_back(call);
+  return SKV_OK;
+}
+
+bool has_flag(const skv_context *context, uint32_t flag) {
+  return (context->flags & flag) != 0;
+}
+
+// Launches all calls; waits for each where the context is to check them.
+int32_t launch_calls(skv_program *program) {
+  skv_context *context = program->context;
+  const bool checks = has_flag(context, SKV_CHECK_EVERY_KERNEL);
+  Launch launch = {};
+  launch.stream = context->stream;
+  launch.scratch = program->scratch;
+  launch.tickets = program->tickets;
+  launch.multiprocessors = context->multiprocessors;
+  launch.overlaps = !checks && context->overlaps;
+  launch.sides = checks ? nullptr : &context->sides;
+  for (const Call &call : program->calls) {
+    launch.own = program->own + call.own;
+    cudaError_t error = call.kernel->launch(call.args, launch);
+    if (error == cudaSuccess && checks) {
+      error = cudaStreamSynchronize(context->stream);
+    }
+    if (error != cudaSuccess) {
+      char what[64];
+      snprintf(what, sizeof(what), "run kernel %s", call.kernel->name);
+      return check(context, error, what);
+    }
+  }
+  return check(context, join(launch), "end a program");
+}
+
+int32_t capture(skv_program *program) {
+  skv_context *context = program->context;
+  // Relaxed: kernels are loaded when they are first launched, which may be now.
+  cudaError_t error =
+      cudaStreamBeginCapture(context->stream, cudaStreamCaptureModeRelaxed);
+  if (error != cudaSuccess) return check(context, error, "start a capture");
+  const int32_t status = launch_calls(program);
+  cudaGraph_t graph = nullptr;
+  error = cudaStreamEndCapture(context->stream, &graph);
+  if (status == SKV_OK && error == cudaSuccess) {
+    error = cudaGraphInstantiate(&program->graph, graph, 0);
+    if (error == cudaSuccess) {
+      error = cudaGraphUpload(program->graph, context->stream);
+    }
+  }
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  if (status != SKV_OK) {
+    cudaGetLastError();
+    return status;
+  }
+  return check(context, error, "make a graph");
+}
+
+}  // namespace
+
+#define SKV_KERNEL_CALL(name, type)                                           \\
+  int32_t skv_##name(skv_program *program, const type *args, uint64_t size) { \\
+    static constexpr Kernel entry =                                           \\
+        kernel<type, name##_needs, launch_##name>(#name);                     \\
+    return add_call(program, entry, args, size);                              \\
+  }
+
+SKV_KERNEL_CALL(embed, skv_embed_args)
+SKV_KERNEL_CALL(qkv_rope_append, skv_qkv_rope_append_args)
+SKV_KERNEL_CALL(value_norms, skv_value_norms_args)
+SKV_KERNEL_CALL(query_statistics, skv_query_statistics_args)
+SKV_KERNEL_CALL(merge_attend, skv_merge_attend_args)
+SKV_KERNEL_CALL(prefill_attend, skv_chunk_args)
+SKV_KERNEL_CALL(observe, skv_chunk_args)
+SKV_KERNEL_CALL(compress, skv_chunk_args)
+SKV_KERNEL_CALL(project_add, skv_project_add_args)
+SKV_KERNEL_CALL(gate_up, skv_gate_up_args)
+SKV_KERNEL_CALL(lm_head, skv_lm_head_args)
+SKV_KERNEL_CALL(sample, skv_sample_args)
+
+#undef SKV_KERNEL_CALL
+
+int32_t skv_begin_record(skv_context *context, skv_program **program) {
+  auto *started = new (std::nothrow) skv_program;
+  if (started == nullptr) {
+    return fail(context, SKV_OUT_OF_MEMORY, "the host has no memory left");
+  }
+  started->context = context;
+  *program = started;
+  return SKV_OK;
+}
+
+int32_t skv_end_record(skv_program *program, uint64_t *scratch_bytes) {
+  skv_context *context = program->context;
+  int32_t status = enter(context);
+  if (status != SKV_OK) return status;
+  program->recorded = true;
+  Needs most;
+  for (Call &call : program->calls) {
+    const Needs needs = call.kernel->needs(call.args, context->multiprocessors);
+    most.scratch = std::max(most.scratch, needs.scratch);
+    most.tickets = std::max(most.tickets, needs.tickets);
+    call.own = most.own;
+    most.own += aligned_bytes(needs.own);
+  }
+  const size_t tickets = aligned_bytes(most.tickets * sizeof(uint32_t));
+  *scratch_bytes = tickets + most.scratch + most.own;
+  if (*scratch_bytes > 0) {
+    uint64_t address = 0;
+    status = skv_allocate(context, *scratch_bytes, &address);
+    if (status != SKV_OK) return status;
+    program->tickets = reinterpret_cast<uint32_t *>(address);
+    program->scratch = reinterpret_cast<char *>(address + tickets);
+    program->own = program->scratch + most.scratch;
+  }
+  return has_flag(context, SKV_CHECK_EVERY_KERNEL) ? SKV_OK : capture(program);
+}
+
+int32_t skv_run(skv_program *program, uint32_t times) {
+  skv_context *context = program->context;
+  int32_t status = enter(context);
+  for (uint32_t i = 0; status == SKV_OK && i < times; i++) {
+    status =
+        program->graph == nullptr
+            ? launch_calls(program)
+            : check(context, cudaGraphLaunch(program->graph, context->stream),
+                    "run a program");
+  }
+  return status;
+}
+
+void skv_dispose(skv_program *program) {
+  if (program == nullptr) return;
+  skv_context *context = program->context;
+  cudaSetDevice(context->device);
+  if (program->graph != nullptr) cudaGraphExecDestroy(program->graph);
+  if (program->tickets != nullptr) {
+    skv_free(context, reinterpret_cast<uint64_t>(program->tickets));
+  }
+  cudaGetLastError();
+  delete program;
+}
+`,
+  "runtime/staging.cu": `#include "staging.cuh"
+
+cudaError_t WriteRing::retire() {
+  const Piece piece = pieces_.front();
+  const cudaError_t status = cudaEventSynchronize(piece.event);
+  if (status != cudaSuccess) return status;
+  pieces_.pop_front();
+  events_.push_back(piece.event);
+  return cudaSuccess;
+}
+
+cudaError_t WriteRing::take(size_t bytes, void **piece) {
+  cudaError_t status = cudaSuccess;
+  if (memory_ == nullptr) {
+    status = cudaHostAlloc(reinterpret_cast<void **>(&memory_), kBytes,
+                           cudaHostAllocPortable | cudaHostAllocMapped);
+    if (status != cudaSuccess) return status;
+  }
+  size_t begin = next_;
+  if (begin + bytes > kBytes) begin = 0;
+  const size_t end = begin + (bytes + 255) / 256 * 256;
+  // The oldest pieces lie right after the newest one.
+  while (!pieces_.empty()) {
+    const Piece &oldest = pieces_.front();
+    const bool wrapped = begin < next_ && oldest.begin >= next_;
+    const bool overlaps = oldest.begin < end && begin < oldest.end;
+    if (!wrapped && !overlaps) break;
+    status = retire();
+    if (status != cudaSuccess) return status;
+  }
+  cudaEvent_t event;
+  if (events_.empty()) {
+    status = cudaEventCreateWithFlags(
+        &event, cudaEventDisableTiming | cudaEventBlockingSync);
+    if (status != cudaSuccess) return status;
+  } else {
+    event = events_.back();
+    events_.pop_back();
+  }
+  taken_ = {begin, end, event};
+  next_ = end;
+  *piece = memory_ + begin;
+  return cudaSuccess;
+}
+
+cudaError_t WriteRing::keep(cudaStream_t stream) {
+  const cudaError_t status = cudaEventRecord(taken_.event, stream);
+  if (status == cudaSuccess) {
+    pieces_.push_back(taken_);
+  } else {
+    events_.push_back(taken_.event);
+  }
+  return status;
+}
+
+void WriteRing::release() {
+  for (const Piece &piece : pieces_) cudaEventDestroy(piece.event);
+  for (const cudaEvent_t event : events_) cudaEventDestroy(event);
+  pieces_.clear();
+  events_.clear();
+  if (memory_ != nullptr) cudaFreeHost(memory_);
+  memory_ = nullptr;
+  next_ = 0;
+}
+
+cudaError_t ReadPool::take(size_t bytes, uint32_t *ticket) {
+  // The smallest that is large enough, or else any idle one.
+  PendingRead *chosen = nullptr;
+  for (PendingRead &read : reads_) {
+    if (read.busy) continue;
+    const bool fits = read.capacity >= bytes;
+    const bool better =
+        chosen == nullptr || (fits && (chosen->capacity < bytes ||
+                                       read.capacity < chosen->capacity));
+    if (better) chosen = &read;
+  }
+  cudaError_t status = cudaSuccess;
+  if (chosen == nullptr) {
+    PendingRead read = {};
+    status = cudaEventCreateWithFlags(
+        &read.event, cudaEventDisableTiming | cudaEventBlockingSync);
+    if (status != cudaSuccess) return status;
+    reads_.push_back(read);
+    chosen = &reads_.back();
+  }
+  if (chosen->capacity < bytes) {
+    if (chosen->memory != nullptr) cudaFreeHost(chosen->memory);
+    chosen->memory = nullptr;
+    chosen->capacity = 0;
+    const size_t capacity = (bytes + 4095) / 4096 * 4096;
+    status = cudaHostAlloc(reinterpret_cast<void **>(&chosen->memory), capacity,
+                           cudaHostAllocPortable | cudaHostAllocMapped);
+    if (status != cudaSuccess) return status;
+    chosen->capacity = capacity;
+  }
+  chosen->bytes = bytes;
+  chosen->busy = true;
+  for (size_t i = 0; i < reads_.size(); i++) {
+    if (&reads_[i] == chosen) *ticket = static_cast<uint32_t>(i);
+  }
+  return cudaSuccess;
+}
+
+PendingRead *ReadPool::find(uint32_t ticket) {
+  if (ticket >= reads_.size() || !reads_[ticket].busy) return nullptr;
+  return &reads_[ticket];
+}
+
+void ReadPool::give_back(uint32_t ticket) {
+  PendingRead &read = reads_[ticket];
+  read.busy = false;
+  if (read.capacity <= kKeptBytes) return;
+  cudaFreeHost(read.memory);
+  read.memory = nullptr;
+  read.capacity = 0;
+}
+
+void ReadPool::release() {
+  for (const PendingRead &read : reads_) {
+    cudaEventDestroy(read.event);
+    if (read.memory != nullptr) cudaFreeHost(read.memory);
+  }
+  reads_.clear();
+}
+`,
+  "runtime/staging.cuh": `// Pinned host memory that writes and reads go through, so that neither waits
+// for the device.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <deque>
+#include <vector>
+
+// A ring of pinned memory. A piece is in use until the event behind it is
+// reached.
+class WriteRing {
+ public:
+  // Most bytes of one piece.
+  static constexpr size_t kPieceBytes = size_t{1} << 22;
+
+  // A piece of \`bytes\` bytes, at most kPieceBytes. Waits where the ring is
+  // full.
+  cudaError_t take(size_t bytes, void **piece);
+  // Keeps the piece taken last until what is in the stream now is done.
+  cudaError_t keep(cudaStream_t stream);
+  void release();
+
+ private:
+  static constexpr size_t kBytes = 4 * kPieceBytes;
+
+  struct Piece {
+    size_t begin;
+    size_t end;
+    cudaEvent_t event;
+  };
+
+  cudaError_t retire();
+
+  char *memory_ = nullptr;
+  size_t next_ = 0;
+  Piece taken_ = {};
+  std::deque<Piece> pieces_;
+  std::vector<cudaEvent_t> events_;
+};
+
+// One read that is under way, or pinned memory for the next one.
+struct PendingRead {
+  char *memory;
+  size_t capacity;
+  size_t bytes;
+  cudaEvent_t event;
+  bool busy;
+};
+
+// Reads by their ticket.
+class ReadPool {
+ public:
+  // Finds or makes room for \`bytes\` bytes.
+  cudaError_t take(size_t bytes, uint32_t *ticket);
+  // The read of a ticket, or null.
+  PendingRead *find(uint32_t ticket);
+  // Gives a ticket back. Large memory is freed.
+  void give_back(uint32_t ticket);
+  void release();
+
+ private:
+  // Pinned memory that is kept for later reads.
+  static constexpr size_t kKeptBytes = size_t{1} << 20;
+
+  // A deque: a read stays where it is while others are added.
+  std::deque<PendingRead> reads_;
+};
+`,
+  "runtime/transfer.cu": `// Writes and reads, and kernels that convert to and from halves on the way:
+// straight from and to pinned host memory, so that no memory of the device is
+// needed for it.
+#include <math.h>
+#include <string.h>
+
+#include "../lib/half.cuh"
+#include "context.cuh"
+
+namespace {
+
+constexpr uint32_t kThreads = 256;
+
+uint32_t blocks_for(uint64_t count) {
+  const uint64_t blocks = (count + kThreads - 1) / kThreads;
+  return static_cast<uint32_t>(blocks < 4096 ? blocks : 4096);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    store_halves(skv_half *to, const float *from, skv_rows rows) {
+  const uint64_t count = static_cast<uint64_t>(rows.rows) * rows.columns;
+  for (uint64_t i = blockIdx.x * kThreads + threadIdx.x; i < count;
+       i += static_cast<uint64_t>(gridDim.x) * kThreads) {
+    to[rows.offset + i / rows.columns * rows.pitch + i % rows.columns] =
+        to_half(from[i]);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    load_floats(float *to, const skv_half *from, uint64_t count) {
+  for (uint64_t i = blockIdx.x * kThreads + threadIdx.x; i < count;
+       i += static_cast<uint64_t>(gridDim.x) * kThreads) {
+    to[i] = to_float(from[i]);
+  }
+}
+
+// The finalizer of MurmurHash3 in 64 bits: every bit reaches every bit.
+__device__ inline uint64_t hashed(uint64_t x) {
+  x = (x ^ (x >> 33)) * 0xff51afd7ed558ccdull;
+  x = (x ^ (x >> 33)) * 0xc4ceb9fe1a85ec53ull;
+  return x ^ (x >> 33);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    fill_normal(skv_half *to, skv_rows rows, float deviation, uint64_t seed) {
+  const uint64_t count = static_cast<uint64_t>(rows.rows) * rows.columns;
+  for (uint64_t i = blockIdx.x * kThreads + threadIdx.x; i < count;
+       i += static_cast<uint64_t>(gridDim.x) * kThreads) {
+    const uint64_t bits = hashed(seed * 0x9e3779b97f4a7c15ull + i);
+    // Box and Muller: a radius and an angle.
+    const float u = (static_cast<float>(bits >> 40) + 0.5f) * 0x1p-24f;
+    const float v = static_cast<float>(bits & 0xffffff) * 0x1p-24f;
+    const float normal = sqrtf(-2.0f * logf(u)) * cospif(2.0f * v);
+    to[rows.offset + i / rows.columns * rows.pitch + i % rows.columns] =
+        to_half(normal * deviation);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    read_everything(const uint4 *from, uint64_t count, uint32_t *never) {
+  uint32_t bits = 0;
+  const uint64_t stride = static_cast<uint64_t>(gridDim.x) * kThreads;
+#pragma unroll 8
+  for (uint64_t i = blockIdx.x * kThreads + threadIdx.x; i < count;
+       i += stride) {
+    const uint4 v = load_weights(reinterpret_cast<const skv_half *>(from + i));
+    bits |= v.x | v.y | v.z | v.w;
+  }
+  // The memory is zero; the compiler does not know.
+  if (bits != 0) *never = bits;
+}
+
+// Rounding to a half takes 65520 and more to infinity.
+bool is_half(float x) { return fabsf(x) < 65520.0f; }
+
+// Without an exit in the loop, so that it runs on vectors.
+bool are_halves(const float *data, uint64_t count) {
+  bool good = true;
+  for (uint64_t i = 0; i < count; i++) good &= is_half(data[i]);
+  return good;
+}
+
+// Writes one piece of rows that lie \`pitch\` apart.
+int32_t write_rows(skv_context *context, skv_half *to, const float *data,
+                   const skv_rows &rows) {
+  const size_t count = static_cast<size_t>(rows.rows) * rows.columns;
+  void *piece = nullptr;
+  cudaError_t error = context->writes.take(count * sizeof(float), &piece);
+  if (error != cudaSuccess) return check(context, error, "stage a write");
+  memcpy(piece, data, count * sizeof(float));
+  void *on_device = nullptr;
+  error = cudaHostGetDevicePointer(&on_device, piece, 0);
+  if (error != cudaSuccess) return check(context, error, "stage a write");
+  error =
+      start_kernel(context->stream, store_halves, blocks_for(count), kThreads,
+                   to, static_cast<const float *>(on_device), rows);
+  if (error == cudaSuccess) error = context->writes.keep(context->stream);
+  return check(context, error, "write halves");
+}
+
+}  // namespace
+
+int32_t skv_write(skv_context *context, uint64_t address, const uint8_t *data,
+                  uint64_t bytes) {
+  int32_t status = enter(context);
+  for (uint64_t done = 0; status == SKV_OK && done < bytes;) {
+    const uint64_t left = bytes - done;
+    const size_t size =
+        left < WriteRing::kPieceBytes ? left : WriteRing::kPieceBytes;
+    void *piece = nullptr;
+    cudaError_t error = context->writes.take(size, &piece);
+    if (error == cudaSuccess) {
+      memcpy(piece, data + done, size);
+      error = cudaMemcpyAsync(reinterpret_cast<void *>(address + done), piece,
+                              size, cudaMemcpyHostToDevice, context->stream);
+    }
+    if (error == cudaSuccess) error = context->writes.keep(context->stream);
+    status = check(context, error, "write");
+    done += size;
+  }
+  return status;
+}
+
+int32_t skv_write_halves(skv_context *context, uint64_t address,
+                         const float *data, const skv_rows *rows) {
+  int32_t status = enter(context);
+  if (status != SKV_OK) return status;
+  const uint64_t columns = rows->columns;
+  const uint64_t count = rows->rows * columns;
+  if (!are_halves(data, count)) {
+    return fail(context, SKV_NOT_A_HALF, "a number does not fit in a half");
+  }
+  skv_half *to = reinterpret_cast<skv_half *>(address);
+  constexpr uint64_t kMost = WriteRing::kPieceBytes / sizeof(float);
+  if (columns > kMost) {
+    // A row that is longer than a piece goes in parts.
+    for (uint64_t row = 0; row < rows->rows; row++) {
+      for (uint64_t at = 0; status == SKV_OK && at < columns; at += kMost) {
+        const uint64_t left = columns - at;
+        const skv_rows part = {
+            rows->offset + row * rows->pitch + at, 1,
+            static_cast<uint32_t>(left < kMost ? left : kMost), 0};
+        status = write_rows(context, to, data + row * columns + at, part);
+      }
+    }
+    return status;
+  }
+  const uint64_t most = columns == 0 ? 0 : kMost / columns;
+  for (uint64_t row = 0; status == SKV_OK && row < rows->rows && most > 0;
+       row += most) {
+    const uint64_t left = rows->rows - row;
+    const skv_rows part = {rows->offset + row * rows->pitch,
+                           static_cast<uint32_t>(left < most ? left : most),
+                           rows->columns, rows->pitch};
+    status = write_rows(context, to, data + row * columns, part);
+  }
+  return status;
+}
+
+int32_t skv_read(skv_context *context, uint64_t address, uint64_t count,
+                 uint32_t element, uint32_t *ticket) {
+  int32_t status = enter(context);
+  if (status != SKV_OK) return status;
+  const size_t bytes = count * sizeof(float);
+  PendingRead *read = nullptr;
+  cudaError_t error;
+  {
+    const std::lock_guard<std::mutex> lock(context->mutex);
+    error = context->reads.take(bytes == 0 ? 1 : bytes, ticket);
+    if (error == cudaSuccess) read = context->reads.find(*ticket);
+  }
+  if (error != cudaSuccess) return check(context, error, "stage a read");
+  if (count > 0 && element == SKV_HALF) {
+    void *on_device = nullptr;
+    error = cudaHostGetDevicePointer(&on_device, read->memory, 0);
+    if (error == cudaSuccess) {
+      error = start_kernel(context->stream, load_floats, blocks_for(count),
+                           kThreads, static_cast<float *>(on_device),
+                           reinterpret_cast<const skv_half *>(address), count);
+    }
+  } else if (count > 0) {
+    error = cudaMemcpyAsync(read->memory, reinterpret_cast<void *>(address),
+                            bytes, cudaMemcpyDeviceToHost, context->stream);
+  }
+  if (error == cudaSuccess)
+    error = cudaEventRecord(read->event, context->stream);
+  if (error != cudaSuccess) {
+    const std::lock_guard<std::mutex> lock(context->mutex);
+    context->reads.give_back(*ticket);
+  }
+  return check(context, error, "read");
+}
+
+int32_t skv_wait(skv_context *context, uint32_t ticket, uint8_t *data,
+                 uint64_t bytes) {
+  int32_t status = enter(context);
+  if (status != SKV_OK) return status;
+  PendingRead *read;
+  {
+    const std::lock_guard<std::mutex> lock(context->mutex);
+    read = context->reads.find(ticket);
+  }
+  if (read == nullptr) {
+    return fail(context, SKV_INVALID, "cannot wait for a read that is over");
+  }
+  const cudaError_t error = cudaEventSynchronize(read->event);
+  if (error == cudaSuccess) {
+    memcpy(data, read->memory, bytes < read->bytes ? bytes : read->bytes);
+  }
+  {
+    const std::lock_guard<std::mutex> lock(context->mutex);
+    context->reads.give_back(ticket);
+  }
+  return check(context, error, "run kernels");
+}
+
+int32_t skv_fill_normal(skv_context *context, uint64_t address,
+                        const skv_rows *rows, float deviation, uint64_t seed) {
+  const int32_t status = enter(context);
+  if (status != SKV_OK) return status;
+  const uint64_t count = static_cast<uint64_t>(rows->rows) * rows->columns;
+  if (count == 0) return SKV_OK;
+  return check(context,
+               start_kernel(context->stream, fill_normal, blocks_for(count),
+                            kThreads, reinterpret_cast<skv_half *>(address),
+                            *rows, deviation, seed),
+               "fill memory");
+}
+
+int32_t skv_measure_read(skv_context *context, uint64_t bytes, uint32_t times,
+                         double *bytes_per_second) {
+  uint64_t address = 0;
+  int32_t status = skv_allocate(context, bytes, &address);
+  if (status != SKV_OK) return status;
+  cudaEvent_t begin = nullptr, end = nullptr;
+  cudaError_t error = cudaEventCreate(&begin);
+  if (error == cudaSuccess) error = cudaEventCreate(&end);
+  const uint64_t count = bytes / sizeof(uint4);
+  const uint32_t blocks = context->multiprocessors * 8;
+  for (uint32_t i = 0; error == cudaSuccess && i <= times; i++) {
+    // The first time warms up.
+    if (i == 1) error = cudaEventRecord(begin, context->stream);
+    if (error == cudaSuccess) {
+      error = start_kernel(context->stream, read_everything, blocks, kThreads,
+                           reinterpret_cast<const uint4 *>(address), count,
+                           reinterpret_cast<uint32_t *>(address));
+    }
+  }
+  float milliseconds = 0.0f;
+  if (error == cudaSuccess) error = cudaEventRecord(end, context->stream);
+  if (error == cudaSuccess) error = cudaEventSynchronize(end);
+  if (error == cudaSuccess) {
+    error = cudaEventElapsedTime(&milliseconds, begin, end);
+  }
+  if (begin != nullptr) cudaEventDestroy(begin);
+  if (end != nullptr) cudaEventDestroy(end);
+  const int32_t freed = skv_free(context, address);
+  status = check(context, error, "measure the memory");
+  if (status != SKV_OK) return status;
+  *bytes_per_second = static_cast<double>(count * sizeof(uint4)) * times /
+                      (milliseconds * 1e-3);
+  return freed;
+}
+`,
+  "sample.cu": `// Repetition penalty, temperature, top-k, top-p, min-p and one draw, or the
+// most likely id where the temperature is 0. Writes the id to the output ring
+// and moves the sequence on.
+//
+// One block per sequence reads its logits, 4 bytes per id, once where it takes
+// the most likely id, and once per digit of a threshold where it filters.
+// Weights are summed as whole numbers, so that the sums do not depend on the
+// order of the threads and a draw is the same from run to run. The alternative
+// that lost: sorting the logits.
+#include "lib/overlap.cuh"
+#include "lib/reduce.cuh"
+#include "lib/softmax_state.cuh"
+#include "lib/step.cuh"
+#include "runtime/launch.cuh"
+
+namespace {
+
+constexpr uint32_t kThreads = 1024;
+constexpr uint32_t kWarps = kThreads / 32;
+
+enum SamplingWord {
+  kTemperature = 0,
+  kTopK = 1,
+  kTopP = 2,
+  kMinP = 3,
+  kRepetitionPenalty = 4,
+  kStopCount = 5,
+  kStopIds = 8,
+  kSamplingWords = 32
+};
+
+// Logits of one sequence, as the options change them.
+struct Logits {
+  const float *raw;
+  const uint32_t *seen;
+  float penalty;
+
+  // Positive logits of ids seen before are divided, negative ones multiplied.
+  __device__ float operator()(uint32_t id) const {
+    const float logit = raw[id];
+    if ((seen[id / 32] >> id % 32 & 1) == 0) return logit;
+    return logit > 0.0f ? logit / penalty : logit * penalty;
+  }
+};
+
+// A weight exp(l) ≤ 1 in units of 2^-36: sums of any number of ids are exact.
+constexpr float kWeightUnit = 68719476736.0f;
+
+__device__ inline uint64_t weight_of(float scaled) {
+  return static_cast<uint64_t>(expf(scaled) * kWeightUnit + 0.5f);
+}
+
+// -l in units of 2^-26: what thresholds are searched by. Smaller is likelier.
+// Below -64, where weights are 0, all are alike.
+__device__ inline uint32_t rank_of(float scaled) {
+  const float rank = -scaled * 67108864.0f;
+  return rank < 4294967040.0f ? static_cast<uint32_t>(rank) : 0xffffffffu;
+}
+
+// A histogram of weights: 37 bits in limbs of 12, 12 and 13, whose sums over
+// 2^18 ids fit in 32 bits.
+struct Histogram {
+  uint32_t limbs[3][256];
+
+  __device__ void add(uint32_t bucket, uint64_t weight) {
+    atomicAdd(limbs[0] + bucket, static_cast<uint32_t>(weight & 4095));
+    atomicAdd(limbs[1] + bucket, static_cast<uint32_t>(weight >> 12 & 4095));
+    atomicAdd(limbs[2] + bucket, static_cast<uint32_t>(weight >> 24));
+  }
+  __device__ uint64_t get(uint32_t bucket) const {
+    return limbs[0][bucket] + (static_cast<uint64_t>(limbs[1][bucket]) << 12) +
+           (static_cast<uint64_t>(limbs[2][bucket]) << 24);
+  }
+};
+
+struct Shared {
+  Histogram histogram;
+  SoftmaxState states[kWarps];
+  uint64_t best[kWarps];
+  uint64_t sums[kWarps];
+  uint64_t before;
+  uint32_t digit;
+  uint32_t chosen;
+};
+
+// The sum over the block, in every thread.
+__device__ inline uint64_t block_total(uint64_t x, Shared &shared) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    x += __shfl_xor_sync(kAllLanes, static_cast<unsigned long long>(x), offset);
+  }
+  __syncthreads();
+  if (lane_id() == 0) shared.sums[warp_id()] = x;
+  __syncthreads();
+  uint64_t sum = 0;
+  for (uint32_t w = 0; w < kWarps; w++) sum += shared.sums[w];
+  return sum;
+}
+
+// The smallest rank up to which the weights of ids, from the likeliest on, add
+// up to \`wanted\`, which is at most the sum of all. \`weight(id, rank)\` is 0 for
+// ids that do not count.
+template <class Scaled, class Weight>
+__device__ inline uint32_t find_rank(uint32_t vocabulary, uint64_t wanted,
+                                     Shared &shared, Scaled scaled,
+                                     Weight weight) {
+  uint32_t prefix = 0, mask = 0;
+  for (int shift = 24; shift >= 0; shift -= 8) {
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < 3 * 256; i += kThreads) {
+      shared.histogram.limbs[i / 256][i % 256] = 0;
+    }
+    __syncthreads();
+    for (uint32_t id = threadIdx.x; id < vocabulary; id += kThreads) {
+      const float l = scaled(id);
+      const uint32_t rank = rank_of(l);
+      if ((rank & mask) != prefix) continue;
+      const uint64_t w = weight(l, rank);
+      if (w != 0) shared.histogram.add(rank >> shift & 255, w);
+    }
+    __syncthreads();
+    if (warp_id() == 0) {
+      // Eight buckets per lane.
+      uint64_t mine = 0;
+      for (uint32_t i = 0; i < 8; i++) {
+        mine += shared.histogram.get(8 * lane_id() + i);
+      }
+      uint64_t running = mine;
+#pragma unroll
+      for (int offset = 1; offset < 32; offset *= 2) {
+        const uint64_t other = __shfl_up_sync(
+            kAllLanes, static_cast<unsigned long long>(running), offset);
+        if (lane_id() >= static_cast<uint32_t>(offset)) running += other;
+      }
+      uint64_t before = running - mine;
+      if (before < wanted && wanted <= running) {
+        uint32_t digit = 8 * lane_id();
+        while (before + shared.histogram.get(digit) < wanted) {
+          before += shared.histogram.get(digit++);
+        }
+        shared.digit = digit;
+        shared.before = before;
+      }
+    }
+    __syncthreads();
+    prefix |= shared.digit << shift;
+    mask |= 255u << shift;
+    wanted -= shared.before;
+  }
+  return prefix;
+}
+
+// Draws an id among those of rank up to \`last\`, in the order of ids. Where none
+// has a weight, because logits are not numbers, it is \`fallback\`.
+template <class Scaled>
+__device__ inline uint32_t draw(uint32_t vocabulary, uint32_t last,
+                                uint32_t random_bits, uint32_t fallback,
+                                Shared &shared, Scaled scaled) {
+  if (threadIdx.x == 0) shared.chosen = fallback;
+  const auto weight = [&](uint32_t id) -> uint64_t {
+    if (id >= vocabulary) return 0;
+    const float l = scaled(id);
+    return rank_of(l) <= last ? weight_of(l) : 0;
+  };
+  // Each warp owns a run of ids.
+  const uint32_t run = (vocabulary + kWarps - 1) / kWarps;
+  const uint32_t begin = warp_id() * run;
+  const uint32_t end = min(vocabulary, begin + run);
+  uint64_t mine = 0;
+  for (uint32_t id = begin + lane_id(); id < end; id += 32) {
+    mine += weight(id);
+  }
+  const uint64_t total = block_total(mine, shared);
+  uint64_t left =
+      __umul64hi(total << 8, static_cast<uint64_t>(random_bits) << 32);
+  uint64_t before = 0;
+  for (uint32_t w = 0; w < warp_id(); w++) before += shared.sums[w];
+  if (left >= before && left < before + shared.sums[warp_id()]) {
+    left -= before;
+    for (uint32_t first = begin; first < end; first += 32) {
+      const uint32_t id = first + lane_id();
+      uint64_t running = id < end ? weight(id) : 0;
+#pragma unroll
+      for (int offset = 1; offset < 32; offset *= 2) {
+        const uint64_t other = __shfl_up_sync(
+            kAllLanes, static_cast<unsigned long long>(running), offset);
+        if (lane_id() >= static_cast<uint32_t>(offset)) running += other;
+      }
+      const uint32_t passed = __ballot_sync(kAllLanes, running > left);
+      if (passed != 0) {
+        if (lane_id() == 0) shared.chosen = first + __ffs(passed) - 1;
+        break;
+      }
+      left -=
+          __shfl_sync(kAllLanes, static_cast<unsigned long long>(running), 31);
+    }
+  }
+  __syncthreads();
+  return shared.chosen;
+}
+
+// The PCG output permutation (O'Neill, 2014).
+__device__ inline uint32_t permute(uint32_t value) {
+  const uint32_t state = value * 747796405u + 2891336453u;
+  const uint32_t word = ((state >> ((state >> 28) + 4)) ^ state) * 277803737u;
+  return (word >> 22) ^ word;
+}
+
+// 24 random bits that depend on the seed and the counter alone.
+__device__ inline uint32_t random_bits(const uint32_t *state) {
+  const uint32_t seed =
+      permute(state[kStateSeedLow] + permute(state[kStateSeedHigh]));
+  return permute(state[kStateProduced] + seed) >> 8;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    sample_kernel(skv_sample_args args) {
+  __shared__ Shared shared;
+  begin_kernel();
+  const bool prefill = args.step.kind == SKV_PREFILL;
+  const uint32_t end = row_end(args.step);
+  if (end == 0) return;
+  const Row row = row_of(args.step, prefill ? end - 1 : blockIdx.x);
+  if (!row.live) return;
+  const uint32_t vocabulary = args.sizes.vocabulary;
+  const uint32_t *options = args.sampling + row.sequence * kSamplingWords;
+  const auto option = [&](uint32_t word) {
+    return __uint_as_float(options[word]);
+  };
+  const size_t words = (vocabulary + 31) / 32;
+  const Logits logits = {
+      args.logits +
+          (prefill ? 0 : static_cast<size_t>(blockIdx.x)) * vocabulary,
+      args.seen + row.sequence * words, option(kRepetitionPenalty)};
+
+  // What the end of the kernel writes is read by all threads before they meet.
+  uint32_t *state = args.step.state + row.sequence * kStateWords;
+  const uint32_t produced = state[kStateProduced];
+  const uint32_t bits = random_bits(state);
+  const size_t ring =
+      static_cast<size_t>(row.sequence) * args.ring + produced % args.ring;
+  const uint32_t forced = args.forced[ring];
+
+  // The most likely id, ties to the lowest, and the softmax sum of all.
+  SoftmaxState all = init_softmax();
+  uint64_t best = kNoKey;
+  for (uint32_t id = threadIdx.x; id < vocabulary; id += kThreads) {
+    add_softmax(all, logits.raw[id]);
+    best = min(best, order_key(-logits(id), id));
+  }
+  all = warp_softmax(all);
+  best = warp_min(best);
+  if (lane_id() == 0) {
+    shared.states[warp_id()] = all;
+    shared.best[warp_id()] = best;
+  }
+  __syncthreads();
+  all = init_softmax();
+  for (uint32_t w = 0; w < kWarps; w++) {
+    all = merge_softmax(all, shared.states[w]);
+    best = min(best, shared.best[w]);
+  }
+  uint32_t id = min(static_cast<uint32_t>(best), vocabulary - 1);
+
+  const float temperature = option(kTemperature);
+  if (forced < vocabulary) {
+    id = forced;
+  } else if (temperature != 0.0f) {
+    const float max = logits(id);
+    const auto scaled = [&](uint32_t i) {
+      return (logits(i) - max) / temperature;
+    };
+    uint32_t last = 0xffffffffu;
+    const uint32_t top_k = options[kTopK];
+    if (top_k > 0 && top_k < vocabulary) {
+      last = find_rank(vocabulary, top_k, shared, scaled,
+                       [](float, uint32_t) { return 1ull; });
+    }
+    if (option(kTopP) < 1.0f) {
+      uint64_t mine = 0;
+      for (uint32_t i = threadIdx.x; i < vocabulary; i += kThreads) {
+        const float l = scaled(i);
+        if (rank_of(l) <= last) mine += weight_of(l);
+      }
+      const double mass = static_cast<double>(block_total(mine, shared));
+      const uint64_t wanted = static_cast<uint64_t>(ceil(option(kTopP) * mass));
+      const uint32_t kept = last;
+      last = find_rank(vocabulary, wanted == 0 ? 1 : wanted, shared, scaled,
+                       [=](float l, uint32_t rank) {
+                         return rank <= kept ? weight_of(l) : 0ull;
+                       });
+    }
+    if (option(kMinP) > 0.0f) {
+      last = min(last, rank_of(logf(option(kMinP))));
+    }
+    id = draw(vocabulary, last, bits, id, shared, scaled);
+  }
+
+  if (threadIdx.x != 0) return;
+  args.next_tokens[row.sequence] = id;
+  uint32_t *entry = args.output + ring * 2;
+  entry[0] = id;
+  entry[1] = __float_as_uint(logits.raw[id] - log_sum(all));
+  bool finished = produced + 1 >= state[kStateLimit];
+  for (uint32_t i = 0; i < options[kStopCount]; i++) {
+    finished = finished || options[kStopIds + i] == id;
+  }
+  state[kStatePosition] = row.position + 1;
+  state[kStateProduced] = produced + 1;
+  if (finished) state[kStateFinished] = 1;
+}
+
+}  // namespace
+
+Needs sample_needs(const skv_sample_args &, uint32_t) { return {}; }
+
+cudaError_t launch_sample(const skv_sample_args &args, const Launch &launch) {
+  const uint32_t blocks = args.step.kind == SKV_PREFILL ? 1 : args.step.rows;
+  return launch_kernel(launch, sample_kernel, blocks, kThreads, 0, args);
+}
+`,
+  "steadykv.h": `/**
+ * SteadyKV's CUDA library, seen from outside.
+ *
+ * A context is one device and one stream. Memory is named by its address on the
+ * device. A program is a list of kernel calls, recorded once and turned into a
+ * CUDA graph; running it \`times\` times is one call of this interface.
+ *
+ * Functions return a status. Any but SKV_OK leaves a sentence for
+ * skv_last_error. Every function sets the device first, so any thread may call;
+ * one context takes one caller at a time, but for skv_wait, which may run on
+ * other threads, several at once.
+ *
+ * Pointers in argument structs are addresses on the device. The structs are
+ * described again in src/backends/cuda/structs.ts; a test compares the two.
+ */
+#pragma once
+
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define SKV_API __attribute__((visibility("default")))
+#else
+#define SKV_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/** Version of this interface; a library of another version is not used. */
+#define SKV_ABI_VERSION 3
+
+/** What a function returns. */
+enum skv_status {
+  SKV_OK = 0,
+  /** An argument is out of range. */
+  SKV_INVALID = 1,
+  /** The device or the host has not enough memory. */
+  SKV_OUT_OF_MEMORY = 2,
+  /** A number does not fit in a 16-bit float. */
+  SKV_NOT_A_HALF = 3,
+  /** There is no driver or no device. */
+  SKV_NO_DEVICE = 4,
+  /** The library holds no code for the device. */
+  SKV_ARCHITECTURE = 5,
+  /** A kernel failed; the process cannot use the device any more. */
+  SKV_KERNEL = 6,
+  /** The device is gone. */
+  SKV_DEVICE_LOST = 7
+};
+
+/** One device and one stream. */
+typedef struct skv_context skv_context;
+
+/** A recorded list of kernel calls. */
+typedef struct skv_program skv_program;
+
+/** A 16-bit float, by its bits. */
+typedef uint16_t skv_half;
+
+/** What a buffer holds, for skv_read. */
+enum skv_element { SKV_WORD = 0, SKV_HALF = 1 };
+
+/** Flag of skv_open: every kernel is waited for, so that faults have a name. */
+#define SKV_CHECK_EVERY_KERNEL 1u
+
+/** A weight matrix, one row per output. */
+typedef struct skv_matrix {
+  /** (rows, pitch) */
+  skv_half *data;
+  uint32_t rows;
+  uint32_t columns;
+  /** Halves from one row to the next: columns rounded up to 8, zero filled. */
+  uint32_t pitch;
+  uint32_t reserved;
+} skv_matrix;
+
+/** Sizes of a model: see ModelSizes. */
+typedef struct skv_sizes {
+  uint32_t hidden;
+  uint32_t heads;
+  uint32_t kv_heads;
+  uint32_t head_dim;
+  uint32_t ffn;
+  uint32_t vocabulary;
+  float norm_epsilon;
+  uint32_t reserved;
+} skv_sizes;
+
+/** What a step is. */
+enum skv_step_kind { SKV_DECODE = 0, SKV_PREFILL = 1 };
+
+/** The rows that a program works on: see Step, ChunkWord and StateWord. */
+typedef struct skv_step {
+  /** (rows) */
+  uint32_t *tokens;
+  /** (4) */
+  uint32_t *chunk;
+  /** (sequences, 8) */
+  uint32_t *state;
+  uint32_t kind;
+  uint32_t rows;
+} skv_step;
+
+/** Slots of a layer, or staged rows: see Slots and SlotField. */
+typedef struct skv_slots {
+  /** (total, head_dim) */
+  skv_half *keys;
+  /** (total, head_dim) */
+  skv_half *values;
+  /** (6 + lanes, total) floats and words; a field more of remembered partners */
+  float *side;
+  uint32_t total;
+  uint32_t reserved;
+} skv_slots;
+
+/** One layer of the cache: see CacheLayer and HeadWord. */
+typedef struct skv_cache {
+  skv_slots slots;
+  /** (kv_heads, stage_rows) slots */
+  skv_slots stage;
+  /** (layers, sequences, kv_heads, 16) */
+  uint32_t *table;
+  /** (sequences, heads, 3 head_dim + 1), or null */
+  float *statistics;
+  uint32_t layer;
+  uint32_t sequences;
+  uint32_t lanes;
+  uint32_t max_capacity;
+  uint32_t stage_rows;
+  uint32_t reserved;
+} skv_cache;
+
+/** Parts of a policy: see Policy. */
+enum skv_probe {
+  SKV_PROBE_NONE = 0,
+  SKV_PROBE_ALL = 1,
+  SKV_PROBE_LAST = 2,
+  SKV_PROBE_INSTRUCTION = 3
+};
+enum skv_score {
+  SKV_SCORE_POSITION = 0,
+  SKV_SCORE_ACCUMULATED = 1,
+  SKV_SCORE_EMA = 2,
+  SKV_SCORE_MEAN = 3,
+  SKV_SCORE_LAST = 4,
+  SKV_SCORE_AGE = 5,
+  SKV_SCORE_KEY_DISTANCE = 6,
+  SKV_SCORE_STEP_GAIN = 7,
+  SKV_SCORE_EXPECTED = 8
+};
+enum skv_pool { SKV_POOL_NONE = 0, SKV_POOL_MEAN = 1, SKV_POOL_MAX = 2 };
+enum skv_merge {
+  SKV_MERGE_NEVER = 0,
+  SKV_MERGE_DROP = 1,
+  SKV_MERGE_VOTES = 2,
+  SKV_MERGE_RIGHT_NEIGHBOUR = 3,
+  SKV_MERGE_PAIR = 4,
+  SKV_MERGE_COSINE = 5,
+  SKV_MERGE_NEXT_VALUES = 6,
+  SKV_MERGE_SEGMENTS = 7
+};
+enum skv_key {
+  SKV_KEY_ZIP = 0,
+  SKV_KEY_MIN_NORM = 1,
+  SKV_KEY_REAL_VOTES = 2,
+  SKV_KEY_CONVEX = 3
+};
+
+/** A policy's numbers. */
+typedef struct skv_policy {
+  uint32_t probe;
+  uint32_t probe_rows;
+  uint32_t score;
+  /** ln alpha and ln (1 - alpha) of the moving sum; -1e30 stands for ln 0. */
+  float log_alpha;
+  float log_rest;
+  uint32_t raw_scale;
+  uint32_t count_votes;
+  uint32_t sinks;
+  uint32_t merge;
+  uint32_t key;
+  float threshold;
+  uint32_t merge_first;
+  float guard_low;
+  float guard_high;
+  /** Whether anything reads the scores of slots. */
+  uint32_t observe;
+  /** Whether scores count times the norms of values. */
+  uint32_t count_values;
+  /** Power of the norms. */
+  uint32_t value_power;
+  /** What is added to scores then, and its logarithm. */
+  float value_epsilon;
+  float log_value_epsilon;
+  /** Share of the slots with room that stay by their scores alone. */
+  float first_stage;
+  uint32_t pool;
+  uint32_t pool_reach;
+  /** Whether the heads of a layer share the mean of their scores. */
+  uint32_t layer_scope;
+  /** Whether a right neighbour's value keeps the current output exactly. */
+  uint32_t exact_values;
+  float ratio_cap;
+  /** Whether compress gives the heads their budgets, and the even share. */
+  uint32_t adaptive;
+  uint32_t floor_parts;
+  /** Whether slots remember the nearest partner for a pair. */
+  uint32_t partners;
+  /** Rounds of pairing that a chunk gets. */
+  uint32_t rounds;
+  /** Whether distances of keys and values are multiplied or added. */
+  uint32_t product_distance;
+  /** What squared distances of keys count, the root of the width in it. */
+  float key_weight;
+  float value_weight;
+  /** Weight of the past in the threshold of cosines. */
+  float threshold_keep;
+  /** Positions after a slot that take its value in. */
+  uint32_t next_count;
+  /** Whether the probability of that stands for a draw, and the seed of it. */
+  uint32_t expected_values;
+  uint32_t draw_seed;
+  /** Share of the slots that stay which is not merged into segments. */
+  float heavy;
+  uint32_t reserved;
+} skv_policy;
+
+/** Arguments of the kernels: see the interfaces of the same names. */
+typedef struct skv_embed_args {
+  /** (rows, hidden) */
+  float *hidden;
+  /** (sequences, ceil(vocabulary / 32)) */
+  uint32_t *seen;
+  skv_matrix embedding;
+  skv_step step;
+  skv_sizes sizes;
+} skv_embed_args;
+
+typedef struct skv_qkv_rope_append_args {
+  /** (rows, heads, head_dim) */
+  float *queries;
+  /** The same for sinks, or null. */
+  float *sink_queries;
+  /** (rows, hidden) */
+  const float *hidden;
+  /** (hidden) */
+  const float *norm;
+  /** ((heads + 2 kv_heads) head_dim), or null */
+  const float *bias;
+  /** (head_dim), or null */
+  const float *query_norm;
+  /** (head_dim), or null */
+  const float *key_norm;
+  /** (3, 256, head_dim / 2, 2) */
+  const float *rope;
+  skv_matrix weight;
+  skv_cache cache;
+  skv_step step;
+  skv_sizes sizes;
+} skv_qkv_rope_append_args;
+
+typedef struct skv_value_norms_args {
+  /** (hidden, heads * head_dim); no data for norms of the values themselves */
+  skv_matrix weight;
+  skv_cache cache;
+  skv_step step;
+  skv_sizes sizes;
+} skv_value_norms_args;
+
+typedef struct skv_query_statistics_args {
+  /** (rows, heads, head_dim) */
+  const float *queries;
+  /** (3, 256, head_dim / 2, 2) */
+  const float *rope;
+  /** (head_dim / 2, 2): mean of the rotations by the next positions */
+  const float *ahead;
+  skv_cache cache;
+  skv_step step;
+  skv_sizes sizes;
+  /** First tokens of the text, whose queries do not count. */
+  uint32_t sinks;
+  uint32_t reserved;
+} skv_query_statistics_args;
+
+typedef struct skv_merge_attend_args {
+  /** (rows, heads, head_dim) */
+  float *output;
+  /** (rows, heads, head_dim) */
+  const float *queries;
+  /** The same for sinks, or null. */
+  const float *sink_queries;
+  skv_cache cache;
+  skv_step step;
+  skv_sizes sizes;
+  skv_policy policy;
+} skv_merge_attend_args;
+
+/** Arguments of prefill_attend, observe and compress. */
+typedef struct skv_chunk_args {
+  /** (rows, heads, head_dim); of prefill_attend alone */
+  float *output;
+  /** (rows, heads): ln of the softmax sums; written by prefill_attend */
+  float *log_sums;
+  /** (rows, heads, head_dim) */
+  const float *queries;
+  /** The same for sinks, or null. */
+  const float *sink_queries;
+  skv_cache cache;
+  skv_step step;
+  skv_sizes sizes;
+  skv_policy policy;
+} skv_chunk_args;
+
+typedef struct skv_project_add_args {
+  /** (rows, weight.rows) */
+  float *hidden;
+  /** (rows, weight.columns) */
+  const float *input;
+  /** (weight.rows), or null */
+  const float *bias;
+  skv_matrix weight;
+  skv_step step;
+} skv_project_add_args;
+
+typedef struct skv_gate_up_args {
+  /** (rows, ffn) */
+  float *output;
+  /** (rows, hidden) */
+  const float *hidden;
+  /** (hidden) */
+  const float *norm;
+  /** (2 ffn), or null */
+  const float *bias;
+  skv_matrix weight;
+  skv_step step;
+  skv_sizes sizes;
+} skv_gate_up_args;
+
+typedef struct skv_lm_head_args {
+  /** (rows, vocabulary), or (1, vocabulary) where last_row is set */
+  float *logits;
+  /** (rows, hidden) */
+  const float *hidden;
+  /** (hidden) */
+  const float *norm;
+  skv_matrix weight;
+  skv_step step;
+  skv_sizes sizes;
+  /** Whether only the last live row of a chunk is computed. */
+  uint32_t last_row;
+  uint32_t reserved;
+} skv_lm_head_args;
+
+typedef struct skv_sample_args {
+  /** (sequences) */
+  uint32_t *next_tokens;
+  /** (sequences, ring, 2): id and its log-probability */
+  uint32_t *output;
+  /** (sequences, ring): ids to take, 0xffffffff where none is forced */
+  const uint32_t *forced;
+  /** (rows, vocabulary), or (1, vocabulary) in a prefill step */
+  const float *logits;
+  /** (sequences, 32): see SamplingWord */
+  const uint32_t *sampling;
+  /** (sequences, ceil(vocabulary / 32)) */
+  const uint32_t *seen;
+  skv_step step;
+  skv_sizes sizes;
+  uint32_t ring;
+  uint32_t reserved;
+} skv_sample_args;
+
+/** What a device is. */
+typedef struct skv_device_info {
+  uint64_t memory_bytes;
+  uint32_t multiprocessors;
+  /** 10 times the major version plus the minor one. */
+  uint32_t compute_capability;
+  /** Version of the CUDA runtime in the library, e.g. 13000. */
+  uint32_t runtime_version;
+  /** Version that the driver supports. */
+  uint32_t driver_version;
+  /** UTF-8, ends with 0. */
+  uint8_t name[64];
+} skv_device_info;
+
+/** Rows of 32-bit floats to store as halves. */
+typedef struct skv_rows {
+  /** Halves that lie before the first row. */
+  uint64_t offset;
+  uint32_t rows;
+  uint32_t columns;
+  /** Halves from the start of one row to the start of the next. */
+  uint64_t pitch;
+} skv_rows;
+
+/** Version of the interface that the library was built for. */
+SKV_API uint32_t skv_abi_version(void);
+
+/**
+ * Copies the sentence that belongs to the last failure, ended by 0, cut to
+ * \`capacity\` bytes. Null stands for failures of skv_open.
+ */
+SKV_API void skv_last_error(skv_context *context, uint8_t *text,
+                            uint64_t capacity);
+
+/** Opens device \`index\`, and writes the context. */
+SKV_API int32_t skv_open(uint32_t index, uint32_t flags,
+                         skv_context **context);
+
+/** Waits for the device and frees the context and all its memory. */
+SKV_API void skv_close(skv_context *context);
+
+/** Describes the device. */
+SKV_API int32_t skv_describe(skv_context *context, skv_device_info *info);
+
+/** Allocates \`bytes\` zeroed bytes, and writes their address. */
+SKV_API int32_t skv_allocate(skv_context *context, uint64_t bytes,
+                             uint64_t *address);
+
+/** Frees what skv_allocate gave. */
+SKV_API int32_t skv_free(skv_context *context, uint64_t address);
+
+/** Enqueues a write of \`bytes\` bytes; \`data\` may be changed afterwards. */
+SKV_API int32_t skv_write(skv_context *context, uint64_t address,
+                          const uint8_t *data, uint64_t bytes);
+
+/** The same for floats that are stored as halves. */
+SKV_API int32_t skv_write_halves(skv_context *context, uint64_t address,
+                                 const float *data, const skv_rows *rows);
+
+/**
+ * Enqueues the read of \`count\` elements and writes a ticket for skv_wait.
+ * Halves arrive as 32-bit floats.
+ */
+SKV_API int32_t skv_read(skv_context *context, uint64_t address,
+                         uint64_t count, uint32_t element, uint32_t *ticket);
+
+/** Waits for a read and copies \`bytes\` bytes of it. Redeems the ticket. */
+SKV_API int32_t skv_wait(skv_context *context, uint32_t ticket, uint8_t *data,
+                         uint64_t bytes);
+
+/** Waits for everything that was enqueued. */
+SKV_API int32_t skv_synchronize(skv_context *context);
+
+/**
+ * Fills rows with normal numbers of a standard deviation, from a seed: weights
+ * for measurements, without a file.
+ */
+SKV_API int32_t skv_fill_normal(skv_context *context, uint64_t address,
+                                const skv_rows *rows, float deviation,
+                                uint64_t seed);
+
+/**
+ * Reads \`bytes\` bytes of device memory \`times\` times, and writes how many bytes
+ * a second that were: what no kernel can exceed. Waits for the device.
+ */
+SKV_API int32_t skv_measure_read(skv_context *context, uint64_t bytes,
+                                 uint32_t times, double *bytes_per_second);
+
+/** Starts to record a program. */
+SKV_API int32_t skv_begin_record(skv_context *context, skv_program **program);
+
+/**
+ * The kernels: each adds one call to a program that is being recorded. \`size\`
+ * is that of the struct.
+ */
+SKV_API int32_t skv_embed(skv_program *program, const skv_embed_args *args,
+                          uint64_t size);
+SKV_API int32_t skv_qkv_rope_append(skv_program *program,
+                                    const skv_qkv_rope_append_args *args,
+                                    uint64_t size);
+SKV_API int32_t skv_value_norms(skv_program *program,
+                                const skv_value_norms_args *args,
+                                uint64_t size);
+SKV_API int32_t skv_query_statistics(skv_program *program,
+                                     const skv_query_statistics_args *args,
+                                     uint64_t size);
+SKV_API int32_t skv_merge_attend(skv_program *program,
+                                 const skv_merge_attend_args *args,
+                                 uint64_t size);
+SKV_API int32_t skv_prefill_attend(skv_program *program,
+                                   const skv_chunk_args *args, uint64_t size);
+SKV_API int32_t skv_observe(skv_program *program, const skv_chunk_args *args,
+                            uint64_t size);
+SKV_API int32_t skv_compress(skv_program *program, const skv_chunk_args *args,
+                             uint64_t size);
+SKV_API int32_t skv_project_add(skv_program *program,
+                                const skv_project_add_args *args,
+                                uint64_t size);
+SKV_API int32_t skv_gate_up(skv_program *program, const skv_gate_up_args *args,
+                            uint64_t size);
+SKV_API int32_t skv_lm_head(skv_program *program, const skv_lm_head_args *args,
+                            uint64_t size);
+SKV_API int32_t skv_sample(skv_program *program, const skv_sample_args *args,
+                           uint64_t size);
+
+/**
+ * Ends the recording: allocates scratch memory, captures the graph, and writes
+ * the bytes that the device holds for it beside the graph.
+ */
+SKV_API int32_t skv_end_record(skv_program *program, uint64_t *scratch_bytes);
+
+/** Enqueues a program \`times\` times. */
+SKV_API int32_t skv_run(skv_program *program, uint32_t times);
+
+/** Frees a program, recorded to its end or not. */
+SKV_API void skv_dispose(skv_program *program);
+
+#ifdef __cplusplus
+}
+#endif
+`,
+  "value_norms.cu": `// The norm of each value that qkv_rope_append has just written: the mean over
+// the query heads of the group of ‖v · W_O[h]‖₁, W_O[h] being the head's
+// columns of the output projection; or ‖v‖₂.
+//
+// Streams the projection once per tile of 16 rows, 2 bytes per element, from
+// memory to the registers of the tensor cores: columns are dealt to the lanes
+// as they come, which a dot product does not notice. A block leaves a sum of
+// absolute products per row; \`collect\` adds them up in a fixed order. The
+// alternative that lost: the Gram matrix of each head's projection, which takes
+// fewer products but gives the L2 norm, and memory in each layer.
+#include "lib/mma.cuh"
+#include "lib/overlap.cuh"
+#include "lib/row_tiles.cuh"
+#include "lib/slots.cuh"
+#include "lib/step.cuh"
+#include "runtime/launch.cuh"
+
+namespace {
+
+constexpr uint32_t kWarps = 8;
+constexpr uint32_t kThreads = 32 * kWarps;
+constexpr uint32_t kTileRows = 16;
+// Outputs of a block: eight per warp at a time.
+constexpr uint32_t kTileOutputs = 256;
+
+// The slot that a row's value was written to; false if there is none.
+__device__ inline bool appended_slot(const skv_value_norms_args &args,
+                                     uint32_t index, uint32_t kv_head,
+                                     Slot &out) {
+  const skv_cache &cache = args.cache;
+  const Row row = row_of(args.step, index);
+  if (!row.live) return false;
+  if (args.step.kind == SKV_PREFILL) {
+    out = slot_at(cache.stage, kv_head * cache.stage_rows + index,
+                  args.sizes.head_dim);
+    return true;
+  }
+  const uint32_t *head = head_words(cache, args.sizes, row.sequence, kv_head);
+  if (head[kHeadNext] >= head[kHeadCapacity]) return false;
+  out = slot_at(cache.slots, head[kHeadOffset] + head[kHeadNext],
+                args.sizes.head_dim);
+  return true;
+}
+
+// Sums of absolute products of a tile of rows with a tile of outputs of a query
+// head: (rows, heads, parts).
+template <int DIM, bool ALIGNED>
+__global__ void __launch_bounds__(kThreads)
+    project_kernel(skv_value_norms_args args, float *partials) {
+  __shared__ float shared[kWarps][kTileRows];
+  begin_kernel();
+  const skv_sizes &sizes = args.sizes;
+  const uint32_t head = blockIdx.y, head_dim = sizes.head_dim;
+  const uint32_t kv_head = head / (sizes.heads / sizes.kv_heads);
+  const uint32_t first_row = blockIdx.z * kTileRows;
+  if (first_row >= row_end(args.step)) return;
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  // Words of rows g and g + 8: see \`a\` of mma().
+  uint32_t values[2][DIM / 32][4] = {};
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    Slot slot;
+    if (!appended_slot(args, first_row + g + 8 * h, kv_head, slot)) continue;
+#pragma unroll
+    for (int c = 0; c < DIM / 32; c++) {
+      load_halves<8, ALIGNED>(values[h][c], slot.value, 32 * c + 8 * t,
+                              head_dim);
+    }
+  }
+  const uint32_t outputs = args.weight.rows;
+  const uint32_t begin = blockIdx.x * kTileOutputs;
+  const uint32_t end = min(outputs, begin + kTileOutputs);
+  float sums[2] = {};
+  for (uint32_t first = begin + 8 * warp_id(); first < end;
+       first += 8 * kWarps) {
+    const uint32_t output = min(first + g, outputs - 1);
+    const skv_half *row = args.weight.data +
+                          static_cast<size_t>(output) * args.weight.pitch +
+                          head * head_dim;
+    float products[4] = {};
+#pragma unroll
+    for (int c = 0; c < DIM / 32; c++) {
+      uint32_t w[4];
+      load_halves<8, ALIGNED>(w, row, 32 * c + 8 * t, head_dim);
+#pragma unroll
+      for (int s = 0; s < 2; s++) {
+        const uint4 a = {values[0][c][2 * s], values[1][c][2 * s],
+                         values[0][c][2 * s + 1], values[1][c][2 * s + 1]};
+        mma(products, a, w[2 * s], w[2 * s + 1]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (first + 2 * t + i % 2 < end) sums[i / 2] += fabsf(products[i]);
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    sums[h] += __shfl_xor_sync(kAllLanes, sums[h], 1);
+    sums[h] += __shfl_xor_sync(kAllLanes, sums[h], 2);
+    if (t == 0) shared[warp_id()][g + 8 * h] = sums[h];
+  }
+  __syncthreads();
+  const uint32_t row = first_row + threadIdx.x;
+  if (threadIdx.x >= kTileRows || row >= args.step.rows) return;
+  float sum = 0.0f;
+  for (uint32_t w = 0; w < kWarps; w++) sum += shared[w][threadIdx.x];
+  const size_t query = static_cast<size_t>(row) * sizes.heads + head;
+  partials[query * gridDim.x + blockIdx.x] = sum;
+}
+
+// Writes the norm of one value; one warp.
+__global__ void __launch_bounds__(32)
+    collect_kernel(skv_value_norms_args args, const float *partials,
+                   uint32_t parts) {
+  begin_kernel();
+  const skv_sizes &sizes = args.sizes;
+  const uint32_t kv_head = blockIdx.x, row = blockIdx.y;
+  Slot slot;
+  if (!appended_slot(args, row, kv_head, slot)) return;
+  const uint32_t group = sizes.heads / sizes.kv_heads;
+  float sum = 0.0f;
+  if (partials != nullptr) {
+    const float *own =
+        partials +
+        (static_cast<size_t>(row) * sizes.heads + kv_head * group) * parts;
+    for (uint32_t i = lane_id(); i < group * parts; i += 32) sum += own[i];
+  } else {
+    for (uint32_t d = lane_id(); d < sizes.head_dim; d += 32) {
+      const float x = to_float(slot.value[d]);
+      sum += x * x;
+    }
+  }
+  sum = warp_sum(sum);
+  if (lane_id() != 0) return;
+  slot.set(kSlotValueNorm,
+           partials == nullptr ? sqrtf(sum) : sum / static_cast<float>(group));
+}
+
+bool projects(const skv_value_norms_args &args) {
+  return args.weight.data != nullptr;
+}
+
+uint32_t parts_of(const skv_value_norms_args &args) {
+  return (args.weight.rows + kTileOutputs - 1) / kTileOutputs;
+}
+
+template <int DIM>
+cudaError_t launch_width(const skv_value_norms_args &args, float *partials,
+                         const Launch &launch) {
+  const dim3 grid(parts_of(args), args.sizes.heads,
+                  (args.step.rows + kTileRows - 1) / kTileRows);
+  const auto kernel = args.sizes.head_dim % 8 == 0 ? project_kernel<DIM, true>
+                                                   : project_kernel<DIM, false>;
+  return launch_kernel(launch, kernel, grid, kThreads, 0, args, partials);
+}
+
+cudaError_t launch_project(const skv_value_norms_args &args, float *partials,
+                           const Launch &launch) {
+  switch (padded_width(args.sizes.head_dim)) {
+    case 32:
+      return launch_width<32>(args, partials, launch);
+    case 64:
+      return launch_width<64>(args, partials, launch);
+    case 128:
+      return launch_width<128>(args, partials, launch);
+    default:
+      return launch_width<256>(args, partials, launch);
+  }
+}
+
+}  // namespace
+
+Needs value_norms_needs(const skv_value_norms_args &args, uint32_t) {
+  if (!projects(args)) return {};
+  return {static_cast<size_t>(args.step.rows) * args.sizes.heads *
+          parts_of(args) * sizeof(float)};
+}
+
+cudaError_t launch_value_norms(const skv_value_norms_args &args,
+                               const Launch &launch) {
+  float *partials = nullptr;
+  if (projects(args)) {
+    partials = reinterpret_cast<float *>(launch.scratch);
+    const cudaError_t status = launch_project(args, partials, launch);
+    if (status != cudaSuccess) return status;
+  }
+  const dim3 grid(args.sizes.kv_heads, args.step.rows);
+  return launch_kernel(launch, collect_kernel, grid, 32, 0, args,
+                       static_cast<const float *>(partials),
+                       projects(args) ? parts_of(args) : 0u);
+}
+`,
+};

@@ -1,0 +1,123 @@
+/**
+ * An open CUDA library, and what its status codes mean.
+ *
+ * @module
+ */
+import {
+  BackendUnavailableError,
+  DeviceLostError,
+  KernelError,
+} from "../../errors.ts";
+import type { LibraryPlace } from "./find_library.ts";
+import {
+  ABI_VERSION,
+  type CudaSymbols,
+  Status,
+  symbols,
+  versionSymbols,
+} from "./symbols.ts";
+
+/** Longest sentence about a failure, in bytes. */
+const ERROR_BYTES = 512;
+
+/** What to do where there is no library that fits. */
+export const BUILD_REMEDY = "build it with `deno task build:cuda`";
+
+/** The functions of a library of the right version. */
+export class CudaLibrary {
+  /** The functions. */
+  readonly symbols: CudaSymbols;
+  readonly #library: Deno.DynamicLibrary<typeof symbols>;
+
+  /**
+   * Opens the library at `place`.
+   *
+   * @throws {BackendUnavailableError} If there is none, or one of another
+   * version.
+   */
+  constructor({ path, named }: LibraryPlace) {
+    const missing = (error: unknown) => {
+      const why = error instanceof Error ? error.message : String(error);
+      return new BackendUnavailableError("cuda", {
+        reason: named === undefined
+          ? "there is no CUDA library of this version in the cache"
+          : `the library that ${named} names cannot be opened: ${why}`,
+        remedy: BUILD_REMEDY,
+      });
+    };
+    let version: number;
+    try {
+      const probe = Deno.dlopen(path, versionSymbols);
+      version = probe.symbols.skv_abi_version();
+      probe.close();
+    } catch (error) {
+      throw missing(error);
+    }
+    if (version !== ABI_VERSION) {
+      throw new BackendUnavailableError("cuda", {
+        reason:
+          `the library ${path} has interface version ${version}, but this package needs ${ABI_VERSION}`,
+        remedy: BUILD_REMEDY,
+      });
+    }
+    try {
+      this.#library = Deno.dlopen(path, symbols);
+    } catch (error) {
+      throw missing(error);
+    }
+    this.symbols = this.#library.symbols;
+  }
+
+  /** The sentence about the last failure; `null` stands for that of opening. */
+  lastError(context: Deno.PointerValue): string {
+    const text = new Uint8Array(ERROR_BYTES);
+    this.symbols.skv_last_error(context, text, BigInt(ERROR_BYTES));
+    return new TextDecoder().decode(text.subarray(0, text.indexOf(0)));
+  }
+
+  /** Closes the library. Nothing of it may be under way. */
+  close(): void {
+    this.#library.close();
+  }
+}
+
+/**
+ * The exception for a status of the library.
+ *
+ * @param text What the library says about it.
+ * @param doing What was tried, after "Cannot".
+ */
+export function errorOf(status: number, text: string, doing: string): Error {
+  switch (status) {
+    case Status.outOfMemory:
+      return new RangeError(`Cannot ${doing}: ${text}`);
+    case Status.notAHalf:
+      return new RangeError(
+        `Cannot ${doing}: expected a number that a 16-bit float can hold, at most 65504`,
+      );
+    case Status.noDevice:
+      return new BackendUnavailableError("cuda", {
+        reason: text,
+        remedy: "check that nvidia-smi lists a GPU or use another backend",
+      });
+    case Status.architecture:
+      return new BackendUnavailableError("cuda", {
+        reason: text,
+        remedy: BUILD_REMEDY,
+      });
+    case Status.kernel: {
+      const [, kernel, fault] = text.match(/^cannot run kernel (\w+): (.*)$/) ??
+        [];
+      return kernel !== undefined && fault !== undefined
+        ? new KernelError(kernel, fault)
+        : new KernelError(
+          "of an earlier program",
+          `${text} (set STEADYKV_CUDA_CHECK=1 to learn which kernel)`,
+        );
+    }
+    case Status.deviceLost:
+      return new DeviceLostError(text);
+    default:
+      return new TypeError(`Cannot ${doing}: ${text}`);
+  }
+}

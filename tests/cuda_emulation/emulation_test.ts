@@ -1,0 +1,67 @@
+/** The emulated device finds what it is there to find. */
+import { assertEquals, assertMatch } from "@std/assert";
+import { buildEmulation, emulationMissing } from "./build_emulation.ts";
+
+const missing = await emulationMissing();
+
+/** Runs a kernel with a mistake; see `emulator/faults.cu`. */
+async function run(
+  mistake: number,
+): Promise<{ text: string; words: Uint32Array }> {
+  const library = Deno.dlopen(await buildEmulation(), {
+    emulation_run_mistake: {
+      parameters: ["u32", "buffer", "buffer"],
+      result: "void",
+    },
+  });
+  const text = new Uint8Array(512);
+  const words = new Uint32Array(4);
+  library.symbols.emulation_run_mistake(mistake, text, words);
+  library.close();
+  const end = text.indexOf(0);
+  return { text: new TextDecoder().decode(text.subarray(0, end)), words };
+}
+
+function test(name: string, mistake: number, said: RegExp): void {
+  Deno.test({
+    name: `an emulated device finds ${name}${
+      missing === undefined ? "" : ` (ignored: ${missing})`
+    }`,
+    ignore: missing !== undefined,
+    fn: async () => {
+      const { text } = await run(mistake);
+      assertMatch(text, said);
+    },
+  });
+}
+
+test("nothing wrong with a kernel that is right", 0, /^no error$/);
+test(
+  "a write beyond the end",
+  1,
+  /^an illegal memory access was encountered: write of 4 bytes/,
+);
+test("a barrier that is not there", 2, /race: .* of shared memory/);
+test("a barrier of a warp that is not there", 3, /race: .* of shared memory/);
+test("threads at different barriers", 4, /at the barrier in faults\.cu:\d+/);
+test("a lane that has left", 5, /threads wait for each other/);
+test(
+  "two blocks that write to one place",
+  7,
+  /race: .* that thread .* another/,
+);
+test("an address that is not aligned", 8, /^misaligned address: /);
+test("a kernel that ends before those in front of it", 9, /without having/);
+
+Deno.test({
+  name: "a copy that nobody waited for has not arrived",
+  ignore: missing !== undefined,
+  fn: async () => {
+    const { text, words } = await run(6);
+    // What shared memory holds before anything is written to it.
+    assertMatch(text, /^no error$|race/);
+    if (text === "no error") {
+      assertEquals([...words], Array(4).fill(2 ** 32 - 1));
+    }
+  },
+});

@@ -1,0 +1,66 @@
+// The functions of cuda/lib/instructions.cuh, by the emulation.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#include "../steadykv.h"
+
+namespace emulation {
+
+uint4 *dynamic_shared_memory();
+uint4 load_constant(const skv_half *address);
+void mma_halves(float (&c)[4], const uint4 &a, uint32_t b0, uint32_t b1,
+                Place place);
+void mma_tf32(float (&c)[4], const float (&a)[4], float b0, float b1,
+              Place place);
+uint4 load_matrices(const skv_half *row, bool transposed, Place place);
+void copy_async(skv_half *to, const skv_half *from, bool wanted);
+void commit_copies();
+void wait_copies(int left);
+void wait_for_previous();
+
+}  // namespace emulation
+
+inline uint4 *dynamic_shared_memory() {
+  return emulation::dynamic_shared_memory();
+}
+
+inline uint4 load_weights(const skv_half *address) {
+  return emulation::load_constant(address);
+}
+
+inline void prefetch(const skv_half *) {}
+
+inline void mma(float (&c)[4], const uint4 &a, uint32_t b0, uint32_t b1,
+                SKV_PLACE) {
+  emulation::mma_halves(c, a, b0, b1, SKV_HERE);
+}
+
+inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0, float b1,
+                     SKV_PLACE) {
+  emulation::mma_tf32(c, a, b0, b1, SKV_HERE);
+}
+
+inline uint4 load_matrices(const skv_half *row, SKV_PLACE) {
+  return emulation::load_matrices(row, false, SKV_HERE);
+}
+
+inline uint4 load_transposed(const skv_half *row, SKV_PLACE) {
+  return emulation::load_matrices(row, true, SKV_HERE);
+}
+
+inline void copy_async(skv_half *to, const skv_half *from, bool wanted) {
+  emulation::copy_async(to, from, wanted);
+}
+
+inline void commit_copies() { emulation::commit_copies(); }
+
+template <int LEFT>
+inline void wait_copies() {
+  emulation::wait_copies(LEFT);
+}
+
+inline void let_next_start() {}
+
+inline void wait_for_previous() { emulation::wait_for_previous(); }

@@ -8,10 +8,10 @@
  *
  * @example
  * ```ts ignore
- * import { Generator, keepKV } from "@steadykv/steadykv";
+ * import { Generator, steady } from "@steadykv/steadykv";
  *
  * await using generator = await Generator.load("examples/models/docs-7m", {
- *   cache: keepKV({ budget: 256 }),
+ *   cache: steady({ budget: 256 }),
  * });
  * for await (const { text } of generator.generate("The SELECT statement")) {
  *   await Deno.stdout.write(new TextEncoder().encode(text));

@@ -1,6 +1,6 @@
 // Continues three prompts together: a step reads the weights once for all of
 // them. Each text has a cache of its own, and ends by itself.
-import { Generator, keepKV } from "@steadykv/steadykv";
+import { Generator, steady } from "@steadykv/steadykv";
 
 const prompts = [
   "The SELECT statement",
@@ -8,7 +8,7 @@ const prompts = [
   "An index on a table",
 ];
 await using generator = await Generator.load("examples/models/docs-7m", {
-  cache: keepKV({ budget: 64 }),
+  cache: steady({ budget: 64 }),
   sequences: prompts.length,
 });
 const texts = [...prompts];

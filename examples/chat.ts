@@ -1,9 +1,9 @@
 // A conversation under a fixed budget. The history is a list of messages; what
 // the cache holds of it already is not read again.
-import { Generator, keepKV } from "@steadykv/steadykv";
+import { Generator, steady } from "@steadykv/steadykv";
 
 await using generator = await Generator.load("examples/models/docs-7m", {
-  cache: keepKV({ budget: 128 }),
+  cache: steady({ budget: 128 }),
 });
 
 const messages: { role: string; content: string }[] = [];

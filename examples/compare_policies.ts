@@ -1,4 +1,4 @@
-// The same prompt under four policies: what each one writes, how far that
+// The same prompt under five policies: what each one writes, how far that
 // agrees with the full cache, and what the cache weighs.
 import {
   fullCache,
@@ -6,6 +6,7 @@ import {
   h2o,
   keepKV,
   openBackend,
+  steady,
   streamingLlm,
 } from "@steadykv/steadykv";
 
@@ -16,6 +17,7 @@ const budget = 128;
 const policies = [
   // The full cache needs a slot for every token.
   fullCache({ budget: 512 }),
+  steady({ budget }),
   keepKV({ budget }),
   h2o({ budget }),
   streamingLlm({ budget }),

@@ -1,8 +1,8 @@
 // Streams a text. However long it gets, the cache stays at 256 slots per head.
-import { Generator, keepKV } from "@steadykv/steadykv";
+import { Generator, steady } from "@steadykv/steadykv";
 
 await using generator = await Generator.load("examples/models/docs-7m", {
-  cache: keepKV({ budget: 256 }),
+  cache: steady({ budget: 256 }),
 });
 const prompt = "The SELECT statement";
 const options = { maxTokens: 60, temperature: 0.7, topP: 0.9, seed: 1 };

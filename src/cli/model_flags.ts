@@ -34,7 +34,7 @@ export const modelFlags = {
     words: ["auto", "cuda", "webgpu", "cpu"] satisfies (BackendName | "auto")[],
   }),
   policy: choice("NAME", {
-    help: `${Object.keys(policies).join(", ")} (default: keepkv)`,
+    help: `${Object.keys(policies).join(", ")} (default: steady)`,
     words: Object.keys(policies),
   }),
   budget: one<Budget>("AMOUNT", {
@@ -118,7 +118,7 @@ export const quietFlag = {
  * @throws {ModelFormatError} If the file of `--losses` is missing or damaged.
  */
 export async function policyOf(
-  { policy: name = "keepkv", budget, losses: file, chunk, whole: longest }:
+  { policy: name = "steady", budget, losses: file, chunk, whole: longest }:
     Values<typeof modelFlags>,
 ): Promise<PolicyForModel> {
   if (file !== undefined && name !== "steady") {
@@ -135,10 +135,9 @@ export async function policyOf(
   const own = createPolicy(name, budget ?? { ratio: share });
   const given = file === undefined ? undefined : await readHeadLosses(file);
   return ({ headLosses }) => {
-    const losses = given ?? headLosses;
     return {
-      ...name === "steady" && losses !== undefined
-        ? steady({ budget: own.budget, losses })
+      ...name === "steady"
+        ? steady({ budget: own.budget, losses: given ?? headLosses })
         : own,
       ...longest !== undefined
         ? { schedule: { kind: "whole", longest } }

@@ -10,9 +10,9 @@ import type { CacheStats } from "../cache/slot_cache.ts";
 import { type BackendUnavailableError, CacheFullError } from "../errors.ts";
 import { type ModelFolder, openModelFolder } from "../model/model_folder.ts";
 import { loadWeights, type Weights } from "../model/weights.ts";
-import { keepKV } from "../policies/keep_kv.ts";
 import type { Policy } from "../policies/parts.ts";
 import { stageRows } from "../policies/schedule.ts";
+import { steady } from "../policies/steady.ts";
 import { validatePolicy } from "../policies/validate_policy.ts";
 import type { ChatMessage } from "../tokens/chat_template.ts";
 import { checkBatch, generateTexts } from "./batch.ts";
@@ -24,6 +24,7 @@ import type {
   GeneratedToken,
   GenerateOptions,
   LoadOptions,
+  PolicyForModel,
 } from "./options.ts";
 import { type ResolvedSampling, resolveSampling } from "./sampling.ts";
 import { type GeneratorStats, Stopwatch } from "./stats.ts";
@@ -43,6 +44,9 @@ interface Parts {
   readonly cache: CacheStats;
 }
 
+const defaultPolicy: PolicyForModel = ({ headLosses: losses }) =>
+  steady({ budget: { ratio: 0.25 }, losses });
+
 /** Options of a generation, checked and filled in. */
 interface Resolved extends Pick<ChatOptions, "signal" | "onPrefill"> {
   readonly maxTokens: number;
@@ -55,10 +59,10 @@ interface Resolved extends Pick<ChatOptions, "signal" | "onPrefill"> {
  *
  * @example Stream a text
  * ```ts ignore
- * import { Generator, keepKV } from "@steadykv/steadykv";
+ * import { Generator, steady } from "@steadykv/steadykv";
  *
  * await using generator = await Generator.load("examples/models/docs-7m", {
- *   cache: keepKV({ budget: 256 }),
+ *   cache: steady({ budget: 256 }),
  * });
  * for await (const { text } of generator.generate("The SELECT statement")) {
  *   await Deno.stdout.write(new TextEncoder().encode(text));
@@ -91,8 +95,7 @@ export class Generator implements AsyncDisposable {
     folder: string | URL,
     options: LoadOptions = {},
   ): Promise<Generator> {
-    const { cache = keepKV({ budget: { ratio: 0.25 } }), sequences = 1 } =
-      options;
+    const { cache = defaultPolicy, sequences = 1 } = options;
     if (!Number.isSafeInteger(sequences) || sequences < 1) {
       throw new RangeError(
         `Cannot use sequences ${sequences}: expected a whole number of at least 1`,

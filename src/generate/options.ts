@@ -27,7 +27,8 @@ export interface LoadOptions {
   readonly backend?: BackendName | "auto" | Backend;
   /**
    * Cache policy and budget, or what makes them once the model's folder is
-   * read (default: KeepKV, a quarter of the context).
+   * read (default: `steady` with a quarter of the context, spread over the
+   * heads by the losses of the folder, where it has them).
    */
   readonly cache?: Policy | PolicyForModel;
   /**

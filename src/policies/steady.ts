@@ -10,7 +10,7 @@ export interface SteadyOptions extends MethodOptions {
    * budget is then spread over the heads by it, unless `allocate` says how
    * (default: evenly).
    */
-  readonly losses?: HeadLosses;
+  readonly losses?: HeadLosses | undefined;
   /** Form of the merged key (default `"convex"`). */
   readonly key?: VoteMerge["key"];
   /** How far two slots are apart (default `"product"`). */

@@ -40,7 +40,7 @@ Deno.test("chat obeys its commands", async () => {
   assert(answers[2] !== FACT, stdout);
   assertStringIncludes(stderr, "Cannot obey /nothing: expected a command");
   assertMatch(stderr, /^ {2}\/exit /m);
-  assertMatch(stderr, /^cache +keepkv, \d+ tokens in \d+ of 128 slots$/m);
+  assertMatch(stderr, /^cache +steady, \d+ tokens in \d+ of 128 slots$/m);
 });
 
 Deno.test("chat goes on after an answer that failed", async () => {

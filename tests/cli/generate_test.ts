@@ -133,7 +133,10 @@ Deno.test("generate rejects a wrong command line with status 2", async () => {
     [["--top-p=0", "a"], "expected a number above 0 and at most 1"],
     [["--chunk=5000", "a"], "expected a whole number from 1 to 4096"],
     [["--chunk=8", "--whole=9", "a"], "expected --chunk or --whole"],
-    [["--losses=a", "b"], "--losses with --policy keepkv: expected --policy"],
+    [
+      ["--policy=keepkv", "--losses=a", "b"],
+      "--losses with --policy keepkv: expected --policy",
+    ],
   ];
   await forEachOfTwo(cases, async ([args, message]) => {
     assertFailure(await runCli("generate", args), { code: 2, message });

@@ -64,7 +64,7 @@ Deno.test("long_context reads ten times its budget in constant memory", async ()
 Deno.test("compare_policies agrees with itself and fills the budget", async () => {
   const stdout = await outputOf("compare_policies");
   assertMatch(stdout, /^full: .* first (\d+) of \1 tokens/m);
-  for (const name of ["keepkv", "h2o", "streaming-llm"]) {
+  for (const name of ["steady", "keepkv", "h2o", "streaming-llm"]) {
     assertMatch(stdout, new RegExp(`^${name}: 128 slots, `, "m"));
   }
 });

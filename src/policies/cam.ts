@@ -24,7 +24,7 @@ export interface CamOptions extends MethodOptions {
  * The sum of the values stays what it was while the softmax gives the slots
  * that stay all of the attention. In a head whose attention is flat, `M` is
  * almost always 1 and the output grows with the share of tokens that went: such
- * a head in the first layer is enough to spoil a model. `A` of heads that pick
+ * heads in the first layer are enough to spoil a model. `A` of heads that pick
  * few tokens is low for most, so that little is passed on.
  *
  * Source: "CaM: Cache Merging for Memory-efficient LLMs Inference", Zhang et

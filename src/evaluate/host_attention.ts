@@ -19,7 +19,10 @@ export interface HostAttention {
   readonly sinks?: { readonly query: Float32Array; readonly end: number };
 }
 
-/** `Σ pᵢ sᵢ vᵢ / Σ pᵢ sᵢ` with `s = exp(q·k/√d)`: KeepKV eq. 6. */
+/**
+ * `Σ pᵢ sᵢ vᵢ / Σ pᵢ sᵢ` with `s = exp(q·k/√d)`: KeepKV eq. 6; zeros without
+ * any slot.
+ */
 export function attendOnHost(
   { query, slots, lane, sinks }: HostAttention,
 ): Float64Array {
@@ -40,7 +43,7 @@ export function attendOnHost(
     total += weight;
     for (let i = 0; i < output.length; i++) output[i]! += weight * value[i]!;
   });
-  return output.map((value) => value / total);
+  return total === 0 ? output : output.map((value) => value / total);
 }
 
 /**

@@ -77,6 +77,9 @@ export {
   measurePerturbation,
   type Perturbation,
   probeAttention,
+  type ProbeOptions,
+  type ProbeQueries,
+  probeQueries,
 } from "./perturbation.ts";
 export {
   type EvaluationPlan,

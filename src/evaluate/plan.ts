@@ -15,6 +15,7 @@ import {
   EvaluationFormatError,
   parseJsonAt,
 } from "./format_error.ts";
+import { type ProbeQueries, probeQueries } from "./perturbation.ts";
 import { type PlanBudget, PlanBudgetSchema } from "./plan_budget.ts";
 import { type RetrievalForm, retrievalForms } from "./retrieval_tasks.ts";
 import {
@@ -53,8 +54,10 @@ export interface PerturbationTask {
   readonly kind: "perturbation";
   /** Ids that are read and compressed. */
   readonly prompt: number;
-  /** Tokens after the prompt whose queries are used. */
+  /** Tokens whose queries are used. */
   readonly probes: number;
+  /** Which tokens those are (default `"after"`). */
+  readonly queries?: ProbeQueries | undefined;
   /** Windows per document and seed at most (default 1). */
   readonly windowsPerDocument?: number | undefined;
   /** Documents at most (default: all that are long enough). */
@@ -159,6 +162,7 @@ const TaskSchema = v.variant("kind", [
     kind: v.literal("perturbation"),
     prompt: promptTokens,
     probes: promptTokens,
+    queries: v.optional(oneOf(probeQueries)),
     windowsPerDocument: v.optional(whole(1)),
     documents: v.optional(whole(1)),
   }, "a known field"),

@@ -120,7 +120,7 @@ export function perturbationGroups(
   source: TextSource,
 ): TextGroup[] {
   const { model } = source;
-  const { kind, prompt, probes } = task;
+  const { kind, prompt, probes, queries } = task;
   const shape: TextTask = {
     ...task,
     kind: "perplexity",
@@ -129,10 +129,16 @@ export function perturbationGroups(
     stride: prompt + probes,
   };
   return windowsOf(shape, source).map((window): TextGroup => {
-    const probe = lazily<AttentionProbe>(() => probeAttention(model, window));
+    const probe = lazily<AttentionProbe>(() =>
+      probeAttention(model, window, { queries })
+    );
     return {
-      task: `${kind} ${prompt}+${probes}`,
-      identities: [{ kind, window }],
+      task: queries === "window"
+        ? `${kind} ${prompt}, its last ${probes}`
+        : `${kind} ${prompt}+${probes}`,
+      identities: [
+        { kind, window, ...(queries === "window" && { queries }) },
+      ],
       promptTokens: prompt,
       totalTokens: prompt,
       longestPart: prompt,

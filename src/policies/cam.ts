@@ -21,9 +21,18 @@ export interface CamOptions extends MethodOptions {
  * - `M ~ Bernoulli(min(1, Aⱼ / Ā))` with the sums of attention `A`, `Ā` their
  *   mean over those slots. `expected` puts the probability itself for `M`.
  *
+ * The sum of the values stays what it was while the softmax gives the slots
+ * that stay all of the attention. In a head whose attention is flat, `M` is
+ * almost always 1 and the output grows with the share of tokens that went: such
+ * heads in the first layer are enough to spoil a model. `A` of heads that pick
+ * few tokens is low for most, so that little is passed on.
+ *
  * Source: "CaM: Cache Merging for Memory-efficient LLMs Inference", Zhang et
  * al., ICML 2024; `m = 32` as in the authors' code, which keeps a share of the
  * prompt at its start where this keeps sinks. Each KV head draws for itself.
+ * That code merges while tokens are read one by one, and drops what a prompt
+ * that is read in one piece has too many; here a prompt ends as if it had been
+ * read one by one.
  *
  * @example
  * ```ts

@@ -27,6 +27,15 @@ export type CriticalKVOptions =
  * the highest `A`, which brings `σ` above a half, the rest to the highest
  * `(A + ε) u`.
  *
+ * The second stage is the best for `θ` with the `σ` of the first stage. It also
+ * lowers `σ`, since a slot with more attention goes for one with a larger
+ * value, so `θ` itself falls only where `σ` is near 1 already: evicting `e`
+ * moves the output by `Aₑ / (1 − Aₑ) · ‖(o − vₑ) W_O‖₁`, which is `Aₑ uₑ` where
+ * `o` is small. That is so in models that leave much of their attention on a
+ * token with hardly any value. Without such a token the rule gains nothing;
+ * with one it gains the more the norms of values differ. Where `σ` is below a
+ * half it picks the worst slots for `θ`.
+ *
  * It changes which slots a policy evicts and nothing else, so it goes on top
  * of any policy that scores attention: `base`, SnapKV unless told otherwise.
  *

@@ -1,5 +1,11 @@
-import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
+import {
+  assert,
+  assertAlmostEquals,
+  assertEquals,
+  assertRejects,
+} from "@std/assert";
 import { CpuBackend } from "../../src/backends/cpu/cpu_backend.ts";
+import { attendOnHost } from "../../src/evaluate/host_attention.ts";
 import { readHeads } from "../../src/evaluate/live_slots.ts";
 import { measureMemory } from "../../src/evaluate/memory.ts";
 import { readMergeStatistics } from "../../src/evaluate/merge_statistics.ts";
@@ -7,6 +13,7 @@ import { type EvaluationModel, openEngine } from "../../src/evaluate/model.ts";
 import {
   measurePerturbation,
   probeAttention,
+  probeQueries,
 } from "../../src/evaluate/perturbation.ts";
 import { withSetting } from "../../src/evaluate/settings.ts";
 import { TappedBackend } from "../../src/evaluate/tapped_backend.ts";
@@ -54,6 +61,100 @@ eachBackend(
     own.forEach((value, i) => assertAlmostEquals(value, real[i]!, 1e-5));
   },
 );
+
+eachBackend(
+  "window queries read what the engine's attention gives at the prompt's end",
+  async (backend) => {
+    using model = tinyEvaluation(backend);
+    const { first, layers } = await probeAttention(model, {
+      prompt,
+      continuation: ids.slice(40),
+    }, { queries: "window" });
+    assertEquals(first, 36);
+    await using tap = new TappedBackend(backend, { queries: false });
+    const policy = whole(fullCache({ budget: 44 }));
+    using engine = await openEngine(model, policy, { backend: tap });
+    engine.prefill(prompt, { then: "nothing" });
+    const width = heads * headDim;
+    const real = (await tap.readLabelled("attention", 40 * width))
+      .subarray(36 * width);
+    const own = layers.at(-1)!.outputs.flatMap((row) =>
+      row.flatMap((o) => [...o])
+    );
+    assertEquals(own.length, real.length);
+    // f32 sums of 40 products against f64: 40 · 2^-24 of values near 1.
+    own.forEach((value, i) => assertAlmostEquals(value, real[i]!, 1e-5));
+  },
+);
+
+// StreamingLLM keeps the same positions whatever the attention, so what a
+// query of the window reads is known: those of them that it may see.
+Deno.test("window queries read what is left up to their own position", async () => {
+  await using backend = new CpuBackend();
+  using model = tinyEvaluation(backend);
+  const probe = await probeAttention(model, {
+    prompt,
+    continuation: ids.slice(40, 43),
+  }, { queries: "window" });
+  const policy = whole(
+    streamingLlm({ budget: 8, sinks: 2, sinkPositions: "text" }),
+  );
+  const { absolute } = await measurePerturbation(model, policy, probe);
+  using engine = await openEngine(model, whole(fullCache({ budget: 40 })));
+  engine.prefill(prompt, { then: "nothing" });
+  const [full] = await readHeads(engine.cache, model);
+  const weights = await model.weights();
+  const group = heads / tinyConfig.sizes.kvHeads;
+  absolute.forEach((byHead, layer) =>
+    byHead.forEach((value, head) => {
+      const { slots } = full![layer]![Math.floor(head / group)]!;
+      const matrix = weights.layers[layer]!.output as unknown as HostMatrix;
+      const changes = [37, 38, 39].map((position, row) => {
+        const read = (keeps: (position: number) => boolean) =>
+          attendOnHost({
+            query: probe.layers[layer]!.queries[row]![head]!,
+            slots: slots.filter((slot) =>
+              slot.position <= position && keeps(slot.position)
+            ),
+            lane: 0,
+          });
+        const all = read(() => true);
+        const left = read((p) => p < 2 || p >= 34);
+        let norm = 0;
+        for (let i = 0; i < hidden; i++) {
+          const at = i * matrix.columns + head * headDim;
+          norm += Math.abs(
+            all.reduce(
+              (sum, x, e) => sum + (x - left[e]!) * matrix.f32[at + e]!,
+              0,
+            ),
+          );
+        }
+        return norm;
+      });
+      const mean = changes.reduce((a, b) => a + b) / 3;
+      assert(mean > 0.01);
+      // Products of f32 against f64, `hidden` sums over `headDim` of them.
+      const bound = hidden * headDim * 2 ** -22;
+      assertAlmostEquals(value, mean, bound);
+    })
+  );
+});
+
+Deno.test("probeAttention() asks for a prompt before the window", async () => {
+  await using backend = new CpuBackend();
+  using model = tinyEvaluation(backend);
+  await assertRejects(
+    () =>
+      probeAttention(
+        model,
+        { prompt: [1, 2], continuation: [3, 4] },
+        { queries: "window" },
+      ),
+    RangeError,
+    "Cannot measure the last 2 queries of a prompt of 2 tokens",
+  );
+});
 
 // A single layer's queries do not depend on the cache, so the engine's own
 // outputs under full and compressed cache give the perturbation.
@@ -109,14 +210,22 @@ eachBackend(
   "a budget that holds the prompt perturbs nothing",
   async (backend) => {
     using model = tinyEvaluation(backend);
-    const probe = await probeAttention(model, {
-      prompt,
-      continuation: ids.slice(40),
-    });
-    for (const create of [keepKV, h2o, streamingLlm]) {
-      const policy = whole(create({ budget: 60 }));
-      const { absolute } = await measurePerturbation(model, policy, probe);
-      assertEquals(absolute, [[0, 0, 0, 0], [0, 0, 0, 0]]);
+    for (const queries of probeQueries) {
+      const probe = await probeAttention(model, {
+        prompt,
+        continuation: ids.slice(40),
+      }, { queries });
+      for (const create of [keepKV, h2o, streamingLlm]) {
+        const policy = whole(create({ budget: 60 }));
+        const { absolute } = await measurePerturbation(model, policy, probe);
+        // The probe reads a window apart from the prompt before it, so keys
+        // and values may round to another half: 2^-11 of values near 1, whose
+        // mean an output is, in each of the `hidden` sums of a norm.
+        const bound = queries === "after" ? 0 : hidden * 2 ** -11;
+        for (const value of absolute.flat()) {
+          assertAlmostEquals(value, 0, bound);
+        }
+      }
     }
   },
 );

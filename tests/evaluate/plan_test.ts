@@ -135,3 +135,17 @@ Deno.test("errors name the field", () => {
     "score.alpha",
   );
 });
+
+Deno.test("a perturbation task says whose queries it measures", () => {
+  const task = { kind: "perturbation", prompt: 64, probes: 4 };
+  const { tasks } = parse({
+    ...minimal,
+    tasks: [task, { ...task, queries: "window" }],
+  });
+  assertEquals(tasks, [task, { ...task, queries: "window" }] as typeof tasks);
+  assertThrows(
+    () => parse({ ...minimal, tasks: [{ ...task, queries: "before" }] }),
+    EvaluationFormatError,
+    "expected one of after, window",
+  );
+});

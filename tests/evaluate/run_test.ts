@@ -33,6 +33,13 @@ function plan(change: object = {}): EvaluationPlan {
       { kind: "perplexity", prompt: 32, continuation: 6, documents: 2 },
       { kind: "agreement", prompt: 32, continuation: 4, documents: 1 },
       { kind: "perturbation", prompt: 32, probes: 2, documents: 1 },
+      {
+        kind: "perturbation",
+        prompt: 32,
+        probes: 2,
+        queries: "window",
+        documents: 1,
+      },
       { kind: "retrieval", form: "needle", lengths: [200], depths: [0.5] },
       {
         kind: "retrieval",
@@ -79,9 +86,15 @@ Deno.test("a plan measures every policy, budget, setting and text", async () => 
   const expected = {
     perplexity: texts * (limited + 1),
     agreement: limited,
-    perturbation: limited,
+    perturbation: 2 * limited,
     retrieval: asked * (limited + 1),
   };
+  assertEquals(
+    new Set(
+      rows.flatMap(({ kind, task }) => kind === "perturbation" ? [task] : []),
+    ),
+    new Set(["perturbation 32+2", "perturbation 32, its last 2"]),
+  );
   const counts = Object.fromEntries(
     [...Map.groupBy(rows, ({ kind }) => kind)]
       .map(([kind, rows]) => [kind, rows.length]),

@@ -258,6 +258,95 @@ eachBackend(
   },
 );
 
+/** Bound and change of the output when only the slots `kept` stay. */
+function lossOf(
+  slots: readonly TestSlot[],
+  kept: ReadonlySet<number>,
+  { query, weight }: { query: Float32Array; weight: Float32Array },
+): { theta: number; loss: number } {
+  const { weights, output } = exactAttention(query, slots);
+  const stays = slots.filter((_, i) => kept.has(i));
+  const then = exactAttention(query, stays);
+  let [all, sum, sigma] = [0, 0, 0];
+  slots.forEach(({ value }, i) => {
+    const counted = weights[i]! * norm1(project(value, weight));
+    all += counted;
+    if (!kept.has(i)) return;
+    sum += counted;
+    sigma += weights[i]!;
+  });
+  return {
+    theta: all - (2 - 1 / sigma) * sum,
+    loss: norm1(project(output.map((x, i) => x - then.output[i]!), weight)),
+  };
+}
+
+// What goes changes the output by its own value where the output is small
+// beside the values, and by its distance from the output where it is not.
+eachBackend(
+  "beside a sink without a value norms lower the perturbation, else they do not",
+  async (backend) => {
+    const [rounds, budget] = [16, 20];
+    const wins = { sink: 0, plain: 0 };
+    for (let seed = 1; seed <= rounds; seed++) {
+      for (const kind of ["sink", "plain"] as const) {
+        const random = randomNumbers(300 + seed);
+        const query = normalVector(random, HEAD_DIM, 1);
+        const weight = normalVector(random, HIDDEN * HEAD_DIM, 0.3);
+        const slots: TestSlot[] = Array.from({ length: 60 }, (_, position) => {
+          const slot = freshSlot(random, {
+            headDim: HEAD_DIM,
+            lanes: 1,
+            position,
+          });
+          // Norms that are spread over about a factor of ten.
+          const scale = 10 ** (random() - 0.5);
+          return { ...slot, value: slot.value.map((x) => scale * x) };
+        });
+        if (kind === "sink") {
+          const length = query.reduce((sum, x) => sum + x * x, 0);
+          // A logit of 8, where the others are near 0.
+          const gain = 8 * Math.sqrt(HEAD_DIM) / length;
+          slots[0] = {
+            ...slots[0]!,
+            key: query.map((x) => gain * x),
+            value: new Float32Array(HEAD_DIM),
+          };
+        }
+        const { weights } = exactAttention(query, slots);
+        slots.forEach((slot, i) => {
+          slot.accumulated = weights[i]!;
+          slot.valueNorm = norm1(project(slot.value, weight));
+        });
+        const losses: { theta: number; loss: number }[] = [];
+        for (
+          const policy of [
+            h2o({ budget }),
+            criticalKV({ base: h2o({ budget }), epsilon: 0 }),
+          ]
+        ) {
+          const kept = new Set(
+            await positionsKept(backend, slots, {
+              policy: withScores(policy),
+              budget,
+            }),
+          );
+          losses.push(lossOf(slots, kept, { query, weight }));
+        }
+        const [byScore, byNorm] = losses;
+        if (kind === "sink") {
+          assert(weights[0]! > 0.9, `seed ${seed}`);
+          assert(byNorm!.theta < byScore!.theta, `seed ${seed}`);
+        }
+        if (byNorm!.loss < byScore!.loss) wins[kind]++;
+      }
+    }
+    // A fair coin wins 13 of 16 or more in 1 % of cases.
+    assert(wins.sink >= 13, `${wins.sink} of ${rounds} with a sink`);
+    assert(wins.plain < rounds / 2, `${wins.plain} of ${rounds} without one`);
+  },
+);
+
 eachBackend(
   "a merged slot has the mean of its members' norms",
   async (backend) => {

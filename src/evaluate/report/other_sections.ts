@@ -94,7 +94,8 @@ ${layerPlot(`${task}, ${budget}`, entries, context)}${lowerMatrix(entries)}`
   return markup`<h3>${task}</h3>
 <p class="note">Change of a head's output behind the output projection when the cache of
 the prompt is compressed, L1, as a share of the output. Queries are those of the
-model without compression.</p>
+model without compression, at the tokens after the prompt or at its last
+ones.</p>
 ${table}${budgets}`;
 }
 

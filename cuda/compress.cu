@@ -19,6 +19,7 @@
 #include "lib/allocate_heads.cuh"
 #include "lib/merge_runs.cuh"
 #include "lib/merge_victims.cuh"
+#include "lib/pass_values.cuh"
 
 namespace {
 
@@ -135,7 +136,7 @@ __global__ void __launch_bounds__(kCompressThreads)
         work.marks[work.queries[v]] |= kVictim;
       }
       __syncthreads();
-      if (args.policy.merge == SKV_MERGE_VOTES) {
+      if (merges_victims(args.policy)) {
         targets = list_if(items, work.candidates, scratch, [&](uint32_t i) {
           return (work.marks[i] & (kGone | kVictim)) == 0 &&
                  item_slot(args, head, work.items[i]).word(kSlotPosition) >=
@@ -174,6 +175,7 @@ __device__ inline void copy_slot(const Slot &from, const Slot &to,
 __global__ void __launch_bounds__(kCompressThreads)
     settle_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
+  __shared__ Followers followers;
   begin_kernel();
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.x);
@@ -184,6 +186,8 @@ __global__ void __launch_bounds__(kCompressThreads)
   if (victims > 0) {
     if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
       merge_runs(args, head, work, victims);
+    } else if (args.policy.merge == SKV_MERGE_NEXT_VALUES) {
+      pass_values(args, head, work, victims, followers, scratch);
     } else {
       merge_victims(args, head, all_work, work, victims, scratch);
     }
@@ -225,10 +229,13 @@ CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
   work.most = args.cache.max_capacity + args.cache.stage_rows;
   const uint32_t blocks = (args.cache.stage_rows + kSearchTile - 1) /
                           kSearchTile * args.sizes.kv_heads;
-  work.parts = args.policy.merge != SKV_MERGE_VOTES
+  work.parts = !merges_victims(args.policy)
                    ? 1
                    : max(1u, min(16u, 2 * multiprocessors / blocks));
-  work.head_bytes = CompressWork::bytes(work.most, work.parts);
+  work.expected_heads = args.policy.score == SKV_SCORE_EXPECTED
+                            ? args.sizes.heads / args.sizes.kv_heads
+                            : 0;
+  work.head_bytes = work.bytes();
   return work;
 }
 
@@ -243,7 +250,7 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
   const CompressWork work =
       work_of(args, launch.multiprocessors, launch.scratch);
   const uint32_t heads = args.sizes.kv_heads;
-  const bool votes = args.policy.merge == SKV_MERGE_VOTES;
+  const bool searches = merges_victims(args.policy);
   const auto per_head = [&](auto kernel) {
     return launch_kernel(launch, kernel, heads, kCompressThreads, 0, args,
                          work);
@@ -260,13 +267,14 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     // What may be merged in pairs depends on the budget.
     if (status == cudaSuccess) status = per_head(list_items_kernel);
   }
-  if (status == cudaSuccess && votes) {
+  if (status == cudaSuccess && searches) {
     const dim3 grid((work.most + kNormThreads / 32 - 1) / (kNormThreads / 32),
                     heads);
     status =
         launch_kernel(launch, norms_kernel, grid, kNormThreads, 0, args, work);
   }
-  const bool merges_pairs = votes && args.policy.merge_first;
+  const bool merges_pairs =
+      args.policy.merge == SKV_MERGE_VOTES && args.policy.merge_first;
   if (status == cudaSuccess && merges_pairs) {
     status = search();
     if (status == cudaSuccess) status = rate();
@@ -277,7 +285,7 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     status = rate();
   }
   if (status == cudaSuccess) status = per_head(choose_kernel);
-  if (status == cudaSuccess && votes) status = search();
+  if (status == cudaSuccess && searches) status = search();
   if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
     status = launch_right_neighbours(args, work, launch);
   }

@@ -8,10 +8,14 @@
 // weights are split in two (lib/mma.cuh), which keeps 32-bit precision at half
 // the rate.
 //
+// Where scores have a scale of their own, a second sum at that scale runs
+// along.
+//
 // The alternative that lost: a tile of rows of one query head, which reads keys
 // and values once per query head.
 #include "lib/overlap.cuh"
 #include "lib/row_tiles.cuh"
+#include "lib/scores.cuh"
 #include "lib/slots.cuh"
 #include "lib/softmax_state.cuh"
 #include "lib/step.cuh"
@@ -48,10 +52,26 @@ struct Shared {
 template <int DIM>
 constexpr size_t kQueryBytes = 2 * kWarps<DIM> *kOperands<DIM> * sizeof(uint4);
 
-template <int DIM>
+template <int DIM, bool GAINED>
 struct Attention {
   SoftmaxState state[2] = {init_softmax(), init_softmax()};
   float values[DIM / 8][4] = {};
+  // What logits are multiplied with for scores, and the softmax sum then.
+  float gain[2] = {1.0f, 1.0f};
+  float gained[2] = {};
+
+  // Adds a tile of logits to the sum of row `h` at the scale of scores.
+  __device__ void add_gained(int h, const float (&x)[kTile<DIM> / 8][4],
+                             float max) {
+    const auto scale = [&](float from) {
+      return from == -INFINITY ? 0.0f : expf(gain[h] * (from - max));
+    };
+    gained[h] *= scale(state[h].max);
+#pragma unroll
+    for (int n = 0; n < kTile<DIM> / 8; n++) {
+      gained[h] += scale(x[n][2 * h]) + scale(x[n][2 * h + 1]);
+    }
+  }
 
   // Adds a tile of weights' logits, which become weights.
   __device__ void add(float (&x)[kTile<DIM> / 8][4], const skv_half *tile) {
@@ -67,6 +87,7 @@ struct Attention {
       top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
       const float max = fmaxf(state[h].max, top - kHeadroom);
       keep[h] = softmax_scale(state[h].max, max);
+      if constexpr (GAINED) add_gained(h, x, max);
       state[h].max = max;
       state[h].sum *= keep[h];
 #pragma unroll
@@ -123,7 +144,7 @@ __device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
   }
 }
 
-template <int DIM>
+template <int DIM, bool GAINED>
 __global__ void __launch_bounds__(32 * kWarps<DIM>)
     prefill_attend_kernel(skv_chunk_args args) {
   uint4 *shared_memory = dynamic_shared_memory();
@@ -172,7 +193,15 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
     row[h] = first_row + pair / group;
     head[h] = pair % group;
   }
-  Attention<DIM> attention;
+  Attention<DIM, GAINED> attention;
+  if constexpr (GAINED) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      attention.gain[h] =
+          score_gain(args.policy, args.step.chunk[kChunkPosition] + row[h],
+                     words[kHeadBudget]);
+    }
+  }
   // Tiles of slots, then tiles of staged rows up to the block's last one.
   const uint32_t slot_tiles = (high + kTile<DIM> - 1) / kTile<DIM>;
   const uint32_t tiles =
@@ -252,10 +281,19 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
     SoftmaxState state = attention.state[h];
     state.sum += __shfl_xor_sync(kAllLanes, state.sum, 1);
     state.sum += __shfl_xor_sync(kAllLanes, state.sum, 2);
+    float gained = attention.gained[h];
+    if constexpr (GAINED) {
+      gained += __shfl_xor_sync(kAllLanes, gained, 1);
+      gained += __shfl_xor_sync(kAllLanes, gained, 2);
+    }
     if (16 * warp + g + 8 * h >= rows * group) continue;
     const size_t query =
         static_cast<size_t>(row[h]) * sizes.heads + kv_head * group + head[h];
-    if (t == 0) args.log_sums[query] = log_sum(state);
+    if (t == 0) {
+      args.log_sums[query] = GAINED
+                                 ? attention.gain[h] * state.max + logf(gained)
+                                 : log_sum(state);
+    }
 #pragma unroll
     for (int d = 0; d < DIM / 8; d++) {
       const uint32_t at = 8 * d + 2 * t;
@@ -267,10 +305,10 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   }
 }
 
-template <int DIM>
-cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
+template <int DIM, bool GAINED>
+cudaError_t launch_gained(const skv_chunk_args &args, const Launch &launch) {
   static_assert(sizeof(Shared<DIM>) % sizeof(uint4) == 0, "queries follow");
-  const auto kernel = prefill_attend_kernel<DIM>;
+  const auto kernel = prefill_attend_kernel<DIM, GAINED>;
   const size_t bytes =
       sizeof(Shared<DIM>) +
       kQueryBytes<DIM> * (args.sink_queries == nullptr ? 1 : 2);
@@ -281,6 +319,13 @@ cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
   const dim3 grid((args.step.rows + rows_per_block - 1) / rows_per_block,
                   args.sizes.kv_heads);
   return launch_kernel(launch, kernel, grid, 32 * kWarps<DIM>, bytes, args);
+}
+
+template <int DIM>
+cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
+  return args.policy.score == SKV_SCORE_STEP_GAIN
+             ? launch_gained<DIM, true>(args, launch)
+             : launch_gained<DIM, false>(args, launch);
 }
 
 }  // namespace

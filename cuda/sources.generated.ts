@@ -23,6 +23,7 @@ export const cudaSources: Readonly<Record<string, string>> = {
 #include "lib/allocate_heads.cuh"
 #include "lib/merge_runs.cuh"
 #include "lib/merge_victims.cuh"
+#include "lib/pass_values.cuh"
 
 namespace {
 
@@ -139,7 +140,7 @@ __global__ void __launch_bounds__(kCompressThreads)
         work.marks[work.queries[v]] |= kVictim;
       }
       __syncthreads();
-      if (args.policy.merge == SKV_MERGE_VOTES) {
+      if (merges_victims(args.policy)) {
         targets = list_if(items, work.candidates, scratch, [&](uint32_t i) {
           return (work.marks[i] & (kGone | kVictim)) == 0 &&
                  item_slot(args, head, work.items[i]).word(kSlotPosition) >=
@@ -178,6 +179,7 @@ __device__ inline void copy_slot(const Slot &from, const Slot &to,
 __global__ void __launch_bounds__(kCompressThreads)
     settle_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
+  __shared__ Followers followers;
   begin_kernel();
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.x);
@@ -188,6 +190,8 @@ __global__ void __launch_bounds__(kCompressThreads)
   if (victims > 0) {
     if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
       merge_runs(args, head, work, victims);
+    } else if (args.policy.merge == SKV_MERGE_NEXT_VALUES) {
+      pass_values(args, head, work, victims, followers, scratch);
     } else {
       merge_victims(args, head, all_work, work, victims, scratch);
     }
@@ -229,10 +233,13 @@ CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
   work.most = args.cache.max_capacity + args.cache.stage_rows;
   const uint32_t blocks = (args.cache.stage_rows + kSearchTile - 1) /
                           kSearchTile * args.sizes.kv_heads;
-  work.parts = args.policy.merge != SKV_MERGE_VOTES
+  work.parts = !merges_victims(args.policy)
                    ? 1
                    : max(1u, min(16u, 2 * multiprocessors / blocks));
-  work.head_bytes = CompressWork::bytes(work.most, work.parts);
+  work.expected_heads = args.policy.score == SKV_SCORE_EXPECTED
+                            ? args.sizes.heads / args.sizes.kv_heads
+                            : 0;
+  work.head_bytes = work.bytes();
   return work;
 }
 
@@ -247,7 +254,7 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
   const CompressWork work =
       work_of(args, launch.multiprocessors, launch.scratch);
   const uint32_t heads = args.sizes.kv_heads;
-  const bool votes = args.policy.merge == SKV_MERGE_VOTES;
+  const bool searches = merges_victims(args.policy);
   const auto per_head = [&](auto kernel) {
     return launch_kernel(launch, kernel, heads, kCompressThreads, 0, args,
                          work);
@@ -264,13 +271,14 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     // What may be merged in pairs depends on the budget.
     if (status == cudaSuccess) status = per_head(list_items_kernel);
   }
-  if (status == cudaSuccess && votes) {
+  if (status == cudaSuccess && searches) {
     const dim3 grid((work.most + kNormThreads / 32 - 1) / (kNormThreads / 32),
                     heads);
     status =
         launch_kernel(launch, norms_kernel, grid, kNormThreads, 0, args, work);
   }
-  const bool merges_pairs = votes && args.policy.merge_first;
+  const bool merges_pairs =
+      args.policy.merge == SKV_MERGE_VOTES && args.policy.merge_first;
   if (status == cudaSuccess && merges_pairs) {
     status = search();
     if (status == cudaSuccess) status = rate();
@@ -281,7 +289,7 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     status = rate();
   }
   if (status == cudaSuccess) status = per_head(choose_kernel);
-  if (status == cudaSuccess && votes) status = search();
+  if (status == cudaSuccess && searches) status = search();
   if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
     status = launch_right_neighbours(args, work, launch);
   }
@@ -481,27 +489,7 @@ static __global__ void __launch_bounds__(kCompressThreads)
 #pragma once
 
 #include "attend_slots.cuh"
-
-// What attention leaves for the policy, which goes on when the next layers are
-// at work already. Attention itself changes no word of a head: blocks that come
-// late, to find that there are no slots for them, still read those.
-struct Evidence {
-  // (heads, group, max_capacity): raw logits
-  float *logits;
-  // (heads, kMaxGroup): ln of the softmax sums
-  float *log_sums;
-  // (heads, group, head_dim), where merges need them
-  float *queries;
-  // (heads, group, head_dim): the output, where merges need it
-  float *outputs;
-  // (heads, max_capacity): scores that take more than a slot's own fields
-  float *ratings;
-  // (heads, max_capacity): what slots stay by, where values count
-  uint64_t *keys;
-  // (heads): the row's position, live slots, the first free one, and how far
-  // slots are used; 0 of them for rows that are not live
-  uint4 *rows;
-};
+#include "evidence.cuh"
 
 // Memory between the blocks of a head.
 struct AttendParts {
@@ -1040,11 +1028,62 @@ __device__ inline void load_queries(const skv_merge_attend_args &args,
   }
 }
 `,
+  "lib/blend_slots.cuh": `// Merging slots by the cosines of their keys, under a moving threshold: the
+// twin of src/reference/blend_slots.ts, by one warp.
+#pragma once
+
+#include "lane_vector.cuh"
+
+// The threshold after slots went whose mean cosine is \`mean\`.
+__device__ inline float next_threshold(const skv_policy &policy, float past,
+                                       float mean) {
+  const float keep = policy.threshold_keep;
+  return past == 0.0f ? mean : keep * past + (1.0f - keep) * mean;
+}
+
+// Merges \`count\` members into the first of them, which keeps its position, its
+// score and its bias. The caller frees the others. \`member(i)\` returns a Slot.
+// Called by a whole warp.
+template <class Member>
+__device__ inline void blend_slots(uint32_t count, Member member,
+                                   uint32_t head_dim) {
+  const Slot kept = member(0);
+  const LaneVector pivot(kept.key, head_dim);
+  const float inverse = pivot.inverse_norm();
+  float total = expf(1.0f);
+  float norm = total * kept.get(kSlotValueNorm);
+  uint32_t tokens = kept.word(kSlotTokens);
+  LaneSum keys, values;
+  keys.add(total, pivot);
+  values.add(total, LaneVector(kept.value, head_dim));
+  for (uint32_t m = 1; m < count; m++) {
+    const Slot slot = member(m);
+    const LaneVector key(slot.key, head_dim);
+    const float cosine = pivot.dot(key) * (inverse * key.inverse_norm());
+    const float weight = expf(cosine);
+    keys.add(weight, key);
+    values.add(weight, LaneVector(slot.value, head_dim));
+    total += weight;
+    norm += weight * slot.get(kSlotValueNorm);
+    tokens += slot.word(kSlotTokens);
+  }
+  keys.store(kept.key, 1.0f / total, head_dim);
+  values.store(kept.value, 1.0f / total, head_dim);
+  // All lanes have read the fields before one of them changes those.
+  __syncwarp();
+  if (lane_id() == 0) {
+    kept.set(kSlotValueNorm, norm / total);
+    kept.set_word(kSlotTokens, tokens);
+  }
+  __syncwarp();
+}
+`,
   "lib/compress_work.cuh": `// What the kernels of compress hand to each other: lists of the slots and
 // staged rows of each KV head, here called items.
 #pragma once
 
 #include "../runtime/launch.cuh"
+#include "expected_attention.cuh"
 #include "scores.cuh"
 #include "slots.cuh"
 #include "step.cuh"
@@ -1092,6 +1131,8 @@ struct HeadWork {
   // (parts, most): by query
   float *similarities;
   uint32_t *nearest;
+  // Where queries are expected.
+  Expectation expected;
   // (kCounters)
   uint32_t *counters;
 };
@@ -1102,11 +1143,17 @@ struct CompressWork {
   uint32_t most;
   // Parts that candidates are searched in.
   uint32_t parts;
+  // Query heads of a group whose queries are expected.
+  uint32_t expected_heads;
 
   // Bytes of one head's lists.
-  static size_t bytes(uint32_t most, uint32_t parts) {
-    return aligned(static_cast<size_t>(most) * 4) * (7 + 2 * parts) +
-           aligned(static_cast<size_t>(most) * 8) * 2 + aligned(kCounters * 4);
+  size_t bytes() const {
+    const size_t states = expected_heads == 0 ? 0 : expect_parts(most);
+    return aligned(static_cast<size_t>(most) * 4) *
+               (7 + 2 * parts + expected_heads) +
+           aligned(static_cast<size_t>(most) * 8) * 2 +
+           aligned(states * kMaxGroup * sizeof(float2)) +
+           aligned(kCounters * 4);
   }
 
   __host__ __device__ static size_t aligned(size_t bytes) {
@@ -1134,8 +1181,12 @@ struct CompressWork {
     work.counters = reinterpret_cast<uint32_t *>(take(kCounters * 4));
     // A head's divergences share the memory of \`best\`, which is free by then.
     work.divergences = reinterpret_cast<float *>(work.best);
-    work.similarities = reinterpret_cast<float *>(at);
-    work.nearest = reinterpret_cast<uint32_t *>(at + parts * aligned(words));
+    work.similarities = reinterpret_cast<float *>(take(parts * aligned(words)));
+    work.nearest = reinterpret_cast<uint32_t *>(take(parts * aligned(words)));
+    work.expected.pitch = part_pitch();
+    work.expected.logits =
+        reinterpret_cast<float *>(take(expected_heads * aligned(words)));
+    work.expected.states = reinterpret_cast<float2 *>(at);
     return work;
   }
 
@@ -1179,13 +1230,14 @@ __device__ inline bool item_is_evictable(const skv_chunk_args &args,
                       args.policy, head.words[kHeadRecent], head.newest);
 }
 `,
-  "lib/evict_one.cuh": `// The policy's work on a head after a decode step: scores, the victim, where it
-// goes, and the merge. One block per head.
+  "lib/evict_one.cuh": `// The policy's work on a head after a decode step: scores, and the slot that
+// goes first. One block per head.
 #pragma once
 
-#include "attend_parts.cuh"
+#include "evidence.cuh"
 #include "key_distance.cuh"
 #include "neighbour.cuh"
+#include "next_values.cuh"
 #include "select_smallest.cuh"
 
 constexpr uint32_t kEvictWarps = 16;
@@ -1195,59 +1247,105 @@ struct EvictShared {
   // The victim's key, zeros beyond its end.
   __align__(16) skv_half key[kMaxHeadDim];
   float log_sums[kMaxGroup];
+  // The same at the scale of scores.
+  float score_sums[kMaxGroup];
   uint64_t lowest_keys[kEvictWarps];
   uint32_t lowest[kEvictWarps];
   Neighbour neighbours[kEvictWarps];
   SelectScratch select;
   KeyScratch keys;
+  Followers followers;
 };
 
 // One head and what was seen of it.
 struct EvictJob {
+  uint32_t row;
+  uint32_t kv_head;
+  // Index among the heads of the step.
+  uint32_t index;
   uint32_t group;
   uint32_t position;
   uint32_t high;
   uint32_t offset;
   uint32_t *words;
+  // Whether the head holds more than its budget.
+  bool is_over;
   // (group, max_capacity)
   const float *logits;
   // (group, head_dim)
   const float *queries;
   // (group, head_dim), where merges need it
   const float *outputs;
-  // (rating_heads, max_capacity): scores that take more than a slot's own
-  // fields, of this head or of all that share them
+  // (max_capacity): scores that take more than a slot's own fields, or null
+  float *own_ratings;
+  // (rating_heads, max_capacity): the same of this head or of all that share
+  // them
   const float *ratings;
   uint32_t rating_heads;
-  // (max_capacity), where values count
+  // (max_capacity), where that is compared first
   uint64_t *keys;
+  Expectation expected;
+
+  __device__ Slot slot(const skv_merge_attend_args &args, uint32_t i) const {
+    return slot_at(args.cache.slots, offset + i, args.sizes.head_dim);
+  }
+  // Whether slot \`i\` holds a token that may be evicted.
+  __device__ bool may_go(const skv_merge_attend_args &args,
+                         const Slot &slot) const {
+    return slot.word(kSlotTokens) != 0 &&
+           is_evictable(slot.word(kSlotPosition), args.policy,
+                        words[kHeadRecent], position);
+  }
 };
 
-// Adds this step to the scores of all slots; \`ratings\` takes the head's where
-// those of the layer are shared. Called by the whole block.
+// Sums up the row's softmax at the scale of scores. The sum of the attention is
+// at least its largest term, so nothing overflows. Called by the whole block.
+__device__ inline void sum_gained(const skv_merge_attend_args &args,
+                                  const EvictJob &job, float gain,
+                                  EvictShared &shared) {
+  const uint32_t lanes = args.cache.lanes;
+  for (uint32_t g = 0; g < job.group; g++) {
+    const float *logits =
+        job.logits + static_cast<size_t>(g) * args.cache.max_capacity;
+    const float log_sum = shared.log_sums[g];
+    float sum = 0.0f;
+    for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+      const Slot slot = job.slot(args, i);
+      if (slot.word(kSlotTokens) == 0) continue;
+      sum += expf(gain * (logits[i] + vote_bias(slot, g, lanes) - log_sum));
+    }
+    sum = block_sum(sum, shared.select);
+    if (threadIdx.x == 0) shared.score_sums[g] = gain * log_sum + logf(sum);
+  }
+  __syncthreads();
+}
+
+// Adds this step to the scores of all slots. Called by the whole block.
 __device__ inline void observe_slots(const skv_merge_attend_args &args,
-                                     const EvictJob &job, float *ratings,
-                                     const EvictShared &shared) {
+                                     const EvictJob &job, EvictShared &shared) {
   const skv_policy &policy = args.policy;
   const uint32_t lanes = args.cache.lanes;
   const uint32_t capacity = args.cache.max_capacity;
+  const float gain = score_gain(policy, job.position, job.words[kHeadBudget]);
+  const bool gains = policy.observe && policy.score == SKV_SCORE_STEP_GAIN;
+  if (gains) sum_gained(args, job, gain, shared);
+  const float *log_sums = gains ? shared.score_sums : shared.log_sums;
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
-    const Slot slot =
-        slot_at(args.cache.slots, job.offset + i, args.sizes.head_dim);
+    const Slot slot = job.slot(args, i);
     if (slot.word(kSlotTokens) == 0) continue;
     if (policy.observe) {
       Scores scores = load_scores(slot);
       observe_row(
           scores, policy, job.group, job.position,
           [&](uint32_t g) {
-            return job.logits[static_cast<size_t>(g) * capacity + i];
+            return gain * job.logits[static_cast<size_t>(g) * capacity + i];
           },
-          [&](uint32_t g) { return shared.log_sums[g]; },
-          [&](uint32_t g) { return vote_bias(slot, g, lanes); });
+          [&](uint32_t g) { return log_sums[g]; },
+          [&](uint32_t g) { return gain * vote_bias(slot, g, lanes); });
       store_scores(slot, scores);
     }
-    if (ratings != nullptr && policy.score != SKV_SCORE_KEY_DISTANCE) {
-      ratings[i] = own_score(slot, policy, lanes);
+    if (job.own_ratings != nullptr && !takes_all_keys(policy)) {
+      job.own_ratings[i] = own_score(slot, policy, lanes);
     }
   }
 }
@@ -1268,15 +1366,19 @@ __device__ inline float slot_score(const skv_merge_attend_args &args,
   return mean_score(sum, job.rating_heads, args.policy);
 }
 
-// The same where keys are compared. Called by the whole block.
+// Rates the slots where that takes all keys. Called by the whole block.
 __device__ inline void rate_slots(const skv_merge_attend_args &args,
-                                  const EvictJob &job, float *ratings,
-                                  EvictShared &shared) {
+                                  const EvictJob &job, EvictShared &shared) {
   static_assert(kEvictWarps == kKeyWarps, "as many warps as rate keys");
-  rate_by_key(
-      job.high, args.sizes.head_dim, ratings, shared.keys, [&](uint32_t i) {
-        return slot_at(args.cache.slots, job.offset + i, args.sizes.head_dim);
-      });
+  const auto slot_of = [&](uint32_t i) { return job.slot(args, i); };
+  if (args.policy.score == SKV_SCORE_KEY_DISTANCE) {
+    rate_by_key(job.high, args.sizes.head_dim, job.own_ratings, shared.keys,
+                slot_of);
+  } else if (args.policy.score == SKV_SCORE_EXPECTED) {
+    rate_by_expectation(
+        job.group, job.high, job.expected, shared.score_sums, job.own_ratings,
+        [&](uint32_t i) { return slot_of(i).word(kSlotTokens) != 0; });
+  }
 }
 
 // The slot with the lowest key over the block, or none; each thread brings its
@@ -1307,21 +1409,13 @@ __device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
                                          const EvictJob &job,
                                          EvictShared &shared) {
   const skv_policy &policy = args.policy;
-  const uint32_t recent = job.words[kHeadRecent];
-  const auto slot_of = [&](uint32_t i) {
-    return slot_at(args.cache.slots, job.offset + i, args.sizes.head_dim);
-  };
-  const auto may_go = [&](const Slot &slot) {
-    return slot.word(kSlotTokens) != 0 &&
-           is_evictable(slot.word(kSlotPosition), policy, recent, job.position);
-  };
   // Slots above this key stay by their scores alone.
   uint64_t limit = kNoKey;
   if (policy.count_values) {
     uint32_t mine = 0, evictable;
     for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
-      const Slot slot = slot_of(i);
-      const bool goes = may_go(slot);
+      const Slot slot = job.slot(args, i);
+      const bool goes = job.may_go(args, slot);
       job.keys[i] =
           goes ? score_key(slot_score(args, job, slot, i), slot) : kNoKey;
       mine += goes ? 1 : 0;
@@ -1335,188 +1429,384 @@ __device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
   uint64_t best = kNoKey;
   uint32_t victim = ~0u;
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
-    const Slot slot = slot_of(i);
-    if (!may_go(slot)) continue;
+    const Slot slot = job.slot(args, i);
+    if (!job.may_go(args, slot)) continue;
     if (policy.count_values && job.keys[i] > limit) continue;
     const uint64_t key = rank_key(slot_score(args, job, slot, i), slot, policy);
     if (key < best) best = key, victim = i;
   }
   return lowest_of_block(best, victim, shared);
 }
+`,
+  "lib/evict_step.cuh": `// The policy's work after a decode step, kernel by kernel.
+#pragma once
 
-// The next slot to the right of the victim, or none. Called by the whole block.
-__device__ inline uint32_t find_right(const skv_merge_attend_args &args,
-                                      const EvictJob &job, uint32_t victim,
-                                      EvictShared &shared) {
-  const auto slot_of = [&](uint32_t i) {
-    return slot_at(args.cache.slots, job.offset + i, args.sizes.head_dim);
-  };
-  const uint32_t position = slot_of(victim).word(kSlotPosition);
-  uint64_t best = kNoKey;
-  uint32_t nearest = ~0u;
-  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
-    const Slot slot = slot_of(i);
-    const uint32_t other = slot.word(kSlotPosition);
-    if (slot.word(kSlotTokens) == 0 || other <= position) continue;
-    if (other < best) best = other, nearest = i;
+#include "merge_one.cuh"
+
+// What is known of a head; nothing where its row is not live.
+__device__ inline bool turn_to_head(const skv_merge_attend_args &args,
+                                    const Evidence &evidence, uint32_t row,
+                                    uint32_t kv_head, EvictJob &job) {
+  const uint32_t index = row * args.sizes.kv_heads + kv_head;
+  const uint4 seen = evidence.rows[index];
+  if (seen.w == 0) return false;
+  const size_t capacity = args.cache.max_capacity;
+  const size_t group = args.sizes.heads / args.sizes.kv_heads;
+  const size_t first_query = index * group * args.sizes.head_dim;
+  job.index = index;
+  job.kv_head = kv_head;
+  job.row = row;
+  job.group = static_cast<uint32_t>(group);
+  job.position = seen.x;
+  job.high = seen.w;
+  job.words = head_words(args.cache, args.sizes, row, kv_head);
+  job.offset = job.words[kHeadOffset];
+  job.is_over = seen.y > job.words[kHeadBudget];
+  job.logits = evidence.logits + index * group * capacity;
+  job.queries = evidence.queries + first_query;
+  job.outputs = evidence.outputs + first_query;
+  job.keys = evidence.keys + index * capacity;
+  job.own_ratings = nullptr;
+  job.ratings = nullptr;
+  job.rating_heads = 1;
+  if (evidence.ratings != nullptr) {
+    job.own_ratings = evidence.ratings + index * capacity;
+    job.ratings = job.own_ratings;
   }
-  return lowest_of_block(best, nearest, shared);
+  if (args.policy.layer_scope) {
+    job.ratings -= kv_head * capacity;
+    job.rating_heads = args.sizes.kv_heads;
+  }
+  const size_t parts = expect_parts(args.cache.max_capacity);
+  job.expected = {evidence.expected_logits + index * group * capacity,
+                  evidence.expected_states + index * parts * kMaxGroup,
+                  args.cache.max_capacity};
+  return true;
 }
 
-// The slot with the key most similar to that of the victim, sinks left out.
-// Four lanes share a key. Called by the whole block.
+// Whether anybody looks at the scores of a head.
+__device__ inline bool needs_ratings(const skv_merge_attend_args &args,
+                                     const EvictJob &job) {
+  return job.is_over || args.policy.layer_scope;
+}
+
+// Leaves what is expected of the slots of a head.
 template <bool ALIGNED>
-__device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
-                                         const EvictJob &job, uint32_t victim,
-                                         EvictShared &shared) {
-  const skv_slots &slots = args.cache.slots;
-  const uint32_t head_dim = args.sizes.head_dim;
+__global__ void __launch_bounds__(kExpectThreads)
+    expect_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ ExpectShared shared;
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.z, blockIdx.y, job)) return;
+  if (blockIdx.x * kExpectSlots >= job.high) return;
+  if (!needs_ratings(args, job)) return;
+  const ExpectedGroup group =
+      expected_group(args.cache, args.sizes, args.policy, job.row, job.kv_head);
+  expect_slots<ALIGNED>(group, job.high, job.expected, shared,
+                        [&](uint32_t i) { return job.slot(args, i); });
+}
+
+// Takes over what attention found of the head and observes the row; evicts; or
+// both in one go where no other head has a say.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kEvictThreads)
+    evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
+                 bool chooses) {
+  __shared__ EvictShared shared;
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.y, blockIdx.x, job)) return;
+  if (observes && threadIdx.x == 0) {
+    const uint4 seen = evidence.rows[job.index];
+    job.words[kHeadLive] = seen.y;
+    job.words[kHeadNext] = seen.z;
+    job.words[kHeadHigh] = seen.w;
+  }
+  if (args.policy.merge == SKV_MERGE_NEVER) return;
+  if (threadIdx.x < job.group) {
+    shared.log_sums[threadIdx.x] =
+        evidence.log_sums[job.index * kMaxGroup + threadIdx.x];
+  }
+  __syncthreads();
+  if (observes) {
+    observe_slots(args, job, shared);
+    if (needs_ratings(args, job)) rate_slots(args, job, shared);
+  }
+  if (!chooses || !job.is_over) return;
+  const uint32_t victim = choose_victim(args, job, shared);
+  if (victim != ~0u) evict<ALIGNED>(args, job, victim, shared);
+}
+
+template <bool ALIGNED>
+inline cudaError_t launch_policy(const skv_merge_attend_args &args,
+                                 const Evidence &evidence,
+                                 const Launch &launch) {
+  Launch side;
+  cudaError_t status = fork(launch, &side);
+  const dim3 grid(args.sizes.kv_heads, args.step.rows);
+  if (status == cudaSuccess && args.policy.score == SKV_SCORE_EXPECTED) {
+    const dim3 parts(expect_parts(args.cache.max_capacity), grid.x, grid.y);
+    status = launch_kernel(side, expect_kernel<ALIGNED>, parts, kExpectThreads,
+                           0, args, evidence);
+  }
+  const auto evict = [&](bool observes, bool chooses) {
+    return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
+                         args, evidence, observes, chooses);
+  };
+  if (status != cudaSuccess) return status;
+  // Where the heads of a layer choose together, all are scored first.
+  if (!args.policy.layer_scope) return evict(true, true);
+  status = evict(true, false);
+  return status == cudaSuccess ? evict(false, true) : status;
+}
+`,
+  "lib/evidence.cuh": `// What attention leaves for the policy, and what the kernels of the policy hand
+// to each other.
+#pragma once
+
+#include "../runtime/launch.cuh"
+#include "expected_attention.cuh"
+
+// The policy goes on when the next layers are at work already. Attention itself
+// changes no word of a head: blocks that come late, to find that there are no
+// slots for them, still read those.
+struct Evidence {
+  // (heads, group, max_capacity): raw logits
+  float *logits;
+  // (heads, kMaxGroup): ln of the softmax sums
+  float *log_sums;
+  // (heads, group, head_dim), where merges need them
+  float *queries;
+  // (heads, group, head_dim): the output, where merges need it
+  float *outputs;
+  // (heads, max_capacity): scores that take more than a slot's own fields
+  float *ratings;
+  // (heads, max_capacity): what slots stay by, where that is compared first
+  uint64_t *keys;
+  // (heads, group, max_capacity) and (heads, parts, kMaxGroup): see Expectation
+  float *expected_logits;
+  float2 *expected_states;
+  // (heads): the row's position, live slots, the first free one, and how far
+  // slots are used; 0 of them for rows that are not live
+  uint4 *rows;
+};
+
+// Takes it from the memory of the call; returns how much that is.
+inline size_t take_evidence(const skv_merge_attend_args &args, char *memory,
+                            Evidence *evidence) {
+  const skv_policy &policy = args.policy;
+  const size_t heads =
+      static_cast<size_t>(args.step.rows) * args.sizes.kv_heads;
+  const size_t group = args.sizes.heads / args.sizes.kv_heads;
+  const size_t slots = heads * args.cache.max_capacity;
+  const size_t vectors = heads * group * args.sizes.head_dim;
+  *evidence = {};
+  Scratch scratch(memory);
+  evidence->rows = scratch.take<uint4>(heads);
+  if (policy.merge == SKV_MERGE_NEVER) return scratch.taken(memory);
+  evidence->log_sums = scratch.take<float>(heads * kMaxGroup);
+  if (policy.observe) evidence->logits = scratch.take<float>(group * slots);
+  const bool votes =
+      policy.merge == SKV_MERGE_VOTES || policy.merge == SKV_MERGE_PAIR;
+  if (votes && (policy.key == SKV_KEY_MIN_NORM || args.cache.lanes > 1)) {
+    evidence->queries = scratch.take<float>(vectors);
+  }
+  if (policy.exact_values) evidence->outputs = scratch.take<float>(vectors);
+  if (policy.layer_scope || takes_all_keys(policy)) {
+    evidence->ratings = scratch.take<float>(slots);
+  }
+  if (policy.count_values) evidence->keys = scratch.take<uint64_t>(slots);
+  if (policy.score == SKV_SCORE_EXPECTED) {
+    evidence->expected_logits = scratch.take<float>(group * slots);
+    evidence->expected_states = scratch.take<float2>(
+        heads * expect_parts(args.cache.max_capacity) * kMaxGroup);
+  }
+  return scratch.taken(memory);
+}
+`,
+  "lib/expected_attention.cuh": `// How much attention slots are expected to receive: see
+// src/reference/expected_attention.ts.
+//
+// Blocks share the slots of a head. Each leaves the logits of its slots and a
+// softmax state per query head; who needs the ratings adds the states up. Keys
+// are read once, 16 bytes a lane, four lanes a key: one kernel per head that
+// goes through the keys twice takes no memory for logits, but has one
+// multiprocessor for all of them.
+#pragma once
+
+#include "scores.cuh"
+#include "statistics.cuh"
+
+constexpr uint32_t kExpectThreads = 256;
+constexpr uint32_t kExpectWarps = kExpectThreads / 32;
+
+// Slots of a block.
+constexpr uint32_t kExpectSlots = 256;
+
+__host__ __device__ inline uint32_t expect_parts(uint32_t slots) {
+  return (slots + kExpectSlots - 1) / kExpectSlots;
+}
+
+// What blocks leave of a head.
+struct Expectation {
+  // (group, pitch): ln of the weights of slots before the softmax
+  float *logits;
+  // (parts, kMaxGroup): maximum and sum over the slots that are no sinks
+  float2 *states;
+  uint32_t pitch;
+};
+
+struct ExpectShared {
+  // Of each element of a key \`x\`, \`x (a + b x)\` is its part of the logit.
+  __align__(16) float2 terms[kMaxGroup][kMaxHeadDim];
+  SoftmaxState states[kExpectWarps][kMaxGroup];
+};
+
+// A group of query heads whose queries are expected.
+struct ExpectedGroup {
+  QueryStatistics first;
+  uint32_t size;
+  uint32_t lanes;
+  uint32_t sinks;
+
+  __device__ QueryStatistics head(uint32_t g) const {
+    const uint32_t width = first.head_dim;
+    return {first.own + g * (3 * width + 1), width};
+  }
+};
+
+__device__ inline ExpectedGroup expected_group(const skv_cache &cache,
+                                               const skv_sizes &sizes,
+                                               const skv_policy &policy,
+                                               uint32_t sequence,
+                                               uint32_t kv_head) {
+  const uint32_t group = sizes.heads / sizes.kv_heads;
+  return {statistics_of(cache, sizes, sequence, kv_head * group), group,
+          cache.lanes, policy.sinks};
+}
+
+__device__ inline void load_terms(const ExpectedGroup &group,
+                                  ExpectShared &shared) {
+  const uint32_t width = group.first.head_dim, half = width / 2;
+  const float root = rsqrtf(static_cast<float>(width));
+  for (uint32_t i = threadIdx.x; i < group.size * width; i += kExpectThreads) {
+    const uint32_t g = i / width, d = i % width;
+    const QueryStatistics own = group.head(g);
+    const float variance = own.variance()[d < half ? d : d - half];
+    shared.terms[g][d] = {root * own.future()[d],
+                          0.5f * root * root * variance};
+  }
+}
+
+// Leaves what is expected of this block's slots among \`count\`; \`slot_of(i)\` is
+// a slot, which may be free. Called by the whole block.
+template <bool ALIGNED, class SlotOf>
+__device__ inline void expect_slots(const ExpectedGroup &group, uint32_t count,
+                                    const Expectation &out,
+                                    ExpectShared &shared, SlotOf slot_of) {
+  constexpr uint32_t kHeads = kMaxGroup / 4;
+  const uint32_t width = group.first.head_dim;
   const uint32_t t = lane_id() % 4;
-  const Slot gone = slot_at(slots, job.offset + victim, head_dim);
-  if (threadIdx.x < kMaxHeadDim) {
-    shared.key[threadIdx.x] =
-        threadIdx.x < head_dim ? gone.key[threadIdx.x] : 0;
-  }
+  const uint32_t begin = blockIdx.x * kExpectSlots;
+  const uint32_t end = min(count, begin + kExpectSlots);
+  load_terms(group, shared);
   __syncthreads();
-  // The length of the victim's key counts for all alike, but for the threshold.
-  float own_square = 0.0f;
-  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
-    const float x = to_float(shared.key[d]);
-    own_square += x * x;
-  }
-  own_square = warp_sum(own_square);
-  Neighbour best = kNoNeighbour;
-#pragma unroll 2
-  for (uint32_t first = 8 * warp_id(); first < job.high;
-       first += 8 * kEvictWarps) {
+  // Lane t has query heads t, t + 4 and so on.
+  SoftmaxState states[kHeads];
+#pragma unroll
+  for (uint32_t j = 0; j < kHeads; j++) states[j] = init_softmax();
+  for (uint32_t first = begin + 8 * warp_id(); first < end;
+       first += 8 * kExpectWarps) {
     const uint32_t i = first + lane_id() / 4;
-    const Slot slot =
-        slot_at(slots, job.offset + min(i, job.high - 1), head_dim);
-    float dot = 0.0f, square = 0.0f;
-#pragma unroll 4
-    for (uint32_t d = 8 * t; d < head_dim; d += 32) {
-      uint32_t other[4];
-      load_halves<8, ALIGNED>(other, slot.key, d, head_dim);
-      const uint4 own = *reinterpret_cast<const uint4 *>(shared.key + d);
-      const uint32_t mine[4] = {own.x, own.y, own.z, own.w};
+    const Slot slot = slot_of(min(i, end - 1));
+    float sums[kMaxGroup] = {};
+    for (uint32_t d = 8 * t; d < width; d += 32) {
+      uint32_t words[4];
+      load_halves<8, ALIGNED>(words, slot.key, d, width);
 #pragma unroll
-      for (int j = 0; j < 4; j++) {
-        const float2 x = to_floats(mine[j]), y = to_floats(other[j]);
-        dot += x.x * y.x + x.y * y.y;
-        square += y.x * y.x + y.y * y.y;
+      for (uint32_t j = 0; j < 4; j++) {
+        const float2 x = to_floats(words[j]);
+        // Widths are even, and what is beyond them is 0.
+        if (d + 2 * j >= width) continue;
+#pragma unroll
+        for (uint32_t g = 0; g < kMaxGroup; g++) {
+          if (g >= group.size) continue;
+          const float4 term =
+              *reinterpret_cast<const float4 *>(&shared.terms[g][d + 2 * j]);
+          sums[g] += x.x * (term.x + term.y * x.x);
+          sums[g] += x.y * (term.z + term.w * x.y);
+        }
       }
     }
-    dot += __shfl_xor_sync(kAllLanes, dot, 1);
-    dot += __shfl_xor_sync(kAllLanes, dot, 2);
-    square += __shfl_xor_sync(kAllLanes, square, 1);
-    square += __shfl_xor_sync(kAllLanes, square, 2);
-    if (i >= job.high || i == victim || slot.word(kSlotTokens) == 0) continue;
-    const float norms = sqrtf(own_square) * sqrtf(square);
-    const Neighbour candidate = {norms == 0.0f ? 0.0f : dot / norms,
-                                 slot.word(kSlotPosition), i};
-    if (candidate.position < args.policy.sinks) continue;
-    if (candidate.beats(best)) best = candidate;
+    const bool exists = i < end && slot.word(kSlotTokens) != 0;
+    const bool counts = exists && slot.word(kSlotPosition) >= group.sinks;
+#pragma unroll
+    for (uint32_t g = 0; g < kMaxGroup; g++) {
+      if (g >= group.size) continue;
+      sums[g] += __shfl_xor_sync(kAllLanes, sums[g], 1);
+      sums[g] += __shfl_xor_sync(kAllLanes, sums[g], 2);
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < kHeads; j++) {
+      const uint32_t g = 4 * j + t;
+      if (!exists || g >= group.size) continue;
+      const float sum = t == 0   ? sums[4 * j]
+                        : t == 1 ? sums[4 * j + 1]
+                        : t == 2 ? sums[4 * j + 2]
+                                 : sums[4 * j + 3];
+      const float logit = sum + vote_bias(slot, g, group.lanes);
+      out.logits[static_cast<size_t>(g) * out.pitch + i] = logit;
+      if (counts) add_softmax(states[j], logit);
+    }
   }
-  best = nearest_of_lanes<16>(best);
-  if (lane_id() == 0) shared.neighbours[warp_id()] = best;
+#pragma unroll
+  for (uint32_t j = 0; j < kHeads; j++) {
+#pragma unroll
+    for (int offset = 4; offset < 32; offset *= 2) {
+      const SoftmaxState other = {
+          __shfl_xor_sync(kAllLanes, states[j].max, offset),
+          __shfl_xor_sync(kAllLanes, states[j].sum, offset)};
+      states[j] = merge_softmax(states[j], other);
+    }
+    if (lane_id() < 4) shared.states[warp_id()][4 * j + t] = states[j];
+  }
   __syncthreads();
-  best = kNoNeighbour;
-  for (uint32_t w = 0; w < kEvictWarps; w++) {
-    if (shared.neighbours[w].beats(best)) best = shared.neighbours[w];
+  if (threadIdx.x >= group.size) return;
+  SoftmaxState all = init_softmax();
+  for (uint32_t w = 0; w < kExpectWarps; w++) {
+    all = merge_softmax(all, shared.states[w][threadIdx.x]);
   }
-  return best;
+  out.states[blockIdx.x * kMaxGroup + threadIdx.x] = {all.max, all.sum};
 }
 
-// Attention weight of slot \`i\` for query head \`g\`.
-__device__ inline float attention_weight(const skv_merge_attend_args &args,
-                                         const EvictJob &job,
-                                         const EvictShared &shared,
-                                         const Slot &slot, uint32_t i,
-                                         uint32_t g) {
-  const float logit =
-      job.logits[static_cast<size_t>(g) * args.cache.max_capacity + i];
-  return expf(logit + vote_bias(slot, g, args.cache.lanes) -
-              shared.log_sums[g]);
-}
-
-// Merges the value of the victim into the slot to its right: see
-// src/reference/merge_values.ts. Called by one warp.
-__device__ inline void merge_value(const skv_merge_attend_args &args,
-                                   const EvictJob &job,
-                                   const EvictShared &shared, uint32_t victim,
-                                   uint32_t right) {
-  const uint32_t head_dim = args.sizes.head_dim;
-  const Slot gone = slot_at(args.cache.slots, job.offset + victim, head_dim);
-  const Slot kept = slot_at(args.cache.slots, job.offset + right, head_dim);
-  const bool exact = args.policy.exact_values != 0;
-  const float own = mean_attention(gone), other = mean_attention(kept);
-  const float share = own + other == 0.0f ? 0.5f : own / (own + other);
-  float weights[kMaxGroup], lost = 0.0f, left = 0.0f;
-#pragma unroll
-  for (uint32_t g = 0; g < kMaxGroup; g++) {
-    weights[g] = 0.0f;
-    if (!exact || g >= job.group) continue;
-    weights[g] = attention_weight(args, job, shared, gone, victim, g);
-    lost += weights[g];
-    left += attention_weight(args, job, shared, kept, right, g);
-  }
-  const float scale = fmaxf(left, lost / args.policy.ratio_cap);
-  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
-    const float from = to_float(gone.value[d]);
-    float value = to_float(kept.value[d]);
-    if (exact) {
-      float change = 0.0f;
-#pragma unroll
-      for (uint32_t g = 0; g < kMaxGroup; g++) {
-        if (g >= job.group) continue;
-        change += weights[g] * (from - job.outputs[g * head_dim + d]);
-      }
-      if (scale > 0.0f) value += change / scale;
-    } else {
-      value = share * from + (1.0f - share) * value;
+// Sets the ratings of \`count\` slots that blocks left their logits of: ln of the
+// mean over the group of their shares. \`is_there(i)\` says which slots there
+// are; \`log_sums\` is shared memory. Called by the whole block, which sees all
+// ratings afterwards.
+template <class IsThere>
+__device__ inline void rate_by_expectation(uint32_t group, uint32_t count,
+                                           const Expectation &expected,
+                                           float (&log_sums)[kMaxGroup],
+                                           float *ratings, IsThere is_there) {
+  if (threadIdx.x < group) {
+    SoftmaxState all = init_softmax();
+    for (uint32_t p = 0; p < expect_parts(count); p++) {
+      const float2 part = expected.states[p * kMaxGroup + threadIdx.x];
+      all = merge_softmax(all, {part.x, part.y});
     }
-    kept.value[d] = to_half(value);
+    log_sums[threadIdx.x] = log_sum(all);
   }
-  if (lane_id() != 0) return;
-  kept.set_word(kSlotTokens, kept.word(kSlotTokens) + gone.word(kSlotTokens));
-  if (exact) return;
-  kept.set(kSlotValueNorm, share * gone.get(kSlotValueNorm) +
-                               (1.0f - share) * kept.get(kSlotValueNorm));
-}
-
-// Merges the victim into a slot, or drops it where there is none. Called by one
-// warp.
-__device__ inline void evict(const skv_merge_attend_args &args,
-                             const EvictJob &job, const EvictShared &shared,
-                             uint32_t victim, uint32_t target) {
-  const uint32_t head_dim = args.sizes.head_dim;
-  const Slot gone = slot_at(args.cache.slots, job.offset + victim, head_dim);
-  uint32_t *words = job.words;
-  Merged merged = {};
-  if (target != ~0u && args.policy.merge == SKV_MERGE_VOTES) {
-    const Slot kept = slot_at(args.cache.slots, job.offset + target, head_dim);
-    const MergeContext context = {job.queries, job.group, head_dim,
-                                  args.cache.lanes};
-    merged = merge_slots(
-        2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
-        args.policy);
-  } else if (target != ~0u) {
-    merge_value(args, job, shared, victim, target);
+  __syncthreads();
+  const float heads = logf(static_cast<float>(group));
+  for (uint32_t i = threadIdx.x; i < count; i += blockDim.x) {
+    if (!is_there(i)) continue;
+    float share = kLogZero;
+    for (uint32_t g = 0; g < group; g++) {
+      const float logit =
+          expected.logits[static_cast<size_t>(g) * expected.pitch + i];
+      share = log_add(share, logit - log_sums[g]);
+    }
+    ratings[i] = share - heads;
   }
-  __syncwarp();
-  if (lane_id() != 0) return;
-  if (target != ~0u) {
-    words[kHeadMerged]++;
-    words[kHeadGuarded] += merged.guarded ? 1 : 0;
-    words[kHeadDivergence] = __float_as_uint(
-        __uint_as_float(words[kHeadDivergence]) + merged.divergence);
-  } else {
-    words[kHeadDropped]++;
-    words[kHeadDroppedTokens] += gone.word(kSlotTokens);
-  }
-  free_slot(gone, args.cache.lanes);
-  words[kHeadLive]--;
-  words[kHeadNext] = min(words[kHeadNext], victim);
+  __syncthreads();
 }
 `,
   "lib/half.cuh": `// Halves: 16-byte loads of eight of them, and conversions.
@@ -1697,37 +1987,13 @@ __device__ inline void wait_for_previous() {
 // read them once, but slots come and go.
 #pragma once
 
-#include "merge_slots.cuh"
-
-// Widest head that kernels take.
-constexpr uint32_t kMaxHeadDim = 32 * kLaneDims;
+#include "lane_vector.cuh"
 
 // Warps of a block that rates keys.
 constexpr uint32_t kKeyWarps = 16;
 
 struct KeyScratch {
   float sums[kKeyWarps][kMaxHeadDim];
-};
-
-// The dimensions of a key that this lane holds, zeros beyond its end.
-struct LaneKey {
-  float x[kLaneDims];
-
-  __device__ LaneKey(const Slot &slot, uint32_t head_dim) {
-#pragma unroll
-    for (int i = 0; i < kLaneDims; i++) {
-      const uint32_t d = lane_id() + 32 * i;
-      x[i] = d < head_dim ? to_float(slot.key[d]) : 0.0f;
-    }
-  }
-  // 1 / |key|, or 0 for a zero key, in every lane.
-  __device__ float inverse_norm() const {
-    float square = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kLaneDims; i++) square += x[i] * x[i];
-    square = warp_sum(square);
-    return square == 0.0f ? 0.0f : rsqrtf(square);
-  }
 };
 
 // Rates the slots \`slot(0)\` to \`slot(count - 1)\`, free ones left out. Called by
@@ -1740,7 +2006,7 @@ __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
   for (uint32_t i = warp_id(); i < count; i += kKeyWarps) {
     const Slot slot = slot_of(i);
     if (slot.word(kSlotTokens) == 0) continue;
-    const LaneKey key(slot, head_dim);
+    const LaneVector key(slot.key, head_dim);
     const float inverse = key.inverse_norm();
 #pragma unroll
     for (int d = 0; d < kLaneDims; d++) sum[d] += key.x[d] * inverse;
@@ -1764,7 +2030,7 @@ __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
   for (uint32_t i = warp_id(); i < count; i += kKeyWarps) {
     const Slot slot = slot_of(i);
     if (slot.word(kSlotTokens) == 0) continue;
-    const LaneKey key(slot, head_dim);
+    const LaneVector key(slot.key, head_dim);
     float product = 0.0f;
 #pragma unroll
     for (int d = 0; d < kLaneDims; d++) product += mean[d] * key.x[d];
@@ -1773,6 +2039,304 @@ __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
     if (lane_id() == 0) ratings[i] = -product * scale * inverse;
   }
   __syncthreads();
+}
+`,
+  "lib/lane_vector.cuh": `// A vector of a slot over the lanes of a warp.
+#pragma once
+
+#include "slots.cuh"
+
+// The dimensions that this lane holds, zeros beyond the end.
+struct LaneVector {
+  float x[kLaneDims];
+
+  __device__ LaneVector(const skv_half *vector, uint32_t head_dim) {
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) {
+      const uint32_t d = lane_id() + 32 * i;
+      x[i] = d < head_dim ? to_float(vector[d]) : 0.0f;
+    }
+  }
+  // The following are the same in every lane.
+  __device__ float dot(const LaneVector &other) const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) sum += x[i] * other.x[i];
+    return warp_sum(sum);
+  }
+  // Squared distance.
+  __device__ float distance(const LaneVector &other) const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) {
+      sum += (x[i] - other.x[i]) * (x[i] - other.x[i]);
+    }
+    return warp_sum(sum);
+  }
+  // 1 / |x|, or 0 for a zero vector.
+  __device__ float inverse_norm() const {
+    const float square = dot(*this);
+    return square == 0.0f ? 0.0f : rsqrtf(square);
+  }
+};
+
+// A weighted sum of vectors over the lanes of a warp.
+struct LaneSum {
+  float x[kLaneDims] = {};
+
+  __device__ void add(float weight, const LaneVector &vector) {
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) x[i] += weight * vector.x[i];
+  }
+  // Stores the sum times \`scale\`.
+  __device__ void store(skv_half *to, float scale, uint32_t head_dim) const {
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) {
+      const uint32_t d = lane_id() + 32 * i;
+      if (d < head_dim) to[d] = to_half(x[i] * scale);
+    }
+  }
+};
+`,
+  "lib/merge_one.cuh": `// What becomes of the slot that goes after a decode step: where it is merged,
+// or that it is dropped.
+#pragma once
+
+#include "blend_slots.cuh"
+#include "evict_one.cuh"
+#include "merge_slots.cuh"
+
+// The next slot to the right of the victim, or none. Called by the whole block.
+__device__ inline uint32_t find_right(const skv_merge_attend_args &args,
+                                      const EvictJob &job, uint32_t victim,
+                                      EvictShared &shared) {
+  const uint32_t position = job.slot(args, victim).word(kSlotPosition);
+  uint64_t best = kNoKey;
+  uint32_t nearest = ~0u;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot = job.slot(args, i);
+    const uint32_t other = slot.word(kSlotPosition);
+    if (slot.word(kSlotTokens) == 0 || other <= position) continue;
+    if (other < best) best = other, nearest = i;
+  }
+  return lowest_of_block(best, nearest, shared);
+}
+
+// The slot with the key most similar to that of the victim, sinks left out.
+// Four lanes share a key. Called by the whole block.
+template <bool ALIGNED>
+__device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
+                                         const EvictJob &job, uint32_t victim,
+                                         EvictShared &shared) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const uint32_t t = lane_id() % 4;
+  const Slot gone = job.slot(args, victim);
+  if (threadIdx.x < kMaxHeadDim) {
+    shared.key[threadIdx.x] =
+        threadIdx.x < head_dim ? gone.key[threadIdx.x] : 0;
+  }
+  __syncthreads();
+  // The length of the victim's key counts for all alike, but for the threshold.
+  float own_square = 0.0f;
+  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
+    const float x = to_float(shared.key[d]);
+    own_square += x * x;
+  }
+  own_square = warp_sum(own_square);
+  Neighbour best = kNoNeighbour;
+#pragma unroll 2
+  for (uint32_t first = 8 * warp_id(); first < job.high;
+       first += 8 * kEvictWarps) {
+    const uint32_t i = first + lane_id() / 4;
+    const Slot slot = job.slot(args, min(i, job.high - 1));
+    float dot = 0.0f, square = 0.0f;
+#pragma unroll 4
+    for (uint32_t d = 8 * t; d < head_dim; d += 32) {
+      uint32_t other[4];
+      load_halves<8, ALIGNED>(other, slot.key, d, head_dim);
+      const uint4 own = *reinterpret_cast<const uint4 *>(shared.key + d);
+      const uint32_t mine[4] = {own.x, own.y, own.z, own.w};
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const float2 x = to_floats(mine[j]), y = to_floats(other[j]);
+        dot += x.x * y.x + x.y * y.y;
+        square += y.x * y.x + y.y * y.y;
+      }
+    }
+    dot += __shfl_xor_sync(kAllLanes, dot, 1);
+    dot += __shfl_xor_sync(kAllLanes, dot, 2);
+    square += __shfl_xor_sync(kAllLanes, square, 1);
+    square += __shfl_xor_sync(kAllLanes, square, 2);
+    if (i >= job.high || i == victim || slot.word(kSlotTokens) == 0) continue;
+    const float norms = sqrtf(own_square) * sqrtf(square);
+    const Neighbour candidate = {norms == 0.0f ? 0.0f : dot / norms,
+                                 slot.word(kSlotPosition), i};
+    if (candidate.position < args.policy.sinks) continue;
+    if (candidate.beats(best)) best = candidate;
+  }
+  best = nearest_of_lanes<16>(best);
+  if (lane_id() == 0) shared.neighbours[warp_id()] = best;
+  __syncthreads();
+  best = kNoNeighbour;
+  for (uint32_t w = 0; w < kEvictWarps; w++) {
+    if (shared.neighbours[w].beats(best)) best = shared.neighbours[w];
+  }
+  return best;
+}
+
+// Attention weight of slot \`i\` for query head \`g\`.
+__device__ inline float attention_weight(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         const EvictShared &shared,
+                                         const Slot &slot, uint32_t i,
+                                         uint32_t g) {
+  const float logit =
+      job.logits[static_cast<size_t>(g) * args.cache.max_capacity + i];
+  return expf(logit + vote_bias(slot, g, args.cache.lanes) -
+              shared.log_sums[g]);
+}
+
+// Merges the value of the victim into the slot to its right: see
+// src/reference/merge_values.ts. Called by one warp.
+__device__ inline void merge_value(const skv_merge_attend_args &args,
+                                   const EvictJob &job,
+                                   const EvictShared &shared, uint32_t victim,
+                                   uint32_t right) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const Slot gone = job.slot(args, victim);
+  const Slot kept = job.slot(args, right);
+  const bool exact = args.policy.exact_values != 0;
+  const float own = mean_attention(gone), other = mean_attention(kept);
+  const float share = own + other == 0.0f ? 0.5f : own / (own + other);
+  float weights[kMaxGroup], lost = 0.0f, left = 0.0f;
+#pragma unroll
+  for (uint32_t g = 0; g < kMaxGroup; g++) {
+    weights[g] = 0.0f;
+    if (!exact || g >= job.group) continue;
+    weights[g] = attention_weight(args, job, shared, gone, victim, g);
+    lost += weights[g];
+    left += attention_weight(args, job, shared, kept, right, g);
+  }
+  const float scale = fmaxf(left, lost / args.policy.ratio_cap);
+  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
+    const float from = to_float(gone.value[d]);
+    float value = to_float(kept.value[d]);
+    if (exact) {
+      float change = 0.0f;
+#pragma unroll
+      for (uint32_t g = 0; g < kMaxGroup; g++) {
+        if (g >= job.group) continue;
+        change += weights[g] * (from - job.outputs[g * head_dim + d]);
+      }
+      if (scale > 0.0f) value += change / scale;
+    } else {
+      value = share * from + (1.0f - share) * value;
+    }
+    kept.value[d] = to_half(value);
+  }
+  if (lane_id() != 0) return;
+  kept.set_word(kSlotTokens, kept.word(kSlotTokens) + gone.word(kSlotTokens));
+  if (exact) return;
+  kept.set(kSlotValueNorm, share * gone.get(kSlotValueNorm) +
+                               (1.0f - share) * kept.get(kSlotValueNorm));
+}
+
+// Merges two slots so that the one that stays has the mass of both. Called by
+// one warp.
+__device__ inline Merged merge_two(const skv_merge_attend_args &args,
+                                   const EvictJob &job, uint32_t stays,
+                                   uint32_t goes) {
+  const Slot kept = job.slot(args, stays), gone = job.slot(args, goes);
+  const MergeContext context = {job.queries, job.group, args.sizes.head_dim,
+                                args.cache.lanes};
+  return merge_slots(
+      2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
+      args.policy);
+}
+
+// Frees the slot that goes, and counts what became of it. Called by one thread.
+__device__ inline void remove_slot(const skv_merge_attend_args &args,
+                                   const EvictJob &job, uint32_t victim,
+                                   bool is_merged, const Merged &merged) {
+  const Slot gone = job.slot(args, victim);
+  uint32_t *words = job.words;
+  if (is_merged) {
+    words[kHeadMerged]++;
+    words[kHeadGuarded] += merged.guarded ? 1 : 0;
+    words[kHeadDivergence] = __float_as_uint(
+        __uint_as_float(words[kHeadDivergence]) + merged.divergence);
+  } else {
+    words[kHeadDropped]++;
+    words[kHeadDroppedTokens] += gone.word(kSlotTokens);
+  }
+  free_slot(gone, args.cache.lanes);
+  words[kHeadLive]--;
+  words[kHeadNext] = min(words[kHeadNext], victim);
+}
+
+// Merges the victim where the policy says, or drops it. Called by the whole
+// block.
+template <bool ALIGNED>
+__device__ inline void evict(const skv_merge_attend_args &args,
+                             const EvictJob &job, uint32_t victim,
+                             EvictShared &shared) {
+  const skv_policy &policy = args.policy;
+  uint32_t target = ~0u;
+  bool is_merged = false;
+  switch (policy.merge) {
+    case SKV_MERGE_VOTES: {
+      const Neighbour nearest =
+          find_nearest<ALIGNED>(args, job, victim, shared);
+      if (nearest.similarity > policy.threshold) target = nearest.item;
+      break;
+    }
+    case SKV_MERGE_COSINE: {
+      const float past = __uint_as_float(job.words[kHeadThreshold]);
+      const Neighbour nearest =
+          find_nearest<ALIGNED>(args, job, victim, shared);
+      if (!nearest.exists()) break;
+      const float threshold = next_threshold(policy, past, nearest.similarity);
+      if (threadIdx.x == 0) {
+        job.words[kHeadThreshold] = __float_as_uint(threshold);
+      }
+      if (nearest.similarity >= threshold) target = nearest.item;
+      break;
+    }
+    case SKV_MERGE_RIGHT_NEIGHBOUR:
+      target = find_right(args, job, victim, shared);
+      break;
+    case SKV_MERGE_NEXT_VALUES: {
+      const PassedOn place = {job.slot(args, victim), args.cache.layer,
+                              job.kv_head, args.sizes.head_dim};
+      is_merged = pass_on(
+          policy, place, job.high, shared.followers, shared.select,
+          [&](uint32_t i) {
+            const Slot slot = job.slot(args, i);
+            return slot.word(kSlotTokens) == 0 ? 0 : slot.word(kSlotPosition);
+          },
+          [&](uint32_t i) { return job.slot(args, i); });
+      break;
+    }
+    default:
+      break;
+  }
+  if (warp_id() != 0) return;
+  Merged merged = {};
+  if (target != ~0u) {
+    is_merged = true;
+    if (policy.merge == SKV_MERGE_VOTES) {
+      merged = merge_two(args, job, target, victim);
+    } else if (policy.merge == SKV_MERGE_COSINE) {
+      const Slot kept = job.slot(args, target), gone = job.slot(args, victim);
+      blend_slots(
+          2, [&](uint32_t i) { return i == 0 ? kept : gone; },
+          args.sizes.head_dim);
+    } else {
+      merge_value(args, job, shared, victim, target);
+    }
+  }
+  __syncwarp();
+  if (lane_id() == 0) remove_slot(args, job, victim, is_merged, merged);
 }
 `,
   "lib/merge_pairs.cuh": `// Merging similar pairs before anything is evicted.
@@ -2169,9 +2733,6 @@ inline cudaError_t launch_right_neighbours(const skv_chunk_args &args,
 
 #include "scores.cuh"
 
-// Dimensions of a head that one lane holds.
-constexpr int kLaneDims = 8;
-
 // What a merge needs beside its members.
 struct MergeContext {
   // (group, head_dim): queries of the current row.
@@ -2408,31 +2969,86 @@ __device__ inline Merged merge_slots(uint32_t count, Member member,
   "lib/merge_victims.cuh": `// Merging what has to go into the most similar of what is kept.
 #pragma once
 
+#include "blend_slots.cuh"
 #include "merge_pairs.cuh"
 
-// Merges each victim into its nearest target, all of a target together, or
-// drops it.
-__device__ inline void merge_victims(const skv_chunk_args &args,
-                                     const ChunkHead &head,
-                                     const CompressWork &all_work,
-                                     const HeadWork &work, uint32_t victims,
-                                     SelectScratch &scratch) {
-  const bool merges = args.policy.merge == SKV_MERGE_VOTES;
+// Whether victims are merged into the most similar slot that is kept, or into
+// the cheapest.
+__host__ __device__ inline bool merges_victims(const skv_policy &policy) {
+  return policy.merge == SKV_MERGE_VOTES || policy.merge == SKV_MERGE_COSINE;
+}
+
+// Moves the threshold of the head and takes their targets from those victims
+// that are not similar enough: \`mates\` and \`similarities\` by victim. Called by
+// the whole block.
+__device__ inline void move_threshold(const skv_chunk_args &args,
+                                      const ChunkHead &head,
+                                      const HeadWork &work, uint32_t victims,
+                                      SelectScratch &scratch) {
+  float cosines = 0.0f;
+  uint32_t mine = 0, count;
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    if (work.mates[v] == ~0u) continue;
+    cosines += work.similarities[v];
+    mine++;
+  }
+  cosines = block_sum(cosines, scratch);
+  block_prefix(mine, count, scratch.block);
+  if (count == 0) return;
+  const float threshold =
+      next_threshold(args.policy, __uint_as_float(head.words[kHeadThreshold]),
+                     cosines / static_cast<float>(count));
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    if (work.similarities[v] < threshold) work.mates[v] = ~0u;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    head.words[kHeadThreshold] = __float_as_uint(threshold);
+  }
+}
+
+// Finds the target of each victim: \`mates\`, by victim. Called by the whole
+// block.
+__device__ inline void find_targets(const skv_chunk_args &args,
+                                    const ChunkHead &head,
+                                    const CompressWork &all_work,
+                                    const HeadWork &work, uint32_t victims,
+                                    SelectScratch &scratch) {
+  const skv_policy &policy = args.policy;
+  const bool merges = merges_victims(policy);
   for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
     const Neighbour nearest =
         merges ? nearest_of_query(args, head, all_work, work, v) : kNoNeighbour;
     const bool fits =
-        nearest.exists() && nearest.similarity > args.policy.threshold;
+        nearest.exists() && (policy.merge != SKV_MERGE_VOTES ||
+                             nearest.similarity > policy.threshold);
     work.mates[v] = fits ? nearest.item : ~0u;
+    // The best of all parts takes the place of the first part's.
+    if (merges) work.similarities[v] = nearest.similarity;
     work.divergences[v] = 0.0f;
-    if (fits) continue;
+  }
+  __syncthreads();
+  if (policy.merge == SKV_MERGE_COSINE) {
+    move_threshold(args, head, work, victims, scratch);
+  }
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    if (work.mates[v] != ~0u) continue;
     const uint32_t item = work.items[work.queries[v]];
     atomicAdd(head.words + kHeadDropped, 1);
     atomicAdd(head.words + kHeadDroppedTokens,
               item_slot(args, head, item).word(kSlotTokens));
   }
   __syncthreads();
-  if (!merges) return;
+}
+
+// Merges each victim into its target, all of a target together, or drops it.
+__device__ inline void merge_victims(const skv_chunk_args &args,
+                                     const ChunkHead &head,
+                                     const CompressWork &all_work,
+                                     const HeadWork &work, uint32_t victims,
+                                     SelectScratch &scratch) {
+  find_targets(args, head, all_work, work, victims, scratch);
+  if (!merges_victims(args.policy)) return;
   const MergeContext context = merge_context(args, head);
   uint32_t merged_slots = 0;
   for (uint32_t v = warp_id(); v < victims; v += kCompressWarps) {
@@ -2466,13 +3082,16 @@ __device__ inline void merge_victims(const skv_chunk_args &args,
     }
     members = work.candidates + first;
     __syncwarp();
-    const Merged merged = merge_slots(
-        count + 1,
-        [&](uint32_t i) {
-          const uint32_t ordinal = i == 0 ? target : members[i - 1];
-          return item_slot(args, head, work.items[ordinal]);
-        },
-        context, args.policy);
+    const auto member = [&](uint32_t i) {
+      const uint32_t ordinal = i == 0 ? target : members[i - 1];
+      return item_slot(args, head, work.items[ordinal]);
+    };
+    Merged merged = {};
+    if (args.policy.merge == SKV_MERGE_COSINE) {
+      blend_slots(count + 1, member, args.sizes.head_dim);
+    } else {
+      merged = merge_slots(count + 1, member, context, args.policy);
+    }
     if (lane_id() == 0) {
       work.divergences[v] = merged.divergence;
       merged_slots += count;
@@ -2796,6 +3415,108 @@ __device__ inline Neighbour nearest_of_lanes(Neighbour best) {
   return best;
 }
 `,
+  "lib/next_values.cuh": `// Adding the value of a slot that goes to those of the slots after it: the twin
+// of src/reference/next_values.ts.
+#pragma once
+
+#include "select_smallest.cuh"
+#include "slots.cuh"
+
+// Most positions after a slot that take its value in.
+constexpr uint32_t kMaxFollowers = 256;
+
+// Slots by their distance from the one that goes.
+struct Followers {
+  uint32_t at[kMaxFollowers];
+  uint32_t nearest;
+  uint32_t count;
+};
+
+// A slot that goes, and where it is.
+struct PassedOn {
+  Slot slot;
+  uint32_t layer;
+  uint32_t kv_head;
+  uint32_t head_dim;
+};
+
+// A number in [0, 1) that depends on the seed and the place alone.
+__device__ inline float draw_uniform(uint32_t seed, uint32_t layer,
+                                     uint32_t kv_head, uint32_t position) {
+  const uint32_t words[3] = {layer, kv_head, position};
+  uint32_t hash = seed;
+#pragma unroll
+  for (int i = 0; i < 3; i++) {
+    hash ^= words[i];
+    hash = (hash ^ (hash >> 16)) * 0x7feb352du;
+    hash = (hash ^ (hash >> 15)) * 0x846ca68bu;
+    hash = (hash ^ (hash >> 16)) + 0x9e3779b9u;
+  }
+  return static_cast<float>(hash >> 8) / 16777216.0f;
+}
+
+// Passes the value of a slot on to those of \`count\` others in the positions
+// after it; returns whether anything was. \`position_of(i)\` is 0 for slots that
+// are not there, \`slot_of(i)\` the slot. The caller frees the slot that goes.
+// Called by the whole block, of at least kMaxFollowers threads.
+template <class PositionOf, class SlotOf>
+__device__ inline bool pass_on(const skv_policy &policy, const PassedOn &gone,
+                               uint32_t count, Followers &followers,
+                               SelectScratch &scratch, PositionOf position_of,
+                               SlotOf slot_of) {
+  const uint32_t next_count = policy.next_count;
+  const uint32_t position = gone.slot.word(kSlotPosition);
+  __syncthreads();
+  if (threadIdx.x < kMaxFollowers) followers.at[threadIdx.x] = ~0u;
+  if (threadIdx.x == 0) followers.nearest = ~0u, followers.count = 0;
+  __syncthreads();
+  for (uint32_t i = threadIdx.x; i < count; i += blockDim.x) {
+    // Nothing lies before position 0: it stands for no slot.
+    const uint32_t distance = position_of(i) - position - 1;
+    if (distance < next_count) followers.at[distance] = i;
+  }
+  __syncthreads();
+  const bool follows =
+      threadIdx.x < next_count && followers.at[threadIdx.x] != ~0u;
+  float attention = 0.0f;
+  if (follows) {
+    attention = slot_of(followers.at[threadIdx.x]).get(kSlotAccumulated);
+    atomicMin(&followers.nearest, threadIdx.x);
+    atomicAdd(&followers.count, 1u);
+  }
+  const float sum = block_sum(attention, scratch);
+  if (followers.count == 0) return false;
+  const float mean = sum / static_cast<float>(followers.count);
+  const float own = gone.slot.get(kSlotAccumulated);
+  const float chance = own < mean ? own / mean : 1.0f;
+  const float draw =
+      draw_uniform(policy.draw_seed, gone.layer, gone.kv_head, position);
+  const float mask = policy.expected_values ? chance
+                     : draw < chance        ? 1.0f
+                                            : 0.0f;
+  if (mask == 0.0f) return false;
+  const float share = mask / static_cast<float>(next_count);
+  // A warp has a slot that takes the value in.
+  for (uint32_t f = warp_id(); f < next_count; f += blockDim.x / 32) {
+    if (followers.at[f] == ~0u) continue;
+    const Slot slot = slot_of(followers.at[f]);
+    for (uint32_t d = lane_id(); d < gone.head_dim; d += 32) {
+      const float both =
+          to_float(slot.value[d]) + share * to_float(gone.slot.value[d]);
+      slot.value[d] = to_half(both);
+    }
+    if (lane_id() != 0) continue;
+    slot.set(kSlotValueNorm,
+             slot.get(kSlotValueNorm) + share * gone.slot.get(kSlotValueNorm));
+    if (f != followers.nearest) continue;
+    slot.set_word(kSlotTokens,
+                  slot.word(kSlotTokens) + gone.slot.word(kSlotTokens));
+  }
+  // Whoever frees the slot comes after.
+  __syncthreads();
+  return true;
+}
+`,
   "lib/overlap.cuh": `// How kernels overlap with the ones before and after them.
 //
 // A kernel may be started when all blocks of the one in front of it run. Until
@@ -2810,6 +3531,60 @@ __device__ inline Neighbour nearest_of_lanes(Neighbour best) {
 __device__ inline void begin_kernel() {
   let_next_start();
   wait_for_previous();
+}
+`,
+  "lib/pass_values.cuh": `// Passing the values of victims on, one by one in the order of their ranks,
+// since each takes in what those before it have passed on.
+//
+// One block has a head: finding who takes a value in reads a position per item,
+// and the elements of a value do not touch each other. The alternative that
+// lost: many blocks, which would wait for each other after every victim.
+#pragma once
+
+#include "compress_work.cuh"
+#include "next_values.cuh"
+
+// Called by the whole block; the caller frees the slots.
+__device__ inline void pass_values(const skv_chunk_args &args,
+                                   const ChunkHead &head, const HeadWork &work,
+                                   uint32_t victims, Followers &followers,
+                                   SelectScratch &scratch) {
+  const uint32_t items = work.counters[kItems];
+  const auto slot_of = [&](uint32_t i) {
+    return item_slot(args, head, work.items[i]);
+  };
+  // Positions of those that are still there.
+  uint32_t *positions = work.mates;
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+    positions[i] = slot_of(i).word(kSlotPosition);
+  }
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    const uint32_t i = work.queries[v];
+    uint32_t place = 0;
+    for (uint32_t u = 0; u < victims; u++) {
+      place += work.keys[work.queries[u]] < work.keys[i] ? 1 : 0;
+    }
+    work.candidates[place] = i;
+  }
+  __syncthreads();
+  for (uint32_t v = 0; v < victims; v++) {
+    const uint32_t i = work.candidates[v];
+    const PassedOn gone = {slot_of(i), args.cache.layer, head.kv_head,
+                           args.sizes.head_dim};
+    const bool is_passed = pass_on(
+        args.policy, gone, items, followers, scratch,
+        [&](uint32_t other) { return positions[other]; }, slot_of);
+    // The next one looks at positions after a barrier, and so did all at this.
+    if (threadIdx.x != 0) continue;
+    positions[i] = 0;
+    if (is_passed) {
+      head.words[kHeadMerged]++;
+    } else {
+      head.words[kHeadDropped]++;
+      head.words[kHeadDroppedTokens] += gone.slot.word(kSlotTokens);
+    }
+  }
+  __syncthreads();
 }
 `,
   "lib/product.cuh": `// Products of activations with a weight matrix, in one of three forms by the
@@ -2924,37 +3699,65 @@ __device__ inline void load_floats(float (&out)[8], const float *row,
 #pragma once
 
 #include "compress_work.cuh"
+#include "expected_attention.cuh"
 #include "key_distance.cuh"
 #include "overlap.cuh"
 
 constexpr uint32_t kRateThreads = 256;
 
-__host__ __device__ inline bool compares_keys(const skv_policy &policy) {
-  return policy.score == SKV_SCORE_KEY_DISTANCE;
-}
-
 // Whether scores take more than a slot's own fields.
 __host__ __device__ inline bool is_rated(const skv_policy &policy) {
   return policy.pool != SKV_POOL_NONE || policy.layer_scope != 0 ||
-         compares_keys(policy);
+         takes_all_keys(policy);
 }
 
-// Where scores by keys are left: in memory that pairs need later on where they
-// are still to be pooled.
+// Where scores that take all keys are left: in memory that pairs need later on
+// where they are still to be pooled.
 __device__ inline float *key_scores(const skv_policy &policy,
                                     const HeadWork &work) {
   return policy.pool == SKV_POOL_NONE ? work.scores
                                       : reinterpret_cast<float *>(work.best);
 }
 
+// Leaves what is expected of the items.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kExpectThreads)
+    expect_items_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ ExpectShared shared;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t items = work.counters[kItems];
+  if (blockIdx.x * kExpectSlots >= items) return;
+  const ExpectedGroup group =
+      expected_group(args.cache, args.sizes, args.policy,
+                     args.step.chunk[kChunkSequence], blockIdx.y);
+  expect_slots<ALIGNED>(group, items, work.expected, shared, [&](uint32_t i) {
+    return item_slot(args, head, work.items[i]);
+  });
+}
+
+// Scores that take all keys of a head; one block has it.
 static __global__ void __launch_bounds__(kCompressThreads)
     rate_keys_kernel(skv_chunk_args args, CompressWork all_work) {
   static_assert(kCompressWarps == kKeyWarps, "as many warps as rate keys");
   __shared__ KeyScratch scratch;
+  __shared__ float log_sums[kMaxGroup];
   begin_kernel();
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
+  if (args.policy.score == SKV_SCORE_EXPECTED) {
+    rate_by_expectation(args.sizes.heads / args.sizes.kv_heads,
+                        work.counters[kItems], work.expected, log_sums,
+                        key_scores(args.policy, work), [&](uint32_t i) {
+                          const Slot slot =
+                              item_slot(args, head, work.items[i]);
+                          return slot.word(kSlotTokens) != 0;
+                        });
+    return;
+  }
   rate_by_key(work.counters[kItems], args.sizes.head_dim,
               key_scores(args.policy, work), scratch,
               [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
@@ -2997,8 +3800,8 @@ static __global__ void __launch_bounds__(kRateThreads)
     if (i >= items) return kNotPooled;
     const Slot slot = item_slot(args, head, work.items[i]);
     if (slot.word(kSlotTokens) == 0) return kNotPooled;
-    score = compares_keys(policy) ? key_scores(policy, work)[i]
-                                  : own_score(slot, policy, args.cache.lanes);
+    score = takes_all_keys(policy) ? key_scores(policy, work)[i]
+                                   : own_score(slot, policy, args.cache.lanes);
     const uint32_t position = slot.word(kSlotPosition);
     return position + head.words[kHeadRecent] <= head.newest ? position
                                                              : kNotPooled;
@@ -3057,12 +3860,19 @@ inline cudaError_t launch_ratings(const skv_chunk_args &args,
   const uint32_t blocks = (work.most + kRateThreads - 1) / kRateThreads;
   const uint32_t heads = args.sizes.kv_heads;
   cudaError_t status = cudaSuccess;
-  if (compares_keys(args.policy)) {
+  if (args.policy.score == SKV_SCORE_EXPECTED) {
+    const auto kernel = args.sizes.head_dim % 8 == 0
+                            ? expect_items_kernel<true>
+                            : expect_items_kernel<false>;
+    status = launch_kernel(launch, kernel, dim3(expect_parts(work.most), heads),
+                           kExpectThreads, 0, args, work);
+  }
+  if (status == cudaSuccess && takes_all_keys(args.policy)) {
     status = launch_kernel(launch, rate_keys_kernel, heads, kCompressThreads, 0,
                            args, work);
   }
   const bool pools = args.policy.pool != SKV_POOL_NONE;
-  if (status == cudaSuccess && (pools || !compares_keys(args.policy))) {
+  if (status == cudaSuccess && (pools || !takes_all_keys(args.policy))) {
     status = launch_kernel(launch, rate_kernel, dim3(blocks, heads),
                            kRateThreads, 0, args, work);
   }
@@ -3291,9 +4101,19 @@ __device__ inline float log_add(float a, float b) {
   return max + log1pf(expf(fminf(a, b) - max));
 }
 
-// Adds the row at \`position\` of the text. \`logit(g)\` are the raw logits of the
-// slot, \`log_sum(g)\` the ln of the row's softmax sums and \`bias(g)\` the vote
-// biases.
+// What the logits of the row at \`position\` are multiplied with for its scores:
+// see scoreGain of the reference.
+__device__ inline float score_gain(const skv_policy &policy, uint32_t position,
+                                   uint32_t budget) {
+  if (policy.score != SKV_SCORE_STEP_GAIN) return 1.0f;
+  const float ratio =
+      static_cast<float>(position + 1) / static_cast<float>(budget);
+  return sqrtf(2.0f * fmaxf(0.0f, logf(ratio)));
+}
+
+// Adds the row at \`position\` of the text. At the scale that its scores have,
+// \`logit(g)\` are the raw logits of the slot, \`log_sum(g)\` the ln of the row's
+// softmax sums and \`bias(g)\` the vote biases.
 //
 // The moving sum is kept as its logarithm, because exp of a raw logit
 // overflows: E ← ln(alpha exp(E) + (1 − alpha) s).
@@ -3363,6 +4183,12 @@ __device__ inline float mean_attention(const Slot &slot) {
          static_cast<float>(max(1u, slot.word(kSlotObservations)));
 }
 
+// Whether a score is worked out from all keys of a head, without any row.
+__host__ __device__ inline bool takes_all_keys(const skv_policy &policy) {
+  return policy.score == SKV_SCORE_KEY_DISTANCE ||
+         policy.score == SKV_SCORE_EXPECTED;
+}
+
 // What the policy's score says of a slot. A position too large for a float is
 // rounded; ties go by position and put it right.
 __device__ inline float own_score(const Slot &slot, const skv_policy &policy,
@@ -3374,10 +4200,16 @@ __device__ inline float own_score(const Slot &slot, const skv_policy &policy,
       return log_score(slot, policy) +
              (policy.count_votes ? pooled_bias(slot, lanes) : 0.0f);
     case SKV_SCORE_MEAN:
+    case SKV_SCORE_STEP_GAIN:
       return mean_attention(slot);
     default:
       return slot.get(kSlotAccumulated);
   }
+}
+
+// Whether the numbers that a score says are logarithms.
+__device__ inline bool is_logarithm(const skv_policy &policy) {
+  return policy.score == SKV_SCORE_EMA || policy.score == SKV_SCORE_EXPECTED;
 }
 
 // Smallest norm that counts; the logarithm of less is of no use.
@@ -3389,7 +4221,7 @@ __device__ inline float rank_of(float score, const Slot &slot,
   if (!policy.count_values) return score;
   const float norm = slot.get(kSlotValueNorm);
   const float power = static_cast<float>(policy.value_power);
-  if (policy.score != SKV_SCORE_EMA) {
+  if (!is_logarithm(policy)) {
     return (score + policy.value_epsilon) *
            (policy.value_power == 2 ? norm * norm : norm);
   }
@@ -3417,18 +4249,18 @@ __device__ inline uint32_t first_stage(const skv_policy &policy,
 
 // The sum of no scores; where they are logarithms, of what they stand for.
 __device__ inline float no_scores(const skv_policy &policy) {
-  return policy.score == SKV_SCORE_EMA ? kLogZero : 0.0f;
+  return is_logarithm(policy) ? kLogZero : 0.0f;
 }
 
 __device__ inline float add_score(float sum, float score,
                                   const skv_policy &policy) {
-  return policy.score == SKV_SCORE_EMA ? log_add(sum, score) : sum + score;
+  return is_logarithm(policy) ? log_add(sum, score) : sum + score;
 }
 
 __device__ inline float mean_score(float sum, uint32_t count,
                                    const skv_policy &policy) {
   const float terms = static_cast<float>(count);
-  return policy.score == SKV_SCORE_EMA ? sum - logf(terms) : sum / terms;
+  return is_logarithm(policy) ? sum - logf(terms) : sum / terms;
 }
 
 // Whether a slot may be evicted: neither a sink nor a recent token.
@@ -3587,6 +4419,10 @@ constexpr float kLiveBias = -1e29f;
 
 // Most query heads that share a KV head, and thus vote lanes.
 constexpr uint32_t kMaxGroup = 16;
+
+// Dimensions of a head that one lane holds, and the widest head.
+constexpr int kLaneDims = 8;
+constexpr uint32_t kMaxHeadDim = 32 * kLaneDims;
 
 // Words of a (sequence, KV head) of the layer.
 __device__ inline uint32_t *head_words(const skv_cache &cache,
@@ -4504,14 +5340,14 @@ cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
 // The policy's work needs the softmax sums of the whole head, and nothing needs
 // its result before the next step. So it is a kernel of its own on a stream
 // beside the main one, while the next layers are at work: see
-// lib/evict_one.cuh. It reads logits and side fields, about 40 bytes per slot,
+// lib/evict_step.cuh. It reads logits and side fields, about 40 bytes per slot,
 // and once more the keys where a slot is merged.
 //
 // The alternative that lost: the policy's work by the last block of attention,
 // which the rest of the layer then waits for: 17 µs per layer with 512 slots on
 // an H200, a tenth of a step of an 8B model.
 #include "lib/attend_parts.cuh"
-#include "lib/evict_one.cuh"
+#include "lib/evict_step.cuh"
 #include "lib/overlap.cuh"
 #include "runtime/launch.cuh"
 
@@ -4586,71 +5422,6 @@ __global__ void __launch_bounds__(kAttendThreads)
   leave_evidence(args, job, evidence, counts, shared);
 }
 
-// Takes over what attention found of the head and observes the row; evicts; or
-// both in one go where no other head has a say.
-template <bool ALIGNED>
-__global__ void __launch_bounds__(kEvictThreads)
-    evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
-                 bool chooses) {
-  __shared__ EvictShared shared;
-  const uint32_t index = blockIdx.y * args.sizes.kv_heads + blockIdx.x;
-  const uint4 seen = evidence.rows[index];
-  if (seen.w == 0) return;
-  const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
-  uint32_t *words = head_words(args.cache, args.sizes, blockIdx.y, blockIdx.x);
-  EvictJob job;
-  job.group = group;
-  job.position = seen.x;
-  job.high = seen.w;
-  job.offset = words[kHeadOffset];
-  job.words = words;
-  const size_t capacity = args.cache.max_capacity;
-  const size_t first_query =
-      static_cast<size_t>(index) * group * args.sizes.head_dim;
-  job.logits = evidence.logits + index * group * capacity;
-  job.queries = evidence.queries + first_query;
-  job.outputs = evidence.outputs + first_query;
-  job.keys = evidence.keys + index * capacity;
-  job.ratings = nullptr;
-  float *ratings = nullptr;
-  if (evidence.ratings != nullptr) {
-    ratings = evidence.ratings + index * capacity;
-    const bool shares = args.policy.layer_scope != 0;
-    job.ratings = shares ? ratings - blockIdx.x * capacity : ratings;
-    job.rating_heads = shares ? args.sizes.kv_heads : 1;
-  }
-  const bool over = seen.y > words[kHeadBudget];
-  if (observes && threadIdx.x == 0) {
-    words[kHeadLive] = seen.y;
-    words[kHeadNext] = seen.z;
-    words[kHeadHigh] = seen.w;
-  }
-  if (args.policy.merge == SKV_MERGE_NEVER) return;
-  if (threadIdx.x < group) {
-    shared.log_sums[threadIdx.x] =
-        evidence.log_sums[index * kMaxGroup + threadIdx.x];
-  }
-  __syncthreads();
-  if (observes) {
-    observe_slots(args, job, ratings, shared);
-    if (args.policy.score == SKV_SCORE_KEY_DISTANCE &&
-        (over || args.policy.layer_scope)) {
-      rate_slots(args, job, ratings, shared);
-    }
-  }
-  if (!chooses || !over) return;
-  const uint32_t victim = choose_victim(args, job, shared);
-  if (victim == ~0u) return;
-  uint32_t target = ~0u;
-  if (args.policy.merge == SKV_MERGE_VOTES) {
-    const Neighbour nearest = find_nearest<ALIGNED>(args, job, victim, shared);
-    if (nearest.similarity > args.policy.threshold) target = nearest.item;
-  } else if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
-    target = find_right(args, job, victim, shared);
-  }
-  if (warp_id() == 0) evict(args, job, shared, victim, target);
-}
-
 // How the slots of a head are split, and the sizes that follow.
 struct Plan {
   uint32_t heads;
@@ -4660,8 +5431,6 @@ struct Plan {
   uint32_t most_splits;
   // Parts of all heads; none where a head is always in one.
   size_t parts;
-  bool evicts;
-  bool keeps_queries;
 };
 
 Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
@@ -4680,40 +5449,7 @@ Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
   plan.parts = plan.most_splits == 1
                    ? 0
                    : static_cast<size_t>(plan.heads) * plan.most_splits;
-  plan.evicts = policy.merge != SKV_MERGE_NEVER;
-  plan.keeps_queries = policy.merge == SKV_MERGE_VOTES &&
-                       (policy.key == SKV_KEY_MIN_NORM || args.cache.lanes > 1);
   return plan;
-}
-
-// Takes what attention leaves for the eviction from the memory of the call, and
-// how much that is.
-size_t take_evidence(const skv_merge_attend_args &args, const Plan &plan,
-                     char *memory, Evidence *evidence) {
-  *evidence = {};
-  Scratch scratch(memory);
-  evidence->rows = scratch.take<uint4>(plan.heads);
-  if (!plan.evicts) return static_cast<size_t>(scratch.take<char>(0) - memory);
-  if (args.policy.observe) {
-    evidence->logits = scratch.take<float>(
-        static_cast<size_t>(plan.heads) * plan.group * args.cache.max_capacity);
-  }
-  evidence->log_sums = scratch.take<float>(plan.heads * kMaxGroup);
-  if (plan.keeps_queries) {
-    evidence->queries = scratch.take<float>(static_cast<size_t>(plan.heads) *
-                                            plan.group * args.sizes.head_dim);
-  }
-  if (args.policy.exact_values) {
-    evidence->outputs = scratch.take<float>(static_cast<size_t>(plan.heads) *
-                                            plan.group * args.sizes.head_dim);
-  }
-  const bool is_rated =
-      args.policy.layer_scope || args.policy.score == SKV_SCORE_KEY_DISTANCE;
-  const size_t slots =
-      static_cast<size_t>(plan.heads) * args.cache.max_capacity;
-  if (is_rated) evidence->ratings = scratch.take<float>(slots);
-  if (args.policy.count_values) evidence->keys = scratch.take<uint64_t>(slots);
-  return static_cast<size_t>(scratch.take<char>(0) - memory);
 }
 
 template <int DIM, bool ALIGNED>
@@ -4748,18 +5484,7 @@ cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
       status = launch_attend<256, ALIGNED>(args, parts, evidence, launch);
   }
   if (status != cudaSuccess) return status;
-  Launch side;
-  status = fork(launch, &side);
-  if (status != cudaSuccess) return status;
-  const dim3 grid(args.sizes.kv_heads, args.step.rows);
-  const auto evict = [&](bool observes, bool chooses) {
-    return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
-                         args, evidence, observes, chooses);
-  };
-  // Where the heads of a layer choose together, all are scored first.
-  if (!args.policy.layer_scope) return evict(true, true);
-  status = evict(true, false);
-  return status == cudaSuccess ? evict(false, true) : status;
+  return launch_policy<ALIGNED>(args, evidence, launch);
 }
 
 }  // namespace
@@ -4774,7 +5499,7 @@ Needs merge_attend_needs(const skv_merge_attend_args &args,
       aligned_bytes(plan.parts * kMaxGroup * sizeof(float2)) +
       aligned_bytes(plan.parts * sizeof(uint2));
   needs.tickets = plan.parts == 0 ? 0 : plan.heads;
-  needs.own = take_evidence(args, plan, nullptr, &evidence);
+  needs.own = take_evidence(args, nullptr, &evidence);
   return needs;
 }
 
@@ -4782,7 +5507,7 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
                                 const Launch &launch) {
   const Plan plan = plan_of(args, launch.multiprocessors);
   Evidence evidence;
-  take_evidence(args, plan, launch.own, &evidence);
+  take_evidence(args, launch.own, &evidence);
   Scratch scratch(launch.scratch);
   AttendParts parts;
   parts.values = scratch.take<float>(plan.parts * plan.group * plan.dim);
@@ -4961,6 +5686,8 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   }
   // Rows before the first staged one of the tile do not see any of it.
   if (tile.staged) first_row = max(first_row, tile.first);
+  const uint32_t budget = head_words(
+      cache, sizes, args.step.chunk[kChunkSequence], kv_head)[kHeadBudget];
   const uint32_t rows_per_pass = kPairs<DIM> / group;
   Scores scores = {};
   if (owns) scores = load_scores(slot);
@@ -4977,14 +5704,16 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
       const float *log_sums = args.log_sums +
                               static_cast<size_t>(row + r) * sizes.heads +
                               kv_head * group;
+      const uint32_t position = args.step.chunk[kChunkPosition] + row + r;
+      const float gain = score_gain(policy, position, budget);
       observe_row(
-          scores, policy, group, args.step.chunk[kChunkPosition] + row + r,
+          scores, policy, group, position,
           [&](uint32_t g) {
-            return shared.logits[(r * group + g) * kLogitPitch + mine];
+            return gain * shared.logits[(r * group + g) * kLogitPitch + mine];
           },
           [&](uint32_t g) { return log_sums[g]; },
           [&](uint32_t g) {
-            return shared.biases[cache.lanes == 1 ? 0 : g][mine];
+            return gain * shared.biases[cache.lanes == 1 ? 0 : g][mine];
           });
     }
     __syncthreads();
@@ -5035,10 +5764,14 @@ cudaError_t launch_observe(const skv_chunk_args &args, const Launch &launch) {
 // weights are split in two (lib/mma.cuh), which keeps 32-bit precision at half
 // the rate.
 //
+// Where scores have a scale of their own, a second sum at that scale runs
+// along.
+//
 // The alternative that lost: a tile of rows of one query head, which reads keys
 // and values once per query head.
 #include "lib/overlap.cuh"
 #include "lib/row_tiles.cuh"
+#include "lib/scores.cuh"
 #include "lib/slots.cuh"
 #include "lib/softmax_state.cuh"
 #include "lib/step.cuh"
@@ -5075,10 +5808,26 @@ struct Shared {
 template <int DIM>
 constexpr size_t kQueryBytes = 2 * kWarps<DIM> *kOperands<DIM> * sizeof(uint4);
 
-template <int DIM>
+template <int DIM, bool GAINED>
 struct Attention {
   SoftmaxState state[2] = {init_softmax(), init_softmax()};
   float values[DIM / 8][4] = {};
+  // What logits are multiplied with for scores, and the softmax sum then.
+  float gain[2] = {1.0f, 1.0f};
+  float gained[2] = {};
+
+  // Adds a tile of logits to the sum of row \`h\` at the scale of scores.
+  __device__ void add_gained(int h, const float (&x)[kTile<DIM> / 8][4],
+                             float max) {
+    const auto scale = [&](float from) {
+      return from == -INFINITY ? 0.0f : expf(gain[h] * (from - max));
+    };
+    gained[h] *= scale(state[h].max);
+#pragma unroll
+    for (int n = 0; n < kTile<DIM> / 8; n++) {
+      gained[h] += scale(x[n][2 * h]) + scale(x[n][2 * h + 1]);
+    }
+  }
 
   // Adds a tile of weights' logits, which become weights.
   __device__ void add(float (&x)[kTile<DIM> / 8][4], const skv_half *tile) {
@@ -5094,6 +5843,7 @@ struct Attention {
       top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
       const float max = fmaxf(state[h].max, top - kHeadroom);
       keep[h] = softmax_scale(state[h].max, max);
+      if constexpr (GAINED) add_gained(h, x, max);
       state[h].max = max;
       state[h].sum *= keep[h];
 #pragma unroll
@@ -5150,7 +5900,7 @@ __device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
   }
 }
 
-template <int DIM>
+template <int DIM, bool GAINED>
 __global__ void __launch_bounds__(32 * kWarps<DIM>)
     prefill_attend_kernel(skv_chunk_args args) {
   uint4 *shared_memory = dynamic_shared_memory();
@@ -5199,7 +5949,15 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
     row[h] = first_row + pair / group;
     head[h] = pair % group;
   }
-  Attention<DIM> attention;
+  Attention<DIM, GAINED> attention;
+  if constexpr (GAINED) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      attention.gain[h] =
+          score_gain(args.policy, args.step.chunk[kChunkPosition] + row[h],
+                     words[kHeadBudget]);
+    }
+  }
   // Tiles of slots, then tiles of staged rows up to the block's last one.
   const uint32_t slot_tiles = (high + kTile<DIM> - 1) / kTile<DIM>;
   const uint32_t tiles =
@@ -5279,10 +6037,19 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
     SoftmaxState state = attention.state[h];
     state.sum += __shfl_xor_sync(kAllLanes, state.sum, 1);
     state.sum += __shfl_xor_sync(kAllLanes, state.sum, 2);
+    float gained = attention.gained[h];
+    if constexpr (GAINED) {
+      gained += __shfl_xor_sync(kAllLanes, gained, 1);
+      gained += __shfl_xor_sync(kAllLanes, gained, 2);
+    }
     if (16 * warp + g + 8 * h >= rows * group) continue;
     const size_t query =
         static_cast<size_t>(row[h]) * sizes.heads + kv_head * group + head[h];
-    if (t == 0) args.log_sums[query] = log_sum(state);
+    if (t == 0) {
+      args.log_sums[query] = GAINED
+                                 ? attention.gain[h] * state.max + logf(gained)
+                                 : log_sum(state);
+    }
 #pragma unroll
     for (int d = 0; d < DIM / 8; d++) {
       const uint32_t at = 8 * d + 2 * t;
@@ -5294,10 +6061,10 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   }
 }
 
-template <int DIM>
-cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
+template <int DIM, bool GAINED>
+cudaError_t launch_gained(const skv_chunk_args &args, const Launch &launch) {
   static_assert(sizeof(Shared<DIM>) % sizeof(uint4) == 0, "queries follow");
-  const auto kernel = prefill_attend_kernel<DIM>;
+  const auto kernel = prefill_attend_kernel<DIM, GAINED>;
   const size_t bytes =
       sizeof(Shared<DIM>) +
       kQueryBytes<DIM> * (args.sink_queries == nullptr ? 1 : 2);
@@ -5308,6 +6075,13 @@ cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
   const dim3 grid((args.step.rows + rows_per_block - 1) / rows_per_block,
                   args.sizes.kv_heads);
   return launch_kernel(launch, kernel, grid, 32 * kWarps<DIM>, bytes, args);
+}
+
+template <int DIM>
+cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
+  return args.policy.score == SKV_SCORE_STEP_GAIN
+             ? launch_gained<DIM, true>(args, launch)
+             : launch_gained<DIM, false>(args, launch);
 }
 
 }  // namespace
@@ -6026,6 +6800,11 @@ class Scratch {
     T *const taken = reinterpret_cast<T *>(memory_);
     memory_ += aligned_bytes(count * sizeof(T));
     return taken;
+  }
+
+  // Bytes since \`memory\`.
+  size_t taken(const char *memory) const {
+    return static_cast<size_t>(memory_ - memory);
   }
 
  private:

@@ -22,6 +22,8 @@ const SCORES = {
   last: 4,
   age: 5,
   keyDistance: 6,
+  stepGain: 7,
+  expected: 8,
 } as const;
 const POOLS = { none: 0, mean: 1, max: 2 } as const;
 const MERGES = {
@@ -29,6 +31,8 @@ const MERGES = {
   drop: 1,
   votes: 2,
   rightNeighbour: 3,
+  cosine: 5,
+  nextValues: 6,
 } as const;
 const KEYS = { zip: 0, minNorm: 1, realVotes: 2, convex: 3 } as const;
 

@@ -163,6 +163,12 @@ struct CountShared {
 // Buckets of a thread when all are gone through.
 constexpr uint32_t kOwnBuckets = kBuckets / kSampleThreads;
 
+// What the weights of the likeliest ids have to add up to, of a sum.
+__device__ inline uint64_t wanted_of(const SampleRow &row, uint64_t mass) {
+  const double share = ceil(row.option(kTopP) * static_cast<double>(mass));
+  return max(static_cast<uint64_t>(share), static_cast<uint64_t>(1));
+}
+
 // Narrows the thresholds down. Called by the whole block.
 __device__ inline void narrow(const SampleRow &row, const SampleWork &work,
                               SamplePlan *plan, CountShared &shared) {
@@ -211,12 +217,7 @@ __device__ inline void narrow(const SampleRow &row, const SampleWork &work,
   if (threadIdx.x == 0) shared.low = shared.high = shared.top_k;
   __syncthreads();
   if (row.has_top_p()) {
-    const auto wanted_of = [&](uint64_t mass) {
-      const uint64_t wanted = static_cast<uint64_t>(
-          ceil(row.option(kTopP) * static_cast<double>(mass)));
-      return max(wanted, static_cast<uint64_t>(1));
-    };
-    find(weights, weight, wanted_of(shared.least),
+    find(weights, weight, wanted_of(row, shared.least),
          [&](uint32_t bucket, uint64_t, uint64_t, uint64_t) {
            shared.low = min(bucket, shared.top_k);
          });
@@ -239,6 +240,7 @@ __device__ inline void narrow(const SampleRow &row, const SampleWork &work,
   plan->end = first_of_bucket(shared.high + 1);
   plan->count_before = static_cast<uint32_t>(count);
   plan->weight_before = weight;
+  plan->weight = all_weights;
 }
 
 // Counts ids and their weights by coarse ranks.
@@ -312,15 +314,16 @@ __device__ inline uint32_t last_rank(const SampleRow &row,
                      });
   }
   if (row.has_top_p()) {
-    uint64_t mine = 0, listed;
-    for_each([&](uint32_t rank, uint64_t weight) {
-      if (rank <= last) mine += weight;
-    });
-    sum_before(mine, listed, shared.sums);
-    const double mass = static_cast<double>(plan.weight_before + listed);
-    const uint64_t wanted =
-        max(static_cast<uint64_t>(ceil(row.option(kTopP) * mass)),
-            static_cast<uint64_t>(1));
+    uint64_t mass = plan.weight;
+    if (row.has_top_k()) {
+      uint64_t mine = 0, listed;
+      for_each([&](uint32_t rank, uint64_t weight) {
+        if (rank <= last) mine += weight;
+      });
+      sum_before(mine, listed, shared.sums);
+      mass = plan.weight_before + listed;
+    }
+    const uint64_t wanted = wanted_of(row, mass);
     last = find_rank(wanted - plan.weight_before, low & mask, mask, shared,
                      [&](auto use) {
                        for_each([&](uint32_t rank, uint64_t weight) {

@@ -58,7 +58,8 @@ struct SamplePlan {
   // decided last. Those before take part.
   uint64_t begin;
   uint64_t end;
-  // Ids before, and the sum of their weights.
+  // Weights of all ids; those before `begin`, and how many they are.
+  uint64_t weight;
   uint64_t weight_before;
   uint32_t count_before;
 };

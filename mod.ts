@@ -27,6 +27,7 @@ export type {
   GeneratedToken,
   GenerateOptions,
   LoadOptions,
+  PolicyForModel,
 } from "./src/generate/options.ts";
 export type { SamplingOptions } from "./src/generate/sampling.ts";
 export type { GeneratorStats } from "./src/generate/stats.ts";

@@ -7,31 +7,40 @@ export const cudaSources: Readonly<Record<string, string>> = {
 //
 // With merge_first, similar pairs are merged before anything is evicted: every
 // evictable item proposes to the most similar one, and proposals are taken in
-// order of similarity while both ends are free. Then the items with the lowest
-// scores go: each is merged into the most similar one that is kept, all that
-// chose the same one together, or is dropped.
+// order of similarity while both ends are free. Where the cheapest pairs are
+// merged, the same happens for some rounds. Then the items with the lowest
+// scores go: each is merged into the most similar or the cheapest one that is
+// kept, all that chose the same one together, or is dropped.
 //
 // Where values go to the right neighbour, a run of slots that go is merged into
-// the kept slot after it. Adaptive heads first get their budgets.
+// the kept slot after it; or they are added to those of the slots after them,
+// one by one. Where neighbours are merged, that comes first, and what it leaves
+// over the budget is dropped. Adaptive heads first get their budgets.
 //
-// Searching reads every key once per 64 of the others; the rest is one block
-// per head that reads side fields and writes what it changes. In order:
-// list_items, [allocate_heads, list_items], norms, nearest_keys, pair, choose,
-// nearest_keys or right_neighbours, settle; policies that only drop skip the
-// searches. Where scores are not the slots' own they are rated before each step
-// that compares them: see lib/ratings.cuh.
+// Searching reads every key once per 64 of the others, and every value where
+// pairs are priced; the rest is one block per head that reads side fields and
+// writes what it changes. In order: list_items, [allocate_heads, list_items],
+// norms or spread, [search, pair] once per round with list_items between them,
+// or the kernels of lib/merge_segments.cuh, choose, search or right_neighbours,
+// settle; policies that only drop skip the searches. Where scores are not the
+// slots' own they are rated before each step that compares them: see
+// lib/ratings.cuh.
 #include "lib/allocate_heads.cuh"
+#include "lib/choose_victims.cuh"
 #include "lib/merge_runs.cuh"
+#include "lib/merge_segments.cuh"
 #include "lib/merge_victims.cuh"
 #include "lib/pass_values.cuh"
 
 namespace {
 
-__device__ inline bool merges_pairs(const skv_policy &policy) {
-  return policy.merge == SKV_MERGE_VOTES && policy.merge_first != 0;
+__host__ __device__ inline bool merges_pairs(const skv_policy &policy) {
+  return (policy.merge == SKV_MERGE_VOTES && policy.merge_first != 0) ||
+         (merges_cheapest(policy) && policy.rounds > 0);
 }
 
-// Lists live slots and staged rows, and what may be merged in pairs.
+// Lists live slots and staged rows that hold tokens, and what may be merged in
+// pairs.
 __global__ void __launch_bounds__(kCompressThreads)
     list_items_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
@@ -43,9 +52,13 @@ __global__ void __launch_bounds__(kCompressThreads)
       list_if(head.words[kHeadHigh], work.items, scratch, [&](uint32_t i) {
         return item_slot(args, head, i).word(kSlotTokens) != 0;
       });
-  const uint32_t items = slots + head.rows;
-  for (uint32_t r = threadIdx.x; r < head.rows; r += kCompressThreads) {
-    work.items[slots + r] = kStaged | r;
+  const uint32_t rows =
+      list_if(head.rows, work.items + slots, scratch, [&](uint32_t r) {
+        return item_slot(args, head, kStaged | r).word(kSlotTokens) != 0;
+      });
+  const uint32_t items = slots + rows;
+  for (uint32_t i = slots + threadIdx.x; i < items; i += kCompressThreads) {
+    work.items[i] |= kStaged;
   }
   for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads)
     work.marks[i] = 0;
@@ -81,86 +94,31 @@ __global__ void __launch_bounds__(kNormThreads)
   if (i < work.counters[kItems]) set_norm(args, head, work, i);
 }
 
-// Where values count, takes those out of \`keys\` that stay by their scores
-// alone, and ranks the others. Called by the whole block.
-__device__ inline void contest(const skv_chunk_args &args,
-                               const ChunkHead &head, const HeadWork &work,
-                               uint32_t evictable, uint32_t excess,
-                               SelectScratch &scratch) {
+// How far the values of a head scatter, before anything is merged: in parts.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kSpreadThreads)
+    spread_items_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SpreadShared shared;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
   const uint32_t items = work.counters[kItems];
-  const uint32_t stay = first_stage(args.policy, evictable - excess);
-  const uint64_t last =
-      kth_smallest(work.keys, items, evictable - stay, scratch);
-  __syncthreads();
-  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-    const uint64_t key = work.keys[i];
-    if (key == kNoKey) continue;
-    work.keys[i] = key <= last ? item_rank(args, head, work, i) : kNoKey;
-  }
-  __syncthreads();
+  if (blockIdx.x * kSpreadSlots >= items) return;
+  spread_part<ALIGNED>(
+      items, args.sizes.head_dim, work.spreads, shared,
+      [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
 }
 
-// Lists who goes and who may take them.
 __global__ void __launch_bounds__(kCompressThreads)
-    choose_kernel(skv_chunk_args args, CompressWork all_work) {
+    join_spread_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
   begin_kernel();
   if (row_end(args.step) == 0) return;
-  const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
-  const uint32_t items = work.counters[kItems];
-  const uint32_t budget = head.words[kHeadBudget];
-  const uint32_t left = items - work.counters[kPairs];
-  uint32_t victims = 0, targets = 0;
-  if (left > budget && args.policy.merge != SKV_MERGE_NEVER) {
-    const bool counts = args.policy.count_values != 0;
-    uint32_t evictable = 0;
-    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-      uint64_t key = kNoKey;
-      if ((work.marks[i] & kGone) == 0 &&
-          item_is_evictable(args, head, work.items[i])) {
-        evictable++;
-        const Slot slot = item_slot(args, head, work.items[i]);
-        const float score = item_score(args, head, work, i);
-        key = counts ? score_key(score, slot)
-                     : rank_key(score, slot, args.policy);
-      }
-      work.keys[i] = key;
-    }
-    uint32_t total;
-    block_prefix(evictable, total, scratch.block);
-    const uint32_t excess = min(left - budget, total);
-    if (excess > 0) {
-      if (counts) contest(args, head, work, total, excess, scratch);
-      const uint64_t last = kth_smallest(work.keys, items, excess, scratch);
-      victims = list_if(items, work.queries, scratch, [&](uint32_t i) {
-        return work.keys[i] != kNoKey && work.keys[i] <= last;
-      });
-      for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
-        work.marks[work.queries[v]] |= kVictim;
-      }
-      __syncthreads();
-      if (merges_victims(args.policy)) {
-        targets = list_if(items, work.candidates, scratch, [&](uint32_t i) {
-          return (work.marks[i] & (kGone | kVictim)) == 0 &&
-                 item_slot(args, head, work.items[i]).word(kSlotPosition) >=
-                     args.policy.sinks;
-        });
-      }
-    }
-  }
-  if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
-    const RunWork run = run_work(work);
-    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-      run.left[i] = kNoItem;
-    }
-  }
-  // The counters that are written were read above.
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    work.counters[kQueries] = victims;
-    work.counters[kCandidates] = targets;
-  }
+  const float spread = join_spread(work.counters[kItems], args.sizes.head_dim,
+                                   work.spreads, scratch);
+  if (threadIdx.x == 0) work.counters[kSpread] = __float_as_uint(spread);
 }
 
 // Copies key, value and all fields of a slot; called by a whole warp.
@@ -216,11 +174,18 @@ __global__ void __launch_bounds__(kCompressThreads)
               item_slot(args, head, work.candidates[i]), args.sizes.head_dim,
               lanes);
   }
+  uint32_t high = head.words[kHeadHigh];
+  if (moved > 0) high = max(high, work.candidates[moved - 1] + 1);
+  // No slot knows what has become of its partner.
+  for (uint32_t i = threadIdx.x; args.policy.partners && i < high;
+       i += kCompressThreads) {
+    item_slot(args, head, i).set_word(kSlotBias + lanes, 0);
+  }
+  // Everybody has read the words that one changes.
+  __syncthreads();
   if (threadIdx.x == 0) {
     uint32_t *words = head.words;
-    if (moved > 0) {
-      words[kHeadHigh] = max(words[kHeadHigh], work.candidates[moved - 1] + 1);
-    }
+    words[kHeadHigh] = high;
     words[kHeadLive] = capacity - free + moved;
     words[kHeadNext] = moved < free ? work.candidates[moved] : capacity;
   }
@@ -231,14 +196,18 @@ CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
   CompressWork work;
   work.memory = memory;
   work.most = args.cache.max_capacity + args.cache.stage_rows;
-  const uint32_t blocks = (args.cache.stage_rows + kSearchTile - 1) /
-                          kSearchTile * args.sizes.kv_heads;
+  const uint32_t blocks =
+      (args.cache.stage_rows + 63) / 64 * args.sizes.kv_heads;
   work.parts = !merges_victims(args.policy)
                    ? 1
                    : max(1u, min(16u, 2 * multiprocessors / blocks));
   work.expected_heads = args.policy.score == SKV_SCORE_EXPECTED
                             ? args.sizes.heads / args.sizes.kv_heads
                             : 0;
+  work.spread_words =
+      merges_cheapest(args.policy)
+          ? spread_parts(work.most) * spread_floats(args.sizes.head_dim)
+          : 0;
   work.head_bytes = work.bytes();
   return work;
 }
@@ -259,7 +228,9 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     return launch_kernel(launch, kernel, heads, kCompressThreads, 0, args,
                          work);
   };
-  const auto search = [&] { return launch_nearest_keys(args, work, launch); };
+  const auto search = [&](bool heavier) {
+    return launch_item_search(args, work, heavier, launch);
+  };
   const auto rate = [&] { return launch_ratings(args, work, launch); };
   cudaError_t status = per_head(list_items_kernel);
   if (status == cudaSuccess && args.policy.adaptive) {
@@ -271,25 +242,40 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     // What may be merged in pairs depends on the budget.
     if (status == cudaSuccess) status = per_head(list_items_kernel);
   }
-  if (status == cudaSuccess && searches) {
+  if (status == cudaSuccess && merges_cheapest(args.policy)) {
+    const auto kernel = args.sizes.head_dim % 8 == 0
+                            ? spread_items_kernel<true>
+                            : spread_items_kernel<false>;
+    status = launch_kernel(launch, kernel, dim3(spread_parts(work.most), heads),
+                           kSpreadThreads, 0, args, work);
+    if (status == cudaSuccess) status = per_head(join_spread_kernel);
+  } else if (status == cudaSuccess && searches) {
     const dim3 grid((work.most + kNormThreads / 32 - 1) / (kNormThreads / 32),
                     heads);
     status =
         launch_kernel(launch, norms_kernel, grid, kNormThreads, 0, args, work);
   }
-  const bool merges_pairs =
-      args.policy.merge == SKV_MERGE_VOTES && args.policy.merge_first;
-  if (status == cudaSuccess && merges_pairs) {
-    status = search();
+  const bool pairs = merges_pairs(args.policy);
+  const uint32_t rounds = merges_cheapest(args.policy) ? args.policy.rounds : 1;
+  for (uint32_t round = 0; pairs && round < rounds; round++) {
+    // What was merged away is no item any more.
+    if (status == cudaSuccess && round > 0)
+      status = per_head(list_items_kernel);
+    if (status == cudaSuccess) status = search(true);
     if (status == cudaSuccess) status = rate();
     if (status == cudaSuccess) status = per_head(pair_kernel);
   }
+  const bool segments = args.policy.merge == SKV_MERGE_SEGMENTS;
+  if (segments) {
+    if (status == cudaSuccess && !args.policy.adaptive) status = rate();
+    if (status == cudaSuccess) status = launch_segments(args, work, launch);
+  }
   // Nothing has changed since heads were allocated, unless pairs merged.
-  if (status == cudaSuccess && (!args.policy.adaptive || merges_pairs)) {
+  if (status == cudaSuccess && (!args.policy.adaptive || pairs || segments)) {
     status = rate();
   }
   if (status == cudaSuccess) status = per_head(choose_kernel);
-  if (status == cudaSuccess && searches) status = search();
+  if (status == cudaSuccess && searches) status = search(false);
   if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
     status = launch_right_neighbours(args, work, launch);
   }
@@ -300,9 +286,9 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
   "embed.cu": `// Looks up the embedding row of each live token and sets its bit among the ids
 // that the sequence has seen.
 //
-// Reads 2 and writes 4 bytes per element of a row; one block per row. The
-// alternative that lost: doing it at the start of the first qkv_rope_append,
-// whose blocks would each repeat it.
+// Reads 2 and writes 4 bytes per element of a row, eight elements per thread.
+// The alternative that lost: doing it at the start of the first
+// qkv_rope_append, whose blocks would each repeat it.
 #include "lib/half.cuh"
 #include "lib/overlap.cuh"
 #include "lib/step.cuh"
@@ -310,22 +296,45 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
 
 namespace {
 
-constexpr uint32_t kThreads = 256;
+constexpr uint32_t kThreads = 128;
+
+// Elements of a thread.
+constexpr uint32_t kElements = 8;
 
 __global__ void __launch_bounds__(kThreads) embed_kernel(skv_embed_args args) {
   begin_kernel();
-  const Row row = row_of(args.step, blockIdx.x);
+  const Row row = row_of(args.step, blockIdx.y);
   if (!row.forwarded) return;
-  const uint32_t id = args.step.tokens[blockIdx.x];
+  const uint32_t id = args.step.tokens[blockIdx.y];
   if (id >= args.embedding.rows) return;
   const uint32_t width = args.sizes.hidden;
-  const skv_half *from =
-      args.embedding.data + static_cast<size_t>(id) * args.embedding.pitch;
-  float *to = args.hidden + static_cast<size_t>(blockIdx.x) * width;
-  for (uint32_t i = threadIdx.x; i < width; i += kThreads) {
-    to[i] = to_float(from[i]);
+  const uint32_t first = (blockIdx.x * kThreads + threadIdx.x) * kElements;
+  if (first < width) {
+    // Rows of matrices are aligned, and zero beyond their end.
+    const uint4 halves =
+        load_weights(args.embedding.data +
+                     static_cast<size_t>(id) * args.embedding.pitch + first);
+    const uint32_t pairs[kElements / 2] = {halves.x, halves.y, halves.z,
+                                           halves.w};
+    float *to = args.hidden + static_cast<size_t>(blockIdx.y) * width + first;
+    float x[kElements];
+#pragma unroll
+    for (uint32_t i = 0; i < kElements; i += 2) {
+      const float2 pair = to_floats(pairs[i / 2]);
+      x[i] = pair.x, x[i + 1] = pair.y;
+    }
+    if (width % kElements == 0) {
+      float4 *words = reinterpret_cast<float4 *>(to);
+      words[0] = {x[0], x[1], x[2], x[3]};
+      words[1] = {x[4], x[5], x[6], x[7]};
+    } else {
+#pragma unroll
+      for (uint32_t i = 0; i < kElements; i++) {
+        if (first + i < width) to[i] = x[i];
+      }
+    }
   }
-  if (threadIdx.x == 0 && row.live) {
+  if (first == 0 && row.live) {
     const uint32_t words = (args.sizes.vocabulary + 31) / 32;
     atomicOr(args.seen + static_cast<size_t>(row.sequence) * words + id / 32,
              1u << id % 32);
@@ -337,7 +346,10 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(skv_embed_args args) {
 Needs embed_needs(const skv_embed_args &, uint32_t) { return {}; }
 
 cudaError_t launch_embed(const skv_embed_args &args, const Launch &launch) {
-  return launch_kernel(launch, embed_kernel, args.step.rows, kThreads, 0, args);
+  const uint32_t per_block = kThreads * kElements;
+  const dim3 grid((args.sizes.hidden + per_block - 1) / per_block,
+                  args.step.rows);
+  return launch_kernel(launch, embed_kernel, grid, kThreads, 0, args);
 }
 `,
   "gate_up.cu": `// RMS norm, then silu(gate) * up. Gate and up rows of the weight alternate, so
@@ -499,11 +511,31 @@ struct AttendParts {
   float2 *states;
   // (heads, most_splits): live slots, and the first free one
   uint2 *counts;
-  // (heads)
+  // (heads, head_tiles)
   uint32_t *tickets;
   uint32_t most_splits;
   // Splits that would fill the device.
   uint32_t wanted_splits;
+};
+
+// From one query head to the next: lanes of different heads write to different
+// banks.
+template <int DIM>
+constexpr int kSumPitch = DIM + 8;
+
+template <int DIM>
+struct AttendShared {
+  // Tiles of slots while warps attend, then what they found.
+  union {
+    alignas(16) skv_half tiles[kAttendWarps][kStages<DIM>][kTileHalves<DIM>];
+    float values[kAttendWarps][kTileHeads][kSumPitch<DIM>];
+  };
+  SoftmaxState states[kAttendWarps][kTileHeads];
+  float factors[kMaxSplits][kTileHeads];
+  float log_sums[kTileHeads];
+  uint32_t live[kAttendWarps];
+  uint32_t first_free[kAttendWarps];
+  uint32_t ticket;
 };
 
 // Splits of a head with slots up to \`high\`. They do not depend on the capacity:
@@ -513,61 +545,40 @@ __device__ inline uint32_t splits_of(const AttendParts &parts, uint32_t high) {
   return max(1u, min(min(parts.wanted_splits, most), parts.most_splits));
 }
 
-// Adds the states of the block's warps up; values stay in the order of
-// \`value_index\`.
+__device__ inline Share share_of(uint32_t high, uint32_t splits) {
+  const uint32_t tiles = (high + kWarpSlots - 1) / kWarpSlots;
+  const uint32_t per_split = (tiles + splits - 1) / splits * kWarpSlots;
+  const uint32_t begin = blockIdx.x * per_split;
+  return {begin, min(high, begin + per_split)};
+}
+
+// Leaves what a warp found in shared memory. Called by the whole block.
 template <int DIM, bool ALIGNED>
-__device__ inline void merge_warps(const HeadJob &job,
-                                   WarpAttention<DIM, ALIGNED> &warp,
-                                   AttendShared<DIM> &shared) {
+__device__ inline void gather_warps(const HeadJob &job,
+                                    WarpAttention<DIM, ALIGNED> &warp,
+                                    AttendShared<DIM> &shared) {
   const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    float &sum = warp.state[h].sum;
-    sum += __shfl_xor_sync(kAllLanes, sum, 1);
-    sum += __shfl_xor_sync(kAllLanes, sum, 2);
-    if (t == 0) shared.warp_states[warp_id()][g + 8 * h] = warp.state[h];
-  }
-  warp.live = __reduce_add_sync(kAllLanes, warp.live);
-  warp.first_free = __reduce_min_sync(kAllLanes, warp.first_free);
-  if (lane_id() == 0) {
-    shared.live[warp_id()] = warp.live;
-    shared.first_free[warp_id()] = warp.first_free;
-  }
+  float sum = warp.state.sum;
+  sum += __shfl_xor_sync(kAllLanes, sum, 1);
+  sum += __shfl_xor_sync(kAllLanes, sum, 2);
+  uint32_t live = warp.live;
+  live += __shfl_xor_sync(kAllLanes, live, 1);
+  live += __shfl_xor_sync(kAllLanes, live, 2);
+  const uint32_t first_free = __reduce_min_sync(kAllLanes, warp.first_free);
+  // All warps are through with their tiles.
   __syncthreads();
-  if (threadIdx.x < kMaxGroup) {
-    SoftmaxState state = init_softmax();
-    for (uint32_t w = 0; w < kAttendWarps; w++) {
-      state = merge_softmax(state, shared.warp_states[w][threadIdx.x]);
+  if (g < job.heads) {
+    float *to = shared.values[warp_id()][g] + 2 * t;
+#pragma unroll
+    for (int n = 0; n < DIM / 8; n++) {
+      const float(&x)[4] = warp.values[n];
+      *reinterpret_cast<float2 *>(to + 8 * n) = {x[0] + x[2], x[1] + x[3]};
     }
-    shared.states[threadIdx.x] = state;
+    if (t == 0) shared.states[warp_id()][g] = {warp.state.max, sum};
   }
-  for (uint32_t i = threadIdx.x; i < kMaxGroup * DIM; i += kAttendThreads) {
-    shared.values[i] = 0.0f;
-  }
-  for (uint32_t w = 0; w < kAttendWarps; w++) {
-    __syncthreads();
-    // A warp without slots has nothing to add.
-    if (warp_id() != w || warp.state[0].max == -INFINITY) continue;
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const uint32_t head = g + 8 * h;
-      if (head >= job.group) continue;
-      const float scale =
-          softmax_scale(warp.state[h].max, shared.states[head].max);
-#pragma unroll
-      for (int c = 0; c < WarpAttention<DIM, ALIGNED>::kChunks; c++) {
-#pragma unroll
-        for (int d = 0; d < WarpAttention<DIM, ALIGNED>::kDims; d++) {
-          const uint32_t tile = c * WarpAttention<DIM, ALIGNED>::kDims + d;
-          float2 *to = reinterpret_cast<float2 *>(
-              shared.values + (tile * kMaxGroup + head) * 8 + 2 * t);
-          float2 sum = *to;
-          sum.x += warp.values[c][d][2 * h] * scale;
-          sum.y += warp.values[c][d][2 * h + 1] * scale;
-          *to = sum;
-        }
-      }
-    }
+  if (lane_id() == 0) {
+    shared.live[warp_id()] = live;
+    shared.first_free[warp_id()] = first_free;
   }
   __syncthreads();
 }
@@ -575,7 +586,7 @@ __device__ inline void merge_warps(const HeadJob &job,
 // Live slots and the first free one, over the block's warps.
 template <int DIM>
 __device__ inline uint2 block_counts(const AttendShared<DIM> &shared) {
-  uint2 counts = {0, ~0u};
+  uint2 counts = {0, kNoSlot};
   for (uint32_t w = 0; w < kAttendWarps; w++) {
     counts.x += shared.live[w];
     counts.y = min(counts.y, shared.first_free[w]);
@@ -583,450 +594,636 @@ __device__ inline uint2 block_counts(const AttendShared<DIM> &shared) {
   return counts;
 }
 
+// The softmax state of head g over the block's warps.
+template <int DIM>
+__device__ inline SoftmaxState block_state(const AttendShared<DIM> &shared,
+                                           uint32_t g) {
+  SoftmaxState state = shared.states[0][g];
+#pragma unroll
+  for (uint32_t w = 1; w < kAttendWarps; w++) {
+    state = merge_softmax(state, shared.states[w][g]);
+  }
+  return state;
+}
+
+// Four dimensions of head g over the block's warps, at the scale of \`max\`.
+template <int DIM>
+__device__ inline float4 block_values(const AttendShared<DIM> &shared,
+                                      uint32_t g, uint32_t d, float max) {
+  float4 sum = {};
+#pragma unroll
+  for (uint32_t w = 0; w < kAttendWarps; w++) {
+    const float scale = softmax_scale(shared.states[w][g].max, max);
+    const float4 x = *reinterpret_cast<const float4 *>(shared.values[w][g] + d);
+    sum.x += x.x * scale, sum.y += x.y * scale;
+    sum.z += x.z * scale, sum.w += x.w * scale;
+  }
+  return sum;
+}
+
+// Calls \`use(g, d)\` for every four dimensions of the block's heads.
+template <int DIM, class Use>
+__device__ inline void for_each_four(const HeadJob &job, Use use) {
+  for (uint32_t i = threadIdx.x; i < job.heads * (DIM / 4);
+       i += kAttendThreads) {
+    use(i / (DIM / 4), i % (DIM / 4) * 4);
+  }
+}
+
 // Leaves the block's part for the last one; true in that.
 template <int DIM>
 __device__ inline bool publish(const HeadJob &job, const AttendParts &parts,
                                uint32_t splits, AttendShared<DIM> &shared) {
-  const uint32_t part = job.index * parts.most_splits + blockIdx.x;
-  float *values = parts.values + static_cast<size_t>(part) * job.group * DIM;
-  for (uint32_t i = threadIdx.x; i < job.group * DIM; i += kAttendThreads) {
-    values[i] = shared.values[value_index<DIM>(i / DIM, i % DIM)];
+  const size_t part =
+      static_cast<size_t>(job.index) * parts.most_splits + blockIdx.x;
+  float *values = parts.values + (part * job.group + job.first_head) * DIM;
+  for_each_four<DIM>(job, [&](uint32_t g, uint32_t d) {
+    const SoftmaxState state = block_state(shared, g);
+    *reinterpret_cast<float4 *>(values + g * DIM + d) =
+        block_values(shared, g, d, state.max);
+    if (d == 0) {
+      parts.states[part * kMaxGroup + job.first_head + g] = {state.max,
+                                                             state.sum};
+    }
+  });
+  if (threadIdx.x == 0 && job.first_head == 0) {
+    parts.counts[part] = block_counts(shared);
   }
-  if (threadIdx.x < kMaxGroup) {
-    const SoftmaxState state = shared.states[threadIdx.x];
-    parts.states[part * kMaxGroup + threadIdx.x] = {state.max, state.sum};
-  }
-  if (threadIdx.x == 0) parts.counts[part] = block_counts(shared);
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    const uint32_t ticket = atomicAdd(parts.tickets + job.index, 1);
-    shared.is_last = ticket == splits - 1;
-    if (shared.is_last) parts.tickets[job.index] = 0;
+    uint32_t *tickets = parts.tickets + job.index * head_tiles(job.group) +
+                        job.first_head / kTileHeads;
+    shared.ticket = atomicAdd(tickets, 1);
+    if (shared.ticket == splits - 1) *tickets = 0;
   }
   __syncthreads();
-  if (shared.is_last) __threadfence();
-  return shared.is_last;
+  if (shared.ticket != splits - 1) return false;
+  __threadfence();
+  return true;
 }
 
-// Writes one dimension of the output of a query head.
+// Writes four dimensions of the output of a query head.
+template <bool ALIGNED>
 __device__ inline void store_output(const skv_merge_attend_args &args,
                                     const HeadJob &job,
                                     const Evidence &evidence, uint32_t g,
-                                    uint32_t d, float x) {
+                                    uint32_t d, float4 x) {
   const uint32_t head_dim = args.sizes.head_dim;
-  const size_t head = static_cast<size_t>(job.row) * args.sizes.heads +
-                      job.kv_head * job.group + g;
-  args.output[head * head_dim + d] = x;
+  if (d >= head_dim) return;
+  const auto store = [&](float *to) {
+    if constexpr (ALIGNED) {
+      *reinterpret_cast<float4 *>(to) = x;
+    } else {
+      // The width is even.
+      *reinterpret_cast<float2 *>(to) = {x.x, x.y};
+      if (d + 2 < head_dim) *reinterpret_cast<float2 *>(to + 2) = {x.z, x.w};
+    }
+  };
+  store(args.output + query_row(args, job, g) * head_dim + d);
   if (evidence.outputs == nullptr) return;
-  const size_t own = static_cast<size_t>(job.index) * job.group + g;
-  evidence.outputs[own * head_dim + d] = x;
+  const size_t own =
+      static_cast<size_t>(job.index) * job.group + job.first_head + g;
+  store(evidence.outputs + own * head_dim + d);
 }
 
+// Parts whose values are read at a time.
+constexpr uint32_t kPartsAhead = 8;
+
 // Adds the parts of all blocks up and writes the output. Returns the counts of
-// live slots and of the first free one.
-template <int DIM>
+// live slots and of the first free one, in the first thread.
+template <int DIM, bool ALIGNED>
 __device__ inline uint2 combine(const skv_merge_attend_args &args,
                                 const HeadJob &job, const AttendParts &parts,
                                 const Evidence &evidence, uint32_t splits,
                                 AttendShared<DIM> &shared) {
-  const uint32_t first = job.index * parts.most_splits;
-  const volatile float2 *states = parts.states;
-  if (threadIdx.x < job.group) {
-    const uint32_t g = threadIdx.x;
-    SoftmaxState all = init_softmax();
-    for (uint32_t s = 0; s < splits; s++) {
-      const uint32_t at = (first + s) * kMaxGroup + g;
-      all = merge_softmax(all, {states[at].x, states[at].y});
+  static_assert(kMaxSplits % 32 == 0, "lanes share the splits");
+  const size_t first = static_cast<size_t>(job.index) * parts.most_splits;
+  const auto load = [&](uint32_t g, uint32_t d, uint32_t begin,
+                        float4(&x)[kPartsAhead]) {
+#pragma unroll
+    for (uint32_t i = 0; i < kPartsAhead; i++) {
+      x[i] = {};
+      if (begin + i >= splits || g >= job.heads) continue;
+      const size_t head = (first + begin + i) * job.group + job.first_head + g;
+      x[i] = __ldcg(
+          reinterpret_cast<const float4 *>(parts.values + head * DIM + d));
     }
-    for (uint32_t s = 0; s < splits; s++) {
-      const float max = states[(first + s) * kMaxGroup + g].x;
-      shared.factors[s][g] = softmax_scale(max, all.max) / all.sum;
+  };
+  // All that is read first is on its way together.
+  float4 ahead[kPartsAhead];
+  load(threadIdx.x / (DIM / 4), threadIdx.x % (DIM / 4) * 4, 0, ahead);
+  uint2 counts = {0, kNoSlot};
+  if (warp_id() == 0) {
+    for (uint32_t s = lane_id(); s < splits; s += 32) {
+      const uint2 other = __ldcg(parts.counts + first + s);
+      counts.x += other.x;
+      counts.y = min(counts.y, other.y);
     }
-    shared.log_sums[g] = log_sum(all);
+    counts.x = __reduce_add_sync(kAllLanes, counts.x);
+    counts.y = __reduce_min_sync(kAllLanes, counts.y);
+  }
+  for (uint32_t g = warp_id(); g < job.heads; g += kAttendWarps) {
+    SoftmaxState states[kMaxSplits / 32];
+    float max = -INFINITY;
+#pragma unroll
+    for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
+      const uint32_t s = lane_id() + 32 * k;
+      states[k] = init_softmax();
+      if (s >= splits) continue;
+      const float2 state =
+          __ldcg(parts.states + (first + s) * kMaxGroup + job.first_head + g);
+      states[k] = {state.x, state.y};
+      max = fmaxf(max, state.x);
+    }
+    max = warp_max(max);
+    float sum = 0.0f;
+#pragma unroll
+    for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
+      sum += states[k].sum * softmax_scale(states[k].max, max);
+    }
+    sum = warp_sum(sum);
+#pragma unroll
+    for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
+      const uint32_t s = lane_id() + 32 * k;
+      if (s >= splits) continue;
+      shared.factors[s][g] = softmax_scale(states[k].max, max) / sum;
+    }
+    if (lane_id() == 0) shared.log_sums[g] = log_sum({max, sum});
   }
   __syncthreads();
-  const uint32_t head_dim = args.sizes.head_dim;
-  for (uint32_t i = threadIdx.x; i < job.group * DIM; i += kAttendThreads) {
-    const uint32_t g = i / DIM, d = i % DIM;
-    if (d >= head_dim) continue;
-    float sum = 0.0f;
-    for (uint32_t s = 0; s < splits; s++) {
-      const float *values =
-          parts.values + static_cast<size_t>(first + s) * job.group * DIM;
-      sum += __ldcg(values + i) * shared.factors[s][g];
+  for_each_four<DIM>(job, [&](uint32_t g, uint32_t d) {
+    float4 sum = {};
+    for (uint32_t begin = 0; begin < splits; begin += kPartsAhead) {
+      const bool is_here = begin == 0 && g * (DIM / 4) + d / 4 == threadIdx.x;
+      if (!is_here) load(g, d, begin, ahead);
+#pragma unroll
+      for (uint32_t i = 0; i < kPartsAhead; i++) {
+        if (begin + i >= splits) continue;
+        const float factor = shared.factors[begin + i][g];
+        sum.x += ahead[i].x * factor, sum.y += ahead[i].y * factor;
+        sum.z += ahead[i].z * factor, sum.w += ahead[i].w * factor;
+      }
     }
-    store_output(args, job, evidence, g, d, sum);
-  }
-  uint2 counts = {0, ~0u};
-  const volatile uint2 *others = parts.counts + first;
-  for (uint32_t s = 0; s < splits; s++) {
-    counts.x += others[s].x;
-    counts.y = min(counts.y, others[s].y);
-  }
+    store_output<ALIGNED>(args, job, evidence, g, d, sum);
+  });
   return counts;
 }
 
 // The same where the block had all slots.
-template <int DIM>
+template <int DIM, bool ALIGNED>
 __device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
                                      const HeadJob &job,
                                      const Evidence &evidence,
                                      AttendShared<DIM> &shared) {
-  const uint32_t head_dim = args.sizes.head_dim;
-  for (uint32_t i = threadIdx.x; i < job.group * DIM; i += kAttendThreads) {
-    const uint32_t g = i / DIM, d = i % DIM;
-    if (d >= head_dim) continue;
-    store_output(args, job, evidence, g, d,
-                 shared.values[value_index<DIM>(g, d)] / shared.states[g].sum);
+  for_each_four<DIM>(job, [&](uint32_t g, uint32_t d) {
+    const SoftmaxState state = block_state(shared, g);
+    float4 x = block_values(shared, g, d, state.max);
+    x.x /= state.sum, x.y /= state.sum, x.z /= state.sum, x.w /= state.sum;
+    store_output<ALIGNED>(args, job, evidence, g, d, x);
+  });
+  if (threadIdx.x < job.heads) {
+    shared.log_sums[threadIdx.x] = log_sum(block_state(shared, threadIdx.x));
   }
-  if (threadIdx.x < kMaxGroup) {
-    shared.log_sums[threadIdx.x] = log_sum(shared.states[threadIdx.x]);
-  }
-  const uint2 counts = block_counts(shared);
   __syncthreads();
-  return counts;
+  return block_counts(shared);
 }
 
 // Notes what the policy needs to know; \`log_sums\` are in shared memory.
 template <int DIM>
-__device__ inline void leave_evidence(const skv_merge_attend_args &args,
-                                      const HeadJob &job,
+__device__ inline void leave_evidence(const HeadJob &job,
                                       const Evidence &evidence, uint2 counts,
                                       const AttendShared<DIM> &shared) {
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0 && job.first_head == 0) {
     evidence.rows[job.index] = {job.position, counts.x, min(counts.y, job.high),
                                 job.high};
   }
-  if (evidence.log_sums != nullptr && threadIdx.x < job.group) {
-    evidence.log_sums[job.index * kMaxGroup + threadIdx.x] =
+  if (evidence.log_sums != nullptr && threadIdx.x < job.heads) {
+    evidence.log_sums[job.index * kMaxGroup + job.first_head + threadIdx.x] =
         shared.log_sums[threadIdx.x];
   }
+}
+
+// Keeps the queries for the policy, which the next layer overwrites. Called by
+// one block of each KV head.
+__device__ inline void keep_queries(const skv_merge_attend_args &args,
+                                    const HeadJob &job,
+                                    const Evidence &evidence) {
   if (evidence.queries == nullptr) return;
-  const uint32_t count = job.group * args.sizes.head_dim;
-  const float *queries =
-      args.queries + (static_cast<size_t>(job.row) * args.sizes.heads +
-                      job.kv_head * job.group) *
-                         args.sizes.head_dim;
+  const uint32_t count = job.heads * args.sizes.head_dim;
+  const float *from =
+      args.queries + query_row(args, job, 0) * args.sizes.head_dim;
+  const size_t own =
+      static_cast<size_t>(job.index) * job.group + job.first_head;
   for (uint32_t i = threadIdx.x; i < count; i += kAttendThreads) {
-    evidence.queries[static_cast<size_t>(job.index) * count + i] = queries[i];
+    evidence.queries[own * args.sizes.head_dim + i] = __ldcg(from + i);
   }
 }
 `,
   "lib/attend_slots.cuh": `// Decode attention of one warp over its share of the slots of a KV head.
 //
-// All query heads of the group ride in one tensor core tile, so that a key is
-// read once for the group. Keys and values go from memory to registers in 16
-// byte loads, and become operands there: the columns of keys are dealt to the
-// lanes as they come (fragment_index in lib/mma.cuh), and pairs of values are
-// put side by side by byte permutations.
+// Query heads of the group ride in one tensor core tile, so that a key is read
+// once for all of them. The tile has 16 rows: 8 heads, once their high and once
+// their low halves (lib/mma.cuh), so that one product has 32-bit precision.
+//
+// A warp has tiles of slots of its own in shared memory, which asynchronous
+// copies fill ahead: warps wait for nobody until they are through. The first
+// tiles are on their way before the kernel in front has ended: only the newest
+// slot is written by it (see lib/overlap.cuh).
+//
+// The alternative that lost: keys and values straight to registers. Loads then
+// have to wait for the arithmetic in front of them.
 #pragma once
 
-#include "mma.cuh"
+#include "overlap.cuh"
+#include "row_tiles.cuh"
 #include "slots.cuh"
 #include "softmax_state.cuh"
 #include "step.cuh"
 
-constexpr uint32_t kAttendWarps = 8;
+constexpr uint32_t kAttendWarps = 4;
 constexpr uint32_t kAttendThreads = 32 * kAttendWarps;
 
-// Slots that a warp takes at a time, and that a block takes.
+// Slots of a tile, and the fewest that are worth a block.
 constexpr uint32_t kWarpSlots = 16;
 constexpr uint32_t kBlockSlots = kAttendWarps * kWarpSlots;
 
-constexpr uint32_t kMaxSplits = 64;
+// Query heads that a block takes. Larger groups are shared by several blocks.
+constexpr uint32_t kTileHeads = 8;
 
-// One (sequence, KV head) of a step.
+constexpr uint32_t kMaxSplits = 128;
+
+// Tiles that a warp has in shared memory.
+template <int DIM>
+constexpr int kStages = DIM >= 128 ? 2 : 4;
+
+// Halves of a tile: keys, then values.
+template <int DIM>
+constexpr int kTileHalves = 2 * kWarpSlots *kLinePitch<DIM>;
+
+constexpr uint32_t kNoSlot = ~0u;
+
+__host__ __device__ inline uint32_t head_tiles(uint32_t group) {
+  return (group + kTileHeads - 1) / kTileHeads;
+}
+
+// Some query heads of one (sequence, KV head) of a step.
 struct HeadJob {
   uint32_t row;
   uint32_t kv_head;
   uint32_t position;
   uint32_t group;
-  // Index among the heads of the step, for \`AttendParts\`.
+  // Query heads of this block: first of the group, and how many.
+  uint32_t first_head;
+  uint32_t heads;
+  // Index among the (sequence, KV head) of the step.
   uint32_t index;
-  uint32_t *words;
   uint32_t offset;
-  uint32_t capacity;
   uint32_t high;
+  // The slot that the step appended, if there was room.
+  uint32_t newest;
 };
 
 __device__ inline HeadJob job_of(const skv_merge_attend_args &args,
                                  const Row &row) {
   HeadJob job;
-  job.row = blockIdx.z;
-  job.kv_head = blockIdx.y;
-  job.position = row.position;
   job.group = args.sizes.heads / args.sizes.kv_heads;
+  const uint32_t tiles = head_tiles(job.group);
+  job.row = blockIdx.z;
+  job.kv_head = blockIdx.y / tiles;
+  job.first_head = blockIdx.y % tiles * kTileHeads;
+  job.heads = min(kTileHeads, job.group - job.first_head);
+  job.position = row.position;
   job.index = job.row * args.sizes.kv_heads + job.kv_head;
-  job.words = head_words(args.cache, args.sizes, row.sequence, job.kv_head);
-  job.offset = job.words[kHeadOffset];
-  job.capacity = job.words[kHeadCapacity];
-  const uint32_t used = min(job.words[kHeadNext] + 1, job.capacity);
-  job.high = max(job.words[kHeadHigh], used);
+  const uint32_t *words =
+      head_words(args.cache, args.sizes, row.sequence, job.kv_head);
+  job.offset = words[kHeadOffset];
+  const uint32_t next = words[kHeadNext], capacity = words[kHeadCapacity];
+  job.newest = next < capacity ? next : kNoSlot;
+  job.high = max(words[kHeadHigh], min(next + 1, capacity));
   return job;
 }
 
-// Dimensions of a value that one lane loads at a time.
-template <int DIM>
-constexpr int kValueDims = DIM >= 64 ? 8 : 4;
+// Tiles of slots of a block: \`begin\`, and those after it by steps of
+// kAttendWarps, up to \`end\`.
+struct Share {
+  uint32_t begin;
+  // End of the block's slots.
+  uint32_t end;
 
-// Where dimension \`d\` of query head \`g\` is among the sums of a block: in the
-// order of the accumulators, so that a warp adds its own without conflicts.
-template <int DIM>
-__device__ inline uint32_t value_index(uint32_t g, uint32_t d) {
-  constexpr uint32_t kDims = kValueDims<DIM>;
-  const uint32_t chunk = d / (8 * kDims), inner = d % (8 * kDims);
-  const uint32_t tile = chunk * kDims + inner % kDims;
-  return (tile * kMaxGroup + g) * 8 + inner / kDims;
-}
-
-template <int DIM>
-struct AttendShared {
-  // Queries, and queries of sinks, as tensor core operands.
-  uint4 high[2][DIM / 16 * 32];
-  uint4 low[2][DIM / 16 * 32];
-  float inverse[2][kMaxGroup];
-  float values[kMaxGroup * DIM];
-  SoftmaxState warp_states[kAttendWarps][kMaxGroup];
-  SoftmaxState states[kMaxGroup];
-  float log_sums[kMaxGroup];
-  float factors[kMaxSplits][kMaxGroup];
-  uint32_t live[kAttendWarps];
-  uint32_t first_free[kAttendWarps];
-  bool is_last;
+  __device__ uint32_t first_slot(uint32_t i) const {
+    return begin + (warp_id() + i * kAttendWarps) * kWarpSlots;
+  }
+  __device__ bool has(uint32_t i) const { return first_slot(i) < end; }
 };
 
-// Attention of one warp over its share of the slots.
-template <int DIM, bool ALIGNED>
-struct WarpAttention {
-  static constexpr int kDims = kValueDims<DIM>;
-  static constexpr int kChunks = DIM / (8 * kDims);
-  SoftmaxState state[2] = {init_softmax(), init_softmax()};
-  float values[kChunks][kDims][4] = {};
-  uint32_t live = 0;
-  uint32_t first_free = ~0u;
+// Query heads as left operands: head g in rows g, high halves, and g + 8, low
+// halves.
+template <int DIM>
+struct QueryOperands {
+  uint4 steps[DIM / 16];
+  // What products of head g = lane / 4 must be multiplied by.
+  float inverse;
 
-  // Adds the slots \`first .. first + 16\` of the head, those before \`end\`.
-  __device__ void add(const skv_merge_attend_args &args, const HeadJob &job,
-                      const AttendShared<DIM> &shared, float *logits,
-                      uint32_t first, uint32_t end) {
-    const skv_slots &slots = args.cache.slots;
-    const uint32_t head_dim = args.sizes.head_dim;
-    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-    uint32_t k[2][DIM / 32][4];
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-      const uint32_t slot = job.offset + min(first + 8 * n + g, end - 1);
-      const skv_half *key = slots.keys + static_cast<size_t>(slot) * head_dim;
-#pragma unroll
-      for (int c = 0; c < DIM / 32; c++) {
-        load_halves<8, ALIGNED>(k[n][c], key, 32 * c + 8 * t, head_dim);
-      }
-    }
-    // Rows 2t, 2t + 1, 2t + 8 and 2t + 9 of the values.
-    uint32_t v[4][kChunks][kDims / 2];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const uint32_t inner = 2 * t + i % 2 + i / 2 * 8;
-      const uint32_t slot = job.offset + min(first + inner, end - 1);
-      const skv_half *value =
-          slots.values + static_cast<size_t>(slot) * head_dim;
-#pragma unroll
-      for (int c = 0; c < kChunks; c++) {
-        load_halves<kDims, ALIGNED>(v[i][c], value, (8 * c + g) * kDims,
-                                    head_dim);
-      }
-    }
-    float bias[2][4];
-    load_biases(args, job, first, end, bias);
-    float raw[2][4] = {};
-    multiply_keys(shared, 0, k, raw);
-    if (args.sink_queries != nullptr) {
-      replace_sinks(args, job, shared, k, first, end, raw);
-    }
-    if (args.policy.observe) store_logits(args, job, logits, raw, first, end);
-
-    // Weights, as the left operand of the product with the values.
-    float x[2][4];
-    float top[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const bool counts = bias[n][i] > kLiveBias;
-        x[n][i] = counts ? raw[n][i] + bias[n][i] : -INFINITY;
-        top[i / 2] = fmaxf(top[i / 2], x[n][i]);
-      }
-    }
-    float keep[2];
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      top[h] = fmaxf(top[h], __shfl_xor_sync(kAllLanes, top[h], 1));
-      top[h] = fmaxf(top[h], __shfl_xor_sync(kAllLanes, top[h], 2));
-      const float max = fmaxf(state[h].max, top[h] - kHeadroom);
-      keep[h] = softmax_scale(state[h].max, max);
-      state[h].max = max;
-      state[h].sum *= keep[h];
-    }
-    SplitPair weights[2][2];
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const float max = state[h].max;
-        const float a = softmax_scale(x[n][2 * h], max);
-        const float b = softmax_scale(x[n][2 * h + 1], max);
-        state[h].sum += a + b;
-        weights[n][h] = split_pair(a, b);
-      }
-    }
-    const uint4 high = {weights[0][0].high, weights[0][1].high,
-                        weights[1][0].high, weights[1][1].high};
-    const uint4 low = {weights[0][0].low, weights[0][1].low, weights[1][0].low,
-                       weights[1][1].low};
-#pragma unroll
-    for (int c = 0; c < kChunks; c++) {
-#pragma unroll
-      for (int d = 0; d < kDims; d++) {
-        float(&sum)[4] = values[c][d];
-        sum[0] *= keep[0], sum[1] *= keep[0];
-        sum[2] *= keep[1], sum[3] *= keep[1];
-        // Dimension d of two neighbouring rows, side by side.
-        const uint32_t pick = d % 2 == 0 ? 0x5410 : 0x7632;
-        const uint32_t b0 = __byte_perm(v[0][c][d / 2], v[1][c][d / 2], pick);
-        const uint32_t b1 = __byte_perm(v[2][c][d / 2], v[3][c][d / 2], pick);
-        mma(sum, low, b0, b1);
-        mma(sum, high, b0, b1);
-      }
-    }
-  }
-
-  // Vote biases of slots 2t, 2t + 1 of both tiles for heads g and g + 8; those
-  // beyond the end look free.
-  __device__ void load_biases(const skv_merge_attend_args &args,
-                              const HeadJob &job, uint32_t first, uint32_t end,
-                              float (&bias)[2][4]) {
-    const skv_slots &slots = args.cache.slots;
-    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-    const bool shared_votes = args.cache.lanes == 1;
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const uint32_t slot = first + 8 * n + 2 * t + i % 2;
-        const uint32_t head = g + i / 2 * 8;
-        bias[n][i] = kFreeBias;
-        if (slot >= end || head >= job.group) continue;
-        const size_t field = kSlotBias + (shared_votes ? 0 : head);
-        bias[n][i] = slots.side[field * slots.total + job.offset + slot];
-        if (head != 0) continue;
-        if (bias[n][i] > kLiveBias) {
-          live++;
-        } else {
-          first_free = min(first_free, slot);
-        }
-      }
-    }
-  }
-
-  __device__ void multiply_keys(const AttendShared<DIM> &shared, int which,
-                                const uint32_t (&k)[2][DIM / 32][4],
-                                float (&raw)[2][4]) {
+  // A null pointer stands for zeros.
+  __device__ void load(const float *query, uint32_t head_dim) {
+    const uint32_t t = lane_id() % 4;
+    float2 x[DIM / 16][2];
+    float largest = 0.0f;
 #pragma unroll
     for (int step = 0; step < DIM / 16; step++) {
-      const uint4 high = shared.high[which][step * 32 + lane_id()];
-      const uint4 low = shared.low[which][step * 32 + lane_id()];
 #pragma unroll
-      for (int n = 0; n < 2; n++) {
-        const uint32_t b0 = k[n][step / 2][step % 2 * 2];
-        const uint32_t b1 = k[n][step / 2][step % 2 * 2 + 1];
-        mma(raw[n], low, b0, b1);
-        mma(raw[n], high, b0, b1);
+      for (int i = 0; i < 2; i++) {
+        const uint32_t column = 16 * step + 8 * i + 2 * t;
+        x[step][i] = {};
+        if (query != nullptr && column < head_dim) {
+          x[step][i] = __ldcg(reinterpret_cast<const float2 *>(query + column));
+        }
+        largest =
+            fmaxf(largest, fmaxf(fabsf(x[step][i].x), fabsf(x[step][i].y)));
       }
     }
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+    const Scale scale = scale_for(largest);
+#pragma unroll
+    for (int step = 0; step < DIM / 16; step++) {
+      const SplitPair a =
+          split_pair(x[step][0].x * scale.scale, x[step][0].y * scale.scale);
+      const SplitPair b =
+          split_pair(x[step][1].x * scale.scale, x[step][1].y * scale.scale);
+      steps[step] = {a.high, a.low, b.high, b.low};
+    }
+    inverse = scale.inverse * rsqrtf(static_cast<float>(head_dim));
+  }
+
+  // Raw logits of slots 2t, 2t + 1, 2t + 8 and 2t + 9 of a tile for head g.
+  __device__ void multiply(const skv_half *keys, float (&logits)[4]) const {
+    // Two sums each: products wait for those of the same sum.
+    float x[2][2][4] = {};
+#pragma unroll
+    for (int step = 0; step < DIM / 16; step++) {
+      const uint4 k = key_operands<DIM>(keys, 0, 16 * step);
+      mma(x[step % 2][0], steps[step], k.x, k.y);
+      mma(x[step % 2][1], steps[step], k.z, k.w);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int n = i / 2, at = i % 2;
+      const float high = x[0][n][at] + x[1][n][at];
+      const float low = x[0][n][at + 2] + x[1][n][at + 2];
+      logits[i] = (high + low) * inverse;
+    }
+  }
+};
+
+// Row of a query head of the job.
+__device__ inline size_t query_row(const skv_merge_attend_args &args,
+                                   const HeadJob &job, uint32_t g) {
+  return static_cast<size_t>(job.row) * args.sizes.heads +
+         job.kv_head * job.group + job.first_head + g;
+}
+
+// This lane's query head of \`queries\`, or null where there is none.
+__device__ inline const float *query_of_lane(const skv_merge_attend_args &args,
+                                             const HeadJob &job,
+                                             const float *queries) {
+  const uint32_t g = lane_id() / 4;
+  if (g >= job.heads) return nullptr;
+  return queries + query_row(args, job, g) * args.sizes.head_dim;
+}
+
+// Which of a lane's four slots of a tile is which.
+__device__ inline uint32_t tile_slot(int i) {
+  return 2 * (lane_id() % 4) + i % 2 + i / 2 * 8;
+}
+
+// Attention of one warp over its tiles of a share.
+template <int DIM, bool ALIGNED>
+struct WarpAttention {
+  QueryOperands<DIM> queries;
+  // Of head g = lane / 4; the sum is that of this lane's slots.
+  SoftmaxState state = init_softmax();
+  // Dimensions 8 n + 2t, 8 n + 2t + 1 of head g, by high and by low halves.
+  float values[DIM / 8][4] = {};
+  uint32_t live = 0;
+  uint32_t first_free = kNoSlot;
+
+  // Starts to copy 16 bytes of a row to shared memory, zeros beyond its end.
+  __device__ static void copy_chunk(skv_half *to, const skv_half *row,
+                                    uint32_t column, uint32_t head_dim,
+                                    bool wanted) {
+    if constexpr (ALIGNED) {
+      copy_async(to, row + column, wanted && column < head_dim);
+    } else {
+      uint32_t halves[4] = {};
+      if (wanted) load_halves<8, false>(halves, row, column, head_dim);
+      *reinterpret_cast<uint4 *>(to) = {halves[0], halves[1], halves[2],
+                                        halves[3]};
+    }
+  }
+
+  // Starts to copy tile i of the share, but for slot \`missing\`.
+  __device__ static void fetch(const skv_merge_attend_args &args,
+                               const HeadJob &job, const Share &share,
+                               uint32_t i, uint32_t missing, skv_half *tile) {
+    constexpr uint32_t kChunks = DIM / 8;
+    const uint32_t head_dim = args.sizes.head_dim;
+    const uint32_t first = share.first_slot(i);
+#pragma unroll
+    for (uint32_t c = 0; c < kWarpSlots * kChunks / 32; c++) {
+      const uint32_t at = lane_id() + 32 * c;
+      const uint32_t line = at / kChunks, column = at % kChunks * 8;
+      const uint32_t slot = first + line;
+      const bool wanted = slot < share.end;
+      if (slot == missing) continue;
+      const size_t row =
+          static_cast<size_t>(job.offset + (wanted ? slot : share.begin)) *
+          head_dim;
+      skv_half *to = tile + line * kLinePitch<DIM> + column;
+      copy_chunk(to, args.cache.slots.keys + row, column, head_dim, wanted);
+      copy_chunk(to + kWarpSlots * kLinePitch<DIM>,
+                 args.cache.slots.values + row, column, head_dim, wanted);
+    }
+  }
+
+  // Starts to copy slot \`slot\` alone.
+  __device__ static void fetch_slot(const skv_merge_attend_args &args,
+                                    const HeadJob &job, uint32_t slot,
+                                    uint32_t line, skv_half *tile) {
+    constexpr uint32_t kChunks = DIM / 8;
+    const uint32_t head_dim = args.sizes.head_dim;
+    const size_t row = static_cast<size_t>(job.offset + slot) * head_dim;
+    for (uint32_t at = lane_id(); at < 2 * kChunks; at += 32) {
+      const uint32_t column = at % kChunks * 8;
+      const bool is_key = at < kChunks;
+      const skv_slots &slots = args.cache.slots;
+      copy_chunk(
+          tile + (is_key ? line : kWarpSlots + line) * kLinePitch<DIM> + column,
+          (is_key ? slots.keys : slots.values) + row, column, head_dim, true);
+    }
+  }
+
+  // Vote biases of this lane's slots of tile i; those beyond the end look free.
+  // That of the newest slot, which may not be there yet, is known.
+  __device__ static void load_biases(const skv_merge_attend_args &args,
+                                     const HeadJob &job, const Share &share,
+                                     uint32_t i, float (&bias)[4]) {
+    const skv_slots &slots = args.cache.slots;
     const uint32_t g = lane_id() / 4;
+    const uint32_t lane =
+        args.cache.lanes == 1 ? 0 : job.first_head + min(g, job.heads - 1);
+    const float *from = slots.side +
+                        static_cast<size_t>(kSlotBias + lane) * slots.total +
+                        job.offset;
 #pragma unroll
-    for (int n = 0; n < 2; n++) {
+    for (int k = 0; k < 4; k++) {
+      const uint32_t slot = share.first_slot(i) + tile_slot(k);
+      bias[k] = kFreeBias;
+      if (slot >= share.end) continue;
+      bias[k] = slot == job.newest ? 0.0f : from[slot];
+    }
+  }
+
+  // Adds tile i of the share, which is in shared memory.
+  __device__ void add(const skv_merge_attend_args &args, const HeadJob &job,
+                      const Share &share, uint32_t i, const skv_half *tile,
+                      const float (&bias)[4], float *logits) {
+    const uint32_t first = share.first_slot(i);
+    const uint32_t g = lane_id() / 4;
+    float raw[4];
+    queries.multiply(tile, raw);
+    if (args.sink_queries != nullptr) {
+      replace_sinks(args, job, share, first, tile, raw);
+    }
+    if (args.policy.observe) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        raw[n][i] *= shared.inverse[which][g + i / 2 * 8];
+      for (int k = 0; k < 4; k++) {
+        const uint32_t slot = first + tile_slot(k);
+        if (slot >= share.end || g >= job.heads) continue;
+        logits[static_cast<size_t>(g) * args.cache.max_capacity + slot] =
+            raw[k];
       }
+    }
+
+    // Weights, as the left operand of the product with the values.
+    float x[4];
+    float top = -INFINITY;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      const bool counts = bias[k] > kLiveBias;
+      x[k] = counts ? raw[k] + bias[k] : -INFINITY;
+      top = fmaxf(top, x[k]);
+      const uint32_t slot = first + tile_slot(k);
+      if (slot >= share.end) continue;
+      live += counts ? 1 : 0;
+      if (!counts) first_free = min(first_free, slot);
+    }
+    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+    const float max = fmaxf(state.max, top - kHeadroom);
+    const float keep = softmax_scale(state.max, max);
+#pragma unroll
+    for (int k = 0; k < 4; k++) x[k] = softmax_scale(x[k], max);
+    state.sum = state.sum * keep + ((x[0] + x[1]) + (x[2] + x[3]));
+    state.max = max;
+    const SplitPair a = split_pair(x[0], x[1]), b = split_pair(x[2], x[3]);
+    const uint4 weights = {a.high, a.low, b.high, b.low};
+    if (__any_sync(kAllLanes, keep != 1.0f)) {
+#pragma unroll
+      for (int n = 0; n < DIM / 8; n++) {
+#pragma unroll
+        for (int k = 0; k < 4; k++) values[n][k] *= keep;
+      }
+    }
+    const skv_half *rows = tile + kWarpSlots * kLinePitch<DIM>;
+#pragma unroll
+    for (int column = 0; column < DIM; column += 16) {
+      const uint4 v = value_operands<DIM>(rows, 0, column);
+      mma(values[column / 8], weights, v.x, v.y);
+      mma(values[column / 8 + 1], weights, v.z, v.w);
     }
   }
 
   // Logits of sinks are those of the queries at their cache positions.
   __device__ void replace_sinks(const skv_merge_attend_args &args,
-                                const HeadJob &job,
-                                const AttendShared<DIM> &shared,
-                                const uint32_t (&k)[2][DIM / 32][4],
-                                uint32_t first, uint32_t end,
-                                float (&raw)[2][4]) {
+                                const HeadJob &job, const Share &share,
+                                uint32_t first, const skv_half *tile,
+                                float (&raw)[4]) {
     const skv_slots &slots = args.cache.slots;
     const float *positions = slots.side +
                              static_cast<size_t>(kSlotPosition) * slots.total +
                              job.offset;
-    bool is_sink[2][2];
+    bool is_sink[4];
     bool any = false;
 #pragma unroll
-    for (int n = 0; n < 2; n++) {
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const uint32_t slot = first + 8 * n + 2 * (lane_id() % 4) + i;
-        is_sink[n][i] =
-            slot < end && __float_as_uint(positions[slot]) < args.policy.sinks;
-        any = any || is_sink[n][i];
-      }
+    for (int k = 0; k < 4; k++) {
+      const uint32_t slot = first + tile_slot(k);
+      const uint32_t position = slot == job.newest || slot >= share.end
+                                    ? job.position
+                                    : __float_as_uint(positions[slot]);
+      is_sink[k] = slot < share.end && position < args.policy.sinks;
+      any = any || is_sink[k];
     }
     if (!__any_sync(kAllLanes, any)) return;
-    float other[2][4] = {};
-    multiply_keys(shared, 1, k, other);
+    QueryOperands<DIM> sinks;
+    sinks.load(query_of_lane(args, job, args.sink_queries),
+               args.sizes.head_dim);
+    float other[4];
+    sinks.multiply(tile, other);
 #pragma unroll
-    for (int n = 0; n < 2; n++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        if (is_sink[n][i % 2]) raw[n][i] = other[n][i];
-      }
+    for (int k = 0; k < 4; k++) {
+      if (is_sink[k]) raw[k] = other[k];
     }
   }
 
-  __device__ void store_logits(const skv_merge_attend_args &args,
-                               const HeadJob &job, float *logits,
-                               const float (&raw)[2][4], uint32_t first,
-                               uint32_t end) {
-    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  // Attends to all tiles of the share. \`tiles\` has room for kStages of them,
+  // for this warp alone.
+  __device__ void run(const skv_merge_attend_args &args, const HeadJob &job,
+                      const Share &share, skv_half *tiles, float *logits) {
+    constexpr uint32_t kAhead = kStages<DIM>;
+    float bias[4];
+    // All but the newest slot is as the step before left it.
 #pragma unroll
-    for (int n = 0; n < 2; n++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const uint32_t slot = first + 8 * n + 2 * t + i % 2;
-        const uint32_t head = g + i / 2 * 8;
-        if (slot >= end || head >= job.group) continue;
-        logits[static_cast<size_t>(head) * args.cache.max_capacity + slot] =
-            raw[n][i];
+    for (uint32_t i = 0; i < kAhead; i++) {
+      if (share.has(i)) {
+        fetch(args, job, share, i, job.newest, tiles + i * kTileHalves<DIM>);
       }
+      commit_copies();
+    }
+    load_biases(args, job, share, 0, bias);
+    wait_for_previous();
+#pragma unroll
+    for (uint32_t i = 0; i < kAhead; i++) {
+      const uint32_t line = job.newest - share.first_slot(i);
+      if (share.has(i) && line < kWarpSlots && job.newest < share.end) {
+        fetch_slot(args, job, job.newest, line, tiles + i * kTileHalves<DIM>);
+      }
+    }
+    commit_copies();
+    queries.load(query_of_lane(args, job, args.queries), args.sizes.head_dim);
+    for (uint32_t i = 0; share.has(i); i++) {
+      // The newest slot may be in any of the first tiles.
+      if (i == 0) {
+        wait_copies<0>();
+      } else {
+        wait_copies<kAhead - 1>();
+      }
+      __syncwarp();
+      skv_half *tile = tiles + i % kAhead * kTileHalves<DIM>;
+      float next[4];
+      load_biases(args, job, share, i + 1, next);
+      add(args, job, share, i, tile, bias, logits);
+      __syncwarp();
+      if (share.has(i + kAhead)) {
+        fetch(args, job, share, i + kAhead, kNoSlot, tile);
+      }
+      commit_copies();
+#pragma unroll
+      for (int k = 0; k < 4; k++) bias[k] = next[k];
     }
   }
 };
-
-// Splits the queries of the group into tensor core operands.
-template <int DIM>
-__device__ inline void load_queries(const skv_merge_attend_args &args,
-                                    const HeadJob &job,
-                                    AttendShared<DIM> &shared) {
-  const uint32_t head_dim = args.sizes.head_dim;
-  const float root = rsqrtf(static_cast<float>(head_dim));
-  const uint32_t kinds = args.sink_queries == nullptr ? 1 : 2;
-  for (uint32_t i = warp_id(); i < kinds * kMaxGroup; i += kAttendWarps) {
-    const uint32_t kind = i / kMaxGroup, g = i % kMaxGroup;
-    const float *all = kind == 0 ? args.queries : args.sink_queries;
-    const size_t head = static_cast<size_t>(job.row) * args.sizes.heads +
-                        job.kv_head * job.group + g;
-    const float inverse =
-        split_row<DIM, false>(g < job.group ? all + head * head_dim : nullptr,
-                              head_dim, g, shared.high[kind], shared.low[kind]);
-    if (lane_id() == 0) shared.inverse[kind][g] = inverse * root;
-  }
-}
 `,
   "lib/blend_slots.cuh": `// Merging slots by the cosines of their keys, under a moving threshold: the
 // twin of src/reference/blend_slots.ts, by one warp.
@@ -1078,6 +1275,99 @@ __device__ inline void blend_slots(uint32_t count, Member member,
   __syncwarp();
 }
 `,
+  "lib/choose_victims.cuh": `// Who goes when a chunk is compressed, and who may take them.
+#pragma once
+
+#include "merge_runs.cuh"
+#include "ratings.cuh"
+#include "search_items.cuh"
+#include "select_smallest.cuh"
+
+// Where values count, takes those out of \`keys\` that stay by their scores
+// alone, and ranks the others. Called by the whole block.
+__device__ inline void contest(const skv_chunk_args &args,
+                               const ChunkHead &head, const HeadWork &work,
+                               uint32_t evictable, uint32_t excess,
+                               SelectScratch &scratch) {
+  const uint32_t items = work.counters[kItems];
+  const uint32_t stay = first_stage(args.policy, evictable - excess);
+  const uint64_t last =
+      kth_smallest(work.keys, items, evictable - stay, scratch);
+  __syncthreads();
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+    const uint64_t key = work.keys[i];
+    if (key == kNoKey) continue;
+    work.keys[i] = key <= last ? item_rank(args, head, work, i) : kNoKey;
+  }
+  __syncthreads();
+}
+
+// Lists who goes and who may take them.
+static __global__ void __launch_bounds__(kCompressThreads)
+    choose_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t budget = head.words[kHeadBudget];
+  const uint32_t left = items - work.counters[kPairs];
+  uint32_t victims = 0, targets = 0;
+  if (left > budget && args.policy.merge != SKV_MERGE_NEVER) {
+    const bool counts = args.policy.count_values != 0;
+    uint32_t evictable = 0;
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      uint64_t key = kNoKey;
+      if ((work.marks[i] & kGone) == 0 &&
+          item_is_evictable(args, head, work.items[i])) {
+        evictable++;
+        const Slot slot = item_slot(args, head, work.items[i]);
+        const float score = item_score(args, head, work, i);
+        key = counts ? score_key(score, slot)
+                     : rank_key(score, slot, args.policy);
+      }
+      work.keys[i] = key;
+    }
+    uint32_t total;
+    block_prefix(evictable, total, scratch.block);
+    const uint32_t excess = min(left - budget, total);
+    if (excess > 0) {
+      if (counts) contest(args, head, work, total, excess, scratch);
+      const uint64_t last = kth_smallest(work.keys, items, excess, scratch);
+      victims = list_if(items, work.queries, scratch, [&](uint32_t i) {
+        return work.keys[i] != kNoKey && work.keys[i] <= last;
+      });
+      for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+        work.marks[work.queries[v]] |= kVictim;
+      }
+      __syncthreads();
+      if (merges_victims(args.policy)) {
+        targets = list_if(items, work.candidates, scratch, [&](uint32_t i) {
+          if ((work.marks[i] & (kGone | kVictim)) != 0) return false;
+          const uint32_t item = work.items[i];
+          return merges_cheapest(args.policy)
+                     ? item_is_evictable(args, head, item)
+                     : item_slot(args, head, item).word(kSlotPosition) >=
+                           args.policy.sinks;
+        });
+      }
+    }
+  }
+  if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
+    const RunWork run = run_work(work);
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      run.left[i] = kNoItem;
+    }
+  }
+  // The counters that are written were read above.
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    work.counters[kQueries] = victims;
+    work.counters[kCandidates] = targets;
+  }
+}
+`,
   "lib/compress_work.cuh": `// What the kernels of compress hand to each other: lists of the slots and
 // staged rows of each KV head, here called items.
 #pragma once
@@ -1087,6 +1377,7 @@ __device__ inline void blend_slots(uint32_t count, Member member,
 #include "scores.cuh"
 #include "slots.cuh"
 #include "step.cuh"
+#include "value_spread.cuh"
 
 // Threads of the blocks that work on a whole head.
 constexpr uint32_t kCompressThreads = 512;
@@ -1107,6 +1398,8 @@ enum Counter {
   kCandidates = 2,
   kMembers = 3,
   kPairs = 4,
+  // How far the values of the head scatter before anything is merged; a float.
+  kSpread = 5,
   kCounters = 8
 };
 
@@ -1133,6 +1426,8 @@ struct HeadWork {
   uint32_t *nearest;
   // Where queries are expected.
   Expectation expected;
+  // Where the cheapest pairs are merged: see lib/value_spread.cuh.
+  float *spreads;
   // (kCounters)
   uint32_t *counters;
 };
@@ -1145,6 +1440,8 @@ struct CompressWork {
   uint32_t parts;
   // Query heads of a group whose queries are expected.
   uint32_t expected_heads;
+  // Floats by which the scatter of the values of a head is found.
+  uint32_t spread_words;
 
   // Bytes of one head's lists.
   size_t bytes() const {
@@ -1153,6 +1450,7 @@ struct CompressWork {
                (7 + 2 * parts + expected_heads) +
            aligned(static_cast<size_t>(most) * 8) * 2 +
            aligned(states * kMaxGroup * sizeof(float2)) +
+           aligned(static_cast<size_t>(spread_words) * 4) +
            aligned(kCounters * 4);
   }
 
@@ -1186,6 +1484,8 @@ struct CompressWork {
     work.expected.pitch = part_pitch();
     work.expected.logits =
         reinterpret_cast<float *>(take(expected_heads * aligned(words)));
+    work.spreads =
+        reinterpret_cast<float *>(take(static_cast<size_t>(spread_words) * 4));
     work.expected.states = reinterpret_cast<float2 *>(at);
     return work;
   }
@@ -1230,32 +1530,10 @@ __device__ inline bool item_is_evictable(const skv_chunk_args &args,
                       args.policy, head.words[kHeadRecent], head.newest);
 }
 `,
-  "lib/evict_one.cuh": `// The policy's work on a head after a decode step: scores, and the slot that
-// goes first. One block per head.
+  "lib/evict_job.cuh": `// One head of a decode step, as the kernels of the policy see it.
 #pragma once
 
 #include "evidence.cuh"
-#include "key_distance.cuh"
-#include "neighbour.cuh"
-#include "next_values.cuh"
-#include "select_smallest.cuh"
-
-constexpr uint32_t kEvictWarps = 16;
-constexpr uint32_t kEvictThreads = 32 * kEvictWarps;
-
-struct EvictShared {
-  // The victim's key, zeros beyond its end.
-  __align__(16) skv_half key[kMaxHeadDim];
-  float log_sums[kMaxGroup];
-  // The same at the scale of scores.
-  float score_sums[kMaxGroup];
-  uint64_t lowest_keys[kEvictWarps];
-  uint32_t lowest[kEvictWarps];
-  Neighbour neighbours[kEvictWarps];
-  SelectScratch select;
-  KeyScratch keys;
-  Followers followers;
-};
 
 // One head and what was seen of it.
 struct EvictJob {
@@ -1282,8 +1560,12 @@ struct EvictJob {
   // them
   const float *ratings;
   uint32_t rating_heads;
-  // (max_capacity), where that is compared first
+  // (max_capacity), where that is compared first, and the largest of those that
+  // count
   uint64_t *keys;
+  uint64_t *limit;
+  // (link_parts): see lib/segment_step.cuh
+  uint4 *links;
   Expectation expected;
 
   __device__ Slot slot(const skv_merge_attend_args &args, uint32_t i) const {
@@ -1296,6 +1578,86 @@ struct EvictJob {
            is_evictable(slot.word(kSlotPosition), args.policy,
                         words[kHeadRecent], position);
   }
+};
+
+// What is known of a head; nothing where its row is not live.
+__device__ inline bool turn_to_head(const skv_merge_attend_args &args,
+                                    const Evidence &evidence, uint32_t row,
+                                    uint32_t kv_head, EvictJob &job) {
+  const uint32_t index = row * args.sizes.kv_heads + kv_head;
+  const uint4 seen = evidence.rows[index];
+  if (seen.w == 0) return false;
+  const size_t capacity = args.cache.max_capacity;
+  const size_t group = args.sizes.heads / args.sizes.kv_heads;
+  const size_t first_query = index * group * args.sizes.head_dim;
+  job.index = index;
+  job.kv_head = kv_head;
+  job.row = row;
+  job.group = static_cast<uint32_t>(group);
+  job.position = seen.x;
+  job.high = seen.w;
+  job.words = head_words(args.cache, args.sizes, row, kv_head);
+  job.offset = job.words[kHeadOffset];
+  job.is_over = seen.y > job.words[kHeadBudget];
+  job.logits = evidence.logits + index * group * capacity;
+  job.queries = evidence.queries + first_query;
+  job.outputs = evidence.outputs + first_query;
+  job.keys = evidence.keys + index * capacity;
+  job.limit = evidence.limits + index;
+  job.links = evidence.links + index * link_parts(args.cache.max_capacity);
+  job.own_ratings = nullptr;
+  job.ratings = nullptr;
+  job.rating_heads = 1;
+  if (evidence.ratings != nullptr) {
+    job.own_ratings = evidence.ratings + index * capacity;
+    job.ratings = job.own_ratings;
+  }
+  if (args.policy.layer_scope) {
+    job.ratings -= kv_head * capacity;
+    job.rating_heads = args.sizes.kv_heads;
+  }
+  const size_t parts = expect_parts(args.cache.max_capacity);
+  job.expected = {evidence.expected_logits + index * group * capacity,
+                  evidence.expected_states + index * parts * kMaxGroup,
+                  args.cache.max_capacity};
+  return true;
+}
+
+// Whether anybody looks at the scores of a head.
+__device__ inline bool needs_ratings(const skv_merge_attend_args &args,
+                                     const EvictJob &job) {
+  return job.is_over || args.policy.layer_scope;
+}
+`,
+  "lib/evict_one.cuh": `// The policy's work on a head after a decode step: scores, and the slot that
+// goes first. One block per head.
+#pragma once
+
+#include "evict_job.cuh"
+#include "key_distance.cuh"
+#include "neighbour.cuh"
+#include "next_values.cuh"
+#include "select_smallest.cuh"
+
+constexpr uint32_t kEvictWarps = 16;
+constexpr uint32_t kEvictThreads = 32 * kEvictWarps;
+
+struct EvictShared {
+  // The victim's key, zeros beyond its end.
+  __align__(16) skv_half key[kMaxHeadDim];
+  float log_sums[kMaxGroup];
+  // The same at the scale of scores.
+  float score_sums[kMaxGroup];
+  uint64_t lowest_keys[kEvictWarps];
+  uint32_t lowest[kEvictWarps];
+  Neighbour neighbours[kEvictWarps];
+  SelectScratch select;
+  // What one policy has no two of.
+  union {
+    KeyScratch keys;
+    ListScratch list;
+    Followers followers;
+  };
 };
 
 // Sums up the row's softmax at the scale of scores. The sum of the attention is
@@ -1404,6 +1766,36 @@ __device__ inline uint32_t lowest_of_block(uint64_t key, uint32_t slot,
   return found;
 }
 
+// The nearest over the block; each thread brings its own.
+__device__ inline Neighbour nearest_of_block(Neighbour best,
+                                             EvictShared &shared) {
+  best = nearest_of_lanes<16>(best);
+  if (lane_id() == 0) shared.neighbours[warp_id()] = best;
+  __syncthreads();
+  best = kNoNeighbour;
+  for (uint32_t w = 0; w < kEvictWarps; w++) {
+    if (shared.neighbours[w].beats(best)) best = shared.neighbours[w];
+  }
+  return best;
+}
+
+// Sets the keys of slots that may go by their scores; returns how many there
+// are. Called by the whole block, which sees all keys after the next barrier.
+__device__ inline uint32_t key_scores_of(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         EvictShared &shared) {
+  uint32_t mine = 0, evictable;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot = job.slot(args, i);
+    const bool goes = job.may_go(args, slot);
+    job.keys[i] =
+        goes ? score_key(slot_score(args, job, slot, i), slot) : kNoKey;
+    mine += goes ? 1 : 0;
+  }
+  block_prefix(mine, evictable, shared.select.block);
+  return evictable;
+}
+
 // The slot that goes first, or none. Called by the whole block.
 __device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
                                          const EvictJob &job,
@@ -1412,15 +1804,7 @@ __device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
   // Slots above this key stay by their scores alone.
   uint64_t limit = kNoKey;
   if (policy.count_values) {
-    uint32_t mine = 0, evictable;
-    for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
-      const Slot slot = job.slot(args, i);
-      const bool goes = job.may_go(args, slot);
-      job.keys[i] =
-          goes ? score_key(slot_score(args, job, slot, i), slot) : kNoKey;
-      mine += goes ? 1 : 0;
-    }
-    block_prefix(mine, evictable, shared.select.block);
+    const uint32_t evictable = key_scores_of(args, job, shared);
     if (evictable == 0) return ~0u;
     limit = kth_smallest(job.keys, job.high,
                          evictable - first_stage(policy, evictable - 1),
@@ -1441,54 +1825,8 @@ __device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
   "lib/evict_step.cuh": `// The policy's work after a decode step, kernel by kernel.
 #pragma once
 
-#include "merge_one.cuh"
-
-// What is known of a head; nothing where its row is not live.
-__device__ inline bool turn_to_head(const skv_merge_attend_args &args,
-                                    const Evidence &evidence, uint32_t row,
-                                    uint32_t kv_head, EvictJob &job) {
-  const uint32_t index = row * args.sizes.kv_heads + kv_head;
-  const uint4 seen = evidence.rows[index];
-  if (seen.w == 0) return false;
-  const size_t capacity = args.cache.max_capacity;
-  const size_t group = args.sizes.heads / args.sizes.kv_heads;
-  const size_t first_query = index * group * args.sizes.head_dim;
-  job.index = index;
-  job.kv_head = kv_head;
-  job.row = row;
-  job.group = static_cast<uint32_t>(group);
-  job.position = seen.x;
-  job.high = seen.w;
-  job.words = head_words(args.cache, args.sizes, row, kv_head);
-  job.offset = job.words[kHeadOffset];
-  job.is_over = seen.y > job.words[kHeadBudget];
-  job.logits = evidence.logits + index * group * capacity;
-  job.queries = evidence.queries + first_query;
-  job.outputs = evidence.outputs + first_query;
-  job.keys = evidence.keys + index * capacity;
-  job.own_ratings = nullptr;
-  job.ratings = nullptr;
-  job.rating_heads = 1;
-  if (evidence.ratings != nullptr) {
-    job.own_ratings = evidence.ratings + index * capacity;
-    job.ratings = job.own_ratings;
-  }
-  if (args.policy.layer_scope) {
-    job.ratings -= kv_head * capacity;
-    job.rating_heads = args.sizes.kv_heads;
-  }
-  const size_t parts = expect_parts(args.cache.max_capacity);
-  job.expected = {evidence.expected_logits + index * group * capacity,
-                  evidence.expected_states + index * parts * kMaxGroup,
-                  args.cache.max_capacity};
-  return true;
-}
-
-// Whether anybody looks at the scores of a head.
-__device__ inline bool needs_ratings(const skv_merge_attend_args &args,
-                                     const EvictJob &job) {
-  return job.is_over || args.policy.layer_scope;
-}
+#include "pair_step.cuh"
+#include "segment_step.cuh"
 
 // Leaves what is expected of the slots of a head.
 template <bool ALIGNED>
@@ -1529,8 +1867,14 @@ __global__ void __launch_bounds__(kEvictThreads)
   if (observes) {
     observe_slots(args, job, shared);
     if (needs_ratings(args, job)) rate_slots(args, job, shared);
+    if (args.policy.merge == SKV_MERGE_PAIR)
+      list_pairs(args, job, evidence.pairs, shared);
+    if (args.policy.merge == SKV_MERGE_SEGMENTS)
+      choose_light(args, job, shared);
   }
   if (!chooses || !job.is_over) return;
+  const bool links = args.policy.merge == SKV_MERGE_SEGMENTS;
+  if (links && close_link(args, job, shared)) return;
   const uint32_t victim = choose_victim(args, job, shared);
   if (victim != ~0u) evict<ALIGNED>(args, job, victim, shared);
 }
@@ -1547,14 +1891,30 @@ inline cudaError_t launch_policy(const skv_merge_attend_args &args,
     status = launch_kernel(side, expect_kernel<ALIGNED>, parts, kExpectThreads,
                            0, args, evidence);
   }
+  const skv_policy &policy = args.policy;
+  if (status == cudaSuccess && args.policy.merge == SKV_MERGE_PAIR) {
+    const dim3 parts(spread_parts(args.cache.max_capacity), grid.x, grid.y);
+    status = launch_kernel(side, spread_kernel<ALIGNED>, parts, kSpreadThreads,
+                           0, args, evidence);
+  }
   const auto evict = [&](bool observes, bool chooses) {
     return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
                          args, evidence, observes, chooses);
   };
   if (status != cudaSuccess) return status;
+  if (policy.merge == SKV_MERGE_PAIR) {
+    status = evict(true, false);
+    return status == cudaSuccess ? launch_pairs(args, evidence, side) : status;
+  }
+  const bool links = policy.merge == SKV_MERGE_SEGMENTS;
   // Where the heads of a layer choose together, all are scored first.
-  if (!args.policy.layer_scope) return evict(true, true);
+  if (!policy.layer_scope && !links) return evict(true, true);
   status = evict(true, false);
+  if (status == cudaSuccess && links) {
+    const dim3 parts(link_parts(args.cache.max_capacity), grid.x, grid.y);
+    status = launch_kernel(side, link_kernel<ALIGNED>, parts, kLinkThreads, 0,
+                           args, evidence);
+  }
   return status == cudaSuccess ? evict(false, true) : status;
 }
 `,
@@ -1564,6 +1924,37 @@ inline cudaError_t launch_policy(const skv_merge_attend_args &args,
 
 #include "../runtime/launch.cuh"
 #include "expected_attention.cuh"
+#include "value_spread.cuh"
+
+// Slots of a block that looks for links between neighbours.
+constexpr uint32_t kLinkThreads = 256;
+
+__host__ __device__ inline uint32_t link_parts(uint32_t slots) {
+  return (slots + kLinkThreads - 1) / kLinkThreads;
+}
+
+// Splits of the list that is searched, at most.
+constexpr uint32_t kMaxPairParts = 16;
+
+// What a step keeps of the pairs of its heads.
+struct PairWork {
+  // (heads, max_capacity): slots that may go, those without a partner first
+  uint32_t *lists;
+  // (heads): how many these are, how many have no partner, and how far the
+  // values of the head scatter
+  uint4 *headers;
+  // (heads, parts, max_capacity): by place in the list, what was found
+  float *similarities;
+  uint32_t *nearest;
+  uint32_t parts;
+  // (heads, spread_parts, spread_floats): see lib/value_spread.cuh
+  float *spreads;
+  uint32_t spread_pitch;
+
+  __device__ float *spreads_of(uint32_t head) const {
+    return spreads + static_cast<size_t>(head) * spread_pitch;
+  }
+};
 
 // The policy goes on when the next layers are at work already. Attention itself
 // changes no word of a head: blocks that come late, to find that there are no
@@ -1581,6 +1972,12 @@ struct Evidence {
   float *ratings;
   // (heads, max_capacity): what slots stay by, where that is compared first
   uint64_t *keys;
+  // (heads) and (heads, link_parts), where neighbours are merged: see
+  // lib/segment_step.cuh
+  uint64_t *limits;
+  uint4 *links;
+  // Where the cheapest pair is merged.
+  PairWork pairs;
   // (heads, group, max_capacity) and (heads, parts, kMaxGroup): see Expectation
   float *expected_logits;
   float2 *expected_states;
@@ -1589,8 +1986,31 @@ struct Evidence {
   uint4 *rows;
 };
 
+// Takes the memory of a step.
+inline PairWork take_pairs(const skv_merge_attend_args &args,
+                           uint32_t multiprocessors, Scratch *scratch) {
+  const uint32_t heads = args.step.rows * args.sizes.kv_heads;
+  const size_t capacity = args.cache.max_capacity;
+  const uint32_t tiles = (args.cache.max_capacity + 63) / 64;
+  // Those who look at all candidates: all, or the first tile of each head.
+  const uint32_t searches = heads * (args.policy.partners ? 1 : tiles);
+  PairWork pairs;
+  pairs.parts = max(1u, min(min(kMaxPairParts, (tiles + 3) / 4),
+                            2 * multiprocessors / searches));
+  pairs.lists = scratch->take<uint32_t>(heads * capacity);
+  pairs.headers = scratch->take<uint4>(heads);
+  pairs.similarities = scratch->take<float>(heads * pairs.parts * capacity);
+  pairs.nearest = scratch->take<uint32_t>(heads * pairs.parts * capacity);
+  pairs.spread_pitch = spread_parts(args.cache.max_capacity) *
+                       spread_floats(args.sizes.head_dim);
+  pairs.spreads =
+      scratch->take<float>(static_cast<size_t>(heads) * pairs.spread_pitch);
+  return pairs;
+}
+
 // Takes it from the memory of the call; returns how much that is.
-inline size_t take_evidence(const skv_merge_attend_args &args, char *memory,
+inline size_t take_evidence(const skv_merge_attend_args &args,
+                            uint32_t multiprocessors, char *memory,
                             Evidence *evidence) {
   const skv_policy &policy = args.policy;
   const size_t heads =
@@ -1613,7 +2033,18 @@ inline size_t take_evidence(const skv_merge_attend_args &args, char *memory,
   if (policy.layer_scope || takes_all_keys(policy)) {
     evidence->ratings = scratch.take<float>(slots);
   }
-  if (policy.count_values) evidence->keys = scratch.take<uint64_t>(slots);
+  const bool links = policy.merge == SKV_MERGE_SEGMENTS;
+  if (policy.count_values || links) {
+    evidence->keys = scratch.take<uint64_t>(slots);
+  }
+  if (links) {
+    evidence->limits = scratch.take<uint64_t>(heads);
+    evidence->links =
+        scratch.take<uint4>(heads * link_parts(args.cache.max_capacity));
+  }
+  if (policy.merge == SKV_MERGE_PAIR) {
+    evidence->pairs = take_pairs(args, multiprocessors, &scratch);
+  }
   if (policy.score == SKV_SCORE_EXPECTED) {
     evidence->expected_logits = scratch.take<float>(group * slots);
     evidence->expected_states = scratch.take<float2>(
@@ -1807,6 +2238,151 @@ __device__ inline void rate_by_expectation(uint32_t group, uint32_t count,
     ratings[i] = share - heads;
   }
   __syncthreads();
+}
+`,
+  "lib/find_rank.cuh": `// Searches over ids by one block: the rank at which a sum is reached, and the
+// id at which one is.
+#pragma once
+
+#include "sampling.cuh"
+
+// A histogram of weights: 37 bits in limbs of 12, 12 and 13, whose sums over
+// 2^18 ids fit in 32 bits.
+template <uint32_t BUCKETS>
+struct Histogram {
+  uint32_t limbs[3][BUCKETS];
+
+  // Called by the whole block, which synchronizes afterwards.
+  __device__ void clear() {
+    for (uint32_t i = threadIdx.x; i < 3 * BUCKETS; i += kSampleThreads) {
+      limbs[i / BUCKETS][i % BUCKETS] = 0;
+    }
+  }
+  __device__ void add(uint32_t bucket, uint64_t weight) {
+    atomicAdd(limbs[0] + bucket, static_cast<uint32_t>(weight & 4095));
+    atomicAdd(limbs[1] + bucket, static_cast<uint32_t>(weight >> 12 & 4095));
+    atomicAdd(limbs[2] + bucket, static_cast<uint32_t>(weight >> 24));
+  }
+  __device__ uint64_t get(uint32_t bucket) const {
+    return limbs[0][bucket] + (static_cast<uint64_t>(limbs[1][bucket]) << 12) +
+           (static_cast<uint64_t>(limbs[2][bucket]) << 24);
+  }
+};
+
+struct RankScratch {
+  Histogram<256> histogram;
+  uint64_t sums[kSampleWarps];
+  uint64_t before;
+  uint32_t digit;
+  uint32_t chosen;
+};
+
+// The sum over the lanes up to this one.
+__device__ inline uint64_t lane_prefix(uint64_t x) {
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const uint64_t other =
+        __shfl_up_sync(kAllLanes, static_cast<unsigned long long>(x), offset);
+    if (lane_id() >= static_cast<uint32_t>(offset)) x += other;
+  }
+  return x;
+}
+
+// Sum of \`x\` over the threads before this one; \`total\` gets the sum over all.
+// Every thread of the block calls it.
+__device__ inline uint64_t sum_before(uint64_t x, uint64_t &total,
+                                      uint64_t (&sums)[kSampleWarps]) {
+  const uint64_t running = lane_prefix(x);
+  __syncthreads();
+  if (lane_id() == 31) sums[warp_id()] = running;
+  __syncthreads();
+  uint64_t before = running - x;
+  total = 0;
+#pragma unroll
+  for (uint32_t w = 0; w < kSampleWarps; w++) {
+    if (w < warp_id()) before += sums[w];
+    total += sums[w];
+  }
+  return before;
+}
+
+// The smallest rank up to which the weights of ids, from the likeliest on, add
+// up to \`wanted\`, at least 1; all ones where they never do. \`for_each(use)\`
+// calls \`use(rank, weight)\` for this thread's share of the ids, whose ranks
+// begin with the highest bits of \`prefix\` where \`mask\` is set. Called by the
+// whole block.
+template <class ForEach>
+__device__ inline uint32_t find_rank(uint64_t wanted, uint32_t prefix,
+                                     uint32_t mask, RankScratch &shared,
+                                     ForEach for_each) {
+  for (int shift = 24; shift >= 0; shift -= 8) {
+    if ((mask >> shift & 1) != 0) continue;
+    __syncthreads();
+    shared.histogram.clear();
+    if (threadIdx.x == 0) shared.digit = 256;
+    __syncthreads();
+    for_each([&](uint32_t rank, uint64_t weight) {
+      if ((rank & mask) != prefix || weight == 0) return;
+      shared.histogram.add(rank >> shift & 255, weight);
+    });
+    __syncthreads();
+    if (warp_id() == 0) {
+      // Eight buckets per lane.
+      uint64_t mine = 0;
+      for (uint32_t i = 0; i < 8; i++) {
+        mine += shared.histogram.get(8 * lane_id() + i);
+      }
+      const uint64_t running = lane_prefix(mine);
+      uint64_t before = running - mine;
+      if (before < wanted && wanted <= running) {
+        uint32_t digit = 8 * lane_id();
+        while (before + shared.histogram.get(digit) < wanted) {
+          before += shared.histogram.get(digit++);
+        }
+        shared.digit = digit;
+        shared.before = before;
+      }
+    }
+    __syncthreads();
+    if (shared.digit == 256) return 0xffffffffu;
+    prefix |= shared.digit << shift;
+    mask |= 255u << shift;
+    wanted -= shared.before;
+  }
+  return prefix;
+}
+
+// The id of those from \`begin\` to \`end\` at which the sum of weights, in the
+// order of ids, exceeds \`left\`, which is less than the sum of all. Called by
+// the whole block.
+template <class Weight>
+__device__ inline uint32_t find_id(uint32_t begin, uint32_t end, uint64_t left,
+                                   RankScratch &shared, Weight weight) {
+  // Each warp owns a run of ids.
+  const uint32_t run = (end - begin + kSampleWarps - 1) / kSampleWarps;
+  const uint32_t from = min(end, begin + warp_id() * run);
+  const uint32_t to = min(end, from + run);
+  uint64_t mine = 0;
+  for (uint32_t id = from + lane_id(); id < to; id += 32) mine += weight(id);
+  uint64_t total;
+  uint64_t before = sum_before(mine, total, shared.sums);
+  before = __shfl_sync(kAllLanes, static_cast<unsigned long long>(before), 0);
+  if (left >= before && left < before + shared.sums[warp_id()]) {
+    left -= before;
+    for (uint32_t first = from; first < to; first += 32) {
+      const uint32_t id = first + lane_id();
+      const uint64_t running = lane_prefix(id < to ? weight(id) : 0);
+      const uint32_t passed = __ballot_sync(kAllLanes, running > left);
+      if (passed != 0) {
+        if (lane_id() == 0) shared.chosen = first + __ffs(passed) - 1;
+        break;
+      }
+      left -=
+          __shfl_sync(kAllLanes, static_cast<unsigned long long>(running), 31);
+    }
+  }
+  __syncthreads();
+  return shared.chosen;
 }
 `,
   "lib/half.cuh": `// Halves: 16-byte loads of eight of them, and conversions.
@@ -2174,14 +2750,7 @@ __device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
     if (candidate.position < args.policy.sinks) continue;
     if (candidate.beats(best)) best = candidate;
   }
-  best = nearest_of_lanes<16>(best);
-  if (lane_id() == 0) shared.neighbours[warp_id()] = best;
-  __syncthreads();
-  best = kNoNeighbour;
-  for (uint32_t w = 0; w < kEvictWarps; w++) {
-    if (shared.neighbours[w].beats(best)) best = shared.neighbours[w];
-  }
-  return best;
+  return nearest_of_block(best, shared);
 }
 
 // Attention weight of slot \`i\` for query head \`g\`.
@@ -2339,7 +2908,7 @@ __device__ inline void evict(const skv_merge_attend_args &args,
   if (lane_id() == 0) remove_slot(args, job, victim, is_merged, merged);
 }
 `,
-  "lib/merge_pairs.cuh": `// Merging similar pairs before anything is evicted.
+  "lib/merge_pairs.cuh": `// Merging pairs before anything is evicted: similar ones, or the cheapest.
 //
 // Taking proposals in order looks sequential, but a proposal that is the best
 // of both its ends is taken whatever the others do; so rounds take all of those
@@ -2348,8 +2917,8 @@ __device__ inline void evict(const skv_merge_attend_args &args,
 #pragma once
 
 #include "merge_slots.cuh"
-#include "nearest_keys.cuh"
 #include "ratings.cuh"
+#include "search_items.cuh"
 #include "select_smallest.cuh"
 
 __device__ inline MergeContext merge_context(const skv_chunk_args &args,
@@ -2378,7 +2947,7 @@ __device__ inline void set_norm(const skv_chunk_args &args,
   }
 }
 
-// Takes proposals in order of similarity while both ends are free, up to
+// Takes the best proposals first while both ends are free, up to
 // \`excess\` of them, and lists who made them in \`queries\`. Returns their number.
 __device__ inline uint32_t match_pairs(const skv_chunk_args &args,
                                        const ChunkHead &head,
@@ -2393,9 +2962,9 @@ __device__ inline uint32_t match_pairs(const skv_chunk_args &args,
   __syncthreads();
   for (uint32_t q = threadIdx.x; q < queries; q += kCompressThreads) {
     const Neighbour nearest = nearest_of_query(args, head, all_work, work, q);
-    if (!nearest.exists() || !(nearest.similarity > args.policy.threshold)) {
-      continue;
-    }
+    const bool fits = args.policy.merge != SKV_MERGE_VOTES ||
+                      nearest.similarity > args.policy.threshold;
+    if (!nearest.exists() || !fits) continue;
     const uint32_t i = work.queries[q];
     const uint32_t position =
         item_slot(args, head, work.items[i]).word(kSlotPosition);
@@ -2521,10 +3090,7 @@ static __global__ void __launch_bounds__(kCompressThreads)
 // it leave of it. Runs are short unless the budget is far exceeded.
 #pragma once
 
-#include "compress_work.cuh"
-#include "overlap.cuh"
-
-constexpr uint32_t kNoItem = ~0u;
+#include "search_items.cuh"
 
 constexpr uint32_t kRunThreads = 256;
 
@@ -2723,6 +3289,264 @@ inline cudaError_t launch_right_neighbours(const skv_chunk_args &args,
                   args.sizes.kv_heads);
   return launch_kernel(launch, right_neighbours_kernel, grid, kRunThreads, 0,
                        args, work);
+}
+`,
+  "lib/merge_segment.cuh": `// Merging slots that follow each other in the text and have similar keys: the
+// twin of src/reference/segments.ts, by one warp.
+#pragma once
+
+#include "lane_vector.cuh"
+#include "scores.cuh"
+
+// Of \`evictable\` slots, \`count\` of which go, those that may be merged.
+__device__ inline uint32_t light_slots(const skv_policy &policy,
+                                       uint32_t evictable, uint32_t count) {
+  const uint32_t fitting = evictable - min(evictable, count);
+  return evictable -
+         static_cast<uint32_t>(policy.heavy * static_cast<float>(fitting));
+}
+
+// Merges \`count\` members into the first of them, their pivot. The caller frees
+// the others. \`member(i)\` returns a Slot. Called by a whole warp.
+template <class Member>
+__device__ inline void merge_segment(uint32_t count, Member member,
+                                     uint32_t head_dim,
+                                     const skv_policy &policy) {
+  const Slot pivot = member(0);
+  const LaneVector pivot_key(pivot.key, head_dim);
+  const auto square_of = [&](const Slot &slot) {
+    return pivot_key.distance(LaneVector(slot.key, head_dim));
+  };
+  float distances = 0.0f;
+  for (uint32_t m = 1; m < count; m++) distances += sqrtf(square_of(member(m)));
+  const float mean = distances / static_cast<float>(count);
+
+  // The pivot's own weight is 1.
+  LaneSum keys, values;
+  keys.add(1.0f, pivot_key);
+  values.add(1.0f, LaneVector(pivot.value, head_dim));
+  float total = 1.0f;
+  float norm = pivot.get(kSlotValueNorm);
+  float score = log_score(pivot, policy);
+  float accumulated = pivot.get(kSlotAccumulated);
+  uint32_t observations = pivot.word(kSlotObservations);
+  uint32_t tokens = pivot.word(kSlotTokens);
+  for (uint32_t m = 1; m < count; m++) {
+    const Slot slot = member(m);
+    const float square = square_of(slot);
+    const float weight = mean > 0.0f ? expf(-square / (mean * mean)) : 1.0f;
+    keys.add(weight, LaneVector(slot.key, head_dim));
+    values.add(weight, LaneVector(slot.value, head_dim));
+    total += weight;
+    norm += weight * slot.get(kSlotValueNorm);
+    score = log_add(score, log_score(slot, policy));
+    accumulated += slot.get(kSlotAccumulated);
+    observations = max(observations, slot.word(kSlotObservations));
+    tokens += slot.word(kSlotTokens);
+  }
+  keys.store(pivot.key, 1.0f / total, head_dim);
+  values.store(pivot.value, 1.0f / total, head_dim);
+  // All lanes have read the fields before one of them changes those.
+  __syncwarp();
+  if (lane_id() == 0) {
+    if (observations > 0) {
+      pivot.set(kSlotEma, score + ema_correction(policy, observations));
+    }
+    pivot.set(kSlotAccumulated, accumulated);
+    pivot.set_word(kSlotObservations, observations);
+    pivot.set(kSlotValueNorm, norm / total);
+    pivot.set_word(kSlotTokens, tokens);
+  }
+  __syncwarp();
+}
+`,
+  "lib/merge_segments.cuh": `// Closing links between neighbours in the text until a chunk fits its budget:
+// list_light, right_neighbours, measure_links, merge_segments.
+#pragma once
+
+#include "merge_runs.cuh"
+#include "merge_segment.cuh"
+#include "ratings.cuh"
+#include "select_smallest.cuh"
+
+// Lists the items that may be merged with their neighbours, if the head is over
+// its budget.
+static __global__ void __launch_bounds__(kCompressThreads)
+    list_light_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t budget = head.words[kHeadBudget];
+  uint32_t light = 0;
+  if (items > budget) {
+    uint32_t mine = 0, evictable;
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      const bool goes = item_is_evictable(args, head, work.items[i]);
+      work.keys[i] = goes ? score_key(item_score(args, head, work, i),
+                                      item_slot(args, head, work.items[i]))
+                          : kNoKey;
+      work.mates[i] = kNoItem;
+      mine += goes ? 1 : 0;
+    }
+    block_prefix(mine, evictable, scratch.block);
+    if (evictable > 0) {
+      const uint32_t count =
+          light_slots(args.policy, evictable, items - budget);
+      // None is light where all stay by their scores.
+      const uint64_t last =
+          count == 0 ? 0 : kth_smallest(work.keys, items, count, scratch);
+      light = list_if(items, work.queries, scratch, [&](uint32_t i) {
+        return work.keys[i] != kNoKey && work.keys[i] <= last;
+      });
+      for (uint32_t q = threadIdx.x; q < light; q += kCompressThreads) {
+        work.marks[work.queries[q]] |= kTaken;
+      }
+    }
+  }
+  // The counters that are written were read above.
+  __syncthreads();
+  if (threadIdx.x == 0) work.counters[kQueries] = light;
+}
+
+constexpr uint32_t kLinkWarps = 8;
+
+// Measures the link of each light item to its right neighbour: its key. There
+// is none to a neighbour that is not light. A warp has a link.
+static __global__ void __launch_bounds__(32 * kLinkWarps)
+    measure_links_kernel(skv_chunk_args args, CompressWork all_work) {
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t q = blockIdx.x * kLinkWarps + warp_id();
+  if (q >= work.counters[kQueries]) return;
+  const uint32_t i = work.queries[q];
+  const uint32_t right = work.mates[i];
+  uint64_t key = kNoKey;
+  if (right != kNoItem && (work.marks[right] & kTaken) != 0) {
+    const uint32_t head_dim = args.sizes.head_dim;
+    const Slot slot = item_slot(args, head, work.items[i]);
+    const LaneVector a(slot.key, head_dim);
+    const LaneVector b(item_slot(args, head, work.items[right]).key, head_dim);
+    const float cosine = a.dot(b) * (a.inverse_norm() * b.inverse_norm());
+    key = order_key(-cosine, slot.word(kSlotPosition));
+  }
+  if (lane_id() == 0) work.best[i] = key;
+}
+
+// Merges the segment that begins at an item into its pivot; called by a whole
+// warp. Returns how many slots it took away.
+__device__ inline uint32_t merge_chain(const skv_chunk_args &args,
+                                       const ChunkHead &head,
+                                       const HeadWork &work, uint32_t first,
+                                       uint64_t last) {
+  const auto slot_of = [&](uint32_t i) {
+    return item_slot(args, head, work.items[i]);
+  };
+  const auto is_closed = [&](uint32_t i) {
+    return work.keys[i] != kNoKey && work.keys[i] <= last;
+  };
+  uint32_t count = 1, pivot = first, place = 0;
+  float most = slot_of(first).get(kSlotAccumulated);
+  for (uint32_t i = first; is_closed(i);) {
+    i = work.mates[i];
+    const float attention = slot_of(i).get(kSlotAccumulated);
+    if (attention > most) most = attention, pivot = i, place = count;
+    count++;
+  }
+  // Members in order, but for the pivot, which comes first.
+  uint32_t from = 0;
+  if (lane_id() == 0) from = atomicAdd(work.counters + kMembers, count);
+  from = __shfl_sync(kAllLanes, from, 0);
+  uint32_t *members = work.candidates + from;
+  if (lane_id() == 0) {
+    members[0] = pivot;
+    uint32_t i = first;
+    for (uint32_t m = 0; m < count; m++) {
+      if (m != place) members[m < place ? m + 1 : m] = i;
+      if (m + 1 < count) i = work.mates[i];
+    }
+  }
+  __syncwarp();
+  merge_segment(
+      count, [&](uint32_t m) { return slot_of(members[m]); },
+      args.sizes.head_dim, args.policy);
+  for (uint32_t m = 1 + lane_id(); m < count; m += 32) {
+    free_slot(slot_of(members[m]), args.cache.lanes);
+    work.marks[members[m]] |= kGone;
+  }
+  return count - 1;
+}
+
+// Closes the closest links, as many as the head is over its budget, and merges
+// what they connect.
+static __global__ void __launch_bounds__(kCompressThreads)
+    merge_segments_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t light = work.counters[kQueries];
+  if (light == 0) return;
+  const uint32_t excess = items - head.words[kHeadBudget];
+  uint32_t mine = 0, links;
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+    work.keys[i] = kNoKey;
+  }
+  __syncthreads();
+  for (uint32_t q = threadIdx.x; q < light; q += kCompressThreads) {
+    const uint32_t i = work.queries[q];
+    work.keys[i] = work.best[i];
+    mine += work.keys[i] != kNoKey ? 1 : 0;
+  }
+  block_prefix(mine, links, scratch.block);
+  uint64_t last = kNoKey;
+  if (links > excess) last = kth_smallest(work.keys, items, excess, scratch);
+  const auto is_closed = [&](uint32_t i) {
+    return work.keys[i] != kNoKey && work.keys[i] <= last;
+  };
+  for (uint32_t q = threadIdx.x; q < light; q += kCompressThreads) {
+    const uint32_t i = work.queries[q];
+    if (is_closed(i)) atomicOr(work.marks + work.mates[i], kAccepted);
+  }
+  __syncthreads();
+  // A segment begins where nothing is linked from the left.
+  const uint32_t segments =
+      list_if(items, work.nearest, scratch, [&](uint32_t i) {
+        return is_closed(i) && (work.marks[i] & kAccepted) == 0;
+      });
+  uint32_t gone = 0;
+  for (uint32_t s = warp_id(); s < segments; s += kCompressWarps) {
+    gone += merge_chain(args, head, work, work.nearest[s], last);
+  }
+  if (gone > 0 && lane_id() == 0) {
+    atomicAdd(head.words + kHeadMerged, gone);
+    atomicAdd(work.counters + kPairs, gone);
+  }
+}
+
+inline cudaError_t launch_segments(const skv_chunk_args &args,
+                                   const CompressWork &work,
+                                   const Launch &launch) {
+  const uint32_t heads = args.sizes.kv_heads;
+  cudaError_t status = launch_kernel(launch, list_light_kernel, heads,
+                                     kCompressThreads, 0, args, work);
+  if (status == cudaSuccess) {
+    status = launch_right_neighbours(args, work, launch);
+  }
+  const dim3 links((work.most + kLinkWarps - 1) / kLinkWarps, heads);
+  if (status == cudaSuccess) {
+    status = launch_kernel(launch, measure_links_kernel, links, 32 * kLinkWarps,
+                           0, args, work);
+  }
+  if (status != cudaSuccess) return status;
+  return launch_kernel(launch, merge_segments_kernel, heads, kCompressThreads,
+                       0, args, work);
 }
 `,
   "lib/merge_slots.cuh": `// Merging slots: the twin of src/reference/merge_slots.ts, by one warp.
@@ -2972,12 +3796,6 @@ __device__ inline Merged merge_slots(uint32_t count, Member member,
 #include "blend_slots.cuh"
 #include "merge_pairs.cuh"
 
-// Whether victims are merged into the most similar slot that is kept, or into
-// the cheapest.
-__host__ __device__ inline bool merges_victims(const skv_policy &policy) {
-  return policy.merge == SKV_MERGE_VOTES || policy.merge == SKV_MERGE_COSINE;
-}
-
 // Moves the threshold of the head and takes their targets from those victims
 // that are not similar enough: \`mates\` and \`similarities\` by victim. Called by
 // the whole block.
@@ -3210,174 +4028,6 @@ __device__ inline float split_row(const float *values, uint32_t width,
   return scale.inverse;
 }
 `,
-  "lib/nearest_keys.cuh": `// For each item of one list, the item of another whose key is most similar.
-//
-// A block has 64 queries and goes through the tiles of one part of the
-// candidates: all products of the two lists on tensor cores, exact because keys
-// are halves, with the best one kept per query. Keys are read once per 64
-// queries. The alternative that lost: one warp per query, which reads all
-// candidates for each of them.
-#pragma once
-
-#include "compress_work.cuh"
-#include "neighbour.cuh"
-#include "overlap.cuh"
-#include "row_tiles.cuh"
-
-constexpr uint32_t kSearchTile = 64;
-constexpr uint32_t kSearchWarps = 4;
-
-template <int DIM>
-struct SearchShared {
-  skv_half queries[kSearchTile * kLinePitch<DIM>];
-  skv_half candidates[kSearchTile * kLinePitch<DIM>];
-  float inverse_norms[kSearchTile];
-  uint32_t positions[kSearchTile];
-  uint32_t ordinals[kSearchTile];
-};
-
-template <int DIM>
-__global__ void __launch_bounds__(32 * kSearchWarps)
-    nearest_keys_kernel(skv_chunk_args args, CompressWork all_work) {
-  uint4 *shared_memory = dynamic_shared_memory();
-  begin_kernel();
-  SearchShared<DIM> &shared =
-      *reinterpret_cast<SearchShared<DIM> *>(shared_memory);
-  if (row_end(args.step) == 0) return;
-  const ChunkHead head = chunk_head(args, blockIdx.y);
-  const HeadWork work = all_work.head(blockIdx.y);
-  const uint32_t queries = work.counters[kQueries];
-  const uint32_t candidates = work.counters[kCandidates];
-  const uint32_t first_query = blockIdx.x * kSearchTile;
-  if (first_query >= queries) return;
-  const uint32_t tiles = (candidates + kSearchTile - 1) / kSearchTile;
-  const uint32_t per_part = (tiles + gridDim.z - 1) / gridDim.z;
-  const uint32_t begin = blockIdx.z * per_part;
-  const uint32_t end = min(tiles, begin + per_part);
-  const uint32_t head_dim = args.sizes.head_dim;
-
-  load_lines<DIM>(shared.queries, kSearchTile, head_dim, [&](uint32_t i) {
-    const uint32_t q = first_query + i;
-    return q < queries ? item_slot(args, head, work.items[work.queries[q]]).key
-                       : nullptr;
-  });
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  uint32_t ordinals[2];
-  float inverse[2];
-  Neighbour best[2] = {kNoNeighbour, kNoNeighbour};
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const uint32_t q = first_query + 16 * warp_id() + g + 8 * h;
-    ordinals[h] = q < queries ? work.queries[q] : ~0u;
-    inverse[h] = q < queries ? work.inverse_norms[ordinals[h]] : 0.0f;
-  }
-  for (uint32_t tile = begin; tile < end; tile++) {
-    const uint32_t first = tile * kSearchTile;
-    __syncthreads();
-    load_lines<DIM>(shared.candidates, kSearchTile, head_dim, [&](uint32_t i) {
-      const uint32_t c = first + i;
-      return c < candidates
-                 ? item_slot(args, head, work.items[work.candidates[c]]).key
-                 : nullptr;
-    });
-    if (threadIdx.x < kSearchTile) {
-      const uint32_t c = first + threadIdx.x;
-      const bool exists = c < candidates;
-      const uint32_t ordinal = exists ? work.candidates[c] : ~0u;
-      shared.ordinals[threadIdx.x] = ordinal;
-      if (exists) {
-        shared.inverse_norms[threadIdx.x] = work.inverse_norms[ordinal];
-        shared.positions[threadIdx.x] =
-            item_slot(args, head, work.items[ordinal]).word(kSlotPosition);
-      }
-    }
-    __syncthreads();
-    float x[kSearchTile / 8][4] = {};
-#pragma unroll
-    for (int column = 0; column < DIM; column += 16) {
-      const uint4 a =
-          line_operands<DIM>(shared.queries, 16 * warp_id(), column);
-#pragma unroll
-      for (int n = 0; n < static_cast<int>(kSearchTile) / 8; n += 2) {
-        const uint4 b = key_operands<DIM>(shared.candidates, 8 * n, column);
-        mma(x[n], a, b.x, b.y);
-        mma(x[n + 1], a, b.z, b.w);
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < static_cast<int>(kSearchTile) / 8; n++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const uint32_t c = 8 * n + 2 * t + i % 2;
-        const uint32_t ordinal = shared.ordinals[c];
-        if (ordinal == ~0u || ordinal == ordinals[i / 2]) continue;
-        // The product of the norms comes first: the similarity of two keys is
-        // the same whichever of them is the query.
-        const Neighbour candidate = {
-            x[n][i] * (inverse[i / 2] * shared.inverse_norms[c]),
-            shared.positions[c], ordinal};
-        if (candidate.beats(best[i / 2])) best[i / 2] = candidate;
-      }
-    }
-  }
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    best[h] = nearest_of_lanes<2>(best[h]);
-    const uint32_t q = first_query + 16 * warp_id() + g + 8 * h;
-    if (t != 0 || q >= queries) continue;
-    const size_t at =
-        static_cast<size_t>(blockIdx.z) * all_work.part_pitch() + q;
-    work.similarities[at] = best[h].similarity;
-    work.nearest[at] = best[h].item;
-  }
-}
-
-// The nearest candidate of query \`q\`, over the parts.
-__device__ inline Neighbour nearest_of_query(const skv_chunk_args &args,
-                                             const ChunkHead &head,
-                                             const CompressWork &all_work,
-                                             const HeadWork &work, uint32_t q) {
-  Neighbour best = kNoNeighbour;
-  for (uint32_t part = 0; part < all_work.parts; part++) {
-    const size_t at = static_cast<size_t>(part) * all_work.part_pitch() + q;
-    Neighbour other = {work.similarities[at], 0, work.nearest[at]};
-    if (!other.exists()) continue;
-    other.position =
-        item_slot(args, head, work.items[other.item]).word(kSlotPosition);
-    if (other.beats(best)) best = other;
-  }
-  return best;
-}
-
-template <int DIM>
-inline cudaError_t launch_nearest_width(const skv_chunk_args &args,
-                                        const CompressWork &work,
-                                        const Launch &launch) {
-  const auto kernel = nearest_keys_kernel<DIM>;
-  const size_t bytes = sizeof(SearchShared<DIM>);
-  const cudaError_t status = allow_shared_memory(kernel, bytes);
-  if (status != cudaSuccess) return status;
-  const dim3 grid((work.most + kSearchTile - 1) / kSearchTile,
-                  args.sizes.kv_heads, work.parts);
-  return launch_kernel(launch, kernel, grid, 32 * kSearchWarps, bytes, args,
-                       work);
-}
-
-inline cudaError_t launch_nearest_keys(const skv_chunk_args &args,
-                                       const CompressWork &work,
-                                       const Launch &launch) {
-  switch (padded_width(args.sizes.head_dim)) {
-    case 32:
-      return launch_nearest_width<32>(args, work, launch);
-    case 64:
-      return launch_nearest_width<64>(args, work, launch);
-    case 128:
-      return launch_nearest_width<128>(args, work, launch);
-    default:
-      return launch_nearest_width<256>(args, work, launch);
-  }
-}
-`,
   "lib/neighbour.cuh": `// The slot with the most similar key: how candidates are compared.
 #pragma once
 
@@ -3520,9 +4170,11 @@ __device__ inline bool pass_on(const skv_policy &policy, const PassedOn &gone,
   "lib/overlap.cuh": `// How kernels overlap with the ones before and after them.
 //
 // A kernel may be started when all blocks of the one in front of it run. Until
-// wait_for_previous returns it may read what no kernel writes, such as weights,
-// and nothing else; every thread calls it, so that whoever waits for this
-// kernel has waited for all before it.
+// wait_for_previous returns it may read what no kernel of the program writes
+// before it does so itself, and nothing else: weights, and in a decode step the
+// words of sequences and heads and all slots but the newest, which change after
+// attention alone. Every thread calls it, so that whoever waits for this kernel
+// has waited for all before it.
 #pragma once
 
 #include "instructions.cuh"
@@ -3531,6 +4183,266 @@ __device__ inline bool pass_on(const skv_policy &policy, const PassedOn &gone,
 __device__ inline void begin_kernel() {
   let_next_start();
   wait_for_previous();
+}
+`,
+  "lib/pair_costs.cuh": `// What merging two slots costs: the twin of src/reference/pairs.ts.
+#pragma once
+
+#include "scores.cuh"
+
+// Where two slots are the same, their cost still has a logarithm.
+constexpr float kLeastDistance = 1e-30f;
+
+// How far slots are apart, and what that costs.
+struct PairCosts {
+  // What squared distances of keys and of values count.
+  float keys;
+  float values;
+  bool is_product;
+
+  __device__ PairCosts(const skv_policy &policy, float spread)
+      : keys(policy.key_weight),
+        values(spread > 0.0f ? policy.value_weight / spread : 0.0f),
+        is_product(policy.product_distance != 0) {}
+
+  // The distance of slots whose keys and values have these squared distances.
+  __device__ float distance(float key_square, float value_square) const {
+    const float k = keys * key_square, v = values * value_square;
+    return is_product ? k * (1.0f + v) : k + v;
+  }
+  // ln of the cost of merging slots whose weights have these logarithms.
+  __device__ static float cost(float a, float b, float distance) {
+    // a + b - ln(exp(a) + exp(b)), without what cancels out.
+    return fminf(a, b) - log1pf(expf(-fabsf(a - b))) +
+           logf(fmaxf(distance, kLeastDistance));
+  }
+};
+
+// ln of the weight that a slot has in a merge.
+__device__ inline float log_weight(const Slot &slot, const skv_policy &policy,
+                                   uint32_t lanes) {
+  return pooled_bias(slot, lanes) + log_score(slot, policy);
+}
+`,
+  "lib/pair_step.cuh": `// The cheapest pair of a head in a decode step, and its merge: the kernel that
+// observes lists the slots that may go, a search finds what each would be
+// merged into, and merge_pair takes the cheapest proposal.
+//
+// Where slots remember partners (see src/reference/partners.ts), those that
+// know none come first in the list: the blocks that have them compare them with
+// the whole list, all others only compare with them, and with the slot that
+// they remember. So a step takes work in proportion to the slots.
+#pragma once
+
+#include "evict_job.cuh"
+#include "merge_one.cuh"
+#include "search.cuh"
+
+// Leaves how far the values of a head that is over its budget scatter.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kSpreadThreads)
+    spread_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ SpreadShared shared;
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.z, blockIdx.y, job)) return;
+  if (!job.is_over || blockIdx.x * kSpreadSlots >= job.high) return;
+  spread_part<ALIGNED>(job.high, args.sizes.head_dim,
+                       evidence.pairs.spreads_of(job.index), shared,
+                       [&](uint32_t i) { return job.slot(args, i); });
+}
+
+// Lists the slots that may go, none if the head is within its budget. Called by
+// the whole block.
+__device__ inline void list_pairs(const skv_merge_attend_args &args,
+                                  const EvictJob &job, const PairWork &pairs,
+                                  EvictShared &shared) {
+  uint2 counts = {0, 0};
+  float spread = 0.0f;
+  if (job.is_over) {
+    const uint32_t field = kSlotBias + args.cache.lanes;
+    const bool remembers = args.policy.partners != 0;
+    const size_t first =
+        job.index * static_cast<size_t>(args.cache.max_capacity);
+    counts = list_two(job.high, pairs.lists + first, shared.list,
+                      [&](uint32_t i) -> uint32_t {
+                        const Slot slot = job.slot(args, i);
+                        if (!job.may_go(args, slot)) return 2;
+                        return remembers && slot.word(field) != 0 ? 1 : 0;
+                      });
+    spread = join_spread(job.high, args.sizes.head_dim,
+                         pairs.spreads_of(job.index), shared.select);
+  }
+  if (threadIdx.x == 0) {
+    pairs.headers[job.index] = {counts.x + counts.y, counts.x,
+                                __float_as_uint(spread), 0};
+  }
+}
+
+// Places in the list that several blocks search for: those of the tiles with
+// slots that are compared with all.
+__device__ inline uint32_t shared_queries(const skv_merge_attend_args &args,
+                                          uint4 header) {
+  const uint32_t tile = pair_query_tile(args.sizes.head_dim);
+  return (header.y + tile - 1) / tile * tile;
+}
+
+// Queries and candidates of a head: see lib/search.cuh. The number of a slot is
+// its index in the head.
+struct PairView {
+  const skv_merge_attend_args &args;
+  EvictJob job;
+  const PairWork &work;
+  uint4 header;
+  uint32_t queries;
+  uint32_t part;
+
+  __device__ size_t first() const {
+    return static_cast<size_t>(job.index) * args.cache.max_capacity;
+  }
+  __device__ bool is_alone(uint32_t i) const { return i < header.y; }
+  // A tile of slots that all have partners looks at those that have none, which
+  // are too few to be shared.
+  __device__ uint32_t candidates(uint32_t first_query) const {
+    return is_alone(first_query) ? header.x : header.y;
+  }
+  __device__ uint32_t parts(uint32_t first_query) const {
+    return is_alone(first_query) ? work.parts : 1;
+  }
+  __device__ uint32_t query(uint32_t q) const {
+    return work.lists[first() + q];
+  }
+  __device__ uint32_t candidate(uint32_t c) const { return query(c); }
+  __device__ Slot slot(uint32_t i) const { return job.slot(args, i); }
+  __device__ bool is_open(uint32_t q, uint32_t c) const {
+    return is_alone(q) || is_alone(c);
+  }
+  __device__ uint32_t remembered(uint32_t q) const {
+    if (is_alone(q)) return kNoItem;
+    return slot(query(q)).word(kSlotBias + args.cache.lanes) - 1;
+  }
+  __device__ float inverse_norm(uint32_t) const { return 0.0f; }
+  __device__ float spread() const { return __uint_as_float(header.z); }
+  __device__ void store(uint32_t q, const Neighbour &best) const {
+    const size_t at = (static_cast<size_t>(job.index) * work.parts + part) *
+                          args.cache.max_capacity +
+                      q;
+    work.similarities[at] = best.similarity;
+    work.nearest[at] = best.item;
+  }
+};
+
+struct PairSource {
+  skv_merge_attend_args args;
+  Evidence evidence;
+
+  __device__ PairView view() const {
+    const PairWork &work = evidence.pairs;
+    EvictJob job = {};
+    const uint32_t row = blockIdx.z / work.parts;
+    const bool works = turn_to_head(args, evidence, row, blockIdx.y, job);
+    const uint4 header = works ? work.headers[job.index] : uint4{};
+    const uint32_t part = blockIdx.z % work.parts;
+    const uint32_t queries =
+        part == 0 ? header.x : min(header.x, shared_queries(args, header));
+    return {args, job, work, header, queries, part};
+  }
+};
+
+// Remembers the partners of all listed slots but those that are or chose \`a\` or
+// \`b\`. Called by the whole block.
+__device__ inline void remember_partners(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         const uint32_t *list,
+                                         const uint32_t *choices,
+                                         uint32_t count, uint32_t a,
+                                         uint32_t b) {
+  for (uint32_t i = threadIdx.x; i < count; i += kEvictThreads) {
+    const uint32_t slot = list[i], choice = choices[i];
+    const bool is_changed =
+        slot == a || slot == b || choice == a || choice == b;
+    job.slot(args, slot)
+        .set_word(kSlotBias + args.cache.lanes, is_changed ? 0 : choice + 1);
+  }
+}
+
+// Merges the cheapest pair of a head.
+static __global__ void __launch_bounds__(kEvictThreads)
+    merge_pair_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ EvictShared shared;
+  const PairWork &pairs = evidence.pairs;
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.y, blockIdx.x, job)) return;
+  const uint4 header = pairs.headers[job.index];
+  const uint32_t count = header.x;
+  if (count == 0) return;
+  const size_t capacity = args.cache.max_capacity;
+  const uint32_t lanes = args.cache.lanes;
+  const uint32_t *list = pairs.lists + job.index * capacity;
+  const size_t first = static_cast<size_t>(job.index) * pairs.parts * capacity;
+  // What was chosen takes the place of what the first part found.
+  uint32_t *choices = pairs.nearest + first;
+  uint64_t best_key = kNoKey;
+  uint32_t best = kNoItem;
+  for (uint32_t i = threadIdx.x; i < count; i += kEvictThreads) {
+    Neighbour nearest = kNoNeighbour;
+    const uint32_t parts = i < shared_queries(args, header) ? pairs.parts : 1;
+    for (uint32_t part = 0; part < parts; part++) {
+      const size_t at = first + part * capacity + i;
+      Neighbour other = {pairs.similarities[at], 0, pairs.nearest[at]};
+      if (!other.exists()) continue;
+      other.position = job.slot(args, other.item).word(kSlotPosition);
+      if (other.beats(nearest)) nearest = other;
+    }
+    choices[i] = nearest.item;
+    if (!nearest.exists()) continue;
+    const Slot slot = job.slot(args, list[i]);
+    float cost = -nearest.similarity;
+    if (args.policy.partners) {
+      cost = PairCosts::cost(
+          log_weight(slot, args.policy, lanes),
+          log_weight(job.slot(args, nearest.item), args.policy, lanes), cost);
+    }
+    const uint64_t key = order_key(cost, slot.word(kSlotPosition));
+    if (key < best_key) best_key = key, best = i;
+  }
+  best = lowest_of_block(best_key, best, shared);
+  // A slot that is alone has no partner, and is dropped.
+  uint32_t stays = kNoItem, goes = list[0];
+  if (best != kNoItem) {
+    const uint32_t a = list[best], b = choices[best];
+    if (args.policy.partners) {
+      remember_partners(args, job, list, choices, count, a, b);
+    }
+    const auto rank = [&](uint32_t i) {
+      const Slot slot = job.slot(args, i);
+      return rank_key(slot_score(args, job, slot, i), slot, args.policy);
+    };
+    const bool is_lower = rank(a) < rank(b);
+    stays = is_lower ? b : a;
+    goes = is_lower ? a : b;
+  }
+  // All threads have ranked the two before one warp merges them.
+  __syncthreads();
+  if (warp_id() != 0) return;
+  Merged merged = {};
+  if (stays != kNoItem) merged = merge_two(args, job, stays, goes);
+  __syncwarp();
+  if (lane_id() == 0) remove_slot(args, job, goes, stays != kNoItem, merged);
+}
+
+inline cudaError_t launch_pairs(const skv_merge_attend_args &args,
+                                const Evidence &evidence, const Launch &side) {
+  const bool remembers = args.policy.partners != 0;
+  const PairSearch search = {args.policy, args.cache.lanes, !remembers,
+                             remembers};
+  const PairSource source = {args, evidence};
+  const cudaError_t status = launch_search<true>(
+      source, search, args.sizes.head_dim, args.cache.max_capacity,
+      args.sizes.kv_heads, args.step.rows * evidence.pairs.parts, side);
+  if (status != cudaSuccess) return status;
+  return launch_kernel(side, merge_pair_kernel,
+                       dim3(args.sizes.kv_heads, args.step.rows), kEvictThreads,
+                       0, args, evidence);
 }
 `,
   "lib/pass_values.cuh": `// Passing the values of victims on, one by one in the order of their ranks,
@@ -3585,6 +4497,120 @@ __device__ inline void pass_values(const skv_chunk_args &args,
     }
   }
   __syncthreads();
+}
+`,
+  "lib/prefill_state.cuh": `// The attention of one warp's tile of (row, query head) pairs while tiles of
+// slots go by: a running softmax, and its products on tensor cores.
+#pragma once
+
+#include "row_tiles.cuh"
+#include "softmax_state.cuh"
+
+template <int DIM>
+constexpr int kWarps = DIM == 256 ? 2 : 4;
+
+// (row, query head) pairs of a block.
+template <int DIM>
+constexpr int kPairs = 16 * kWarps<DIM>;
+
+// Slots of a tile.
+template <int DIM>
+constexpr int kTile = DIM == 256 ? 32 : 64;
+
+// Operands of the queries of one warp, in words of 16 bytes.
+template <int DIM>
+constexpr int kOperands = DIM / 16 * 32;
+
+template <int DIM, bool GAINED>
+struct Attention {
+  SoftmaxState state[2] = {init_softmax(), init_softmax()};
+  float values[DIM / 8][4] = {};
+  // What logits are multiplied with for scores, and the softmax sum then.
+  float gain[2] = {1.0f, 1.0f};
+  float gained[2] = {};
+
+  // Adds a tile of logits to the sum of row \`h\` at the scale of scores.
+  __device__ void add_gained(int h, const float (&x)[kTile<DIM> / 8][4],
+                             float max) {
+    const auto scale = [&](float from) {
+      return from == -INFINITY ? 0.0f : expf(gain[h] * (from - max));
+    };
+    gained[h] *= scale(state[h].max);
+#pragma unroll
+    for (int n = 0; n < kTile<DIM> / 8; n++) {
+      gained[h] += scale(x[n][2 * h]) + scale(x[n][2 * h + 1]);
+    }
+  }
+
+  // Adds a tile of weights' logits, which become weights.
+  __device__ void add(float (&x)[kTile<DIM> / 8][4], const skv_half *tile) {
+    float keep[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float top = -INFINITY;
+#pragma unroll
+      for (int n = 0; n < kTile<DIM> / 8; n++) {
+        top = fmaxf(top, fmaxf(x[n][2 * h], x[n][2 * h + 1]));
+      }
+      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+      const float max = fmaxf(state[h].max, top - kHeadroom);
+      keep[h] = softmax_scale(state[h].max, max);
+      if constexpr (GAINED) add_gained(h, x, max);
+      state[h].max = max;
+      state[h].sum *= keep[h];
+#pragma unroll
+      for (int n = 0; n < kTile<DIM> / 8; n++) {
+#pragma unroll
+        for (int i = 2 * h; i < 2 * h + 2; i++) {
+          x[n][i] = softmax_scale(x[n][i], max);
+          state[h].sum += x[n][i];
+        }
+      }
+    }
+#pragma unroll
+    for (int d = 0; d < DIM / 8; d++) {
+      values[d][0] *= keep[0], values[d][1] *= keep[0];
+      values[d][2] *= keep[1], values[d][3] *= keep[1];
+    }
+#pragma unroll
+    for (int j = 0; j < kTile<DIM> / 16; j++) {
+      const SplitPair a = split_pair(x[2 * j][0], x[2 * j][1]);
+      const SplitPair b = split_pair(x[2 * j][2], x[2 * j][3]);
+      const SplitPair c = split_pair(x[2 * j + 1][0], x[2 * j + 1][1]);
+      const SplitPair d = split_pair(x[2 * j + 1][2], x[2 * j + 1][3]);
+      const uint4 high = {a.high, b.high, c.high, d.high};
+      const uint4 low = {a.low, b.low, c.low, d.low};
+#pragma unroll
+      for (int column = 0; column < DIM; column += 16) {
+        const uint4 v = value_operands<DIM>(tile, 16 * j, column);
+        mma(values[column / 8], low, v.x, v.y);
+        mma(values[column / 8 + 1], low, v.z, v.w);
+        mma(values[column / 8], high, v.x, v.y);
+        mma(values[column / 8 + 1], high, v.z, v.w);
+      }
+    }
+  }
+};
+
+// Raw logits of a tile, without the scale of the queries.
+template <int DIM>
+__device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
+                                     const skv_half *tile,
+                                     float (&x)[kTile<DIM> / 8][4]) {
+#pragma unroll
+  for (int step = 0; step < DIM / 16; step++) {
+    const uint4 h = high[step * 32 + lane_id()];
+    const uint4 l = low[step * 32 + lane_id()];
+#pragma unroll
+    for (int n = 0; n < kTile<DIM> / 8; n += 2) {
+      const uint4 k = key_operands<DIM>(tile, 8 * n, 16 * step);
+      mma(x[n], l, k.x, k.y);
+      mma(x[n + 1], l, k.z, k.w);
+      mma(x[n], h, k.x, k.y);
+      mma(x[n + 1], h, k.z, k.w);
+    }
+  }
 }
 `,
   "lib/product.cuh": `// Products of activations with a weight matrix, in one of three forms by the
@@ -4066,6 +5092,221 @@ __device__ inline uint4 line_operands(const skv_half *tile, uint32_t line,
                        lane / 16 * 8);
 }
 `,
+  "lib/sampling.cuh": `// What sampling knows of a sequence: its options, its logits, and what the
+// kernels of a step hand to each other.
+#pragma once
+
+#include "overlap.cuh"
+#include "reduce.cuh"
+#include "softmax_state.cuh"
+#include "step.cuh"
+
+constexpr uint32_t kSampleThreads = 512;
+constexpr uint32_t kSampleWarps = kSampleThreads / 32;
+
+enum SamplingWord {
+  kTemperature = 0,
+  kTopK = 1,
+  kTopP = 2,
+  kMinP = 3,
+  kRepetitionPenalty = 4,
+  kStopCount = 5,
+  kStopIds = 8,
+  kSamplingWords = 32
+};
+
+// A weight exp(l) ≤ 1 in units of 2^-36: sums of any number of ids are exact,
+// and do not depend on the order of the threads.
+constexpr float kWeightUnit = 68719476736.0f;
+
+__device__ inline uint64_t weight_of(float scaled) {
+  return static_cast<uint64_t>(expf(scaled) * kWeightUnit + 0.5f);
+}
+
+// -l in units of 2^-26: what thresholds are searched by. Smaller is likelier.
+// Below -64, where weights are 0, all are alike.
+__device__ inline uint32_t rank_of(float scaled) {
+  const float rank = -scaled * 67108864.0f;
+  return rank < 4294967040.0f ? static_cast<uint32_t>(rank) : 0xffffffffu;
+}
+
+// Ranks that are counted together, 1/32 of a natural logarithm.
+constexpr uint32_t kBucketShift = 21;
+constexpr uint32_t kBuckets = 1u << (32 - kBucketShift);
+
+__device__ inline uint64_t first_of_bucket(uint32_t bucket) {
+  return static_cast<uint64_t>(bucket) << kBucketShift;
+}
+
+// What is known of a row after a kernel.
+struct SamplePlan {
+  // The most likely id and its logit, as the options change it.
+  uint32_t best;
+  float max;
+  // ln of the softmax sum of the raw logits.
+  float log_sum;
+  // Whether the id is still to be drawn, and whether thresholds are unknown.
+  uint32_t draws;
+  uint32_t filters;
+  // Ids of the ranks between the two are listed: whether they take part is
+  // decided last. Those before take part.
+  uint64_t begin;
+  uint64_t end;
+  // Weights of all ids; those before \`begin\`, and how many they are.
+  uint64_t weight;
+  uint64_t weight_before;
+  uint32_t count_before;
+};
+
+// What a block finds in its ids: the key of the best, its raw logit and the
+// one that the options make of it, and the softmax state of the raw logits.
+struct SamplePart {
+  uint64_t key;
+  float raw;
+  float changed;
+  float max;
+  float sum;
+};
+
+// Ids that are listed; where there are more, all are looked at again.
+constexpr uint32_t kMostListed = 8192;
+
+// Memory of the kernels, by row.
+struct SampleWork {
+  // (rows)
+  SamplePlan *plans;
+  // (rows, blocks)
+  SamplePart *parts;
+  // (rows, kBuckets): ids of each bucket, and their weights
+  uint32_t *counts;
+  uint64_t *weights;
+  // (rows, blocks): weights of a block's ids that take part for certain
+  uint64_t *sums;
+  // (rows), (rows, kMostListed): ids that are listed
+  uint32_t *listed;
+  uint32_t *list;
+  // (rows)
+  uint32_t *tickets;
+  // Blocks of a row, and ids of each.
+  uint32_t blocks;
+  uint32_t slice;
+};
+
+// A row that is sampled: blockIdx.y of the launch.
+struct SampleRow {
+  bool live;
+  uint32_t sequence;
+  uint32_t position;
+  uint32_t vocabulary;
+  const float *raw;
+  const uint32_t *seen;
+  const uint32_t *options;
+  float penalty;
+
+  __device__ explicit SampleRow(const skv_sample_args &args) {
+    const bool prefill = args.step.kind == SKV_PREFILL;
+    const uint32_t end = row_end(args.step);
+    Row row = {};
+    if (end > 0) row = row_of(args.step, prefill ? end - 1 : blockIdx.y);
+    live = row.live;
+    sequence = row.sequence;
+    position = row.position;
+    vocabulary = args.sizes.vocabulary;
+    raw = args.logits + static_cast<size_t>(blockIdx.y) * vocabulary;
+    seen = args.seen + sequence * static_cast<size_t>((vocabulary + 31) / 32);
+    options = args.sampling + sequence * kSamplingWords;
+    penalty = option(kRepetitionPenalty);
+  }
+
+  __device__ float option(uint32_t word) const {
+    return __uint_as_float(options[word]);
+  }
+  // Whether the likeliest ids alone take part.
+  __device__ bool has_top_k() const {
+    return options[kTopK] > 0 && options[kTopK] < vocabulary;
+  }
+  __device__ bool has_top_p() const { return option(kTopP) < 1.0f; }
+  // The last rank that is likely enough beside the likeliest.
+  __device__ uint32_t least_rank() const {
+    const float least = option(kMinP);
+    return least > 0.0f ? rank_of(logf(least)) : 0xffffffffu;
+  }
+
+  // Positive logits of ids seen before are divided, negative ones multiplied.
+  __device__ float changed(uint32_t id, float logit) const {
+    if ((seen[id / 32] >> id % 32 & 1) == 0) return logit;
+    return logit > 0.0f ? logit / penalty : logit * penalty;
+  }
+  __device__ float logit(uint32_t id) const { return changed(id, raw[id]); }
+};
+
+// The logits of a row as they are drawn from.
+struct ScaledLogits {
+  const SampleRow &row;
+  float max;
+  float temperature;
+
+  __device__ float operator()(uint32_t id) const {
+    return (row.logit(id) - max) / temperature;
+  }
+};
+
+// The id that a text takes, and its place among the outputs.
+struct Output {
+  size_t ring;
+  uint32_t produced;
+  // What is taken whatever the logits, if it is an id.
+  uint32_t forced;
+
+  __device__ Output(const skv_sample_args &args, const SampleRow &row) {
+    produced = args.step.state[row.sequence * kStateWords + kStateProduced];
+    ring = static_cast<size_t>(row.sequence) * args.ring + produced % args.ring;
+    forced = args.forced[ring];
+  }
+};
+
+// Writes the id and moves the sequence on. Called by one thread.
+__device__ inline void finish_row(const skv_sample_args &args,
+                                  const SampleRow &row, const Output &output,
+                                  uint32_t id, float log_probability) {
+  uint32_t *state = args.step.state + row.sequence * kStateWords;
+  args.next_tokens[row.sequence] = id;
+  uint32_t *entry = args.output + output.ring * 2;
+  entry[0] = id;
+  entry[1] = __float_as_uint(log_probability);
+  bool finished = output.produced + 1 >= state[kStateLimit];
+  for (uint32_t i = 0; i < row.options[kStopCount]; i++) {
+    finished = finished || row.options[kStopIds + i] == id;
+  }
+  state[kStatePosition] = row.position + 1;
+  state[kStateProduced] = output.produced + 1;
+  if (finished) state[kStateFinished] = 1;
+}
+
+// Takes a ticket of the row; true for the last of its blocks, which then sees
+// what the others wrote. Called by one thread that has fenced.
+__device__ inline bool is_last_block(const SampleWork &work) {
+  uint32_t *ticket = work.tickets + blockIdx.y;
+  const bool last = atomicAdd(ticket, 1) == work.blocks - 1;
+  if (last) *ticket = 0;
+  __threadfence();
+  return last;
+}
+
+// The PCG output permutation (O'Neill, 2014).
+__device__ inline uint32_t permute(uint32_t value) {
+  const uint32_t state = value * 747796405u + 2891336453u;
+  const uint32_t word = ((state >> ((state >> 28) + 4)) ^ state) * 277803737u;
+  return (word >> 22) ^ word;
+}
+
+// 24 random bits that depend on the seed and the counter alone.
+__device__ inline uint32_t random_bits(const uint32_t *state) {
+  const uint32_t seed =
+      permute(state[kStateSeedLow] + permute(state[kStateSeedHigh]));
+  return permute(state[kStateProduced] + seed) >> 8;
+}
+`,
   "lib/scores.cuh": `// The scores that rows of attention leave on slots, and the order in which
 // slots are evicted: the twin of src/reference/scores.ts.
 #pragma once
@@ -4269,6 +5510,642 @@ __device__ inline bool is_evictable(uint32_t position, const skv_policy &policy,
   return position >= policy.sinks && position + recent <= newest;
 }
 `,
+  "lib/search.cuh": `// For each query of a list, the best of some candidates: the slot with the most
+// similar key, or the one that is nearest or cheapest to merge with.
+//
+// A block has a tile of queries and goes through the tiles of one part of the
+// candidates: all products of the two lists on tensor cores, exact because keys
+// and values are halves, with the best candidate kept per query. Candidates are
+// read once per tile of queries. Squared distances follow from products and
+// squares. The alternative that lost: one warp per query, which reads all
+// candidates for each of them.
+//
+// Who searches passes a \`Source\`, whose \`view()\` a block asks for
+//   queries               how many there are; none if there is nothing to do
+//   candidates(first)     how many the tile from query \`first\` looks at
+//   part, parts(first)    which part of them is this block's
+//   query(q), candidate(c)   the number of a slot; the same in both lists
+//   slot(number)          the slot
+//   is_open(q, c)         whether the two may be compared
+//   remembered(q)         where a query has a slot to be compared with anyway,
+//                         its number, else kNoItem
+//   inverse_norm(number)  of a key, where keys are compared
+//   spread()              how far values scatter, where pairs are
+//   store(q, best)        takes what was found
+#pragma once
+
+#include "overlap.cuh"
+#include "search_tiles.cuh"
+
+// How pairs are compared: nothing of it counts where keys are.
+struct PairSearch {
+  skv_policy policy;
+  uint32_t lanes;
+  // Whether a query only looks at candidates that are heavier than itself.
+  bool heavier;
+  // Whether the nearest candidate is looked for, whatever the weights.
+  bool by_distance;
+};
+
+template <int DIM, bool PAIRS, class Source>
+__global__ void __launch_bounds__(32 * kSearchWarps<DIM, PAIRS>)
+    search_kernel(Source source, PairSearch pairs, uint32_t head_dim) {
+  constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  constexpr int kTiles = kCandidateTile / 8;
+  uint4 *shared_memory = dynamic_shared_memory();
+  begin_kernel();
+  auto &shared = *reinterpret_cast<SearchShared<DIM, PAIRS> *>(shared_memory);
+  const auto view = source.view();
+  const uint32_t first_query = blockIdx.x * kQueries;
+  if (first_query >= view.queries) return;
+  const uint32_t candidates = view.candidates(first_query);
+  const uint32_t tiles = (candidates + kCandidateTile - 1) / kCandidateTile;
+  const uint32_t parts = view.parts(first_query);
+  const uint32_t per_part = (tiles + parts - 1) / parts;
+  const uint32_t begin = view.part * per_part;
+  const uint32_t end = min(tiles, begin + per_part);
+  const PairCosts costs(pairs.policy, PAIRS ? view.spread() : 0.0f);
+
+  const auto load_queries = [&](skv_half *tile, bool keys) {
+    load_lines<DIM>(tile, kQueries, head_dim,
+                    [&](uint32_t i) -> const skv_half * {
+                      const uint32_t q = first_query + i;
+                      if (q >= view.queries) return nullptr;
+                      const Slot slot = view.slot(view.query(q));
+                      return keys ? slot.key : slot.value;
+                    });
+  };
+  const auto load_candidates = [&](uint32_t first, bool keys) {
+    load_lines<DIM>(shared.candidates, kCandidateTile, head_dim,
+                    [&](uint32_t i) -> const skv_half * {
+                      if (first + i >= candidates) return nullptr;
+                      const Slot slot = view.slot(view.candidate(first + i));
+                      return keys ? slot.key : slot.value;
+                    });
+  };
+  load_queries(shared.queries, true);
+  if constexpr (PAIRS) {
+    load_queries(shared.query_values, false);
+    __syncthreads();
+    square_lines<DIM>(shared.queries, kQueries, shared.query_squares[0]);
+    square_lines<DIM>(shared.query_values, kQueries, shared.query_squares[1]);
+  }
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  uint32_t queries[2], numbers[2], positions[2] = {};
+  float inverse[2] = {}, weights[2] = {};
+  Neighbour best[2] = {kNoNeighbour, kNoNeighbour};
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    queries[h] = first_query + 16 * warp_id() + g + 8 * h;
+    numbers[h] = kNoItem;
+    if (queries[h] >= view.queries) continue;
+    numbers[h] = view.query(queries[h]);
+    if constexpr (PAIRS) {
+      const Slot slot = view.slot(numbers[h]);
+      positions[h] = slot.word(kSlotPosition);
+      weights[h] = log_weight(slot, pairs.policy, pairs.lanes);
+    } else {
+      inverse[h] = view.inverse_norm(numbers[h]);
+    }
+  }
+  for (uint32_t tile = begin; tile < end; tile++) {
+    const uint32_t first = tile * kCandidateTile;
+    __syncthreads();
+    load_candidates(first, true);
+    if (threadIdx.x < kCandidateTile) {
+      const uint32_t c = first + threadIdx.x;
+      const bool exists = c < candidates;
+      const uint32_t number = exists ? view.candidate(c) : kNoItem;
+      shared.numbers[threadIdx.x] = number;
+      if (exists) {
+        const Slot slot = view.slot(number);
+        shared.positions[threadIdx.x] = slot.word(kSlotPosition);
+        if constexpr (PAIRS) {
+          shared.weights[threadIdx.x] =
+              log_weight(slot, pairs.policy, pairs.lanes);
+        } else {
+          shared.inverse_norms[threadIdx.x] = view.inverse_norm(number);
+        }
+      }
+    }
+    __syncthreads();
+    float x[kTiles][4] = {};
+    [[maybe_unused]] float keys[kTiles][4];
+    if constexpr (PAIRS) {
+      // Squared distances of keys first, then the same of values.
+      const auto measure = [&](const skv_half *own, int kind) {
+        square_lines<DIM>(shared.candidates, kCandidateTile, shared.squares);
+        multiply_lines<DIM>(own, shared.candidates, x);
+        __syncthreads();
+#pragma unroll
+        for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            const float mine =
+                shared.query_squares[kind][16 * warp_id() + g + i / 2 * 8];
+            const float other = shared.squares[8 * n + 2 * t + i % 2];
+            x[n][i] = fmaxf(0.0f, mine + other - 2.0f * x[n][i]);
+          }
+        }
+      };
+      measure(shared.queries, 0);
+#pragma unroll
+      for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) keys[n][i] = x[n][i], x[n][i] = 0.0f;
+      }
+      __syncthreads();
+      load_candidates(first, false);
+      __syncthreads();
+      measure(shared.query_values, 1);
+    } else {
+      multiply_lines<DIM>(shared.queries, shared.candidates, x);
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t c = 8 * n + 2 * t + i % 2;
+        const uint32_t number = shared.numbers[c];
+        const int h = i / 2;
+        if (number == kNoItem || number == numbers[h]) continue;
+        if (!view.is_open(queries[h], first + c)) continue;
+        float similarity;
+        if constexpr (PAIRS) {
+          const float weight = shared.weights[c];
+          const bool is_heavier =
+              weight > weights[h] ||
+              (weight == weights[h] && shared.positions[c] < positions[h]);
+          if (pairs.heavier && !is_heavier) continue;
+          const float distance = costs.distance(keys[n][i], x[n][i]);
+          similarity = pairs.by_distance
+                           ? -distance
+                           : -PairCosts::cost(weights[h], weight, distance);
+        } else {
+          // The product of the norms comes first: the similarity of two keys
+          // is the same whichever of them is the query.
+          similarity = x[n][i] * (inverse[h] * shared.inverse_norms[c]);
+        }
+        const Neighbour candidate = {similarity, shared.positions[c], number};
+        if (candidate.beats(best[h])) best[h] = candidate;
+      }
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) best[h] = nearest_of_lanes<2>(best[h]);
+  if constexpr (PAIRS) {
+    if (view.part == 0) {
+      compare_remembered<DIM>(view, costs, first_query, head_dim, shared, best);
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    if (t == 0 && queries[h] < view.queries) view.store(queries[h], best[h]);
+  }
+}
+
+template <int DIM, bool PAIRS, class Source>
+inline cudaError_t launch_search_width(const Source &source,
+                                       const PairSearch &pairs,
+                                       uint32_t head_dim, uint32_t most,
+                                       uint32_t heads, uint32_t parts,
+                                       const Launch &launch) {
+  const auto kernel = search_kernel<DIM, PAIRS, Source>;
+  const size_t bytes = sizeof(SearchShared<DIM, PAIRS>);
+  const cudaError_t status = allow_shared_memory(kernel, bytes);
+  if (status != cudaSuccess) return status;
+  constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  const dim3 grid((most + kQueries - 1) / kQueries, heads, parts);
+  return launch_kernel(launch, kernel, grid, 32 * kSearchWarps<DIM, PAIRS>,
+                       bytes, source, pairs, head_dim);
+}
+
+// Searches for up to \`most\` queries of each head; \`blocks\` are those that share
+// a tile of queries, for all rows of the step.
+template <bool PAIRS, class Source>
+inline cudaError_t launch_search(const Source &source, const PairSearch &pairs,
+                                 uint32_t head_dim, uint32_t most,
+                                 uint32_t heads, uint32_t blocks,
+                                 const Launch &launch) {
+  switch (padded_width(head_dim)) {
+    case 32:
+      return launch_search_width<32, PAIRS>(source, pairs, head_dim, most,
+                                            heads, blocks, launch);
+    case 64:
+      return launch_search_width<64, PAIRS>(source, pairs, head_dim, most,
+                                            heads, blocks, launch);
+    case 128:
+      return launch_search_width<128, PAIRS>(source, pairs, head_dim, most,
+                                             heads, blocks, launch);
+    default:
+      return launch_search_width<256, PAIRS>(source, pairs, head_dim, most,
+                                             heads, blocks, launch);
+  }
+}
+`,
+  "lib/search_items.cuh": `// Searching the items of a chunk for what they are merged into.
+#pragma once
+
+#include "compress_work.cuh"
+#include "search.cuh"
+
+__host__ __device__ inline bool merges_cheapest(const skv_policy &policy) {
+  return policy.merge == SKV_MERGE_PAIR;
+}
+
+// Whether victims are merged into the most similar item that is kept, or into
+// the cheapest.
+__host__ __device__ inline bool merges_victims(const skv_policy &policy) {
+  return policy.merge == SKV_MERGE_VOTES || policy.merge == SKV_MERGE_COSINE ||
+         merges_cheapest(policy);
+}
+
+// Queries and candidates of a head: see lib/search.cuh. The number of an item
+// is its ordinal.
+struct ItemView {
+  const skv_chunk_args &args;
+  ChunkHead head;
+  HeadWork work;
+  uint32_t pitch;
+  uint32_t queries;
+  uint32_t part;
+
+  __device__ uint32_t candidates(uint32_t) const {
+    return work.counters[kCandidates];
+  }
+  __device__ uint32_t parts(uint32_t) const { return gridDim.z; }
+  __device__ uint32_t query(uint32_t q) const { return work.queries[q]; }
+  __device__ uint32_t candidate(uint32_t c) const { return work.candidates[c]; }
+  __device__ Slot slot(uint32_t ordinal) const {
+    return item_slot(args, head, work.items[ordinal]);
+  }
+  __device__ bool is_open(uint32_t, uint32_t) const { return true; }
+  __device__ uint32_t remembered(uint32_t) const { return kNoItem; }
+  __device__ float inverse_norm(uint32_t ordinal) const {
+    return work.inverse_norms[ordinal];
+  }
+  __device__ float spread() const {
+    return __uint_as_float(work.counters[kSpread]);
+  }
+  __device__ void store(uint32_t q, const Neighbour &best) const {
+    const size_t at = static_cast<size_t>(part) * pitch + q;
+    work.similarities[at] = best.similarity;
+    work.nearest[at] = best.item;
+  }
+};
+
+struct ItemSource {
+  skv_chunk_args args;
+  CompressWork work;
+
+  __device__ ItemView view() const {
+    const bool works = row_end(args.step) > 0;
+    const HeadWork own = work.head(blockIdx.y);
+    return {args,
+            chunk_head(args, blockIdx.y),
+            own,
+            work.part_pitch(),
+            works ? own.counters[kQueries] : 0,
+            blockIdx.z};
+  }
+};
+
+// The best candidate of query \`q\`, over the parts.
+__device__ inline Neighbour nearest_of_query(const skv_chunk_args &args,
+                                             const ChunkHead &head,
+                                             const CompressWork &all_work,
+                                             const HeadWork &work, uint32_t q) {
+  Neighbour best = kNoNeighbour;
+  for (uint32_t part = 0; part < all_work.parts; part++) {
+    const size_t at = static_cast<size_t>(part) * all_work.part_pitch() + q;
+    Neighbour other = {work.similarities[at], 0, work.nearest[at]};
+    if (!other.exists()) continue;
+    other.position =
+        item_slot(args, head, work.items[other.item]).word(kSlotPosition);
+    if (other.beats(best)) best = other;
+  }
+  return best;
+}
+
+// Searches; where pairs are, \`heavier\` says whether an item only looks at what
+// is heavier than itself.
+inline cudaError_t launch_item_search(const skv_chunk_args &args,
+                                      const CompressWork &work, bool heavier,
+                                      const Launch &launch) {
+  const PairSearch pairs = {args.policy, args.cache.lanes, heavier, false};
+  const ItemSource source = {args, work};
+  const auto search = merges_cheapest(args.policy)
+                          ? launch_search<true, ItemSource>
+                          : launch_search<false, ItemSource>;
+  return search(source, pairs, args.sizes.head_dim, work.most,
+                args.sizes.kv_heads, work.parts, launch);
+}
+`,
+  "lib/search_tiles.cuh": `// Tiles of queries and candidates of a search in shared memory, and what is
+// made of them: see lib/search.cuh.
+#pragma once
+
+#include "neighbour.cuh"
+#include "pair_costs.cuh"
+#include "row_tiles.cuh"
+
+constexpr uint32_t kNoItem = ~0u;
+
+constexpr uint32_t kCandidateTile = 64;
+
+// Two tiles of queries and one of candidates fit where pairs are compared.
+template <int DIM, bool PAIRS>
+constexpr uint32_t kSearchWarps = DIM == 256 && PAIRS ? 2 : 4;
+
+template <int DIM, bool PAIRS>
+constexpr uint32_t kQueryTile = 16 * kSearchWarps<DIM, PAIRS>;
+
+// The same for heads of a width, where pairs are compared.
+__host__ __device__ inline uint32_t pair_query_tile(uint32_t head_dim) {
+  return head_dim <= 128 ? kQueryTile<128, true> : kQueryTile<256, true>;
+}
+
+template <int DIM, bool PAIRS>
+struct SearchShared {
+  static constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  skv_half queries[kQueries * kLinePitch<DIM>];
+  skv_half query_values[PAIRS ? kQueries * kLinePitch<DIM> : 8];
+  // Keys, and then values where pairs are compared.
+  skv_half candidates[kCandidateTile * kLinePitch<DIM>];
+  // Of the queries' keys and values, and of what is in \`candidates\`.
+  float query_squares[2][kQueries];
+  float squares[kCandidateTile];
+  float inverse_norms[kCandidateTile];
+  float weights[kCandidateTile];
+  uint32_t positions[kCandidateTile];
+  uint32_t numbers[kCandidateTile];
+};
+
+// Squares of \`lines\` lines of a tile. Called by the whole block, whose threads
+// are once or twice as many.
+template <int DIM>
+__device__ inline void square_lines(const skv_half *tile, uint32_t lines,
+                                    float *squares) {
+  const uint32_t per_line = blockDim.x / lines;
+  const uint32_t line = threadIdx.x / per_line;
+  float sum = 0.0f;
+  for (uint32_t c = threadIdx.x % per_line; c < DIM / 8; c += per_line) {
+    const uint4 words =
+        *reinterpret_cast<const uint4 *>(tile + line * kLinePitch<DIM> + 8 * c);
+    const uint32_t halves[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const float2 x = to_floats(halves[i]);
+      sum += x.x * x.x + x.y * x.y;
+    }
+  }
+  if (per_line == 2) sum += __shfl_xor_sync(kAllLanes, sum, 1);
+  if (threadIdx.x % per_line == 0) squares[line] = sum;
+}
+
+// Products of a warp's queries with all candidates of the tile.
+template <int DIM>
+__device__ inline void multiply_lines(const skv_half *queries,
+                                      const skv_half *candidates,
+                                      float (&x)[kCandidateTile / 8][4]) {
+#pragma unroll
+  for (int column = 0; column < DIM; column += 16) {
+    const uint4 a = line_operands<DIM>(queries, 16 * warp_id(), column);
+#pragma unroll
+    for (int n = 0; n < static_cast<int>(kCandidateTile) / 8; n += 2) {
+      const uint4 b = key_operands<DIM>(candidates, 8 * n, column);
+      mma(x[n], a, b.x, b.y);
+      mma(x[n + 1], a, b.z, b.w);
+    }
+  }
+}
+
+// Compares the queries of a warp with the slots that they remember, four at a
+// time, so that their keys and values are on their way together; a lane has 8
+// elements of a key or of a value at a time.
+template <int DIM, class View>
+__device__ inline void compare_remembered(const View &view,
+                                          const PairCosts &costs,
+                                          uint32_t first_query,
+                                          uint32_t head_dim,
+                                          const SearchShared<DIM, true> &shared,
+                                          Neighbour (&best)[2]) {
+  constexpr uint32_t kChunks = DIM / 8;
+  constexpr uint32_t kSteps = (2 * kChunks + 31) / 32;
+  constexpr uint32_t kBatch = 4;
+#pragma unroll
+  for (uint32_t first = 0; first < 16; first += kBatch) {
+    uint32_t others[kBatch];
+    uint32_t theirs[kBatch][kSteps][4];
+#pragma unroll
+    for (uint32_t b = 0; b < kBatch; b++) {
+      const uint32_t q = first_query + 16 * warp_id() + first + b;
+      others[b] = q < view.queries ? view.remembered(q) : kNoItem;
+      // What has nothing to remember reads slot 0 and forgets it.
+      const Slot slot = view.slot(others[b] == kNoItem ? 0 : others[b]);
+#pragma unroll
+      for (uint32_t step = 0; step < kSteps; step++) {
+        const uint32_t chunk = 32 * step + lane_id();
+        const skv_half *from = chunk < kChunks ? slot.key : slot.value;
+        // Zeros come back from beyond the end.
+        const uint32_t d = chunk < 2 * kChunks ? chunk % kChunks * 8 : DIM;
+        if (head_dim % 8 == 0) {
+          load_halves<8, true>(theirs[b][step], from, d, head_dim);
+        } else {
+          load_halves<8, false>(theirs[b][step], from, d, head_dim);
+        }
+      }
+    }
+#pragma unroll
+    for (uint32_t b = 0; b < kBatch; b++) {
+      if (others[b] == kNoItem) continue;
+      const uint32_t r = first + b, line = 16 * warp_id() + r;
+      float squares[2] = {};
+#pragma unroll
+      for (uint32_t step = 0; step < kSteps; step++) {
+        const uint32_t chunk = 32 * step + lane_id();
+        if (chunk >= 2 * kChunks) continue;
+        const bool is_key = chunk < kChunks;
+        const skv_half *own = is_key ? shared.queries : shared.query_values;
+        const uint4 words = *reinterpret_cast<const uint4 *>(
+            own + line * kLinePitch<DIM> + chunk % kChunks * 8);
+        const uint32_t mine[4] = {words.x, words.y, words.z, words.w};
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const float2 x = to_floats(mine[i]);
+          const float2 y = to_floats(theirs[b][step][i]);
+          sum += (x.x - y.x) * (x.x - y.x) + (x.y - y.y) * (x.y - y.y);
+        }
+        squares[0] += is_key ? sum : 0.0f;
+        squares[1] += is_key ? 0.0f : sum;
+      }
+      const float distance =
+          costs.distance(warp_sum(squares[0]), warp_sum(squares[1]));
+      const Neighbour known = {
+          -distance, view.slot(others[b]).word(kSlotPosition), others[b]};
+      Neighbour &mine = best[r / 8];
+      if (lane_id() / 4 == r % 8 && known.beats(mine)) mine = known;
+    }
+  }
+}
+`,
+  "lib/segment_step.cuh": `// The link between neighbours in the text that a decode step closes.
+//
+// Blocks share the slots of a head: finding neighbours compares all positions,
+// a slot a thread, and a link takes two keys. The alternative that lost: one
+// block per head, as for the rest of the policy's work, whose time grows with
+// the square of the slots.
+#pragma once
+
+#include "merge_one.cuh"
+#include "merge_segment.cuh"
+
+// Finds the score up to which slots may be merged with their neighbours; the
+// keys of the others and \`limit\` tell who. Called by the whole block.
+__device__ inline void choose_light(const skv_merge_attend_args &args,
+                                    const EvictJob &job, EvictShared &shared) {
+  if (!job.is_over) return;
+  const uint32_t evictable = key_scores_of(args, job, shared);
+  uint64_t limit = 0;
+  if (evictable > 0) {
+    limit = kth_smallest(job.keys, job.high,
+                         light_slots(args.policy, evictable, 1), shared.select);
+  }
+  if (threadIdx.x == 0) *job.limit = limit;
+}
+
+// Cosines of the keys of pairs of slots, one pair in each lane of the warp, or
+// none. Four lanes share a pair at a time.
+template <bool ALIGNED>
+__device__ inline float link_cosines(const skv_merge_attend_args &args,
+                                     const EvictJob &job, uint32_t left,
+                                     uint32_t right, bool exists) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const uint32_t t = lane_id() % 4;
+  float cosine = 0.0f;
+  for (uint32_t first = 0; first < 32; first += 8) {
+    const uint32_t owner = first + lane_id() / 4;
+    const uint32_t a = __shfl_sync(kAllLanes, left, owner);
+    const uint32_t b = __shfl_sync(kAllLanes, right, owner);
+    const bool is_link = __shfl_sync(kAllLanes, exists ? 1 : 0, owner) != 0;
+    if (!__any_sync(kAllLanes, is_link)) continue;
+    float product = 0.0f, squares[2] = {};
+    for (uint32_t d = 8 * t; is_link && d < head_dim; d += 32) {
+      uint32_t x[4], y[4];
+      load_halves<8, ALIGNED>(x, job.slot(args, a).key, d, head_dim);
+      load_halves<8, ALIGNED>(y, job.slot(args, b).key, d, head_dim);
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const float2 p = to_floats(x[j]), q = to_floats(y[j]);
+        product += p.x * q.x + p.y * q.y;
+        squares[0] += p.x * p.x + p.y * p.y;
+        squares[1] += q.x * q.x + q.y * q.y;
+      }
+    }
+#pragma unroll
+    for (int offset = 1; offset < 4; offset *= 2) {
+      product += __shfl_xor_sync(kAllLanes, product, offset);
+      squares[0] += __shfl_xor_sync(kAllLanes, squares[0], offset);
+      squares[1] += __shfl_xor_sync(kAllLanes, squares[1], offset);
+    }
+    const float norms = sqrtf(squares[0]) * sqrtf(squares[1]);
+    const float found = norms == 0.0f ? 0.0f : product / norms;
+    const float theirs =
+        __shfl_sync(kAllLanes, found, (lane_id() - first) * 4 & 31);
+    if (lane_id() - first < 8) cosine = theirs;
+  }
+  return cosine;
+}
+
+// Leaves the closest link of each block's slots to their right neighbours.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kLinkThreads)
+    link_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ uint32_t positions[kLinkThreads];
+  __shared__ Neighbour nearest[kLinkThreads / 32];
+  __shared__ uint32_t rights[kLinkThreads / 32];
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.z, blockIdx.y, job)) return;
+  const uint32_t first = blockIdx.x * kLinkThreads;
+  if (!job.is_over || first >= job.high) return;
+  const uint64_t limit = *job.limit;
+  const auto is_light = [&](uint32_t i) {
+    return job.keys[i] != kNoKey && job.keys[i] <= limit;
+  };
+  const uint32_t mine = first + threadIdx.x;
+  const bool may_link = mine < job.high && is_light(mine);
+  const uint32_t position =
+      may_link ? job.slot(args, mine).word(kSlotPosition) : ~0u;
+  uint32_t right = ~0u, right_position = ~0u;
+  for (uint32_t tile = 0; tile < job.high; tile += kLinkThreads) {
+    const uint32_t i = tile + threadIdx.x;
+    // Nothing lies to the left of position 0: it stands for no slot.
+    uint32_t there = 0;
+    if (i < job.high) {
+      const Slot slot = job.slot(args, i);
+      if (slot.word(kSlotTokens) != 0) there = slot.word(kSlotPosition);
+    }
+    __syncthreads();
+    positions[threadIdx.x] = there;
+    __syncthreads();
+#pragma unroll 8
+    for (uint32_t k = 0; k < kLinkThreads; k++) {
+      const uint32_t other = positions[k];
+      if (other <= position || other >= right_position) continue;
+      right_position = other;
+      right = tile + k;
+    }
+  }
+  const bool is_link = may_link && right != ~0u && is_light(right);
+  const float cosine = link_cosines<ALIGNED>(args, job, is_link ? mine : 0,
+                                             is_link ? right : 0, is_link);
+  Neighbour best = kNoNeighbour;
+  if (is_link) best = {cosine, position, mine};
+  const Neighbour closest = nearest_of_lanes<16>(best);
+  if (is_link && closest.item == mine) rights[warp_id()] = right;
+  if (lane_id() == 0) nearest[warp_id()] = closest;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  uint4 link = {0, 0, ~0u, ~0u};
+  best = kNoNeighbour;
+  for (uint32_t w = 0; w < kLinkThreads / 32; w++) {
+    if (!nearest[w].beats(best)) continue;
+    best = nearest[w];
+    link = {__float_as_uint(best.similarity), best.position, best.item,
+            rights[w]};
+  }
+  job.links[blockIdx.x] = link;
+}
+
+// Closes the closest link of a head that is over its budget; false if it has
+// none. Called by the whole block.
+__device__ inline bool close_link(const skv_merge_attend_args &args,
+                                  const EvictJob &job, EvictShared &shared) {
+  Neighbour best = kNoNeighbour;
+  for (uint32_t p = threadIdx.x; p < link_parts(job.high); p += kEvictThreads) {
+    const uint4 link = job.links[p];
+    if (link.z == ~0u) continue;
+    const Neighbour other = {__uint_as_float(link.x), link.y, p};
+    if (other.beats(best)) best = other;
+  }
+  best = nearest_of_block(best, shared);
+  if (!best.exists()) return false;
+  if (warp_id() != 0) return true;
+  const uint4 link = job.links[best.item];
+  const Slot left = job.slot(args, link.z), right = job.slot(args, link.w);
+  const bool is_right =
+      right.get(kSlotAccumulated) > left.get(kSlotAccumulated);
+  const Slot stays = is_right ? right : left, goes = is_right ? left : right;
+  merge_segment(
+      2, [&](uint32_t i) { return i == 0 ? stays : goes; }, args.sizes.head_dim,
+      args.policy);
+  if (lane_id() == 0) {
+    remove_slot(args, job, is_right ? link.z : link.w, true, Merged{});
+  }
+  return true;
+}
+`,
   "lib/select_smallest.cuh": `// Things that one block does with a list in global memory: choosing the
 // smallest keys, listing what has a property, adding up.
 #pragma once
@@ -4359,6 +6236,63 @@ __device__ inline uint32_t list_if(uint32_t length, uint32_t *list,
   }
   __syncthreads();
   return listed;
+}
+
+// Shared memory of list_two, for up to 32 warps.
+struct ListScratch {
+  uint32_t counts[32][2];
+};
+
+// Writes the numbers below \`length\` of the first kind to \`list\`, in order, and
+// those of the second kind after them; \`kind(i)\` is 0 or 1, or anything else
+// for numbers that are left out. Returns how many there are of each. Called by
+// the whole block.
+//
+// A warp has a run of numbers, counts them first and then knows their places.
+template <class Kind>
+__device__ inline uint2 list_two(uint32_t length, uint32_t *list,
+                                 ListScratch &scratch, Kind kind) {
+  const uint32_t warps = blockDim.x / 32;
+  const uint32_t run = (length + 32 * warps - 1) / (32 * warps) * 32;
+  const uint32_t begin = warp_id() * run, end = min(length, begin + run);
+  // Calls \`use\` with a number and the lanes that have one of each kind.
+  const auto each = [&](auto use) {
+    for (uint32_t first = begin; first < end; first += 32) {
+      const uint32_t i = first + lane_id();
+      const uint32_t own = i < end ? kind(i) : 2;
+      const uint32_t zeros = __ballot_sync(kAllLanes, own == 0);
+      const uint32_t ones = __ballot_sync(kAllLanes, own == 1);
+      use(i, own, zeros, ones);
+    }
+  };
+  uint32_t counts[2] = {};
+  each([&](uint32_t, uint32_t, uint32_t zeros, uint32_t ones) {
+    counts[0] += __popc(zeros);
+    counts[1] += __popc(ones);
+  });
+  __syncthreads();
+  if (lane_id() < 2) {
+    scratch.counts[warp_id()][lane_id()] = counts[lane_id() == 0 ? 0 : 1];
+  }
+  __syncthreads();
+  uint32_t before[2] = {}, total[2] = {};
+  for (uint32_t w = 0; w < warps; w++) {
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      if (w < warp_id()) before[k] += scratch.counts[w][k];
+      total[k] += scratch.counts[w][k];
+    }
+  }
+  before[1] += total[0];
+  const uint32_t lower = (1u << lane_id()) - 1;
+  each([&](uint32_t i, uint32_t own, uint32_t zeros, uint32_t ones) {
+    if (own == 0) list[before[0] + __popc(zeros & lower)] = i;
+    if (own == 1) list[before[1] + __popc(ones & lower)] = i;
+    before[0] += __popc(zeros);
+    before[1] += __popc(ones);
+  });
+  __syncthreads();
+  return {total[0], total[1]};
 }
 
 // Sum of \`x\` over the threads of the block, always in the same order.
@@ -5105,6 +7039,143 @@ inline cudaError_t multiply_tiles(const Product &product, const Pairs &pairs,
   return launch_tile_shape<Shape>(product, split, pairs, launch);
 }
 `,
+  "lib/value_spread.cuh": `// How far the values of a head scatter: their mean squared distance from their
+// mean, every slot counted once.
+//
+// Blocks share the slots: each leaves how many it had, their mean and the sum
+// of their squared distances from that, and who needs the whole joins these. A
+// sum of squares would lose what scatters little about a mean far from 0. The
+// alternative that lost: one block per head, which waits for memory most of the
+// time.
+#pragma once
+
+#include "select_smallest.cuh"
+#include "slots.cuh"
+
+constexpr uint32_t kSpreadThreads = 256;
+constexpr uint32_t kSpreadWarps = kSpreadThreads / 32;
+
+// Slots of a block.
+constexpr uint32_t kSpreadSlots = 256;
+
+__host__ __device__ inline uint32_t spread_parts(uint32_t slots) {
+  return (slots + kSpreadSlots - 1) / kSpreadSlots;
+}
+
+// Floats that a block leaves: a count, a sum of squares, and the mean.
+__host__ __device__ inline uint32_t spread_floats(uint32_t head_dim) {
+  return 2 + head_dim;
+}
+
+struct SpreadShared {
+  float sums[kSpreadWarps][kMaxHeadDim];
+  float mean[kMaxHeadDim];
+  SelectScratch select;
+};
+
+// Leaves the part of this block of \`count\` slots; \`slot_of(i)\` may be free.
+// Lanes have 8 elements of a value each, and warps as many values at a time as
+// they have lanes for. Called by a whole block of kSpreadThreads.
+template <bool ALIGNED, class SlotOf>
+__device__ inline void spread_part(uint32_t count, uint32_t head_dim,
+                                   float *parts, SpreadShared &shared,
+                                   SlotOf slot_of) {
+  uint32_t row_lanes = 1;
+  while (8 * row_lanes < head_dim) row_lanes *= 2;
+  const uint32_t rows = 32 / row_lanes;
+  const uint32_t row = lane_id() / row_lanes;
+  const uint32_t d = lane_id() % row_lanes * 8;
+  const uint32_t begin = blockIdx.x * kSpreadSlots;
+  const uint32_t end = min(count, begin + kSpreadSlots);
+  const uint32_t first = begin + warp_id() * rows + row;
+  // Calls \`add\` with the elements of each value that is there.
+  const auto each_value = [&](auto add) {
+#pragma unroll 4
+    for (uint32_t i = first; i < end; i += kSpreadWarps * rows) {
+      const Slot slot = slot_of(i);
+      uint32_t words[4];
+      load_halves<8, ALIGNED>(words, slot.value, d, head_dim);
+      if (slot.word(kSlotTokens) == 0) continue;
+      float x[8];
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const float2 pair = to_floats(words[j]);
+        x[2 * j] = pair.x, x[2 * j + 1] = pair.y;
+      }
+      add(x);
+    }
+  };
+  float sums[8] = {};
+  uint32_t mine = 0, held;
+  each_value([&](const float(&x)[8]) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) sums[j] += x[j];
+    mine += d == 0 ? 1 : 0;
+  });
+#pragma unroll
+  for (int j = 0; j < 8; j++) {
+    for (uint32_t offset = row_lanes; offset < 32; offset *= 2) {
+      sums[j] += __shfl_xor_sync(kAllLanes, sums[j], offset);
+    }
+    if (row == 0) shared.sums[warp_id()][d + j] = sums[j];
+  }
+  block_prefix(mine, held, shared.select.block);
+  float *out = parts + blockIdx.x * spread_floats(head_dim);
+  const float terms = static_cast<float>(max(1u, held));
+  if (threadIdx.x < head_dim) {
+    float mean = 0.0f;
+    for (uint32_t w = 0; w < kSpreadWarps; w++) {
+      mean += shared.sums[w][threadIdx.x];
+    }
+    mean /= terms;
+    shared.mean[threadIdx.x] = mean;
+    out[2 + threadIdx.x] = mean;
+  }
+  __syncthreads();
+  float squares = 0.0f;
+  each_value([&](const float(&x)[8]) {
+#pragma unroll
+    for (uint32_t j = 0; j < 8; j++) {
+      if (d + j >= head_dim) continue;
+      const float rest = x[j] - shared.mean[d + j];
+      squares += rest * rest;
+    }
+  });
+  squares = block_sum(squares, shared.select);
+  if (threadIdx.x == 0) {
+    out[0] = static_cast<float>(held);
+    out[1] = squares;
+  }
+}
+
+// Joins the parts of \`count\` slots. Called by a whole block of at least
+// kMaxHeadDim threads; the same in all of them.
+__device__ inline float join_spread(uint32_t count, uint32_t head_dim,
+                                    const float *parts,
+                                    SelectScratch &scratch) {
+  const uint32_t pitch = spread_floats(head_dim);
+  const uint32_t end = spread_parts(count) * pitch;
+  float held = 0.0f, squares = 0.0f;
+  for (uint32_t p = 0; p < end; p += pitch) {
+    held += parts[p];
+    squares += parts[p + 1];
+  }
+  if (held == 0.0f) return 0.0f;
+  float between = 0.0f;
+  if (threadIdx.x < head_dim) {
+    const uint32_t d = 2 + threadIdx.x;
+    float mean = 0.0f;
+    for (uint32_t p = 0; p < end; p += pitch) {
+      mean += parts[p] / held * parts[p + d];
+    }
+    for (uint32_t p = 0; p < end; p += pitch) {
+      const float rest = parts[p + d] - mean;
+      between += parts[p] * rest * rest;
+    }
+  }
+  return (squares + block_sum(between, scratch)) / held;
+}
+`,
   "lib/vector_product.cuh": `// Products of one row of activations with a weight matrix, for decode steps of
 // one sequence: each weight is read once, 16 bytes per lane and load.
 //
@@ -5333,7 +7404,7 @@ cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
 // that of the uncompressed slots.
 //
 // Attention reads keys and values once, 4 head_dim bytes per slot, and the vote
-// biases. The slots of a head are split over blocks, 16 to a warp at a time:
+// biases. The slots of a head are split over blocks, and by tiles over warps:
 // see lib/attend_slots.cuh. The last block of a head to finish adds the parts
 // up: see lib/attend_parts.cuh.
 //
@@ -5353,73 +7424,45 @@ cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
 
 namespace {
 
-// Asks for the first slots of a block while the kernel before still runs: they
-// are as the step before left them, but for the newest, and the L2 cache is
-// where all kernels meet.
-template <int DIM>
-__device__ inline void prefetch_slots(const skv_merge_attend_args &args,
-                                      const AttendParts &parts) {
-  const Row row = row_of(args.step, blockIdx.z);
-  if (!row.live) return;
-  const HeadJob job = job_of(args, row);
-  const uint32_t splits = splits_of(parts, job.high);
-  const uint32_t tiles = (job.high + kWarpSlots - 1) / kWarpSlots;
-  const uint32_t per_split = (tiles + splits - 1) / splits * kWarpSlots;
-  const uint32_t slot = blockIdx.x * per_split;
-  if (slot >= job.high) return;
-  const uint32_t end = min(job.high, slot + per_split);
-  const size_t first =
-      static_cast<size_t>(job.offset + slot) * args.sizes.head_dim;
-  const size_t halves = static_cast<size_t>(end - slot) * args.sizes.head_dim;
-  const size_t mine = threadIdx.x * 64;
-  if (mine >= halves) return;
-  prefetch(args.cache.slots.keys + first + mine);
-  prefetch(args.cache.slots.values + first + mine);
-}
-
 template <int DIM, bool ALIGNED>
-__global__ void __launch_bounds__(kAttendThreads)
+__global__ void __launch_bounds__(kAttendThreads, DIM == 256 ? 1 : 2)
     attend_kernel(skv_merge_attend_args args, AttendParts parts,
                   Evidence evidence) {
   uint4 *shared_memory = dynamic_shared_memory();
   AttendShared<DIM> &shared =
       *reinterpret_cast<AttendShared<DIM> *>(shared_memory);
   let_next_start();
-  prefetch_slots<DIM>(args, parts);
-  wait_for_previous();
+  // What is read here is as it was before the step: see lib/overlap.cuh.
   const Row row = row_of(args.step, blockIdx.z);
   if (!row.live) {
-    if (blockIdx.x == 0 && threadIdx.x == 0) {
-      evidence.rows[blockIdx.z * args.sizes.kv_heads + blockIdx.y] = {};
+    wait_for_previous();
+    const uint32_t tiles = head_tiles(args.sizes.heads / args.sizes.kv_heads);
+    if (blockIdx.x == 0 && blockIdx.y % tiles == 0 && threadIdx.x == 0) {
+      evidence.rows[blockIdx.z * args.sizes.kv_heads + blockIdx.y / tiles] = {};
     }
     return;
   }
   const HeadJob job = job_of(args, row);
   const uint32_t splits = splits_of(parts, job.high);
-  if (blockIdx.x >= splits) return;
-  load_queries(args, job, shared);
-  __syncthreads();
-
-  float *logits = evidence.logits + static_cast<size_t>(job.index) * job.group *
-                                        args.cache.max_capacity;
-  const uint32_t tiles = (job.high + kWarpSlots - 1) / kWarpSlots;
-  const uint32_t per_split = (tiles + splits - 1) / splits * kWarpSlots;
-  const uint32_t begin = blockIdx.x * per_split;
-  const uint32_t end = min(job.high, begin + per_split);
-  WarpAttention<DIM, ALIGNED> warp;
-  for (uint32_t first = begin + warp_id() * kWarpSlots; first < end;
-       first += kBlockSlots) {
-    warp.add(args, job, shared, logits, first, end);
+  if (blockIdx.x >= splits) {
+    wait_for_previous();
+    return;
   }
-  merge_warps(job, warp, shared);
+  const size_t first_logit =
+      static_cast<size_t>(job.index) * job.group + job.first_head;
+  WarpAttention<DIM, ALIGNED> warp;
+  warp.run(args, job, share_of(job.high, splits), shared.tiles[warp_id()][0],
+           evidence.logits + first_logit * args.cache.max_capacity);
+  if (blockIdx.x == 0) keep_queries(args, job, evidence);
+  gather_warps(job, warp, shared);
   uint2 counts;
   if (splits == 1) {
-    counts = finish_alone(args, job, evidence, shared);
+    counts = finish_alone<DIM, ALIGNED>(args, job, evidence, shared);
   } else {
     if (!publish(job, parts, splits, shared)) return;
-    counts = combine(args, job, parts, evidence, splits, shared);
+    counts = combine<DIM, ALIGNED>(args, job, parts, evidence, splits, shared);
   }
-  leave_evidence(args, job, evidence, counts, shared);
+  leave_evidence(job, evidence, counts, shared);
 }
 
 // How the slots of a head are split, and the sizes that follow.
@@ -5433,16 +7476,37 @@ struct Plan {
   size_t parts;
 };
 
+// Waves of blocks that a launch takes at most, and the share of a device that
+// is worth more splits.
+constexpr uint32_t kMostWaves = 4;
+constexpr float kWorthwhile = 0.05f;
+
+// Splits of each of \`heads\` that leave the least of a device that runs \`blocks\`
+// blocks at a time without work in the last wave.
+uint32_t splits_for(uint32_t heads, uint32_t blocks) {
+  uint32_t best = 1;
+  float most = 0.0f;
+  for (uint32_t splits = 1; splits <= kMaxSplits; splits++) {
+    const uint32_t waves = (heads * splits + blocks - 1) / blocks;
+    if (waves > kMostWaves && splits > 1) break;
+    const float used =
+        static_cast<float>(heads * splits) / static_cast<float>(waves * blocks);
+    if (used < most + kWorthwhile) continue;
+    most = used;
+    best = splits;
+  }
+  return best;
+}
+
 Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
-  const skv_policy &policy = args.policy;
   Plan plan;
   plan.heads = args.step.rows * args.sizes.kv_heads;
   plan.group = args.sizes.heads / args.sizes.kv_heads;
   plan.dim = 32;
   while (plan.dim < args.sizes.head_dim) plan.dim *= 2;
-  // Two blocks for each multiprocessor, but no block without slots.
-  plan.wanted_splits =
-      min((2 * multiprocessors + plan.heads - 1) / plan.heads, kMaxSplits);
+  const uint32_t blocks = multiprocessors * (plan.dim == 256 ? 1 : 2);
+  plan.wanted_splits = splits_for(plan.heads * head_tiles(plan.group), blocks);
+  // No block without slots.
   plan.most_splits =
       max(1u, min(plan.wanted_splits,
                   (args.cache.max_capacity + kBlockSlots - 1) / kBlockSlots));
@@ -5460,7 +7524,9 @@ cudaError_t launch_attend(const skv_merge_attend_args &args,
   const size_t bytes = sizeof(AttendShared<DIM>);
   const cudaError_t status = allow_shared_memory(kernel, bytes);
   if (status != cudaSuccess) return status;
-  const dim3 grid(parts.most_splits, args.sizes.kv_heads, args.step.rows);
+  const uint32_t tiles = head_tiles(args.sizes.heads / args.sizes.kv_heads);
+  const dim3 grid(parts.most_splits, args.sizes.kv_heads * tiles,
+                  args.step.rows);
   return launch_kernel(launch, kernel, grid, kAttendThreads, bytes, args, parts,
                        evidence);
 }
@@ -5498,8 +7564,8 @@ Needs merge_attend_needs(const skv_merge_attend_args &args,
       aligned_bytes(plan.parts * plan.group * plan.dim * sizeof(float)) +
       aligned_bytes(plan.parts * kMaxGroup * sizeof(float2)) +
       aligned_bytes(plan.parts * sizeof(uint2));
-  needs.tickets = plan.parts == 0 ? 0 : plan.heads;
-  needs.own = take_evidence(args, nullptr, &evidence);
+  needs.tickets = plan.parts == 0 ? 0 : plan.heads * head_tiles(plan.group);
+  needs.own = take_evidence(args, multiprocessors, nullptr, &evidence);
   return needs;
 }
 
@@ -5507,7 +7573,7 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
                                 const Launch &launch) {
   const Plan plan = plan_of(args, launch.multiprocessors);
   Evidence evidence;
-  take_evidence(args, launch.own, &evidence);
+  take_evidence(args, launch.multiprocessors, launch.own, &evidence);
   Scratch scratch(launch.scratch);
   AttendParts parts;
   parts.values = scratch.take<float>(plan.parts * plan.group * plan.dim);
@@ -5770,29 +7836,12 @@ cudaError_t launch_observe(const skv_chunk_args &args, const Launch &launch) {
 // The alternative that lost: a tile of rows of one query head, which reads keys
 // and values once per query head.
 #include "lib/overlap.cuh"
-#include "lib/row_tiles.cuh"
+#include "lib/prefill_state.cuh"
 #include "lib/scores.cuh"
-#include "lib/slots.cuh"
-#include "lib/softmax_state.cuh"
 #include "lib/step.cuh"
 #include "runtime/launch.cuh"
 
 namespace {
-
-template <int DIM>
-constexpr int kWarps = DIM == 256 ? 2 : 4;
-
-// (row, query head) pairs of a block.
-template <int DIM>
-constexpr int kPairs = 16 * kWarps<DIM>;
-
-// Slots of a tile.
-template <int DIM>
-constexpr int kTile = DIM == 256 ? 32 : 64;
-
-// Operands of the queries of one warp, in words of 16 bytes.
-template <int DIM>
-constexpr int kOperands = DIM / 16 * 32;
 
 template <int DIM>
 struct Shared {
@@ -5807,98 +7856,6 @@ struct Shared {
 // any. One set is [warp][operand] of the high and then of the low halves.
 template <int DIM>
 constexpr size_t kQueryBytes = 2 * kWarps<DIM> *kOperands<DIM> * sizeof(uint4);
-
-template <int DIM, bool GAINED>
-struct Attention {
-  SoftmaxState state[2] = {init_softmax(), init_softmax()};
-  float values[DIM / 8][4] = {};
-  // What logits are multiplied with for scores, and the softmax sum then.
-  float gain[2] = {1.0f, 1.0f};
-  float gained[2] = {};
-
-  // Adds a tile of logits to the sum of row \`h\` at the scale of scores.
-  __device__ void add_gained(int h, const float (&x)[kTile<DIM> / 8][4],
-                             float max) {
-    const auto scale = [&](float from) {
-      return from == -INFINITY ? 0.0f : expf(gain[h] * (from - max));
-    };
-    gained[h] *= scale(state[h].max);
-#pragma unroll
-    for (int n = 0; n < kTile<DIM> / 8; n++) {
-      gained[h] += scale(x[n][2 * h]) + scale(x[n][2 * h + 1]);
-    }
-  }
-
-  // Adds a tile of weights' logits, which become weights.
-  __device__ void add(float (&x)[kTile<DIM> / 8][4], const skv_half *tile) {
-    float keep[2];
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      float top = -INFINITY;
-#pragma unroll
-      for (int n = 0; n < kTile<DIM> / 8; n++) {
-        top = fmaxf(top, fmaxf(x[n][2 * h], x[n][2 * h + 1]));
-      }
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-      const float max = fmaxf(state[h].max, top - kHeadroom);
-      keep[h] = softmax_scale(state[h].max, max);
-      if constexpr (GAINED) add_gained(h, x, max);
-      state[h].max = max;
-      state[h].sum *= keep[h];
-#pragma unroll
-      for (int n = 0; n < kTile<DIM> / 8; n++) {
-#pragma unroll
-        for (int i = 2 * h; i < 2 * h + 2; i++) {
-          x[n][i] = softmax_scale(x[n][i], max);
-          state[h].sum += x[n][i];
-        }
-      }
-    }
-#pragma unroll
-    for (int d = 0; d < DIM / 8; d++) {
-      values[d][0] *= keep[0], values[d][1] *= keep[0];
-      values[d][2] *= keep[1], values[d][3] *= keep[1];
-    }
-#pragma unroll
-    for (int j = 0; j < kTile<DIM> / 16; j++) {
-      const SplitPair a = split_pair(x[2 * j][0], x[2 * j][1]);
-      const SplitPair b = split_pair(x[2 * j][2], x[2 * j][3]);
-      const SplitPair c = split_pair(x[2 * j + 1][0], x[2 * j + 1][1]);
-      const SplitPair d = split_pair(x[2 * j + 1][2], x[2 * j + 1][3]);
-      const uint4 high = {a.high, b.high, c.high, d.high};
-      const uint4 low = {a.low, b.low, c.low, d.low};
-#pragma unroll
-      for (int column = 0; column < DIM; column += 16) {
-        const uint4 v = value_operands<DIM>(tile, 16 * j, column);
-        mma(values[column / 8], low, v.x, v.y);
-        mma(values[column / 8 + 1], low, v.z, v.w);
-        mma(values[column / 8], high, v.x, v.y);
-        mma(values[column / 8 + 1], high, v.z, v.w);
-      }
-    }
-  }
-};
-
-// Raw logits of a tile, without the scale of the queries.
-template <int DIM>
-__device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
-                                     const skv_half *tile,
-                                     float (&x)[kTile<DIM> / 8][4]) {
-#pragma unroll
-  for (int step = 0; step < DIM / 16; step++) {
-    const uint4 h = high[step * 32 + lane_id()];
-    const uint4 l = low[step * 32 + lane_id()];
-#pragma unroll
-    for (int n = 0; n < kTile<DIM> / 8; n += 2) {
-      const uint4 k = key_operands<DIM>(tile, 8 * n, 16 * step);
-      mma(x[n], l, k.x, k.y);
-      mma(x[n + 1], l, k.z, k.w);
-      mma(x[n], h, k.x, k.y);
-      mma(x[n + 1], h, k.z, k.w);
-    }
-  }
-}
 
 template <int DIM, bool GAINED>
 __global__ void __launch_bounds__(32 * kWarps<DIM>)
@@ -7640,321 +9597,501 @@ int32_t skv_measure_read(skv_context *context, uint64_t bytes, uint32_t times,
 // most likely id where the temperature is 0. Writes the id to the output ring
 // and moves the sequence on.
 //
-// One block per sequence reads its logits, 4 bytes per id, once where it takes
-// the most likely id, and once per digit of a threshold where it filters.
-// Weights are summed as whole numbers, so that the sums do not depend on the
-// order of the threads and a draw is the same from run to run. The alternative
-// that lost: sorting the logits.
-#include "lib/overlap.cuh"
-#include "lib/reduce.cuh"
-#include "lib/softmax_state.cuh"
-#include "lib/step.cuh"
+// Three kernels, each of which reads the logits once, 4 bytes per id, with many
+// blocks per sequence; the last block of a sequence to finish adds up what the
+// others found. The first finds the most likely id and the softmax sum, and
+// ends the step where nothing is drawn. The second counts ids and weights by
+// coarse ranks, which leaves a narrow range for the thresholds. The third lists
+// the ids of that range; its last block finds the thresholds among them, and
+// then the block of ids, and the id, that the draw falls on.
+//
+// Weights are summed as whole numbers, so a draw is the same from run to run.
+// The alternatives that lost: one block that reads the logits once per digit of
+// a threshold, 85 µs for 128 thousand ids on an H200; sorting the logits.
+#include "lib/find_rank.cuh"
 #include "runtime/launch.cuh"
 
 namespace {
 
-constexpr uint32_t kThreads = 1024;
-constexpr uint32_t kWarps = kThreads / 32;
-
-enum SamplingWord {
-  kTemperature = 0,
-  kTopK = 1,
-  kTopP = 2,
-  kMinP = 3,
-  kRepetitionPenalty = 4,
-  kStopCount = 5,
-  kStopIds = 8,
-  kSamplingWords = 32
-};
-
-// Logits of one sequence, as the options change them.
-struct Logits {
-  const float *raw;
-  const uint32_t *seen;
-  float penalty;
-
-  // Positive logits of ids seen before are divided, negative ones multiplied.
-  __device__ float operator()(uint32_t id) const {
-    const float logit = raw[id];
-    if ((seen[id / 32] >> id % 32 & 1) == 0) return logit;
-    return logit > 0.0f ? logit / penalty : logit * penalty;
+// Calls \`use(id)\` for this thread's ids of the block.
+template <class Use>
+__device__ inline void for_each_id(const SampleRow &row, const SampleWork &work,
+                                   Use use) {
+  const uint32_t end = min(row.vocabulary, (blockIdx.x + 1) * work.slice);
+#pragma unroll 2
+  for (uint32_t id = blockIdx.x * work.slice + threadIdx.x; id < end;
+       id += kSampleThreads) {
+    use(id);
   }
-};
-
-// A weight exp(l) ≤ 1 in units of 2^-36: sums of any number of ids are exact.
-constexpr float kWeightUnit = 68719476736.0f;
-
-__device__ inline uint64_t weight_of(float scaled) {
-  return static_cast<uint64_t>(expf(scaled) * kWeightUnit + 0.5f);
 }
 
-// -l in units of 2^-26: what thresholds are searched by. Smaller is likelier.
-// Below -64, where weights are 0, all are alike.
-__device__ inline uint32_t rank_of(float scaled) {
-  const float rank = -scaled * 67108864.0f;
-  return rank < 4294967040.0f ? static_cast<uint32_t>(rank) : 0xffffffffu;
+// The better of two parts, and the softmax state of both.
+__device__ inline void add_part(SamplePart &sum, const SamplePart &part) {
+  const SoftmaxState state =
+      merge_softmax({sum.max, sum.sum}, {part.max, part.sum});
+  sum.max = state.max;
+  sum.sum = state.sum;
+  if (part.key >= sum.key) return;
+  sum.key = part.key;
+  sum.raw = part.raw;
+  sum.changed = part.changed;
 }
 
-// A histogram of weights: 37 bits in limbs of 12, 12 and 13, whose sums over
-// 2^18 ids fit in 32 bits.
-struct Histogram {
-  uint32_t limbs[3][256];
-
-  __device__ void add(uint32_t bucket, uint64_t weight) {
-    atomicAdd(limbs[0] + bucket, static_cast<uint32_t>(weight & 4095));
-    atomicAdd(limbs[1] + bucket, static_cast<uint32_t>(weight >> 12 & 4095));
-    atomicAdd(limbs[2] + bucket, static_cast<uint32_t>(weight >> 24));
-  }
-  __device__ uint64_t get(uint32_t bucket) const {
-    return limbs[0][bucket] + (static_cast<uint64_t>(limbs[1][bucket]) << 12) +
-           (static_cast<uint64_t>(limbs[2][bucket]) << 24);
-  }
-};
-
-struct Shared {
-  Histogram histogram;
-  SoftmaxState states[kWarps];
-  uint64_t best[kWarps];
-  uint64_t sums[kWarps];
-  uint64_t before;
-  uint32_t digit;
-  uint32_t chosen;
-};
-
-// The sum over the block, in every thread.
-__device__ inline uint64_t block_total(uint64_t x, Shared &shared) {
+// The part of all lanes, in the first lane.
+__device__ inline SamplePart part_of_lanes(SamplePart mine) {
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) {
-    x += __shfl_xor_sync(kAllLanes, static_cast<unsigned long long>(x), offset);
+    SamplePart other;
+    other.key = __shfl_down_sync(
+        kAllLanes, static_cast<unsigned long long>(mine.key), offset);
+    other.raw = __shfl_down_sync(kAllLanes, mine.raw, offset);
+    other.changed = __shfl_down_sync(kAllLanes, mine.changed, offset);
+    other.max = __shfl_down_sync(kAllLanes, mine.max, offset);
+    other.sum = __shfl_down_sync(kAllLanes, mine.sum, offset);
+    add_part(mine, other);
   }
-  __syncthreads();
-  if (lane_id() == 0) shared.sums[warp_id()] = x;
-  __syncthreads();
-  uint64_t sum = 0;
-  for (uint32_t w = 0; w < kWarps; w++) sum += shared.sums[w];
-  return sum;
+  return mine;
 }
 
-// The smallest rank up to which the weights of ids, from the likeliest on, add
-// up to \`wanted\`, which is at most the sum of all. \`weight(id, rank)\` is 0 for
-// ids that do not count.
-template <class Scaled, class Weight>
-__device__ inline uint32_t find_rank(uint32_t vocabulary, uint64_t wanted,
-                                     Shared &shared, Scaled scaled,
-                                     Weight weight) {
-  uint32_t prefix = 0, mask = 0;
-  for (int shift = 24; shift >= 0; shift -= 8) {
+__device__ inline SamplePart no_part() {
+  return {kNoKey, 0.0f, 0.0f, -INFINITY, 0.0f};
+}
+
+// What is left to do once the most likely id is known.
+__device__ inline SamplePlan plan_of(const SampleRow &row,
+                                     const SamplePart &all) {
+  SamplePlan plan = {};
+  plan.best = static_cast<uint32_t>(all.key);
+  plan.max = all.changed;
+  plan.log_sum = log_sum({all.max, all.sum});
+  plan.draws = 1;
+  plan.filters = row.has_top_k() || row.has_top_p();
+  plan.begin = plan.end = static_cast<uint64_t>(row.least_rank()) + 1;
+  return plan;
+}
+
+// The most likely id, ties to the lowest, and the softmax sum of all.
+__global__ void __launch_bounds__(kSampleThreads)
+    survey_kernel(skv_sample_args args, SampleWork work) {
+  __shared__ SamplePart warps[kSampleWarps];
+  let_next_start();
+  const SampleRow row(args);
+  if (!row.live) {
+    wait_for_previous();
+    if (blockIdx.x == 0 && threadIdx.x == 0) work.plans[blockIdx.y].draws = 0;
+    return;
+  }
+  const Output output(args, row);
+  const float temperature = row.option(kTemperature);
+  const bool is_forced = output.forced < row.vocabulary;
+  const bool draws = !is_forced && temperature != 0.0f;
+  wait_for_previous();
+  SamplePart mine = no_part();
+  for_each_id(row, work, [&](uint32_t id) {
+    const float raw = row.raw[id];
+    const float logit = row.changed(id, raw);
+    add_part(mine, {order_key(-logit, id), raw, logit, raw,
+                    raw == -INFINITY ? 0.0f : 1.0f});
+  });
+  if (draws) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) work.listed[blockIdx.y] = 0;
+    const size_t first = static_cast<size_t>(blockIdx.y) * kBuckets;
+    for (uint32_t i = blockIdx.x * kSampleThreads + threadIdx.x; i < kBuckets;
+         i += gridDim.x * kSampleThreads) {
+      work.counts[first + i] = 0;
+      work.weights[first + i] = 0;
+    }
+  }
+  mine = part_of_lanes(mine);
+  if (lane_id() == 0) warps[warp_id()] = mine;
+  __syncthreads();
+  if (warp_id() != 0) return;
+  mine = part_of_lanes(lane_id() < kSampleWarps ? warps[lane_id()] : no_part());
+  SamplePart *parts =
+      work.parts + static_cast<size_t>(blockIdx.y) * work.blocks;
+  bool last = work.blocks == 1;
+  if (!last) {
+    if (lane_id() == 0) {
+      parts[blockIdx.x] = mine;
+      __threadfence();
+      last = is_last_block(work);
+    }
+    last = __shfl_sync(kAllLanes, last ? 1 : 0, 0) != 0;
+    if (!last) return;
+    __threadfence();
+    mine = no_part();
+    for (uint32_t b = lane_id(); b < work.blocks; b += 32) {
+      SamplePart part;
+      const auto *from = reinterpret_cast<const uint2 *>(parts + b);
+      const uint2 key = __ldcg(from), logits = __ldcg(from + 1),
+                  state = __ldcg(from + 2);
+      part.key = static_cast<uint64_t>(key.y) << 32 | key.x;
+      part.raw = __uint_as_float(logits.x);
+      part.changed = __uint_as_float(logits.y);
+      part.max = __uint_as_float(state.x);
+      part.sum = __uint_as_float(state.y);
+      add_part(mine, part);
+    }
+    mine = part_of_lanes(mine);
+  }
+  if (lane_id() != 0) return;
+  SamplePlan plan = plan_of(row, mine);
+  plan.draws = draws;
+  work.plans[blockIdx.y] = plan;
+  if (draws) return;
+  const float raw = is_forced ? row.raw[output.forced] : mine.raw;
+  finish_row(args, row, output, is_forced ? output.forced : plan.best,
+             raw - plan.log_sum);
+}
+
+struct CountShared {
+  uint32_t counts[kBuckets];
+  Histogram<kBuckets> weights;
+  uint64_t sums[kSampleWarps];
+  // Where thresholds lie, and the sums before them.
+  uint32_t top_k;
+  uint32_t low, high;
+  uint64_t least, most;
+  bool is_last;
+};
+
+// Buckets of a thread when all are gone through.
+constexpr uint32_t kOwnBuckets = kBuckets / kSampleThreads;
+
+// What the weights of the likeliest ids have to add up to, of a sum.
+__device__ inline uint64_t wanted_of(const SampleRow &row, uint64_t mass) {
+  const double share = ceil(row.option(kTopP) * static_cast<double>(mass));
+  return max(static_cast<uint64_t>(share), static_cast<uint64_t>(1));
+}
+
+// Narrows the thresholds down. Called by the whole block.
+__device__ inline void narrow(const SampleRow &row, const SampleWork &work,
+                              SamplePlan *plan, CountShared &shared) {
+  const size_t first =
+      static_cast<size_t>(blockIdx.y) * kBuckets + threadIdx.x * kOwnBuckets;
+  uint64_t counts[kOwnBuckets], weights[kOwnBuckets];
+  uint64_t count = 0, weight = 0, all_counts, all_weights;
+#pragma unroll
+  for (uint32_t i = 0; i < kOwnBuckets; i++) {
+    counts[i] = __ldcg(work.counts + first + i);
+    weights[i] = __ldcg(work.weights + first + i);
+    count += counts[i];
+    weight += weights[i];
+  }
+  count = sum_before(count, all_counts, shared.sums);
+  weight = sum_before(weight, all_weights, shared.sums);
+  // Calls \`use(bucket, count, weight)\` for the buckets in which a sum reaches
+  // \`wanted\`, with the sums before.
+  const auto find = [&](const uint64_t(&own)[kOwnBuckets], uint64_t before,
+                        uint64_t wanted, auto use) {
+    uint64_t c = count, w = weight;
+#pragma unroll
+    for (uint32_t i = 0; i < kOwnBuckets; i++) {
+      if (before < wanted && wanted <= before + own[i]) {
+        use(threadIdx.x * kOwnBuckets + i, c, w, weights[i]);
+      }
+      before += own[i];
+      c += counts[i];
+      w += weights[i];
+    }
+  };
+  if (threadIdx.x == 0) {
+    shared.top_k = kBuckets - 1;
+    shared.least = shared.most = all_weights;
+  }
+  __syncthreads();
+  if (row.has_top_k()) {
+    find(counts, count, row.options[kTopK],
+         [&](uint32_t bucket, uint64_t, uint64_t before, uint64_t own) {
+           shared.top_k = bucket;
+           shared.least = before;
+           shared.most = before + own;
+         });
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < 3 * 256; i += kThreads) {
-      shared.histogram.limbs[i / 256][i % 256] = 0;
+  }
+  if (threadIdx.x == 0) shared.low = shared.high = shared.top_k;
+  __syncthreads();
+  if (row.has_top_p()) {
+    find(weights, weight, wanted_of(row, shared.least),
+         [&](uint32_t bucket, uint64_t, uint64_t, uint64_t) {
+           shared.low = min(bucket, shared.top_k);
+         });
+    if (!row.has_top_k()) {
+      __syncthreads();
+      if (threadIdx.x == 0) shared.high = shared.low;
     }
     __syncthreads();
-    for (uint32_t id = threadIdx.x; id < vocabulary; id += kThreads) {
+  }
+  const uint32_t low = shared.low;
+  const uint32_t least_rank = row.least_rank();
+  // What is too unlikely beside the likeliest may be all that counts.
+  if (least_rank < first_of_bucket(low)) return;
+  if (threadIdx.x != low / kOwnBuckets) return;
+  for (uint32_t i = 0; i < low % kOwnBuckets; i++) {
+    count += counts[i];
+    weight += weights[i];
+  }
+  plan->begin = first_of_bucket(low);
+  plan->end = first_of_bucket(shared.high + 1);
+  plan->count_before = static_cast<uint32_t>(count);
+  plan->weight_before = weight;
+  plan->weight = all_weights;
+}
+
+// Counts ids and their weights by coarse ranks.
+__global__ void __launch_bounds__(kSampleThreads)
+    count_kernel(skv_sample_args args, SampleWork work) {
+  __shared__ CountShared shared;
+  begin_kernel();
+  SamplePlan *plan = work.plans + blockIdx.y;
+  if (plan->draws == 0 || plan->filters == 0) return;
+  const SampleRow row(args);
+  const ScaledLogits scaled = {row, plan->max, row.option(kTemperature)};
+  shared.weights.clear();
+  for (uint32_t i = threadIdx.x; i < kBuckets; i += kSampleThreads) {
+    shared.counts[i] = 0;
+  }
+  __syncthreads();
+  const bool weighs = row.has_top_p();
+  for_each_id(row, work, [&](uint32_t id) {
+    const float l = scaled(id);
+    const uint32_t bucket = rank_of(l) >> kBucketShift;
+    atomicAdd(shared.counts + bucket, 1);
+    if (weighs) shared.weights.add(bucket, weight_of(l));
+  });
+  __syncthreads();
+  const size_t first = static_cast<size_t>(blockIdx.y) * kBuckets;
+  for (uint32_t i = threadIdx.x; i < kBuckets; i += kSampleThreads) {
+    if (shared.counts[i] == 0) continue;
+    atomicAdd(work.counts + first + i, shared.counts[i]);
+    if (!weighs) continue;
+    atomicAdd(reinterpret_cast<unsigned long long *>(work.weights + first + i),
+              static_cast<unsigned long long>(shared.weights.get(i)));
+  }
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) shared.is_last = is_last_block(work);
+  __syncthreads();
+  if (!shared.is_last) return;
+  __threadfence();
+  narrow(row, work, plan, shared);
+}
+
+// Blocks of a row are at most the threads of one.
+constexpr uint32_t kMostBlocks = kSampleThreads;
+
+struct DrawShared {
+  RankScratch ranks;
+  BlockScratch prefix;
+  unsigned long long slices[kMostBlocks];
+  uint32_t first_listed;
+  uint32_t slice;
+  uint64_t left;
+  bool is_last;
+};
+
+// The last rank that takes part. Called by the whole block; \`for_each(use)\`
+// calls \`use(rank, weight)\` for this thread's share of the listed ids.
+template <class ForEach>
+__device__ inline uint32_t last_rank(const SampleRow &row,
+                                     const SamplePlan &plan,
+                                     RankScratch &shared, ForEach for_each) {
+  if (plan.begin == plan.end) return static_cast<uint32_t>(plan.begin - 1);
+  // Highest bits that all listed ranks share.
+  const uint32_t low = static_cast<uint32_t>(plan.begin);
+  const uint32_t high = static_cast<uint32_t>(plan.end - 1);
+  const uint32_t mask = (low ^ high) >> 24 == 0 ? 0xff000000u : 0;
+  uint32_t last = 0xffffffffu;
+  if (row.has_top_k()) {
+    last = find_rank(row.options[kTopK] - plan.count_before, low & mask, mask,
+                     shared, [&](auto use) {
+                       for_each([&](uint32_t rank, uint64_t) { use(rank, 1); });
+                     });
+  }
+  if (row.has_top_p()) {
+    uint64_t mass = plan.weight;
+    if (row.has_top_k()) {
+      uint64_t mine = 0, listed;
+      for_each([&](uint32_t rank, uint64_t weight) {
+        if (rank <= last) mine += weight;
+      });
+      sum_before(mine, listed, shared.sums);
+      mass = plan.weight_before + listed;
+    }
+    const uint64_t wanted = wanted_of(row, mass);
+    last = find_rank(wanted - plan.weight_before, low & mask, mask, shared,
+                     [&](auto use) {
+                       for_each([&](uint32_t rank, uint64_t weight) {
+                         if (rank <= last) use(rank, weight);
+                       });
+                     });
+  }
+  return min(last, row.least_rank());
+}
+
+// Draws. Called by the last block of a row.
+__device__ inline void draw(const skv_sample_args &args, const SampleRow &row,
+                            const ScaledLogits &scaled, const SampleWork &work,
+                            const SamplePlan &plan, DrawShared &shared) {
+  const uint32_t *list =
+      work.list + static_cast<size_t>(blockIdx.y) * kMostListed;
+  const uint32_t listed = __ldcg(work.listed + blockIdx.y);
+  const bool fits = listed <= kMostListed;
+  const uint32_t count = fits ? listed : row.vocabulary;
+  const auto for_each_listed = [&](auto use) {
+    for (uint32_t i = threadIdx.x; i < count; i += kSampleThreads) {
+      const uint32_t id = fits ? __ldcg(list + i) : i;
       const float l = scaled(id);
       const uint32_t rank = rank_of(l);
-      if ((rank & mask) != prefix) continue;
-      const uint64_t w = weight(l, rank);
-      if (w != 0) shared.histogram.add(rank >> shift & 255, w);
+      if (rank < plan.begin || rank >= plan.end) continue;
+      use(id, rank, weight_of(l));
     }
-    __syncthreads();
-    if (warp_id() == 0) {
-      // Eight buckets per lane.
-      uint64_t mine = 0;
-      for (uint32_t i = 0; i < 8; i++) {
-        mine += shared.histogram.get(8 * lane_id() + i);
-      }
-      uint64_t running = mine;
-#pragma unroll
-      for (int offset = 1; offset < 32; offset *= 2) {
-        const uint64_t other = __shfl_up_sync(
-            kAllLanes, static_cast<unsigned long long>(running), offset);
-        if (lane_id() >= static_cast<uint32_t>(offset)) running += other;
-      }
-      uint64_t before = running - mine;
-      if (before < wanted && wanted <= running) {
-        uint32_t digit = 8 * lane_id();
-        while (before + shared.histogram.get(digit) < wanted) {
-          before += shared.histogram.get(digit++);
-        }
-        shared.digit = digit;
-        shared.before = before;
-      }
-    }
-    __syncthreads();
-    prefix |= shared.digit << shift;
-    mask |= 255u << shift;
-    wanted -= shared.before;
-  }
-  return prefix;
-}
-
-// Draws an id among those of rank up to \`last\`, in the order of ids. Where none
-// has a weight, because logits are not numbers, it is \`fallback\`.
-template <class Scaled>
-__device__ inline uint32_t draw(uint32_t vocabulary, uint32_t last,
-                                uint32_t random_bits, uint32_t fallback,
-                                Shared &shared, Scaled scaled) {
-  if (threadIdx.x == 0) shared.chosen = fallback;
-  const auto weight = [&](uint32_t id) -> uint64_t {
-    if (id >= vocabulary) return 0;
-    const float l = scaled(id);
-    return rank_of(l) <= last ? weight_of(l) : 0;
   };
-  // Each warp owns a run of ids.
-  const uint32_t run = (vocabulary + kWarps - 1) / kWarps;
-  const uint32_t begin = warp_id() * run;
-  const uint32_t end = min(vocabulary, begin + run);
-  uint64_t mine = 0;
-  for (uint32_t id = begin + lane_id(); id < end; id += 32) {
-    mine += weight(id);
+  const uint32_t last = last_rank(row, plan, shared.ranks, [&](auto use) {
+    for_each_listed(
+        [&](uint32_t, uint32_t rank, uint64_t weight) { use(rank, weight); });
+  });
+  // Sums of the ids of each block, now that it is known who takes part.
+  const size_t first = static_cast<size_t>(blockIdx.y) * work.blocks;
+  if (threadIdx.x < kMostBlocks) {
+    shared.slices[threadIdx.x] =
+        threadIdx.x < work.blocks ? __ldcg(work.sums + first + threadIdx.x) : 0;
   }
-  const uint64_t total = block_total(mine, shared);
-  uint64_t left =
-      __umul64hi(total << 8, static_cast<uint64_t>(random_bits) << 32);
-  uint64_t before = 0;
-  for (uint32_t w = 0; w < warp_id(); w++) before += shared.sums[w];
-  if (left >= before && left < before + shared.sums[warp_id()]) {
-    left -= before;
-    for (uint32_t first = begin; first < end; first += 32) {
-      const uint32_t id = first + lane_id();
-      uint64_t running = id < end ? weight(id) : 0;
-#pragma unroll
-      for (int offset = 1; offset < 32; offset *= 2) {
-        const uint64_t other = __shfl_up_sync(
-            kAllLanes, static_cast<unsigned long long>(running), offset);
-        if (lane_id() >= static_cast<uint32_t>(offset)) running += other;
-      }
-      const uint32_t passed = __ballot_sync(kAllLanes, running > left);
-      if (passed != 0) {
-        if (lane_id() == 0) shared.chosen = first + __ffs(passed) - 1;
-        break;
-      }
-      left -=
-          __shfl_sync(kAllLanes, static_cast<unsigned long long>(running), 31);
-    }
+  if (threadIdx.x == 0) {
+    shared.slice = kMostBlocks;
+    shared.ranks.chosen = plan.best;
   }
   __syncthreads();
-  return shared.chosen;
-}
-
-// The PCG output permutation (O'Neill, 2014).
-__device__ inline uint32_t permute(uint32_t value) {
-  const uint32_t state = value * 747796405u + 2891336453u;
-  const uint32_t word = ((state >> ((state >> 28) + 4)) ^ state) * 277803737u;
-  return (word >> 22) ^ word;
-}
-
-// 24 random bits that depend on the seed and the counter alone.
-__device__ inline uint32_t random_bits(const uint32_t *state) {
-  const uint32_t seed =
-      permute(state[kStateSeedLow] + permute(state[kStateSeedHigh]));
-  return permute(state[kStateProduced] + seed) >> 8;
-}
-
-__global__ void __launch_bounds__(kThreads)
-    sample_kernel(skv_sample_args args) {
-  __shared__ Shared shared;
-  begin_kernel();
-  const bool prefill = args.step.kind == SKV_PREFILL;
-  const uint32_t end = row_end(args.step);
-  if (end == 0) return;
-  const Row row = row_of(args.step, prefill ? end - 1 : blockIdx.x);
-  if (!row.live) return;
-  const uint32_t vocabulary = args.sizes.vocabulary;
-  const uint32_t *options = args.sampling + row.sequence * kSamplingWords;
-  const auto option = [&](uint32_t word) {
-    return __uint_as_float(options[word]);
-  };
-  const size_t words = (vocabulary + 31) / 32;
-  const Logits logits = {
-      args.logits +
-          (prefill ? 0 : static_cast<size_t>(blockIdx.x)) * vocabulary,
-      args.seen + row.sequence * words, option(kRepetitionPenalty)};
-
-  // What the end of the kernel writes is read by all threads before they meet.
+  for_each_listed([&](uint32_t id, uint32_t rank, uint64_t weight) {
+    if (rank > last) return;
+    atomicAdd(shared.slices + id / work.slice,
+              static_cast<unsigned long long>(weight));
+  });
+  __syncthreads();
   uint32_t *state = args.step.state + row.sequence * kStateWords;
-  const uint32_t produced = state[kStateProduced];
-  const uint32_t bits = random_bits(state);
-  const size_t ring =
-      static_cast<size_t>(row.sequence) * args.ring + produced % args.ring;
-  const uint32_t forced = args.forced[ring];
-
-  // The most likely id, ties to the lowest, and the softmax sum of all.
-  SoftmaxState all = init_softmax();
-  uint64_t best = kNoKey;
-  for (uint32_t id = threadIdx.x; id < vocabulary; id += kThreads) {
-    add_softmax(all, logits.raw[id]);
-    best = min(best, order_key(-logits(id), id));
-  }
-  all = warp_softmax(all);
-  best = warp_min(best);
-  if (lane_id() == 0) {
-    shared.states[warp_id()] = all;
-    shared.best[warp_id()] = best;
+  const Output output(args, row);
+  uint64_t total;
+  const uint64_t own = shared.slices[threadIdx.x];
+  const uint64_t before = sum_before(own, total, shared.ranks.sums);
+  const uint64_t left =
+      __umul64hi(total << 8, static_cast<uint64_t>(random_bits(state)) << 32);
+  if (left >= before && left < before + own) {
+    shared.slice = threadIdx.x;
+    shared.left = left - before;
   }
   __syncthreads();
-  all = init_softmax();
-  for (uint32_t w = 0; w < kWarps; w++) {
-    all = merge_softmax(all, shared.states[w]);
-    best = min(best, shared.best[w]);
+  // Where none has a weight, because logits are not numbers, it is the best.
+  uint32_t id = plan.best;
+  if (shared.slice != kMostBlocks) {
+    const uint32_t begin = shared.slice * work.slice;
+    id = find_id(begin, min(row.vocabulary, begin + work.slice), shared.left,
+                 shared.ranks, [&](uint32_t at) -> uint64_t {
+                   const float l = scaled(at);
+                   return rank_of(l) <= last ? weight_of(l) : 0;
+                 });
   }
-  uint32_t id = min(static_cast<uint32_t>(best), vocabulary - 1);
-
-  const float temperature = option(kTemperature);
-  if (forced < vocabulary) {
-    id = forced;
-  } else if (temperature != 0.0f) {
-    const float max = logits(id);
-    const auto scaled = [&](uint32_t i) {
-      return (logits(i) - max) / temperature;
-    };
-    uint32_t last = 0xffffffffu;
-    const uint32_t top_k = options[kTopK];
-    if (top_k > 0 && top_k < vocabulary) {
-      last = find_rank(vocabulary, top_k, shared, scaled,
-                       [](float, uint32_t) { return 1ull; });
-    }
-    if (option(kTopP) < 1.0f) {
-      uint64_t mine = 0;
-      for (uint32_t i = threadIdx.x; i < vocabulary; i += kThreads) {
-        const float l = scaled(i);
-        if (rank_of(l) <= last) mine += weight_of(l);
-      }
-      const double mass = static_cast<double>(block_total(mine, shared));
-      const uint64_t wanted = static_cast<uint64_t>(ceil(option(kTopP) * mass));
-      const uint32_t kept = last;
-      last = find_rank(vocabulary, wanted == 0 ? 1 : wanted, shared, scaled,
-                       [=](float l, uint32_t rank) {
-                         return rank <= kept ? weight_of(l) : 0ull;
-                       });
-    }
-    if (option(kMinP) > 0.0f) {
-      last = min(last, rank_of(logf(option(kMinP))));
-    }
-    id = draw(vocabulary, last, bits, id, shared, scaled);
-  }
-
   if (threadIdx.x != 0) return;
-  args.next_tokens[row.sequence] = id;
-  uint32_t *entry = args.output + ring * 2;
-  entry[0] = id;
-  entry[1] = __float_as_uint(logits.raw[id] - log_sum(all));
-  bool finished = produced + 1 >= state[kStateLimit];
-  for (uint32_t i = 0; i < options[kStopCount]; i++) {
-    finished = finished || options[kStopIds + i] == id;
+  finish_row(args, row, output, id, row.raw[id] - plan.log_sum);
+}
+
+// Sums the ids that take part for certain, and lists those that may.
+__global__ void __launch_bounds__(kSampleThreads)
+    draw_kernel(skv_sample_args args, SampleWork work) {
+  __shared__ DrawShared shared;
+  begin_kernel();
+  const SamplePlan plan = work.plans[blockIdx.y];
+  if (plan.draws == 0) return;
+  const SampleRow row(args);
+  const ScaledLogits scaled = {row, plan.max, row.option(kTemperature)};
+  uint64_t mine = 0, sum;
+  uint32_t may = 0, listed;
+  for_each_id(row, work, [&](uint32_t id) {
+    const float l = scaled(id);
+    const uint32_t rank = rank_of(l);
+    if (rank < plan.begin) {
+      mine += weight_of(l);
+    } else if (rank < plan.end) {
+      may++;
+    }
+  });
+  sum_before(mine, sum, shared.ranks.sums);
+  uint32_t at = block_prefix(may, listed, shared.prefix);
+  if (listed > 0) {
+    if (threadIdx.x == 0) {
+      shared.first_listed = atomicAdd(work.listed + blockIdx.y, listed);
+    }
+    __syncthreads();
+    at += shared.first_listed;
+    uint32_t *list = work.list + static_cast<size_t>(blockIdx.y) * kMostListed;
+    for_each_id(row, work, [&](uint32_t id) {
+      const uint32_t rank = rank_of(scaled(id));
+      if (rank < plan.begin || rank >= plan.end) return;
+      if (at < kMostListed) list[at] = id;
+      at++;
+    });
   }
-  state[kStatePosition] = row.position + 1;
-  state[kStateProduced] = produced + 1;
-  if (finished) state[kStateFinished] = 1;
+  if (threadIdx.x == 0) {
+    work.sums[static_cast<size_t>(blockIdx.y) * work.blocks + blockIdx.x] = sum;
+  }
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) shared.is_last = is_last_block(work);
+  __syncthreads();
+  if (!shared.is_last) return;
+  __threadfence();
+  draw(args, row, scaled, work, plan, shared);
+}
+
+// Ids that are worth a block.
+constexpr uint32_t kLeastIds = 1024;
+
+uint32_t rows_of(const skv_sample_args &args) {
+  return args.step.kind == SKV_PREFILL ? 1 : args.step.rows;
+}
+
+SampleWork take_work(const skv_sample_args &args, uint32_t multiprocessors,
+                     Scratch *scratch) {
+  const uint32_t vocabulary = args.sizes.vocabulary;
+  const size_t rows = rows_of(args);
+  SampleWork work = {};
+  const uint32_t wanted = 4 * multiprocessors / rows_of(args);
+  const uint32_t most = (vocabulary + kLeastIds - 1) / kLeastIds;
+  work.blocks = max(1u, min(min(wanted, most), kMostBlocks));
+  work.slice = (vocabulary + work.blocks - 1) / work.blocks;
+  work.plans = scratch->take<SamplePlan>(rows);
+  work.parts = scratch->take<SamplePart>(rows * work.blocks);
+  work.counts = scratch->take<uint32_t>(rows * kBuckets);
+  work.weights = scratch->take<uint64_t>(rows * kBuckets);
+  work.sums = scratch->take<uint64_t>(rows * work.blocks);
+  work.listed = scratch->take<uint32_t>(rows);
+  work.list = scratch->take<uint32_t>(rows * kMostListed);
+  return work;
 }
 
 }  // namespace
 
-Needs sample_needs(const skv_sample_args &, uint32_t) { return {}; }
+Needs sample_needs(const skv_sample_args &args, uint32_t multiprocessors) {
+  Scratch scratch(nullptr);
+  take_work(args, multiprocessors, &scratch);
+  Needs needs;
+  needs.scratch = scratch.taken(nullptr);
+  needs.tickets = rows_of(args);
+  return needs;
+}
 
 cudaError_t launch_sample(const skv_sample_args &args, const Launch &launch) {
-  const uint32_t blocks = args.step.kind == SKV_PREFILL ? 1 : args.step.rows;
-  return launch_kernel(launch, sample_kernel, blocks, kThreads, 0, args);
+  Scratch scratch(launch.scratch);
+  SampleWork work = take_work(args, launch.multiprocessors, &scratch);
+  work.tickets = launch.tickets;
+  const dim3 grid(work.blocks, rows_of(args));
+  cudaError_t status =
+      launch_kernel(launch, survey_kernel, grid, kSampleThreads, 0, args, work);
+  if (status != cudaSuccess) return status;
+  status =
+      launch_kernel(launch, count_kernel, grid, kSampleThreads, 0, args, work);
+  if (status != cudaSuccess) return status;
+  return launch_kernel(launch, draw_kernel, grid, kSampleThreads, 0, args,
+                       work);
 }
 `,
   "steadykv.h": `/**

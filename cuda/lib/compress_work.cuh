@@ -7,6 +7,7 @@
 #include "scores.cuh"
 #include "slots.cuh"
 #include "step.cuh"
+#include "value_spread.cuh"
 
 // Threads of the blocks that work on a whole head.
 constexpr uint32_t kCompressThreads = 512;
@@ -27,6 +28,8 @@ enum Counter {
   kCandidates = 2,
   kMembers = 3,
   kPairs = 4,
+  // How far the values of the head scatter before anything is merged; a float.
+  kSpread = 5,
   kCounters = 8
 };
 
@@ -53,6 +56,8 @@ struct HeadWork {
   uint32_t *nearest;
   // Where queries are expected.
   Expectation expected;
+  // Where the cheapest pairs are merged: see lib/value_spread.cuh.
+  float *spreads;
   // (kCounters)
   uint32_t *counters;
 };
@@ -65,6 +70,8 @@ struct CompressWork {
   uint32_t parts;
   // Query heads of a group whose queries are expected.
   uint32_t expected_heads;
+  // Floats by which the scatter of the values of a head is found.
+  uint32_t spread_words;
 
   // Bytes of one head's lists.
   size_t bytes() const {
@@ -73,6 +80,7 @@ struct CompressWork {
                (7 + 2 * parts + expected_heads) +
            aligned(static_cast<size_t>(most) * 8) * 2 +
            aligned(states * kMaxGroup * sizeof(float2)) +
+           aligned(static_cast<size_t>(spread_words) * 4) +
            aligned(kCounters * 4);
   }
 
@@ -106,6 +114,8 @@ struct CompressWork {
     work.expected.pitch = part_pitch();
     work.expected.logits =
         reinterpret_cast<float *>(take(expected_heads * aligned(words)));
+    work.spreads =
+        reinterpret_cast<float *>(take(static_cast<size_t>(spread_words) * 4));
     work.expected.states = reinterpret_cast<float2 *>(at);
     return work;
   }

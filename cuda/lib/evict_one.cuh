@@ -2,7 +2,7 @@
 // goes first. One block per head.
 #pragma once
 
-#include "evidence.cuh"
+#include "evict_job.cuh"
 #include "key_distance.cuh"
 #include "neighbour.cuh"
 #include "next_values.cuh"
@@ -21,49 +21,12 @@ struct EvictShared {
   uint32_t lowest[kEvictWarps];
   Neighbour neighbours[kEvictWarps];
   SelectScratch select;
-  KeyScratch keys;
-  Followers followers;
-};
-
-// One head and what was seen of it.
-struct EvictJob {
-  uint32_t row;
-  uint32_t kv_head;
-  // Index among the heads of the step.
-  uint32_t index;
-  uint32_t group;
-  uint32_t position;
-  uint32_t high;
-  uint32_t offset;
-  uint32_t *words;
-  // Whether the head holds more than its budget.
-  bool is_over;
-  // (group, max_capacity)
-  const float *logits;
-  // (group, head_dim)
-  const float *queries;
-  // (group, head_dim), where merges need it
-  const float *outputs;
-  // (max_capacity): scores that take more than a slot's own fields, or null
-  float *own_ratings;
-  // (rating_heads, max_capacity): the same of this head or of all that share
-  // them
-  const float *ratings;
-  uint32_t rating_heads;
-  // (max_capacity), where that is compared first
-  uint64_t *keys;
-  Expectation expected;
-
-  __device__ Slot slot(const skv_merge_attend_args &args, uint32_t i) const {
-    return slot_at(args.cache.slots, offset + i, args.sizes.head_dim);
-  }
-  // Whether slot `i` holds a token that may be evicted.
-  __device__ bool may_go(const skv_merge_attend_args &args,
-                         const Slot &slot) const {
-    return slot.word(kSlotTokens) != 0 &&
-           is_evictable(slot.word(kSlotPosition), args.policy,
-                        words[kHeadRecent], position);
-  }
+  // What one policy has no two of.
+  union {
+    KeyScratch keys;
+    ListScratch list;
+    Followers followers;
+  };
 };
 
 // Sums up the row's softmax at the scale of scores. The sum of the attention is
@@ -172,6 +135,36 @@ __device__ inline uint32_t lowest_of_block(uint64_t key, uint32_t slot,
   return found;
 }
 
+// The nearest over the block; each thread brings its own.
+__device__ inline Neighbour nearest_of_block(Neighbour best,
+                                             EvictShared &shared) {
+  best = nearest_of_lanes<16>(best);
+  if (lane_id() == 0) shared.neighbours[warp_id()] = best;
+  __syncthreads();
+  best = kNoNeighbour;
+  for (uint32_t w = 0; w < kEvictWarps; w++) {
+    if (shared.neighbours[w].beats(best)) best = shared.neighbours[w];
+  }
+  return best;
+}
+
+// Sets the keys of slots that may go by their scores; returns how many there
+// are. Called by the whole block, which sees all keys after the next barrier.
+__device__ inline uint32_t key_scores_of(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         EvictShared &shared) {
+  uint32_t mine = 0, evictable;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot = job.slot(args, i);
+    const bool goes = job.may_go(args, slot);
+    job.keys[i] =
+        goes ? score_key(slot_score(args, job, slot, i), slot) : kNoKey;
+    mine += goes ? 1 : 0;
+  }
+  block_prefix(mine, evictable, shared.select.block);
+  return evictable;
+}
+
 // The slot that goes first, or none. Called by the whole block.
 __device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
                                          const EvictJob &job,
@@ -180,15 +173,7 @@ __device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
   // Slots above this key stay by their scores alone.
   uint64_t limit = kNoKey;
   if (policy.count_values) {
-    uint32_t mine = 0, evictable;
-    for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
-      const Slot slot = job.slot(args, i);
-      const bool goes = job.may_go(args, slot);
-      job.keys[i] =
-          goes ? score_key(slot_score(args, job, slot, i), slot) : kNoKey;
-      mine += goes ? 1 : 0;
-    }
-    block_prefix(mine, evictable, shared.select.block);
+    const uint32_t evictable = key_scores_of(args, job, shared);
     if (evictable == 0) return ~0u;
     limit = kth_smallest(job.keys, job.high,
                          evictable - first_stage(policy, evictable - 1),

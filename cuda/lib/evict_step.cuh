@@ -1,54 +1,8 @@
 // The policy's work after a decode step, kernel by kernel.
 #pragma once
 
-#include "merge_one.cuh"
-
-// What is known of a head; nothing where its row is not live.
-__device__ inline bool turn_to_head(const skv_merge_attend_args &args,
-                                    const Evidence &evidence, uint32_t row,
-                                    uint32_t kv_head, EvictJob &job) {
-  const uint32_t index = row * args.sizes.kv_heads + kv_head;
-  const uint4 seen = evidence.rows[index];
-  if (seen.w == 0) return false;
-  const size_t capacity = args.cache.max_capacity;
-  const size_t group = args.sizes.heads / args.sizes.kv_heads;
-  const size_t first_query = index * group * args.sizes.head_dim;
-  job.index = index;
-  job.kv_head = kv_head;
-  job.row = row;
-  job.group = static_cast<uint32_t>(group);
-  job.position = seen.x;
-  job.high = seen.w;
-  job.words = head_words(args.cache, args.sizes, row, kv_head);
-  job.offset = job.words[kHeadOffset];
-  job.is_over = seen.y > job.words[kHeadBudget];
-  job.logits = evidence.logits + index * group * capacity;
-  job.queries = evidence.queries + first_query;
-  job.outputs = evidence.outputs + first_query;
-  job.keys = evidence.keys + index * capacity;
-  job.own_ratings = nullptr;
-  job.ratings = nullptr;
-  job.rating_heads = 1;
-  if (evidence.ratings != nullptr) {
-    job.own_ratings = evidence.ratings + index * capacity;
-    job.ratings = job.own_ratings;
-  }
-  if (args.policy.layer_scope) {
-    job.ratings -= kv_head * capacity;
-    job.rating_heads = args.sizes.kv_heads;
-  }
-  const size_t parts = expect_parts(args.cache.max_capacity);
-  job.expected = {evidence.expected_logits + index * group * capacity,
-                  evidence.expected_states + index * parts * kMaxGroup,
-                  args.cache.max_capacity};
-  return true;
-}
-
-// Whether anybody looks at the scores of a head.
-__device__ inline bool needs_ratings(const skv_merge_attend_args &args,
-                                     const EvictJob &job) {
-  return job.is_over || args.policy.layer_scope;
-}
+#include "pair_step.cuh"
+#include "segment_step.cuh"
 
 // Leaves what is expected of the slots of a head.
 template <bool ALIGNED>
@@ -89,8 +43,14 @@ __global__ void __launch_bounds__(kEvictThreads)
   if (observes) {
     observe_slots(args, job, shared);
     if (needs_ratings(args, job)) rate_slots(args, job, shared);
+    if (args.policy.merge == SKV_MERGE_PAIR)
+      list_pairs(args, job, evidence.pairs, shared);
+    if (args.policy.merge == SKV_MERGE_SEGMENTS)
+      choose_light(args, job, shared);
   }
   if (!chooses || !job.is_over) return;
+  const bool links = args.policy.merge == SKV_MERGE_SEGMENTS;
+  if (links && close_link(args, job, shared)) return;
   const uint32_t victim = choose_victim(args, job, shared);
   if (victim != ~0u) evict<ALIGNED>(args, job, victim, shared);
 }
@@ -107,13 +67,29 @@ inline cudaError_t launch_policy(const skv_merge_attend_args &args,
     status = launch_kernel(side, expect_kernel<ALIGNED>, parts, kExpectThreads,
                            0, args, evidence);
   }
+  const skv_policy &policy = args.policy;
+  if (status == cudaSuccess && args.policy.merge == SKV_MERGE_PAIR) {
+    const dim3 parts(spread_parts(args.cache.max_capacity), grid.x, grid.y);
+    status = launch_kernel(side, spread_kernel<ALIGNED>, parts, kSpreadThreads,
+                           0, args, evidence);
+  }
   const auto evict = [&](bool observes, bool chooses) {
     return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
                          args, evidence, observes, chooses);
   };
   if (status != cudaSuccess) return status;
+  if (policy.merge == SKV_MERGE_PAIR) {
+    status = evict(true, false);
+    return status == cudaSuccess ? launch_pairs(args, evidence, side) : status;
+  }
+  const bool links = policy.merge == SKV_MERGE_SEGMENTS;
   // Where the heads of a layer choose together, all are scored first.
-  if (!args.policy.layer_scope) return evict(true, true);
+  if (!policy.layer_scope && !links) return evict(true, true);
   status = evict(true, false);
+  if (status == cudaSuccess && links) {
+    const dim3 parts(link_parts(args.cache.max_capacity), grid.x, grid.y);
+    status = launch_kernel(side, link_kernel<ALIGNED>, parts, kLinkThreads, 0,
+                           args, evidence);
+  }
   return status == cudaSuccess ? evict(false, true) : status;
 }

@@ -74,14 +74,7 @@ __device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
     if (candidate.position < args.policy.sinks) continue;
     if (candidate.beats(best)) best = candidate;
   }
-  best = nearest_of_lanes<16>(best);
-  if (lane_id() == 0) shared.neighbours[warp_id()] = best;
-  __syncthreads();
-  best = kNoNeighbour;
-  for (uint32_t w = 0; w < kEvictWarps; w++) {
-    if (shared.neighbours[w].beats(best)) best = shared.neighbours[w];
-  }
-  return best;
+  return nearest_of_block(best, shared);
 }
 
 // Attention weight of slot `i` for query head `g`.

@@ -4,12 +4,6 @@
 #include "blend_slots.cuh"
 #include "merge_pairs.cuh"
 
-// Whether victims are merged into the most similar slot that is kept, or into
-// the cheapest.
-__host__ __device__ inline bool merges_victims(const skv_policy &policy) {
-  return policy.merge == SKV_MERGE_VOTES || policy.merge == SKV_MERGE_COSINE;
-}
-
 // Moves the threshold of the head and takes their targets from those victims
 // that are not similar enough: `mates` and `similarities` by victim. Called by
 // the whole block.

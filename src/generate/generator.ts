@@ -81,9 +81,10 @@ export class Generator implements AsyncDisposable {
     folder: string | URL,
     options: LoadOptions = {},
   ): Promise<Generator> {
-    const policy = options.cache ?? keepKV({ budget: { ratio: 0.25 } });
-    validatePolicy(policy);
+    const { cache = keepKV({ budget: { ratio: 0.25 } }) } = options;
     using model = await openModelFolder(folder);
+    const policy = typeof cache === "function" ? cache(model) : cache;
+    validatePolicy(policy);
     const { config } = model;
     const { backend: wanted = "auto" } = options;
     const ownsBackend = typeof wanted === "string";

@@ -4,9 +4,18 @@
  * @module
  */
 import type { Backend, BackendName } from "../backends/backend.ts";
+import type { ModelFolder } from "../model/model_folder.ts";
 import type { LoadProgress } from "../model/weights.ts";
 import type { Policy } from "../policies/parts.ts";
 import type { SamplingOptions } from "./sampling.ts";
+
+/**
+ * Makes a policy for a model: `({ headLosses: losses }) => steady({ budget:
+ * 256, losses })` spreads its budget as the model's folder says.
+ */
+export type PolicyForModel = (
+  model: Pick<ModelFolder, "config" | "headLosses">,
+) => Policy;
 
 /** Options of `Generator.load`. */
 export interface LoadOptions {
@@ -15,8 +24,11 @@ export interface LoadOptions {
    * (default `"auto"`).
    */
   readonly backend?: BackendName | "auto" | Backend;
-  /** Cache policy and budget (default: KeepKV, a quarter of the context). */
-  readonly cache?: Policy;
+  /**
+   * Cache policy and budget, or what makes them once the model's folder is
+   * read (default: KeepKV, a quarter of the context).
+   */
+  readonly cache?: Policy | PolicyForModel;
   /** Told how far loading is. */
   readonly onProgress?: (progress: LoadProgress) => void;
   /** Stops loading with the signal's reason; everything is freed. */

@@ -598,10 +598,15 @@ __device__ inline uint2 block_counts(const AttendShared<DIM> &shared) {
 template <int DIM>
 __device__ inline SoftmaxState block_state(const AttendShared<DIM> &shared,
                                            uint32_t g) {
-  SoftmaxState state = shared.states[0][g];
+  SoftmaxState state = init_softmax();
 #pragma unroll
-  for (uint32_t w = 1; w < kAttendWarps; w++) {
-    state = merge_softmax(state, shared.states[w][g]);
+  for (uint32_t w = 0; w < kAttendWarps; w++) {
+    state.max = fmaxf(state.max, shared.states[w][g].max);
+  }
+#pragma unroll
+  for (uint32_t w = 0; w < kAttendWarps; w++) {
+    const SoftmaxState other = shared.states[w][g];
+    state.sum += other.sum * __expf(other.max - finite(state.max));
   }
   return state;
 }
@@ -613,7 +618,7 @@ __device__ inline float4 block_values(const AttendShared<DIM> &shared,
   float4 sum = {};
 #pragma unroll
   for (uint32_t w = 0; w < kAttendWarps; w++) {
-    const float scale = softmax_scale(shared.states[w][g].max, max);
+    const float scale = __expf(shared.states[w][g].max - finite(max));
     const float4 x = *reinterpret_cast<const float4 *>(shared.values[w][g] + d);
     sum.x += x.x * scale, sum.y += x.y * scale;
     sum.z += x.z * scale, sum.w += x.w * scale;
@@ -624,6 +629,7 @@ __device__ inline float4 block_values(const AttendShared<DIM> &shared,
 // Calls \`use(g, d)\` for every four dimensions of the block's heads.
 template <int DIM, class Use>
 __device__ inline void for_each_four(const HeadJob &job, Use use) {
+#pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.heads * (DIM / 4);
        i += kAttendThreads) {
     use(i / (DIM / 4), i % (DIM / 4) * 4);
@@ -715,6 +721,7 @@ __device__ inline uint2 combine(const skv_merge_attend_args &args,
   load(threadIdx.x / (DIM / 4), threadIdx.x % (DIM / 4) * 4, 0, ahead);
   uint2 counts = {0, kNoSlot};
   if (warp_id() == 0) {
+#pragma unroll 1
     for (uint32_t s = lane_id(); s < splits; s += 32) {
       const uint2 other = __ldcg(parts.counts + first + s);
       counts.x += other.x;
@@ -723,6 +730,7 @@ __device__ inline uint2 combine(const skv_merge_attend_args &args,
     counts.x = __reduce_add_sync(kAllLanes, counts.x);
     counts.y = __reduce_min_sync(kAllLanes, counts.y);
   }
+#pragma unroll 1
   for (uint32_t g = warp_id(); g < job.heads; g += kAttendWarps) {
     SoftmaxState states[kMaxSplits / 32];
     float max = -INFINITY;
@@ -740,20 +748,21 @@ __device__ inline uint2 combine(const skv_merge_attend_args &args,
     float sum = 0.0f;
 #pragma unroll
     for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
-      sum += states[k].sum * softmax_scale(states[k].max, max);
+      sum += states[k].sum * __expf(states[k].max - finite(max));
     }
     sum = warp_sum(sum);
 #pragma unroll
     for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
       const uint32_t s = lane_id() + 32 * k;
       if (s >= splits) continue;
-      shared.factors[s][g] = softmax_scale(states[k].max, max) / sum;
+      shared.factors[s][g] = __expf(states[k].max - finite(max)) / sum;
     }
     if (lane_id() == 0) shared.log_sums[g] = log_sum({max, sum});
   }
   __syncthreads();
   for_each_four<DIM>(job, [&](uint32_t g, uint32_t d) {
     float4 sum = {};
+#pragma unroll 1
     for (uint32_t begin = 0; begin < splits; begin += kPartsAhead) {
       const bool is_here = begin == 0 && g * (DIM / 4) + d / 4 == threadIdx.x;
       if (!is_here) load(g, d, begin, ahead);
@@ -815,6 +824,7 @@ __device__ inline void keep_queries(const skv_merge_attend_args &args,
       args.queries + query_row(args, job, 0) * args.sizes.head_dim;
   const size_t own =
       static_cast<size_t>(job.index) * job.group + job.first_head;
+#pragma unroll 1
   for (uint32_t i = threadIdx.x; i < count; i += kAttendThreads) {
     evidence.queries[own * args.sizes.head_dim + i] = __ldcg(from + i);
   }
@@ -1023,44 +1033,32 @@ struct WarpAttention {
     }
   }
 
-  // Starts to copy tile i of the share, but for slot \`missing\`.
+  // Starts to copy \`LINES\` slots from \`slot\` on to lines of a tile, but for
+  // slot \`missing\`. A lane has the same columns of every line that it copies.
+  template <uint32_t LINES>
   __device__ static void fetch(const skv_merge_attend_args &args,
-                               const HeadJob &job, const Share &share,
-                               uint32_t i, uint32_t missing, skv_half *tile) {
-    constexpr uint32_t kChunks = DIM / 8;
+                               const HeadJob &job, uint32_t slot, uint32_t end,
+                               uint32_t missing, skv_half *tile) {
+    constexpr uint32_t kChunks = DIM / 8, kLines = 32 / kChunks;
     const uint32_t head_dim = args.sizes.head_dim;
-    const uint32_t first = share.first_slot(i);
+    const uint32_t line = lane_id() / kChunks;
+    const uint32_t column = lane_id() % kChunks * 8;
+    const size_t row = static_cast<size_t>(job.offset + slot + line) * head_dim;
+    const skv_half *key = args.cache.slots.keys + row;
+    const skv_half *value = args.cache.slots.values + row;
+    skv_half *to = tile + line * kLinePitch<DIM> + column;
+    slot += line;
 #pragma unroll
-    for (uint32_t c = 0; c < kWarpSlots * kChunks / 32; c++) {
-      const uint32_t at = lane_id() + 32 * c;
-      const uint32_t line = at / kChunks, column = at % kChunks * 8;
-      const uint32_t slot = first + line;
-      const bool wanted = slot < share.end;
-      if (slot == missing) continue;
-      const size_t row =
-          static_cast<size_t>(job.offset + (wanted ? slot : share.begin)) *
-          head_dim;
-      skv_half *to = tile + line * kLinePitch<DIM> + column;
-      copy_chunk(to, args.cache.slots.keys + row, column, head_dim, wanted);
-      copy_chunk(to + kWarpSlots * kLinePitch<DIM>,
-                 args.cache.slots.values + row, column, head_dim, wanted);
-    }
-  }
-
-  // Starts to copy slot \`slot\` alone.
-  __device__ static void fetch_slot(const skv_merge_attend_args &args,
-                                    const HeadJob &job, uint32_t slot,
-                                    uint32_t line, skv_half *tile) {
-    constexpr uint32_t kChunks = DIM / 8;
-    const uint32_t head_dim = args.sizes.head_dim;
-    const size_t row = static_cast<size_t>(job.offset + slot) * head_dim;
-    for (uint32_t at = lane_id(); at < 2 * kChunks; at += 32) {
-      const uint32_t column = at % kChunks * 8;
-      const bool is_key = at < kChunks;
-      const skv_slots &slots = args.cache.slots;
-      copy_chunk(
-          tile + (is_key ? line : kWarpSlots + line) * kLinePitch<DIM> + column,
-          (is_key ? slots.keys : slots.values) + row, column, head_dim, true);
+    for (uint32_t c = 0; c < (LINES + kLines - 1) / kLines; c++) {
+      if (slot != missing && (LINES >= kLines || line < LINES)) {
+        copy_chunk(to, key, column, head_dim, slot < end);
+        copy_chunk(to + kWarpSlots * kLinePitch<DIM>, value, column, head_dim,
+                   slot < end);
+      }
+      to += kLines * kLinePitch<DIM>;
+      key += kLines * head_dim;
+      value += kLines * head_dim;
+      slot += kLines;
     }
   }
 
@@ -1122,9 +1120,9 @@ struct WarpAttention {
     top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
     top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
     const float max = fmaxf(state.max, top - kHeadroom);
-    const float keep = softmax_scale(state.max, max);
+    const float keep = __expf(state.max - finite(max));
 #pragma unroll
-    for (int k = 0; k < 4; k++) x[k] = softmax_scale(x[k], max);
+    for (int k = 0; k < 4; k++) x[k] = __expf(x[k] - finite(max));
     state.sum = state.sum * keep + ((x[0] + x[1]) + (x[2] + x[3]));
     state.max = max;
     const SplitPair a = split_pair(x[0], x[1]), b = split_pair(x[2], x[3]);
@@ -1184,24 +1182,27 @@ struct WarpAttention {
     constexpr uint32_t kAhead = kStages<DIM>;
     float bias[4];
     // All but the newest slot is as the step before left it.
-#pragma unroll
+#pragma unroll 1
     for (uint32_t i = 0; i < kAhead; i++) {
       if (share.has(i)) {
-        fetch(args, job, share, i, job.newest, tiles + i * kTileHalves<DIM>);
+        fetch<kWarpSlots>(args, job, share.first_slot(i), share.end, job.newest,
+                          tiles + i * kTileHalves<DIM>);
       }
       commit_copies();
     }
     load_biases(args, job, share, 0, bias);
     wait_for_previous();
-#pragma unroll
-    for (uint32_t i = 0; i < kAhead; i++) {
-      const uint32_t line = job.newest - share.first_slot(i);
-      if (share.has(i) && line < kWarpSlots && job.newest < share.end) {
-        fetch_slot(args, job, job.newest, line, tiles + i * kTileHalves<DIM>);
-      }
+    const uint32_t tile = (job.newest - share.begin) / kWarpSlots;
+    const uint32_t at = tile / kAttendWarps;
+    if (job.newest >= share.begin && job.newest < share.end &&
+        tile % kAttendWarps == warp_id() && at < kAhead) {
+      fetch<1>(args, job, job.newest, share.end, kNoSlot,
+               tiles + at * kTileHalves<DIM> +
+                   (job.newest - share.begin) % kWarpSlots * kLinePitch<DIM>);
     }
     commit_copies();
     queries.load(query_of_lane(args, job, args.queries), args.sizes.head_dim);
+#pragma unroll 1
     for (uint32_t i = 0; share.has(i); i++) {
       // The newest slot may be in any of the first tiles.
       if (i == 0) {
@@ -1216,7 +1217,8 @@ struct WarpAttention {
       add(args, job, share, i, tile, bias, logits);
       __syncwarp();
       if (share.has(i + kAhead)) {
-        fetch(args, job, share, i + kAhead, kNoSlot, tile);
+        fetch<kWarpSlots>(args, job, share.first_slot(i + kAhead), share.end,
+                          kNoSlot, tile);
       }
       commit_copies();
 #pragma unroll
@@ -1846,7 +1848,7 @@ __global__ void __launch_bounds__(kExpectThreads)
 // Takes over what attention found of the head and observes the row; evicts; or
 // both in one go where no other head has a say.
 template <bool ALIGNED>
-__global__ void __launch_bounds__(kEvictThreads)
+__global__ void __launch_bounds__(kEvictThreads, 2)
     evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
                  bool chooses) {
   __shared__ EvictShared shared;
@@ -2463,11 +2465,6 @@ __device__ inline uint4 load_weights(const skv_half *address) {
       : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
       : "l"(address));
   return v;
-}
-
-// Asks for what is at an address, which may be anything.
-__device__ inline void prefetch(const skv_half *address) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
 // c += a · b for tiles of 16 x 16 and 16 x 8 halves. Lane 4 g + t holds
@@ -5363,15 +5360,25 @@ __device__ inline void observe_row(Scores &scores, const skv_policy &policy,
                                    uint32_t group, uint32_t position,
                                    Logit logit, LogSum log_sum, Bias bias) {
   const bool raw = policy.raw_scale != 0;
+  // All are read before any is used: they may come from far.
+  float logits[kMaxGroup];
+#pragma unroll
+  for (uint32_t g = 0; g < kMaxGroup; g++) {
+    logits[g] = g < group ? logit(g) : 0.0f;
+  }
   float max = -INFINITY;
-  for (uint32_t g = 0; g < group; g++) {
-    max = fmaxf(max, raw ? logit(g) : logit(g) - log_sum(g));
+#pragma unroll
+  for (uint32_t g = 0; g < kMaxGroup; g++) {
+    if (g >= group) continue;
+    max = fmaxf(max, raw ? logits[g] : logits[g] - log_sum(g));
   }
   float sum = 0.0f;
   float weight = 0.0f;
-  for (uint32_t g = 0; g < group; g++) {
-    const float share = logit(g) - log_sum(g);
-    sum += expf((raw ? logit(g) : share) - max);
+#pragma unroll
+  for (uint32_t g = 0; g < kMaxGroup; g++) {
+    if (g >= group) continue;
+    const float share = logits[g] - log_sum(g);
+    sum += expf((raw ? logits[g] : share) - max);
     weight += expf(share + bias(g));
   }
   const float count = static_cast<float>(group);
@@ -6438,6 +6445,9 @@ __device__ inline SoftmaxState init_softmax() { return {-INFINITY, 0.0f}; }
 __device__ inline float softmax_scale(float from, float to) {
   return from == -INFINITY ? 0.0f : __expf(from - to);
 }
+
+// The same for many that have one reference: exp(from - finite(to)).
+__device__ inline float finite(float to) { return to == -INFINITY ? 0.0f : to; }
 
 // What is not a number makes the sum that, too.
 __device__ inline void add_softmax(SoftmaxState &state, float logit) {

@@ -100,10 +100,15 @@ __device__ inline uint2 block_counts(const AttendShared<DIM> &shared) {
 template <int DIM>
 __device__ inline SoftmaxState block_state(const AttendShared<DIM> &shared,
                                            uint32_t g) {
-  SoftmaxState state = shared.states[0][g];
+  SoftmaxState state = init_softmax();
 #pragma unroll
-  for (uint32_t w = 1; w < kAttendWarps; w++) {
-    state = merge_softmax(state, shared.states[w][g]);
+  for (uint32_t w = 0; w < kAttendWarps; w++) {
+    state.max = fmaxf(state.max, shared.states[w][g].max);
+  }
+#pragma unroll
+  for (uint32_t w = 0; w < kAttendWarps; w++) {
+    const SoftmaxState other = shared.states[w][g];
+    state.sum += other.sum * __expf(other.max - finite(state.max));
   }
   return state;
 }
@@ -115,7 +120,7 @@ __device__ inline float4 block_values(const AttendShared<DIM> &shared,
   float4 sum = {};
 #pragma unroll
   for (uint32_t w = 0; w < kAttendWarps; w++) {
-    const float scale = softmax_scale(shared.states[w][g].max, max);
+    const float scale = __expf(shared.states[w][g].max - finite(max));
     const float4 x = *reinterpret_cast<const float4 *>(shared.values[w][g] + d);
     sum.x += x.x * scale, sum.y += x.y * scale;
     sum.z += x.z * scale, sum.w += x.w * scale;
@@ -126,6 +131,7 @@ __device__ inline float4 block_values(const AttendShared<DIM> &shared,
 // Calls `use(g, d)` for every four dimensions of the block's heads.
 template <int DIM, class Use>
 __device__ inline void for_each_four(const HeadJob &job, Use use) {
+#pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.heads * (DIM / 4);
        i += kAttendThreads) {
     use(i / (DIM / 4), i % (DIM / 4) * 4);
@@ -217,6 +223,7 @@ __device__ inline uint2 combine(const skv_merge_attend_args &args,
   load(threadIdx.x / (DIM / 4), threadIdx.x % (DIM / 4) * 4, 0, ahead);
   uint2 counts = {0, kNoSlot};
   if (warp_id() == 0) {
+#pragma unroll 1
     for (uint32_t s = lane_id(); s < splits; s += 32) {
       const uint2 other = __ldcg(parts.counts + first + s);
       counts.x += other.x;
@@ -225,6 +232,7 @@ __device__ inline uint2 combine(const skv_merge_attend_args &args,
     counts.x = __reduce_add_sync(kAllLanes, counts.x);
     counts.y = __reduce_min_sync(kAllLanes, counts.y);
   }
+#pragma unroll 1
   for (uint32_t g = warp_id(); g < job.heads; g += kAttendWarps) {
     SoftmaxState states[kMaxSplits / 32];
     float max = -INFINITY;
@@ -242,20 +250,21 @@ __device__ inline uint2 combine(const skv_merge_attend_args &args,
     float sum = 0.0f;
 #pragma unroll
     for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
-      sum += states[k].sum * softmax_scale(states[k].max, max);
+      sum += states[k].sum * __expf(states[k].max - finite(max));
     }
     sum = warp_sum(sum);
 #pragma unroll
     for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
       const uint32_t s = lane_id() + 32 * k;
       if (s >= splits) continue;
-      shared.factors[s][g] = softmax_scale(states[k].max, max) / sum;
+      shared.factors[s][g] = __expf(states[k].max - finite(max)) / sum;
     }
     if (lane_id() == 0) shared.log_sums[g] = log_sum({max, sum});
   }
   __syncthreads();
   for_each_four<DIM>(job, [&](uint32_t g, uint32_t d) {
     float4 sum = {};
+#pragma unroll 1
     for (uint32_t begin = 0; begin < splits; begin += kPartsAhead) {
       const bool is_here = begin == 0 && g * (DIM / 4) + d / 4 == threadIdx.x;
       if (!is_here) load(g, d, begin, ahead);
@@ -317,6 +326,7 @@ __device__ inline void keep_queries(const skv_merge_attend_args &args,
       args.queries + query_row(args, job, 0) * args.sizes.head_dim;
   const size_t own =
       static_cast<size_t>(job.index) * job.group + job.first_head;
+#pragma unroll 1
   for (uint32_t i = threadIdx.x; i < count; i += kAttendThreads) {
     evidence.queries[own * args.sizes.head_dim + i] = __ldcg(from + i);
   }

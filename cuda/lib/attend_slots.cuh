@@ -201,44 +201,32 @@ struct WarpAttention {
     }
   }
 
-  // Starts to copy tile i of the share, but for slot `missing`.
+  // Starts to copy `LINES` slots from `slot` on to lines of a tile, but for
+  // slot `missing`. A lane has the same columns of every line that it copies.
+  template <uint32_t LINES>
   __device__ static void fetch(const skv_merge_attend_args &args,
-                               const HeadJob &job, const Share &share,
-                               uint32_t i, uint32_t missing, skv_half *tile) {
-    constexpr uint32_t kChunks = DIM / 8;
+                               const HeadJob &job, uint32_t slot, uint32_t end,
+                               uint32_t missing, skv_half *tile) {
+    constexpr uint32_t kChunks = DIM / 8, kLines = 32 / kChunks;
     const uint32_t head_dim = args.sizes.head_dim;
-    const uint32_t first = share.first_slot(i);
+    const uint32_t line = lane_id() / kChunks;
+    const uint32_t column = lane_id() % kChunks * 8;
+    const size_t row = static_cast<size_t>(job.offset + slot + line) * head_dim;
+    const skv_half *key = args.cache.slots.keys + row;
+    const skv_half *value = args.cache.slots.values + row;
+    skv_half *to = tile + line * kLinePitch<DIM> + column;
+    slot += line;
 #pragma unroll
-    for (uint32_t c = 0; c < kWarpSlots * kChunks / 32; c++) {
-      const uint32_t at = lane_id() + 32 * c;
-      const uint32_t line = at / kChunks, column = at % kChunks * 8;
-      const uint32_t slot = first + line;
-      const bool wanted = slot < share.end;
-      if (slot == missing) continue;
-      const size_t row =
-          static_cast<size_t>(job.offset + (wanted ? slot : share.begin)) *
-          head_dim;
-      skv_half *to = tile + line * kLinePitch<DIM> + column;
-      copy_chunk(to, args.cache.slots.keys + row, column, head_dim, wanted);
-      copy_chunk(to + kWarpSlots * kLinePitch<DIM>,
-                 args.cache.slots.values + row, column, head_dim, wanted);
-    }
-  }
-
-  // Starts to copy slot `slot` alone.
-  __device__ static void fetch_slot(const skv_merge_attend_args &args,
-                                    const HeadJob &job, uint32_t slot,
-                                    uint32_t line, skv_half *tile) {
-    constexpr uint32_t kChunks = DIM / 8;
-    const uint32_t head_dim = args.sizes.head_dim;
-    const size_t row = static_cast<size_t>(job.offset + slot) * head_dim;
-    for (uint32_t at = lane_id(); at < 2 * kChunks; at += 32) {
-      const uint32_t column = at % kChunks * 8;
-      const bool is_key = at < kChunks;
-      const skv_slots &slots = args.cache.slots;
-      copy_chunk(
-          tile + (is_key ? line : kWarpSlots + line) * kLinePitch<DIM> + column,
-          (is_key ? slots.keys : slots.values) + row, column, head_dim, true);
+    for (uint32_t c = 0; c < (LINES + kLines - 1) / kLines; c++) {
+      if (slot != missing && (LINES >= kLines || line < LINES)) {
+        copy_chunk(to, key, column, head_dim, slot < end);
+        copy_chunk(to + kWarpSlots * kLinePitch<DIM>, value, column, head_dim,
+                   slot < end);
+      }
+      to += kLines * kLinePitch<DIM>;
+      key += kLines * head_dim;
+      value += kLines * head_dim;
+      slot += kLines;
     }
   }
 
@@ -300,9 +288,9 @@ struct WarpAttention {
     top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
     top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
     const float max = fmaxf(state.max, top - kHeadroom);
-    const float keep = softmax_scale(state.max, max);
+    const float keep = __expf(state.max - finite(max));
 #pragma unroll
-    for (int k = 0; k < 4; k++) x[k] = softmax_scale(x[k], max);
+    for (int k = 0; k < 4; k++) x[k] = __expf(x[k] - finite(max));
     state.sum = state.sum * keep + ((x[0] + x[1]) + (x[2] + x[3]));
     state.max = max;
     const SplitPair a = split_pair(x[0], x[1]), b = split_pair(x[2], x[3]);
@@ -362,24 +350,27 @@ struct WarpAttention {
     constexpr uint32_t kAhead = kStages<DIM>;
     float bias[4];
     // All but the newest slot is as the step before left it.
-#pragma unroll
+#pragma unroll 1
     for (uint32_t i = 0; i < kAhead; i++) {
       if (share.has(i)) {
-        fetch(args, job, share, i, job.newest, tiles + i * kTileHalves<DIM>);
+        fetch<kWarpSlots>(args, job, share.first_slot(i), share.end, job.newest,
+                          tiles + i * kTileHalves<DIM>);
       }
       commit_copies();
     }
     load_biases(args, job, share, 0, bias);
     wait_for_previous();
-#pragma unroll
-    for (uint32_t i = 0; i < kAhead; i++) {
-      const uint32_t line = job.newest - share.first_slot(i);
-      if (share.has(i) && line < kWarpSlots && job.newest < share.end) {
-        fetch_slot(args, job, job.newest, line, tiles + i * kTileHalves<DIM>);
-      }
+    const uint32_t tile = (job.newest - share.begin) / kWarpSlots;
+    const uint32_t at = tile / kAttendWarps;
+    if (job.newest >= share.begin && job.newest < share.end &&
+        tile % kAttendWarps == warp_id() && at < kAhead) {
+      fetch<1>(args, job, job.newest, share.end, kNoSlot,
+               tiles + at * kTileHalves<DIM> +
+                   (job.newest - share.begin) % kWarpSlots * kLinePitch<DIM>);
     }
     commit_copies();
     queries.load(query_of_lane(args, job, args.queries), args.sizes.head_dim);
+#pragma unroll 1
     for (uint32_t i = 0; share.has(i); i++) {
       // The newest slot may be in any of the first tiles.
       if (i == 0) {
@@ -394,7 +385,8 @@ struct WarpAttention {
       add(args, job, share, i, tile, bias, logits);
       __syncwarp();
       if (share.has(i + kAhead)) {
-        fetch(args, job, share, i + kAhead, kNoSlot, tile);
+        fetch<kWarpSlots>(args, job, share.first_slot(i + kAhead), share.end,
+                          kNoSlot, tile);
       }
       commit_copies();
 #pragma unroll

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kExpectThreads)
 // Takes over what attention found of the head and observes the row; evicts; or
 // both in one go where no other head has a say.
 template <bool ALIGNED>
-__global__ void __launch_bounds__(kEvictThreads)
+__global__ void __launch_bounds__(kEvictThreads, 2)
     evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
                  bool chooses) {
   __shared__ EvictShared shared;

@@ -54,15 +54,25 @@ __device__ inline void observe_row(Scores &scores, const skv_policy &policy,
                                    uint32_t group, uint32_t position,
                                    Logit logit, LogSum log_sum, Bias bias) {
   const bool raw = policy.raw_scale != 0;
+  // All are read before any is used: they may come from far.
+  float logits[kMaxGroup];
+#pragma unroll
+  for (uint32_t g = 0; g < kMaxGroup; g++) {
+    logits[g] = g < group ? logit(g) : 0.0f;
+  }
   float max = -INFINITY;
-  for (uint32_t g = 0; g < group; g++) {
-    max = fmaxf(max, raw ? logit(g) : logit(g) - log_sum(g));
+#pragma unroll
+  for (uint32_t g = 0; g < kMaxGroup; g++) {
+    if (g >= group) continue;
+    max = fmaxf(max, raw ? logits[g] : logits[g] - log_sum(g));
   }
   float sum = 0.0f;
   float weight = 0.0f;
-  for (uint32_t g = 0; g < group; g++) {
-    const float share = logit(g) - log_sum(g);
-    sum += expf((raw ? logit(g) : share) - max);
+#pragma unroll
+  for (uint32_t g = 0; g < kMaxGroup; g++) {
+    if (g >= group) continue;
+    const float share = logits[g] - log_sum(g);
+    sum += expf((raw ? logits[g] : share) - max);
     weight += expf(share + bias(g));
   }
   const float count = static_cast<float>(group);

@@ -23,6 +23,7 @@
 export * from "./src/errors.ts";
 export { Generator } from "./src/generate/generator.ts";
 export type {
+  BatchToken,
   ChatOptions,
   GeneratedToken,
   GenerateOptions,

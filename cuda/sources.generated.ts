@@ -18,13 +18,14 @@ export const cudaSources: Readonly<Record<string, string>> = {
 // over the budget is dropped. Adaptive heads first get their budgets.
 //
 // Searching reads every key once per 64 of the others, and every value where
-// pairs are priced; the rest is one block per head that reads side fields and
-// writes what it changes. In order: list_items, [allocate_heads, list_items],
-// norms or spread, [search, pair] once per round with list_items between them,
-// or the kernels of lib/merge_segments.cuh, choose, search or right_neighbours,
-// settle; policies that only drop skip the searches. Where scores are not the
-// slots' own they are rated before each step that compares them: see
-// lib/ratings.cuh.
+// pairs are priced; victims are merged by many blocks; the rest is one block
+// per head that reads side fields and writes what it changes. In order:
+// list_items, [allocate_heads, list_items], norms or spread, [search, pair]
+// once per round with list_items between them, or the kernels of
+// lib/merge_segments.cuh, choose, then search, find_targets and merge_victims
+// or right_neighbours, settle; policies that only drop skip the searches. Where
+// scores are not the slots' own they are rated before each step that compares
+// them: see lib/ratings.cuh.
 #include "lib/allocate_heads.cuh"
 #include "lib/choose_victims.cuh"
 #include "lib/merge_runs.cuh"
@@ -133,7 +134,8 @@ __device__ inline void copy_slot(const Slot &from, const Slot &to,
   }
 }
 
-// Merges or drops victims, and moves the staged rows that are left.
+// Drops victims, or merges them where other slots take only their values, and
+// moves the staged rows that are left.
 __global__ void __launch_bounds__(kCompressThreads)
     settle_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
@@ -150,8 +152,10 @@ __global__ void __launch_bounds__(kCompressThreads)
       merge_runs(args, head, work, victims);
     } else if (args.policy.merge == SKV_MERGE_NEXT_VALUES) {
       pass_values(args, head, work, victims, followers, scratch);
+    } else if (merges_victims(args.policy)) {
+      add_divergences(head, work, victims, scratch);
     } else {
-      merge_victims(args, head, all_work, work, victims, scratch);
+      find_targets(args, head, all_work, work, victims, scratch);
     }
     __syncthreads();
     for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
@@ -275,7 +279,10 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     status = rate();
   }
   if (status == cudaSuccess) status = per_head(choose_kernel);
-  if (status == cudaSuccess && searches) status = search(false);
+  if (status == cudaSuccess && searches) {
+    status = search(false);
+    if (status == cudaSuccess) status = launch_merges(args, work, launch);
+  }
   if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
     status = launch_right_neighbours(args, work, launch);
   }
@@ -1587,7 +1594,10 @@ __device__ inline bool turn_to_head(const skv_merge_attend_args &args,
                                     const Evidence &evidence, uint32_t row,
                                     uint32_t kv_head, EvictJob &job) {
   const uint32_t index = row * args.sizes.kv_heads + kv_head;
+  // All that is read is on its way before any of it is looked at.
+  uint32_t *words = head_words(args.cache, args.sizes, row, kv_head);
   const uint4 seen = evidence.rows[index];
+  const uint32_t offset = words[kHeadOffset], budget = words[kHeadBudget];
   if (seen.w == 0) return false;
   const size_t capacity = args.cache.max_capacity;
   const size_t group = args.sizes.heads / args.sizes.kv_heads;
@@ -1598,9 +1608,9 @@ __device__ inline bool turn_to_head(const skv_merge_attend_args &args,
   job.group = static_cast<uint32_t>(group);
   job.position = seen.x;
   job.high = seen.w;
-  job.words = head_words(args.cache, args.sizes, row, kv_head);
-  job.offset = job.words[kHeadOffset];
-  job.is_over = seen.y > job.words[kHeadBudget];
+  job.words = words;
+  job.offset = offset;
+  job.is_over = seen.y > budget;
   job.logits = evidence.logits + index * group * capacity;
   job.queries = evidence.queries + first_query;
   job.outputs = evidence.outputs + first_query;
@@ -1656,11 +1666,15 @@ struct EvictShared {
   SelectScratch select;
   // What one policy has no two of.
   union {
-    KeyScratch keys;
     ListScratch list;
     Followers followers;
   };
 };
+
+// Bytes of shared memory beside that, which few policies need.
+inline size_t evict_bytes(const skv_policy &policy) {
+  return policy.score == SKV_SCORE_KEY_DISTANCE ? sizeof(KeyScratch) : 0;
+}
 
 // Sums up the row's softmax at the scale of scores. The sum of the attention is
 // at least its largest term, so nothing overflows. Called by the whole block.
@@ -1668,11 +1682,13 @@ __device__ inline void sum_gained(const skv_merge_attend_args &args,
                                   const EvictJob &job, float gain,
                                   EvictShared &shared) {
   const uint32_t lanes = args.cache.lanes;
+#pragma unroll 1
   for (uint32_t g = 0; g < job.group; g++) {
     const float *logits =
         job.logits + static_cast<size_t>(g) * args.cache.max_capacity;
     const float log_sum = shared.log_sums[g];
     float sum = 0.0f;
+#pragma unroll 1
     for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
       const Slot slot = job.slot(args, i);
       if (slot.word(kSlotTokens) == 0) continue;
@@ -1684,9 +1700,25 @@ __device__ inline void sum_gained(const skv_merge_attend_args &args,
   __syncthreads();
 }
 
-// Adds this step to the scores of all slots. Called by the whole block.
-__device__ inline void observe_slots(const skv_merge_attend_args &args,
-                                     const EvictJob &job, EvictShared &shared) {
+// A slot and what eviction sorts it by.
+struct Candidate {
+  uint64_t key;
+  uint32_t slot;
+};
+
+constexpr Candidate kNoCandidate = {kNoKey, ~0u};
+
+// Whether a slot's own fields say which goes first.
+__device__ inline bool own_fields_decide(const skv_merge_attend_args &args,
+                                         const EvictJob &job) {
+  return job.ratings == nullptr && !args.policy.count_values;
+}
+
+// Adds this step to the scores of all slots. Where their own fields decide,
+// returns the one of this thread that goes first. Called by the whole block.
+__device__ inline Candidate observe_slots(const skv_merge_attend_args &args,
+                                          const EvictJob &job,
+                                          EvictShared &shared) {
   const skv_policy &policy = args.policy;
   const uint32_t lanes = args.cache.lanes;
   const uint32_t capacity = args.cache.max_capacity;
@@ -1694,11 +1726,17 @@ __device__ inline void observe_slots(const skv_merge_attend_args &args,
   const bool gains = policy.observe && policy.score == SKV_SCORE_STEP_GAIN;
   if (gains) sum_gained(args, job, gain, shared);
   const float *log_sums = gains ? shared.score_sums : shared.log_sums;
+  const bool ranks = job.is_over && own_fields_decide(args, job);
+  const uint32_t recent = job.words[kHeadRecent];
+  Candidate first = kNoCandidate;
+#pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
     const Slot slot = job.slot(args, i);
-    if (slot.word(kSlotTokens) == 0) continue;
+    const uint32_t tokens = slot.word(kSlotTokens);
+    const uint32_t position = slot.word(kSlotPosition);
+    Scores scores = load_scores(slot);
+    if (tokens == 0) continue;
     if (policy.observe) {
-      Scores scores = load_scores(slot);
       observe_row(
           scores, policy, job.group, job.position,
           [&](uint32_t g) {
@@ -1709,9 +1747,16 @@ __device__ inline void observe_slots(const skv_merge_attend_args &args,
       store_scores(slot, scores);
     }
     if (job.own_ratings != nullptr && !takes_all_keys(policy)) {
-      job.own_ratings[i] = own_score(slot, policy, lanes);
+      job.own_ratings[i] = own_score(scores, slot, policy, lanes);
     }
+    if (!ranks || !is_evictable(position, policy, recent, job.position)) {
+      continue;
+    }
+    const float score = own_score(scores, slot, policy, lanes);
+    const uint64_t key = order_key(score, position);
+    if (key < first.key) first = {key, i};
   }
+  return first;
 }
 
 // What the policy's score says of slot \`i\`: where heads share their scores,
@@ -1723,6 +1768,7 @@ __device__ inline float slot_score(const skv_merge_attend_args &args,
     return own_score(slot, args.policy, args.cache.lanes);
   }
   float sum = no_scores(args.policy);
+#pragma unroll 1
   for (uint32_t h = 0; h < job.rating_heads; h++) {
     const size_t at = static_cast<size_t>(h) * args.cache.max_capacity + i;
     sum = add_score(sum, job.ratings[at], args.policy);
@@ -1736,7 +1782,8 @@ __device__ inline void rate_slots(const skv_merge_attend_args &args,
   static_assert(kEvictWarps == kKeyWarps, "as many warps as rate keys");
   const auto slot_of = [&](uint32_t i) { return job.slot(args, i); };
   if (args.policy.score == SKV_SCORE_KEY_DISTANCE) {
-    rate_by_key(job.high, args.sizes.head_dim, job.own_ratings, shared.keys,
+    rate_by_key(job.high, args.sizes.head_dim, job.own_ratings,
+                *reinterpret_cast<KeyScratch *>(dynamic_shared_memory()),
                 slot_of);
   } else if (args.policy.score == SKV_SCORE_EXPECTED) {
     rate_by_expectation(
@@ -1760,6 +1807,7 @@ __device__ inline uint32_t lowest_of_block(uint64_t key, uint32_t slot,
   __syncthreads();
   uint64_t best = kNoKey;
   uint32_t found = ~0u;
+#pragma unroll 1
   for (uint32_t w = 0; w < kEvictWarps; w++) {
     if (shared.lowest_keys[w] >= best) continue;
     best = shared.lowest_keys[w];
@@ -1775,6 +1823,7 @@ __device__ inline Neighbour nearest_of_block(Neighbour best,
   if (lane_id() == 0) shared.neighbours[warp_id()] = best;
   __syncthreads();
   best = kNoNeighbour;
+#pragma unroll 1
   for (uint32_t w = 0; w < kEvictWarps; w++) {
     if (shared.neighbours[w].beats(best)) best = shared.neighbours[w];
   }
@@ -1787,6 +1836,7 @@ __device__ inline uint32_t key_scores_of(const skv_merge_attend_args &args,
                                          const EvictJob &job,
                                          EvictShared &shared) {
   uint32_t mine = 0, evictable;
+#pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
     const Slot slot = job.slot(args, i);
     const bool goes = job.may_go(args, slot);
@@ -1812,16 +1862,16 @@ __device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
                          evictable - first_stage(policy, evictable - 1),
                          shared.select);
   }
-  uint64_t best = kNoKey;
-  uint32_t victim = ~0u;
+  Candidate first = kNoCandidate;
+#pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
     const Slot slot = job.slot(args, i);
     if (!job.may_go(args, slot)) continue;
     if (policy.count_values && job.keys[i] > limit) continue;
     const uint64_t key = rank_key(slot_score(args, job, slot, i), slot, policy);
-    if (key < best) best = key, victim = i;
+    if (key < first.key) first = {key, i};
   }
-  return lowest_of_block(best, victim, shared);
+  return lowest_of_block(first.key, first.slot, shared);
 }
 `,
   "lib/evict_step.cuh": `// The policy's work after a decode step, kernel by kernel.
@@ -1847,7 +1897,10 @@ __global__ void __launch_bounds__(kExpectThreads)
 
 // Takes over what attention found of the head and observes the row; evicts; or
 // both in one go where no other head has a say.
-template <bool ALIGNED>
+//
+// A kernel has the code of one kind of merge: half a multiprocessor is left to
+// the products beside it, and there is less code on the way.
+template <uint32_t MERGE, bool ALIGNED, bool QUERIES>
 __global__ void __launch_bounds__(kEvictThreads, 2)
     evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
                  bool chooses) {
@@ -1860,25 +1913,62 @@ __global__ void __launch_bounds__(kEvictThreads, 2)
     job.words[kHeadNext] = seen.z;
     job.words[kHeadHigh] = seen.w;
   }
-  if (args.policy.merge == SKV_MERGE_NEVER) return;
-  if (threadIdx.x < job.group) {
-    shared.log_sums[threadIdx.x] =
-        evidence.log_sums[job.index * kMaxGroup + threadIdx.x];
+  if constexpr (MERGE != SKV_MERGE_NEVER) {
+    if (threadIdx.x < job.group) {
+      shared.log_sums[threadIdx.x] =
+          evidence.log_sums[job.index * kMaxGroup + threadIdx.x];
+    }
+    __syncthreads();
+    Candidate first = kNoCandidate;
+    if (observes) {
+      first = observe_slots(args, job, shared);
+      if (needs_ratings(args, job)) rate_slots(args, job, shared);
+      if constexpr (MERGE == SKV_MERGE_PAIR) {
+        list_pairs(args, job, evidence.pairs, shared);
+      }
+      if constexpr (MERGE == SKV_MERGE_SEGMENTS) {
+        choose_light(args, job, shared);
+      }
+    }
+    if constexpr (MERGE != SKV_MERGE_PAIR) {
+      if (!chooses || !job.is_over) return;
+      if constexpr (MERGE == SKV_MERGE_SEGMENTS) {
+        if (close_link(args, job, shared)) return;
+      }
+      const uint32_t victim =
+          observes && own_fields_decide(args, job)
+              ? lowest_of_block(first.key, first.slot, shared)
+              : choose_victim(args, job, shared);
+      if (victim == ~0u) return;
+      evict<MERGE, ALIGNED, QUERIES>(args, job, victim, shared);
+    }
   }
-  __syncthreads();
-  if (observes) {
-    observe_slots(args, job, shared);
-    if (needs_ratings(args, job)) rate_slots(args, job, shared);
-    if (args.policy.merge == SKV_MERGE_PAIR)
-      list_pairs(args, job, evidence.pairs, shared);
-    if (args.policy.merge == SKV_MERGE_SEGMENTS)
-      choose_light(args, job, shared);
+}
+
+using EvictKernel = void (*)(skv_merge_attend_args, Evidence, bool, bool);
+
+template <bool ALIGNED>
+inline EvictKernel evict_kernel_of(const skv_merge_attend_args &args) {
+  switch (args.policy.merge) {
+    case SKV_MERGE_NEVER:
+      return evict_kernel<SKV_MERGE_NEVER, false, false>;
+    case SKV_MERGE_VOTES:
+      return takes_queries(args)
+                 ? evict_kernel<SKV_MERGE_VOTES, ALIGNED, true>
+                 : evict_kernel<SKV_MERGE_VOTES, ALIGNED, false>;
+    case SKV_MERGE_RIGHT_NEIGHBOUR:
+      return evict_kernel<SKV_MERGE_RIGHT_NEIGHBOUR, false, false>;
+    case SKV_MERGE_PAIR:
+      return evict_kernel<SKV_MERGE_PAIR, false, false>;
+    case SKV_MERGE_COSINE:
+      return evict_kernel<SKV_MERGE_COSINE, ALIGNED, false>;
+    case SKV_MERGE_NEXT_VALUES:
+      return evict_kernel<SKV_MERGE_NEXT_VALUES, false, false>;
+    case SKV_MERGE_SEGMENTS:
+      return evict_kernel<SKV_MERGE_SEGMENTS, false, false>;
+    default:
+      return evict_kernel<SKV_MERGE_DROP, false, false>;
   }
-  if (!chooses || !job.is_over) return;
-  const bool links = args.policy.merge == SKV_MERGE_SEGMENTS;
-  if (links && close_link(args, job, shared)) return;
-  const uint32_t victim = choose_victim(args, job, shared);
-  if (victim != ~0u) evict<ALIGNED>(args, job, victim, shared);
 }
 
 template <bool ALIGNED>
@@ -1899,9 +1989,13 @@ inline cudaError_t launch_policy(const skv_merge_attend_args &args,
     status = launch_kernel(side, spread_kernel<ALIGNED>, parts, kSpreadThreads,
                            0, args, evidence);
   }
+  // One thread takes over what attention found; nobody else has work where
+  // nothing is ever evicted.
+  const uint32_t threads = policy.merge == SKV_MERGE_NEVER ? 32 : kEvictThreads;
   const auto evict = [&](bool observes, bool chooses) {
-    return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
-                         args, evidence, observes, chooses);
+    return launch_kernel(side, evict_kernel_of<ALIGNED>(args), grid, threads,
+                         evict_bytes(policy), args, evidence, observes,
+                         chooses);
   };
   if (status != cudaSuccess) return status;
   if (policy.merge == SKV_MERGE_PAIR) {
@@ -2010,6 +2104,14 @@ inline PairWork take_pairs(const skv_merge_attend_args &args,
   return pairs;
 }
 
+// Whether merges look at the queries of the row.
+inline bool takes_queries(const skv_merge_attend_args &args) {
+  const skv_policy &policy = args.policy;
+  const bool votes =
+      policy.merge == SKV_MERGE_VOTES || policy.merge == SKV_MERGE_PAIR;
+  return votes && (policy.key == SKV_KEY_MIN_NORM || args.cache.lanes > 1);
+}
+
 // Takes it from the memory of the call; returns how much that is.
 inline size_t take_evidence(const skv_merge_attend_args &args,
                             uint32_t multiprocessors, char *memory,
@@ -2026,11 +2128,7 @@ inline size_t take_evidence(const skv_merge_attend_args &args,
   if (policy.merge == SKV_MERGE_NEVER) return scratch.taken(memory);
   evidence->log_sums = scratch.take<float>(heads * kMaxGroup);
   if (policy.observe) evidence->logits = scratch.take<float>(group * slots);
-  const bool votes =
-      policy.merge == SKV_MERGE_VOTES || policy.merge == SKV_MERGE_PAIR;
-  if (votes && (policy.key == SKV_KEY_MIN_NORM || args.cache.lanes > 1)) {
-    evidence->queries = scratch.take<float>(vectors);
-  }
+  if (takes_queries(args)) evidence->queries = scratch.take<float>(vectors);
   if (policy.exact_values) evidence->outputs = scratch.take<float>(vectors);
   if (policy.layer_scope || takes_all_keys(policy)) {
     evidence->ratings = scratch.take<float>(slots);
@@ -2686,6 +2784,7 @@ __device__ inline uint32_t find_right(const skv_merge_attend_args &args,
   const uint32_t position = job.slot(args, victim).word(kSlotPosition);
   uint64_t best = kNoKey;
   uint32_t nearest = ~0u;
+#pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
     const Slot slot = job.slot(args, i);
     const uint32_t other = slot.word(kSlotPosition);
@@ -2722,6 +2821,8 @@ __device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
        first += 8 * kEvictWarps) {
     const uint32_t i = first + lane_id() / 4;
     const Slot slot = job.slot(args, min(i, job.high - 1));
+    const uint32_t tokens = slot.word(kSlotTokens);
+    const uint32_t position = slot.word(kSlotPosition);
     float dot = 0.0f, square = 0.0f;
 #pragma unroll 4
     for (uint32_t d = 8 * t; d < head_dim; d += 32) {
@@ -2740,11 +2841,11 @@ __device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
     dot += __shfl_xor_sync(kAllLanes, dot, 2);
     square += __shfl_xor_sync(kAllLanes, square, 1);
     square += __shfl_xor_sync(kAllLanes, square, 2);
-    if (i >= job.high || i == victim || slot.word(kSlotTokens) == 0) continue;
+    if (i >= job.high || i == victim || tokens == 0) continue;
+    if (position < args.policy.sinks) continue;
     const float norms = sqrtf(own_square) * sqrtf(square);
-    const Neighbour candidate = {norms == 0.0f ? 0.0f : dot / norms,
-                                 slot.word(kSlotPosition), i};
-    if (candidate.position < args.policy.sinks) continue;
+    const Neighbour candidate = {norms == 0.0f ? 0.0f : dot / norms, position,
+                                 i};
     if (candidate.beats(best)) best = candidate;
   }
   return nearest_of_block(best, shared);
@@ -2809,13 +2910,14 @@ __device__ inline void merge_value(const skv_merge_attend_args &args,
 
 // Merges two slots so that the one that stays has the mass of both. Called by
 // one warp.
+template <bool QUERIES>
 __device__ inline Merged merge_two(const skv_merge_attend_args &args,
                                    const EvictJob &job, uint32_t stays,
                                    uint32_t goes) {
   const Slot kept = job.slot(args, stays), gone = job.slot(args, goes);
   const MergeContext context = {job.queries, job.group, args.sizes.head_dim,
                                 args.cache.lanes};
-  return merge_slots(
+  return merge_slots<QUERIES>(
       2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
       args.policy);
 }
@@ -2842,62 +2944,51 @@ __device__ inline void remove_slot(const skv_merge_attend_args &args,
 
 // Merges the victim where the policy says, or drops it. Called by the whole
 // block.
-template <bool ALIGNED>
+template <uint32_t MERGE, bool ALIGNED, bool QUERIES>
 __device__ inline void evict(const skv_merge_attend_args &args,
                              const EvictJob &job, uint32_t victim,
                              EvictShared &shared) {
   const skv_policy &policy = args.policy;
   uint32_t target = ~0u;
   bool is_merged = false;
-  switch (policy.merge) {
-    case SKV_MERGE_VOTES: {
-      const Neighbour nearest =
-          find_nearest<ALIGNED>(args, job, victim, shared);
-      if (nearest.similarity > policy.threshold) target = nearest.item;
-      break;
-    }
-    case SKV_MERGE_COSINE: {
-      const float past = __uint_as_float(job.words[kHeadThreshold]);
-      const Neighbour nearest =
-          find_nearest<ALIGNED>(args, job, victim, shared);
-      if (!nearest.exists()) break;
+  if constexpr (MERGE == SKV_MERGE_VOTES) {
+    const Neighbour nearest = find_nearest<ALIGNED>(args, job, victim, shared);
+    if (nearest.similarity > policy.threshold) target = nearest.item;
+  } else if constexpr (MERGE == SKV_MERGE_COSINE) {
+    const float past = __uint_as_float(job.words[kHeadThreshold]);
+    const Neighbour nearest = find_nearest<ALIGNED>(args, job, victim, shared);
+    if (nearest.exists()) {
       const float threshold = next_threshold(policy, past, nearest.similarity);
       if (threadIdx.x == 0) {
         job.words[kHeadThreshold] = __float_as_uint(threshold);
       }
       if (nearest.similarity >= threshold) target = nearest.item;
-      break;
     }
-    case SKV_MERGE_RIGHT_NEIGHBOUR:
-      target = find_right(args, job, victim, shared);
-      break;
-    case SKV_MERGE_NEXT_VALUES: {
-      const PassedOn place = {job.slot(args, victim), args.cache.layer,
-                              job.kv_head, args.sizes.head_dim};
-      is_merged = pass_on(
-          policy, place, job.high, shared.followers, shared.select,
-          [&](uint32_t i) {
-            const Slot slot = job.slot(args, i);
-            return slot.word(kSlotTokens) == 0 ? 0 : slot.word(kSlotPosition);
-          },
-          [&](uint32_t i) { return job.slot(args, i); });
-      break;
-    }
-    default:
-      break;
+  } else if constexpr (MERGE == SKV_MERGE_RIGHT_NEIGHBOUR) {
+    target = find_right(args, job, victim, shared);
+  } else if constexpr (MERGE == SKV_MERGE_NEXT_VALUES) {
+    const PassedOn place = {job.slot(args, victim), args.cache.layer,
+                            job.kv_head, args.sizes.head_dim};
+    is_merged = pass_on(
+        policy, place, job.high, shared.followers, shared.select,
+        [&](uint32_t i) {
+          const Slot slot = job.slot(args, i);
+          return slot.word(kSlotTokens) == 0 ? 0 : slot.word(kSlotPosition);
+        },
+        [&](uint32_t i) { return job.slot(args, i); });
   }
   if (warp_id() != 0) return;
   Merged merged = {};
   if (target != ~0u) {
     is_merged = true;
-    if (policy.merge == SKV_MERGE_VOTES) {
-      merged = merge_two(args, job, target, victim);
-    } else if (policy.merge == SKV_MERGE_COSINE) {
+    if constexpr (MERGE == SKV_MERGE_VOTES) {
+      merged = merge_two<QUERIES>(args, job, target, victim);
+    } else if constexpr (MERGE == SKV_MERGE_COSINE) {
       const Slot kept = job.slot(args, target), gone = job.slot(args, victim);
       blend_slots(
           2, [&](uint32_t i) { return i == 0 ? kept : gone; },
           args.sizes.head_dim);
-    } else {
+    } else if constexpr (MERGE == SKV_MERGE_RIGHT_NEIGHBOUR) {
       merge_value(args, job, shared, victim, target);
     }
   }
@@ -3037,7 +3128,7 @@ __device__ inline void merge_pairs(const skv_chunk_args &args,
       gone = kept;
       kept = slot;
     }
-    const Merged merged = merge_slots(
+    const Merged merged = merge_slots<true>(
         2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
         args.policy);
     if (lane_id() == 0) {
@@ -3600,14 +3691,15 @@ __device__ inline void shift_key(float (&key)[kLaneDims],
   const bool mine = lane < group;
   const float *own = context.queries + (mine ? lane : 0) * head_dim;
   const double root = sqrt(static_cast<double>(head_dim));
+  // In local memory: rows are short, and kept in registers they make this the
+  // longest part of any kernel that merges.
   double row[kMaxGroup];
   double diagonal = 0.0;
-#pragma unroll
-  for (uint32_t j = 0; j < kMaxGroup; j++) {
-    row[j] = 0.0;
-    if (j >= group) continue;
+#pragma unroll 1
+  for (uint32_t j = 0; j < group; j++) {
     const float *other = context.queries + j * head_dim;
     double sum = 0.0;
+#pragma unroll 4
     for (uint32_t d = 0; d < head_dim; d++) {
       sum += static_cast<double>(own[d]) * static_cast<double>(other[d]);
     }
@@ -3623,27 +3715,24 @@ __device__ inline void shift_key(float (&key)[kLaneDims],
   mean /= group;
   if (mean == 0.0) return;
   double solution = mine ? static_cast<double>(shift) : 0.0;
-#pragma unroll
-  for (uint32_t j = 0; j < kMaxGroup; j++) {
-    if (j == lane && mine) row[j] += kRidge * mean;
-  }
-  // Gram matrices are positive definite: elimination needs no pivoting.
-#pragma unroll
-  for (uint32_t column = 0; column < kMaxGroup; column++) {
-    if (column >= group) continue;
+  if (mine) row[lane] += kRidge * mean;
+    // Gram matrices are positive definite: elimination needs no pivoting.
+#pragma unroll 1
+  for (uint32_t column = 0; column < group; column++) {
     const double pivot = __shfl_sync(kAllLanes, row[column], column);
     const double factor = lane == column ? 0.0 : row[column] / pivot;
-#pragma unroll
-    for (uint32_t j = column; j < kMaxGroup; j++) {
+#pragma unroll 1
+    for (uint32_t j = column; j < group; j++) {
       row[j] -= factor * __shfl_sync(kAllLanes, row[j], column);
     }
     solution -= factor * __shfl_sync(kAllLanes, solution, column);
     if (lane == column) {
       solution /= pivot;
-#pragma unroll
-      for (uint32_t j = column; j < kMaxGroup; j++) row[j] /= pivot;
+#pragma unroll 1
+      for (uint32_t j = column; j < group; j++) row[j] /= pivot;
     }
   }
+#pragma unroll 1
   for (uint32_t g = 0; g < group; g++) {
     const float weight =
         static_cast<float>(__shfl_sync(kAllLanes, solution, g));
@@ -3657,8 +3746,10 @@ __device__ inline void shift_key(float (&key)[kLaneDims],
 }
 
 // Merges \`count\` members into the first of them, which keeps its position. The
-// caller frees the others. \`member(i)\` returns a Slot. Called by a whole warp.
-template <class Member>
+// caller frees the others. \`member(i)\` returns a Slot. QUERIES is false where
+// merges are known not to look at the queries: with one vote lane, and any form
+// of keys but the one with the smallest change. Called by a whole warp.
+template <bool QUERIES, class Member>
 __device__ inline Merged merge_slots(uint32_t count, Member member,
                                      const MergeContext &context,
                                      const skv_policy &policy) {
@@ -3684,9 +3775,10 @@ __device__ inline Merged merge_slots(uint32_t count, Member member,
   uint32_t tokens = 0, observations = 0;
   for (uint32_t i = lane; i < count; i += 32) {
     const Slot slot = member(i);
-    score_sum += weight_of(slot) * log_score(slot, policy);
+    const float weight = weight_of(slot);
+    score_sum += weight * log_score(slot, policy);
     accumulated += slot.get(kSlotAccumulated);
-    norm_sum += weight_of(slot) * slot.get(kSlotValueNorm);
+    norm_sum += weight * slot.get(kSlotValueNorm);
     tokens += slot.word(kSlotTokens);
     observations = max(observations, slot.word(kSlotObservations));
   }
@@ -3699,23 +3791,29 @@ __device__ inline Merged merge_slots(uint32_t count, Member member,
   const float divergence = mean_score - (mass - votes);
 
   float key[kLaneDims] = {}, value[kLaneDims] = {};
-  for (uint32_t m = 0; m < count; m++) {
-    const Slot slot = member(m);
-    const float weight = weight_of(slot);
+  for (uint32_t first = 0; first < count; first += 32) {
+    const uint32_t members = min(count - first, 32u);
+    float own = 0.0f;
+    if (lane < members) own = weight_of(member(first + lane));
+    for (uint32_t m = 0; m < members; m++) {
+      const Slot slot = member(first + m);
+      const float weight = __shfl_sync(kAllLanes, own, m);
 #pragma unroll
-    for (int i = 0; i < kLaneDims; i++) {
-      const uint32_t d = lane + 32 * i;
-      if (d >= head_dim) continue;
-      key[i] += weight * to_float(slot.key[d]);
-      value[i] += weight * to_float(slot.value[d]);
+      for (int i = 0; i < kLaneDims; i++) {
+        const uint32_t d = lane + 32 * i;
+        if (d >= head_dim) continue;
+        key[i] += weight * to_float(slot.key[d]);
+        value[i] += weight * to_float(slot.value[d]);
+      }
     }
   }
 
   // Per query head, one in each lane: ln of the members' votes, and by how much
   // the mean key overstates their mass for the current query.
   float lane_votes = votes, excess = 0.0f;
-  if (lanes > 1 || policy.key == SKV_KEY_MIN_NORM) {
+  if (QUERIES && (lanes > 1 || policy.key == SKV_KEY_MIN_NORM)) {
     const float root = rsqrtf(static_cast<float>(head_dim));
+#pragma unroll 1
     for (uint32_t g = 0; g < group; g++) {
       const float *query = context.queries + g * head_dim;
       SoftmaxState exact = init_softmax(), shares = init_softmax();
@@ -3756,7 +3854,7 @@ __device__ inline Merged merge_slots(uint32_t count, Member member,
 #pragma unroll
       for (int i = 0; i < kLaneDims; i++) key[i] *= scale;
     }
-  } else if (policy.key == SKV_KEY_MIN_NORM) {
+  } else if (QUERIES && policy.key == SKV_KEY_MIN_NORM) {
     shift_key(key, context, -excess);
   }
 
@@ -3856,17 +3954,35 @@ __device__ inline void find_targets(const skv_chunk_args &args,
   __syncthreads();
 }
 
-// Merges each victim into its target, all of a target together, or drops it.
-__device__ inline void merge_victims(const skv_chunk_args &args,
-                                     const ChunkHead &head,
-                                     const CompressWork &all_work,
-                                     const HeadWork &work, uint32_t victims,
-                                     SelectScratch &scratch) {
-  find_targets(args, head, all_work, work, victims, scratch);
-  if (!merges_victims(args.policy)) return;
+// Finds the targets of a head.
+static __global__ void __launch_bounds__(kCompressThreads)
+    find_targets_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t victims = work.counters[kQueries];
+  if (victims == 0) return;
+  find_targets(args, chunk_head(args, blockIdx.x), all_work, work, victims,
+               scratch);
+}
+
+constexpr uint32_t kMergeWarps = 4;
+
+// Merges each victim into its target, all of a target together. A warp has a
+// target; merges wait for memory more than for anything else, so many blocks
+// share those of a head.
+static __global__ void __launch_bounds__(32 * kMergeWarps)
+    merge_victims_kernel(skv_chunk_args args, CompressWork all_work) {
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t victims = work.counters[kQueries];
   const MergeContext context = merge_context(args, head);
   uint32_t merged_slots = 0;
-  for (uint32_t v = warp_id(); v < victims; v += kCompressWarps) {
+  for (uint32_t v = blockIdx.y * kMergeWarps + warp_id(); v < victims;
+       v += gridDim.y * kMergeWarps) {
     const uint32_t target = work.mates[v];
     if (target == ~0u) continue;
     // The first victim of a target merges all of them.
@@ -3905,7 +4021,7 @@ __device__ inline void merge_victims(const skv_chunk_args &args,
     if (args.policy.merge == SKV_MERGE_COSINE) {
       blend_slots(count + 1, member, args.sizes.head_dim);
     } else {
-      merged = merge_slots(count + 1, member, context, args.policy);
+      merged = merge_slots<true>(count + 1, member, context, args.policy);
     }
     if (lane_id() == 0) {
       work.divergences[v] = merged.divergence;
@@ -3914,7 +4030,12 @@ __device__ inline void merge_victims(const skv_chunk_args &args,
     }
   }
   if (merged_slots > 0) atomicAdd(head.words + kHeadMerged, merged_slots);
-  __syncthreads();
+}
+
+// Adds up what the merges of a head cost. Called by the whole block.
+__device__ inline void add_divergences(const ChunkHead &head,
+                                       const HeadWork &work, uint32_t victims,
+                                       SelectScratch &scratch) {
   float divergence = 0.0f;
   for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
     divergence += work.divergences[v];
@@ -3924,6 +4045,20 @@ __device__ inline void merge_victims(const skv_chunk_args &args,
     head.words[kHeadDivergence] = __float_as_uint(
         __uint_as_float(head.words[kHeadDivergence]) + divergence);
   }
+}
+
+inline cudaError_t launch_merges(const skv_chunk_args &args,
+                                 const CompressWork &work,
+                                 const Launch &launch) {
+  const uint32_t heads = args.sizes.kv_heads;
+  const cudaError_t status = launch_kernel(launch, find_targets_kernel, heads,
+                                           kCompressThreads, 0, args, work);
+  if (status != cudaSuccess) return status;
+  const uint32_t wanted = 4 * launch.multiprocessors / heads;
+  const uint32_t most = (work.most + kMergeWarps - 1) / kMergeWarps;
+  return launch_kernel(launch, merge_victims_kernel,
+                       dim3(heads, max(1u, min(wanted, most))),
+                       32 * kMergeWarps, 0, args, work);
 }
 `,
   "lib/mma.cuh": `// Tensor core products of halves with f32 sums, and how 32-bit floats take part
@@ -4363,7 +4498,8 @@ __device__ inline void remember_partners(const skv_merge_attend_args &args,
 }
 
 // Merges the cheapest pair of a head.
-static __global__ void __launch_bounds__(kEvictThreads)
+template <bool QUERIES>
+__global__ void __launch_bounds__(kEvictThreads, 2)
     merge_pair_kernel(skv_merge_attend_args args, Evidence evidence) {
   __shared__ EvictShared shared;
   const PairWork &pairs = evidence.pairs;
@@ -4422,7 +4558,7 @@ static __global__ void __launch_bounds__(kEvictThreads)
   __syncthreads();
   if (warp_id() != 0) return;
   Merged merged = {};
-  if (stays != kNoItem) merged = merge_two(args, job, stays, goes);
+  if (stays != kNoItem) merged = merge_two<QUERIES>(args, job, stays, goes);
   __syncwarp();
   if (lane_id() == 0) remove_slot(args, job, goes, stays != kNoItem, merged);
 }
@@ -4430,16 +4566,18 @@ static __global__ void __launch_bounds__(kEvictThreads)
 inline cudaError_t launch_pairs(const skv_merge_attend_args &args,
                                 const Evidence &evidence, const Launch &side) {
   const bool remembers = args.policy.partners != 0;
-  const PairSearch search = {args.policy, args.cache.lanes, !remembers,
-                             remembers};
+  const PairSearch pairs = {args.policy, args.cache.lanes, !remembers};
   const PairSource source = {args, evidence};
-  const cudaError_t status = launch_search<true>(
-      source, search, args.sizes.head_dim, args.cache.max_capacity,
-      args.sizes.kv_heads, args.step.rows * evidence.pairs.parts, side);
+  const auto search = remembers ? launch_search<Search::kNearest, PairSource>
+                                : launch_search<Search::kCheapest, PairSource>;
+  const cudaError_t status =
+      search(source, pairs, args.sizes.head_dim, args.cache.max_capacity,
+             args.sizes.kv_heads, args.step.rows * evidence.pairs.parts, side);
   if (status != cudaSuccess) return status;
-  return launch_kernel(side, merge_pair_kernel,
-                       dim3(args.sizes.kv_heads, args.step.rows), kEvictThreads,
-                       0, args, evidence);
+  const auto merge =
+      takes_queries(args) ? merge_pair_kernel<true> : merge_pair_kernel<false>;
+  return launch_kernel(side, merge, dim3(args.sizes.kv_heads, args.step.rows),
+                       kEvictThreads, 0, args, evidence);
 }
 `,
   "lib/pass_values.cuh": `// Passing the values of victims on, one by one in the order of their ranks,
@@ -5349,6 +5487,9 @@ __device__ inline float score_gain(const skv_policy &policy, uint32_t position,
   return sqrtf(2.0f * fmaxf(0.0f, logf(ratio)));
 }
 
+// Query heads whose logits are on their way at a time.
+constexpr uint32_t kRowHeads = 4;
+
 // Adds the row at \`position\` of the text. At the scale that its scores have,
 // \`logit(g)\` are the raw logits of the slot, \`log_sum(g)\` the ln of the row's
 // softmax sums and \`bias(g)\` the vote biases.
@@ -5360,26 +5501,34 @@ __device__ inline void observe_row(Scores &scores, const skv_policy &policy,
                                    uint32_t group, uint32_t position,
                                    Logit logit, LogSum log_sum, Bias bias) {
   const bool raw = policy.raw_scale != 0;
-  // All are read before any is used: they may come from far.
-  float logits[kMaxGroup];
-#pragma unroll
-  for (uint32_t g = 0; g < kMaxGroup; g++) {
-    logits[g] = g < group ? logit(g) : 0.0f;
-  }
   float max = -INFINITY;
-#pragma unroll
-  for (uint32_t g = 0; g < kMaxGroup; g++) {
-    if (g >= group) continue;
-    max = fmaxf(max, raw ? logits[g] : logits[g] - log_sum(g));
-  }
   float sum = 0.0f;
   float weight = 0.0f;
+#pragma unroll 1
+  for (uint32_t first = 0; first < group; first += kRowHeads) {
+    // All are read before any is used: they may come from far.
+    float logits[kRowHeads], biases[kRowHeads];
 #pragma unroll
-  for (uint32_t g = 0; g < kMaxGroup; g++) {
-    if (g >= group) continue;
-    const float share = logits[g] - log_sum(g);
-    sum += expf((raw ? logits[g] : share) - max);
-    weight += expf(share + bias(g));
+    for (uint32_t k = 0; k < kRowHeads; k++) {
+      const uint32_t g = min(first + k, group - 1);
+      logits[k] = logit(g);
+      biases[k] = bias(g);
+    }
+    const float before = max;
+#pragma unroll
+    for (uint32_t k = 0; k < kRowHeads; k++) {
+      const uint32_t g = min(first + k, group - 1);
+      biases[k] += logits[k] - log_sum(g);
+      if (!raw) logits[k] -= log_sum(g);
+      max = fmaxf(max, logits[k]);
+    }
+    sum *= expf(before - max);
+#pragma unroll
+    for (uint32_t k = 0; k < kRowHeads; k++) {
+      if (first + k >= group) continue;
+      sum += expf(logits[k] - max);
+      weight += expf(biases[k]);
+    }
   }
   const float count = static_cast<float>(group);
   const float score = max + logf(sum) - logf(count);
@@ -5405,14 +5554,20 @@ __device__ inline float ema_correction(const skv_policy &policy, uint32_t n) {
 }
 
 // ln of the corrected score; 0 if no row observed the slot yet.
+__device__ inline float log_score(const Scores &scores,
+                                  const skv_policy &policy) {
+  const uint32_t n = scores.observations;
+  return n == 0 ? 0.0f : scores.ema - ema_correction(policy, n);
+}
+
 __device__ inline float log_score(const Slot &slot, const skv_policy &policy) {
-  const uint32_t n = slot.word(kSlotObservations);
-  return n == 0 ? 0.0f : slot.get(kSlotEma) - ema_correction(policy, n);
+  return log_score(load_scores(slot), policy);
 }
 
 // ln votes for the group: the mean over the lanes.
 __device__ inline float pooled_bias(const Slot &slot, uint32_t lanes) {
   float sum = 0.0f;
+#pragma unroll 1
   for (uint32_t lane = 0; lane < lanes; lane++) {
     sum += slot.get(kSlotBias + lane);
   }
@@ -5426,9 +5581,12 @@ __device__ inline float vote_bias(const Slot &slot, uint32_t g,
 }
 
 // Mean attention weight of the rows that observed a slot.
+__device__ inline float mean_attention(const Scores &scores) {
+  return scores.accumulated / static_cast<float>(max(1u, scores.observations));
+}
+
 __device__ inline float mean_attention(const Slot &slot) {
-  return slot.get(kSlotAccumulated) /
-         static_cast<float>(max(1u, slot.word(kSlotObservations)));
+  return mean_attention(load_scores(slot));
 }
 
 // Whether a score is worked out from all keys of a head, without any row.
@@ -5437,22 +5595,27 @@ __host__ __device__ inline bool takes_all_keys(const skv_policy &policy) {
          policy.score == SKV_SCORE_EXPECTED;
 }
 
-// What the policy's score says of a slot. A position too large for a float is
-// rounded; ties go by position and put it right.
-__device__ inline float own_score(const Slot &slot, const skv_policy &policy,
-                                  uint32_t lanes) {
+// What the policy's score says of a slot with these scores. A position too
+// large for a float is rounded; ties go by position and put it right.
+__device__ inline float own_score(const Scores &scores, const Slot &slot,
+                                  const skv_policy &policy, uint32_t lanes) {
   switch (policy.score) {
     case SKV_SCORE_POSITION:
       return static_cast<float>(slot.word(kSlotPosition));
     case SKV_SCORE_EMA:
-      return log_score(slot, policy) +
+      return log_score(scores, policy) +
              (policy.count_votes ? pooled_bias(slot, lanes) : 0.0f);
     case SKV_SCORE_MEAN:
     case SKV_SCORE_STEP_GAIN:
-      return mean_attention(slot);
+      return mean_attention(scores);
     default:
-      return slot.get(kSlotAccumulated);
+      return scores.accumulated;
   }
+}
+
+__device__ inline float own_score(const Slot &slot, const skv_policy &policy,
+                                  uint32_t lanes) {
+  return own_score(load_scores(slot), slot, policy, lanes);
 }
 
 // Whether the numbers that a score says are logarithms.
@@ -5550,13 +5713,12 @@ struct PairSearch {
   uint32_t lanes;
   // Whether a query only looks at candidates that are heavier than itself.
   bool heavier;
-  // Whether the nearest candidate is looked for, whatever the weights.
-  bool by_distance;
 };
 
-template <int DIM, bool PAIRS, class Source>
-__global__ void __launch_bounds__(32 * kSearchWarps<DIM, PAIRS>)
+template <int DIM, Search SEARCH, class Source>
+__global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
     search_kernel(Source source, PairSearch pairs, uint32_t head_dim) {
+  constexpr bool PAIRS = kFindsPairs<SEARCH>;
   constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
   constexpr int kTiles = kCandidateTile / 8;
   uint4 *shared_memory = dynamic_shared_memory();
@@ -5685,7 +5847,7 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, PAIRS>)
               (weight == weights[h] && shared.positions[c] < positions[h]);
           if (pairs.heavier && !is_heavier) continue;
           const float distance = costs.distance(keys[n][i], x[n][i]);
-          similarity = pairs.by_distance
+          similarity = SEARCH == Search::kNearest
                            ? -distance
                            : -PairCosts::cost(weights[h], weight, distance);
         } else {
@@ -5711,13 +5873,14 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, PAIRS>)
   }
 }
 
-template <int DIM, bool PAIRS, class Source>
+template <int DIM, Search SEARCH, class Source>
 inline cudaError_t launch_search_width(const Source &source,
                                        const PairSearch &pairs,
                                        uint32_t head_dim, uint32_t most,
                                        uint32_t heads, uint32_t parts,
                                        const Launch &launch) {
-  const auto kernel = search_kernel<DIM, PAIRS, Source>;
+  constexpr bool PAIRS = kFindsPairs<SEARCH>;
+  const auto kernel = search_kernel<DIM, SEARCH, Source>;
   const size_t bytes = sizeof(SearchShared<DIM, PAIRS>);
   const cudaError_t status = allow_shared_memory(kernel, bytes);
   if (status != cudaSuccess) return status;
@@ -5729,24 +5892,24 @@ inline cudaError_t launch_search_width(const Source &source,
 
 // Searches for up to \`most\` queries of each head; \`blocks\` are those that share
 // a tile of queries, for all rows of the step.
-template <bool PAIRS, class Source>
+template <Search SEARCH, class Source>
 inline cudaError_t launch_search(const Source &source, const PairSearch &pairs,
                                  uint32_t head_dim, uint32_t most,
                                  uint32_t heads, uint32_t blocks,
                                  const Launch &launch) {
   switch (padded_width(head_dim)) {
     case 32:
-      return launch_search_width<32, PAIRS>(source, pairs, head_dim, most,
-                                            heads, blocks, launch);
+      return launch_search_width<32, SEARCH>(source, pairs, head_dim, most,
+                                             heads, blocks, launch);
     case 64:
-      return launch_search_width<64, PAIRS>(source, pairs, head_dim, most,
-                                            heads, blocks, launch);
+      return launch_search_width<64, SEARCH>(source, pairs, head_dim, most,
+                                             heads, blocks, launch);
     case 128:
-      return launch_search_width<128, PAIRS>(source, pairs, head_dim, most,
-                                             heads, blocks, launch);
+      return launch_search_width<128, SEARCH>(source, pairs, head_dim, most,
+                                              heads, blocks, launch);
     default:
-      return launch_search_width<256, PAIRS>(source, pairs, head_dim, most,
-                                             heads, blocks, launch);
+      return launch_search_width<256, SEARCH>(source, pairs, head_dim, most,
+                                              heads, blocks, launch);
   }
 }
 `,
@@ -5839,11 +6002,11 @@ __device__ inline Neighbour nearest_of_query(const skv_chunk_args &args,
 inline cudaError_t launch_item_search(const skv_chunk_args &args,
                                       const CompressWork &work, bool heavier,
                                       const Launch &launch) {
-  const PairSearch pairs = {args.policy, args.cache.lanes, heavier, false};
+  const PairSearch pairs = {args.policy, args.cache.lanes, heavier};
   const ItemSource source = {args, work};
   const auto search = merges_cheapest(args.policy)
-                          ? launch_search<true, ItemSource>
-                          : launch_search<false, ItemSource>;
+                          ? launch_search<Search::kCheapest, ItemSource>
+                          : launch_search<Search::kKeys, ItemSource>;
   return search(source, pairs, args.sizes.head_dim, work.most,
                 args.sizes.kv_heads, work.parts, launch);
 }
@@ -5859,6 +6022,13 @@ inline cudaError_t launch_item_search(const skv_chunk_args &args,
 constexpr uint32_t kNoItem = ~0u;
 
 constexpr uint32_t kCandidateTile = 64;
+
+// What is looked for: the most similar key, the cheapest to merge with, or the
+// nearest by key and value, whatever the weights.
+enum class Search { kKeys, kCheapest, kNearest };
+
+template <Search SEARCH>
+constexpr bool kFindsPairs = SEARCH != Search::kKeys;
 
 // Two tiles of queries and one of candidates fit where pairs are compared.
 template <int DIM, bool PAIRS>
@@ -5940,7 +6110,7 @@ __device__ inline void compare_remembered(const View &view,
   constexpr uint32_t kChunks = DIM / 8;
   constexpr uint32_t kSteps = (2 * kChunks + 31) / 32;
   constexpr uint32_t kBatch = 4;
-#pragma unroll
+#pragma unroll 1
   for (uint32_t first = 0; first < 16; first += kBatch) {
     uint32_t others[kBatch];
     uint32_t theirs[kBatch][kSteps][4];
@@ -5991,8 +6161,11 @@ __device__ inline void compare_remembered(const View &view,
           costs.distance(warp_sum(squares[0]), warp_sum(squares[1]));
       const Neighbour known = {
           -distance, view.slot(others[b]).word(kSlotPosition), others[b]};
-      Neighbour &mine = best[r / 8];
-      if (lane_id() / 4 == r % 8 && known.beats(mine)) mine = known;
+#pragma unroll
+      for (uint32_t h = 0; h < 2; h++) {
+        const bool is_mine = lane_id() / 4 + 8 * h == r;
+        if (is_mine && known.beats(best[h])) best[h] = known;
+      }
     }
   }
 }

@@ -3,16 +3,17 @@
 //
 // Reads keys and values once per tile of queries. A block has a tile of (row,
 // query head) pairs that share a KV head, so that one read serves the group;
-// the softmax runs along while tiles of slots go by, and the attention matrix
-// is never in memory. Products are of halves on tensor cores; queries and
-// weights are split in two (lib/mma.cuh), which keeps 32-bit precision at half
-// the rate.
+// the softmax runs along while tiles of slots go by, the next of which is
+// always on its way, and the attention matrix is never in memory. Products are
+// of halves on tensor cores; queries and weights are split in two
+// (lib/mma.cuh), which keeps 32-bit precision at half the rate.
 //
 // Where scores have a scale of their own, a second sum at that scale runs
 // along.
 //
 // The alternative that lost: a tile of rows of one query head, which reads keys
-// and values once per query head.
+// and values once per query head. Another: one tile of slots at a time, which
+// tensor cores wait for.
 #include "lib/overlap.cuh"
 #include "lib/prefill_state.cuh"
 #include "lib/scores.cuh"
@@ -21,13 +22,30 @@
 
 namespace {
 
+// A tile of slots in shared memory.
 template <int DIM>
-struct Shared {
+struct SlotTile {
   skv_half keys[kTile<DIM> * kLinePitch<DIM>];
   skv_half values[kTile<DIM> * kLinePitch<DIM>];
   float biases[kMaxGroup][kTile<DIM>];
-  float inverse[2][kPairs<DIM>];
   bool is_sink[kTile<DIM>];
+};
+
+template <int DIM>
+struct Shared {
+  // The one that is attended to, and the next.
+  SlotTile<DIM> tiles[2];
+  float inverse[2][kPairs<DIM>];
+};
+
+// Where a tile of slots of the cache, or of staged rows, is.
+struct TilePlace {
+  const skv_slots &home;
+  // Of its first slot in `home`.
+  uint32_t base;
+  // Number of the first slot, and how many there are.
+  uint32_t first;
+  uint32_t count;
 };
 
 // Queries follow the other shared memory: those of sinks only where there are
@@ -97,40 +115,74 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   const uint32_t slot_tiles = (high + kTile<DIM> - 1) / kTile<DIM>;
   const uint32_t tiles =
       slot_tiles + (first_row + rows + kTile<DIM> - 1) / kTile<DIM>;
-  for (uint32_t tile = 0; tile < tiles; tile++) {
+  const auto place_of = [&](uint32_t tile) -> TilePlace {
     const bool staged = tile >= slot_tiles;
     const uint32_t first = (staged ? tile - slot_tiles : tile) * kTile<DIM>;
     const uint32_t end = staged ? first_row + rows : high;
-    const skv_slots &home = staged ? cache.stage : cache.slots;
     const uint32_t base = staged ? kv_head * cache.stage_rows : offset;
+    return {staged ? cache.stage : cache.slots, base + first, first,
+            min(end - first, static_cast<uint32_t>(kTile<DIM>))};
+  };
+  // Starts to copy keys and values of a tile.
+  const auto fetch = [&](uint32_t tile) {
+    const TilePlace place = place_of(tile);
+    SlotTile<DIM> &to = shared.tiles[tile % 2];
     const auto line_of = [&](const skv_half *all, uint32_t i) {
-      return first + i < end
-                 ? all + static_cast<size_t>(base + first + i) * head_dim
+      return i < place.count
+                 ? all + static_cast<size_t>(place.base + i) * head_dim
                  : nullptr;
     };
-    __syncthreads();
-    load_lines<DIM>(shared.keys, kTile<DIM>, head_dim,
-                    [&](uint32_t i) { return line_of(home.keys, i); });
-    load_lines<DIM>(shared.values, kTile<DIM>, head_dim,
-                    [&](uint32_t i) { return line_of(home.values, i); });
-    bool any_sink = false;
-    for (uint32_t i = threadIdx.x; i < kTile<DIM>; i += blockDim.x) {
-      const bool exists = first + i < end;
-      const Slot slot =
-          slot_at(home, base + (exists ? first + i : first), head_dim);
-      for (uint32_t lane = 0; lane < cache.lanes; lane++) {
-        shared.biases[lane][i] =
-            exists ? slot.get(kSlotBias + lane) : kFreeBias;
-      }
-      shared.is_sink[i] =
-          has_sinks && exists && slot.word(kSlotPosition) < args.policy.sinks;
-      any_sink = any_sink || shared.is_sink[i];
+    copy_lines<DIM>(to.keys, kTile<DIM>, head_dim,
+                    [&](uint32_t i) { return line_of(place.home.keys, i); });
+    copy_lines<DIM>(to.values, kTile<DIM>, head_dim,
+                    [&](uint32_t i) { return line_of(place.home.values, i); });
+    commit_copies();
+  };
+  // Side fields of this thread's slot of a tile, which it stores later.
+  static_assert(kTile<DIM> <= kPairs<DIM>, "a thread for each slot");
+  float bias_ahead = kFreeBias;
+  bool sink_ahead = false;
+  const auto slot_ahead = [&](const TilePlace &place) {
+    return slot_at(place.home, place.base + threadIdx.x, head_dim);
+  };
+  const auto look_ahead = [&](uint32_t tile) {
+    const TilePlace place = place_of(tile);
+    const bool exists = threadIdx.x < place.count;
+    bias_ahead = exists ? slot_ahead(place).get(kSlotBias) : kFreeBias;
+    sink_ahead = has_sinks && exists &&
+                 slot_ahead(place).word(kSlotPosition) < args.policy.sinks;
+  };
+  const auto store_ahead = [&](uint32_t tile) {
+    if (threadIdx.x >= kTile<DIM>) return;
+    const TilePlace place = place_of(tile);
+    SlotTile<DIM> &to = shared.tiles[tile % 2];
+    to.biases[0][threadIdx.x] = bias_ahead;
+    to.is_sink[threadIdx.x] = sink_ahead;
+    for (uint32_t lane = 1; lane < cache.lanes; lane++) {
+      to.biases[lane][threadIdx.x] =
+          threadIdx.x < place.count ? slot_ahead(place).get(kSlotBias + lane)
+                                    : kFreeBias;
     }
-    any_sink = __syncthreads_or(any_sink);
+  };
+  // A block has rows, hence tiles.
+  fetch(0);
+  look_ahead(0);
+  store_ahead(0);
+  for (uint32_t tile = 0; tile < tiles; tile++) {
+    const bool staged = tile >= slot_tiles;
+    const uint32_t first = place_of(tile).first;
+    const SlotTile<DIM> &here = shared.tiles[tile % 2];
+    wait_copies<0>();
+    // The tile is there, and nobody reads the one before it any more.
+    const bool any_sink = __syncthreads_or(sink_ahead);
+    if (tile + 1 < tiles) {
+      fetch(tile + 1);
+      look_ahead(tile + 1);
+    }
 
     float x[kTile<DIM> / 8][4] = {};
     const uint4 *set = queries + warp * kOperands<DIM>;
-    multiply_keys<DIM>(set, set + kWarps<DIM> * kOperands<DIM>, shared.keys, x);
+    multiply_keys<DIM>(set, set + kWarps<DIM> * kOperands<DIM>, here.keys, x);
 #pragma unroll
     for (int n = 0; n < kTile<DIM> / 8; n++) {
 #pragma unroll
@@ -141,13 +193,13 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
     if (any_sink) {
       float other[kTile<DIM> / 8][4] = {};
       const uint4 *sinks = set + 2 * kWarps<DIM> * kOperands<DIM>;
-      multiply_keys<DIM>(sinks, sinks + kWarps<DIM> * kOperands<DIM>,
-                         shared.keys, other);
+      multiply_keys<DIM>(sinks, sinks + kWarps<DIM> * kOperands<DIM>, here.keys,
+                         other);
 #pragma unroll
       for (int n = 0; n < kTile<DIM> / 8; n++) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          if (!shared.is_sink[8 * n + 2 * t + i % 2]) continue;
+          if (!here.is_sink[8 * n + 2 * t + i % 2]) continue;
           x[n][i] = other[n][i] * shared.inverse[1][16 * warp + g + i / 2 * 8];
         }
       }
@@ -158,13 +210,14 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
       for (int i = 0; i < 4; i++) {
         const uint32_t slot = 8 * n + 2 * t + i % 2;
         const int h = i / 2;
-        const float bias = shared.biases[cache.lanes == 1 ? 0 : head[h]][slot];
+        const float bias = here.biases[cache.lanes == 1 ? 0 : head[h]][slot];
         const bool counts =
             bias > kLiveBias && (!staged || first + slot <= row[h]);
         x[n][i] = counts ? x[n][i] + bias : -INFINITY;
       }
     }
-    attention.add(x, shared.values);
+    attention.add(x, here.values);
+    if (tile + 1 < tiles) store_ahead(tile + 1);
   }
 
 #pragma unroll

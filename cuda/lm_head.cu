@@ -32,8 +32,8 @@ Product product_of(const skv_lm_head_args &args) {
 
 }  // namespace
 
-Needs lm_head_needs(const skv_lm_head_args &args, uint32_t) {
-  return {product_bytes(product_of(args))};
+Needs lm_head_needs(const skv_lm_head_args &args, uint32_t multiprocessors) {
+  return product_needs(product_of(args), multiprocessors);
 }
 
 cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {

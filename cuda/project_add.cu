@@ -34,8 +34,9 @@ Product product_of(const skv_project_add_args &args) {
 
 }  // namespace
 
-Needs project_add_needs(const skv_project_add_args &args, uint32_t) {
-  return {product_bytes(product_of(args))};
+Needs project_add_needs(const skv_project_add_args &args,
+                        uint32_t multiprocessors) {
+  return product_needs(product_of(args), multiprocessors);
 }
 
 cudaError_t launch_project_add(const skv_project_add_args &args,

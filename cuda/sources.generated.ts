@@ -365,8 +365,8 @@ Product product_of(const skv_gate_up_args &args) {
 
 }  // namespace
 
-Needs gate_up_needs(const skv_gate_up_args &args, uint32_t) {
-  return {product_bytes(product_of(args))};
+Needs gate_up_needs(const skv_gate_up_args &args, uint32_t multiprocessors) {
+  return product_needs(product_of(args), multiprocessors);
 }
 
 cudaError_t launch_gate_up(const skv_gate_up_args &args, const Launch &launch) {
@@ -1573,6 +1573,157 @@ __device__ inline void load_halves(uint32_t (&out)[COUNT / 2],
   }
 }
 `,
+  "lib/half_rows.cuh": `// Activations as halves, for products with tensor cores: normed, scaled and
+// rounded once, by a kernel of their own, because every tile of outputs reads
+// them again.
+//
+// A row is scaled by a power of two that takes its largest element to
+// [2^14, 2^15). One half of an element has an error of 2^-11 of itself down to
+// 2^-28 of the largest; a second one, of what the first left over, takes that
+// to 2^-22 (see mma.cuh). The alternative that lost: bf16, which needs no scale
+// and has an error of 2^-8.
+#pragma once
+
+#include "mma.cuh"
+#include "overlap.cuh"
+#include "product_args.cuh"
+
+struct HalfRows {
+  // (rows, weight.pitch), zeros beyond the width
+  skv_half *high;
+  // The same, or null where one half is enough.
+  skv_half *low;
+  // (rows): what the products of a row must be multiplied by
+  float *inverse;
+};
+
+// Most rows that are kept in two halves. Products are bound by the weights'
+// bytes up to here, and the second half is free; beyond, it would double the
+// work that bounds them.
+constexpr uint32_t kMostExactRows = 32;
+
+inline bool takes_two_halves(const Product &product) {
+  return product.rows <= kMostExactRows;
+}
+
+inline size_t half_rows_bytes(const Product &product) {
+  const size_t halves =
+      static_cast<size_t>(product.rows) * product.weight.pitch * 2;
+  return aligned_bytes(halves) * (takes_two_halves(product) ? 2 : 1) +
+         aligned_bytes(product.rows * sizeof(float));
+}
+
+constexpr uint32_t kHalfRowThreads = 512;
+
+// Chunks of eight elements that a thread keeps in registers between the two
+// passes over a row; it reads further ones again.
+constexpr uint32_t kHeldChunks = 4;
+
+// Loads eight elements, adds up their squares, and norms them.
+template <bool ALIGNED>
+__device__ inline void load_normed(float (&x)[8], const Product &product,
+                                   const float *row, uint32_t first,
+                                   float &squares) {
+  const uint32_t width = product.weight.columns;
+  load_floats<ALIGNED>(x, row, first, width);
+  if (product.norm == nullptr) return;
+  float norms[8];
+  load_floats<ALIGNED>(norms, product.norm, first, width);
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    squares += x[i] * x[i];
+    x[i] *= norms[i];
+  }
+}
+
+__device__ inline void store_chunk(const HalfRows &to, size_t at,
+                                   const float (&x)[8], float scale) {
+  SplitPair pairs[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    pairs[i] = split_pair(x[2 * i] * scale, x[2 * i + 1] * scale);
+  }
+  *reinterpret_cast<uint4 *>(to.high + at) = {pairs[0].high, pairs[1].high,
+                                              pairs[2].high, pairs[3].high};
+  if (to.low == nullptr) return;
+  *reinterpret_cast<uint4 *>(to.low + at) = {pairs[0].low, pairs[1].low,
+                                             pairs[2].low, pairs[3].low};
+}
+
+// One row per block.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kHalfRowThreads, 2)
+    half_rows_kernel(Product product, HalfRows to) {
+  __shared__ float shared[2][kHalfRowThreads / 32];
+  begin_kernel();
+  const uint32_t row = blockIdx.x;
+  if (!product.is_wanted(row)) return;
+  const uint32_t chunks = product.weight.pitch / 8;
+  const float *from = product.row(row);
+  float squares = 0.0f, largest = 0.0f;
+  float held[kHeldChunks][8];
+#pragma unroll
+  for (uint32_t i = 0; i < kHeldChunks; i++) {
+    const uint32_t chunk = threadIdx.x + i * kHalfRowThreads;
+    if (chunk >= chunks) break;
+    load_normed<ALIGNED>(held[i], product, from, 8 * chunk, squares);
+#pragma unroll
+    for (int k = 0; k < 8; k++) largest = fmaxf(largest, fabsf(held[i][k]));
+  }
+  for (uint32_t chunk = threadIdx.x + kHeldChunks * kHalfRowThreads;
+       chunk < chunks; chunk += kHalfRowThreads) {
+    float x[8];
+    load_normed<ALIGNED>(x, product, from, 8 * chunk, squares);
+#pragma unroll
+    for (int k = 0; k < 8; k++) largest = fmaxf(largest, fabsf(x[k]));
+  }
+  squares = warp_sum(squares);
+  largest = warp_max(largest);
+  if (lane_id() == 0) {
+    shared[0][warp_id()] = squares;
+    shared[1][warp_id()] = largest;
+  }
+  __syncthreads();
+  const bool exists = lane_id() < kHalfRowThreads / 32;
+  squares = warp_sum(exists ? shared[0][lane_id()] : 0.0f);
+  largest = warp_max(exists ? shared[1][lane_id()] : 0.0f);
+  const Scale scale = scale_for(largest);
+  const size_t base = static_cast<size_t>(row) * product.weight.pitch;
+#pragma unroll
+  for (uint32_t i = 0; i < kHeldChunks; i++) {
+    const uint32_t chunk = threadIdx.x + i * kHalfRowThreads;
+    if (chunk >= chunks) break;
+    store_chunk(to, base + 8 * chunk, held[i], scale.scale);
+  }
+  for (uint32_t chunk = threadIdx.x + kHeldChunks * kHalfRowThreads;
+       chunk < chunks; chunk += kHalfRowThreads) {
+    float x[8], ignored = 0.0f;
+    load_normed<ALIGNED>(x, product, from, 8 * chunk, ignored);
+    store_chunk(to, base + 8 * chunk, x, scale.scale);
+  }
+  if (threadIdx.x != 0) return;
+  const float rms =
+      product.norm == nullptr
+          ? 1.0f
+          : rsqrtf(squares / static_cast<float>(product.weight.columns) +
+                   product.epsilon);
+  to.inverse[row] = scale.inverse * rms;
+}
+
+// Makes the halves of a product's rows, in memory from \`scratch\`.
+inline cudaError_t make_half_rows(const Product &product, Scratch &scratch,
+                                  const Launch &launch, HalfRows &to) {
+  const size_t halves =
+      static_cast<size_t>(product.rows) * product.weight.pitch;
+  to.high = scratch.take<skv_half>(halves);
+  to.low = takes_two_halves(product) ? scratch.take<skv_half>(halves) : nullptr;
+  to.inverse = scratch.take<float>(product.rows);
+  const auto kernel = product.weight.columns % 8 == 0 ? half_rows_kernel<true>
+                                                      : half_rows_kernel<false>;
+  return launch_kernel(launch, kernel, product.rows, kHalfRowThreads, 0,
+                       product, to);
+}
+`,
   "lib/instructions.cuh": `// Instructions that CUDA C++ has no words for, and shared memory whose size a
 // launch decides. Everything that only a GPU's compiler understands is in this
 // file: tests/cuda_emulation has another one in its place.
@@ -1773,6 +1924,463 @@ __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
     if (lane_id() == 0) ratings[i] = -product * scale * inverse;
   }
   __syncthreads();
+}
+`,
+  "lib/matrix_product.cuh": `// Products of several rows of activations with a weight matrix, for batches and
+// prefill chunks: tensor cores, and both operands on their way to shared memory
+// several steps before they are needed.
+//
+// A tile is 64 pairs of outputs by 8 to 256 rows; a step of it takes 64
+// columns, in which every lane of a warp finds the operands of two products in
+// 16 consecutive bytes: a dot product does not care about the order of its
+// terms, so both sides may deal the columns alike. Blocks stay for all their
+// tiles and share them evenly (lib/tile_shares.cuh), so that memory never waits
+// for a last wave of blocks. As in the form for one row, weights are on their
+// way before the kernel in front has ended.
+//
+// The alternatives that lost: weights from memory straight to registers, which
+// leaves none for the sums of many rows; tf32 numbers, which need no scale but
+// twice the products, and a conversion of every weight; partial sums that
+// blocks add atomically, which are not the same from run to run.
+#pragma once
+
+#include <algorithm>
+
+#include "half_rows.cuh"
+#include "mma.cuh"
+#include "overlap.cuh"
+#include "product_args.cuh"
+#include "tile_shares.cuh"
+
+constexpr uint32_t kMatrixThreads = 256;
+constexpr uint32_t kTileOutputs = 128;
+constexpr uint32_t kStepColumns = 64;
+
+// Chunks of eight columns in a step.
+constexpr uint32_t kStepChunks = kStepColumns / 8;
+
+// Most blocks that share a tile, and least steps of a block: the last block of
+// a tile reads what all others made.
+constexpr uint32_t kMostSharers = 8;
+constexpr uint32_t kLeastSteps = 2;
+
+// A tile of ROWS rows, of one or two halves each.
+template <uint32_t ROWS, bool TWO_HALVES>
+struct MatrixShape {
+  static constexpr uint32_t kRows = ROWS;
+  static constexpr uint32_t kHalves = TWO_HALVES ? 2 : 1;
+  // Warps side by side over the rows, and over the outputs.
+  static constexpr uint32_t kRowWarps = ROWS <= 16 ? 1 : ROWS <= 128 ? 2 : 4;
+  static constexpr uint32_t kOutputWarps = 8 / kRowWarps;
+  // Tiles of 16 outputs and of 8 rows that a warp makes.
+  static constexpr int kOutputTiles = kTileOutputs / 16 / kOutputWarps;
+  static constexpr int kRowTiles = ROWS / 8 / kRowWarps;
+  static constexpr uint32_t kStageHalves =
+      (kTileOutputs + kHalves * ROWS) * kStepColumns;
+  // Two blocks fit on a multiprocessor, but for the widest tile: the second
+  // is another one of a product that is bound by its arithmetic, or the first
+  // of the next product.
+  static constexpr int kStages = ROWS <= 16    ? 5
+                                 : ROWS <= 64  ? 4
+                                 : ROWS <= 128 ? 3
+                                               : 4;
+  static constexpr uint32_t kResident = ROWS <= 128 ? 2 : 1;
+  static constexpr uint32_t kBlocks = ROWS == 128 ? 2 : 1;
+  static constexpr uint32_t kBytes = kStages * kStageHalves * 2;
+  static constexpr uint32_t kSums = kOutputTiles * kRowTiles * 4;
+};
+
+// Memory through which blocks that share tiles add up.
+struct TileSums {
+  // (blocks, 2, kSums / 4, kMatrixThreads) of four floats: a block's part of
+  // the first tile that it shares, and of the last one.
+  float4 *parts;
+  // (blocks): how many parts of a shared tile are there.
+  uint32_t *tickets;
+};
+
+// Where chunk \`chunk\` of line \`line\` is in a stage, in halves. Lines of odd and
+// even numbers have the halves of their columns in different banks, so that
+// the eight lanes that are served at once, four on each of two lines, never
+// meet in one.
+__device__ inline uint32_t chunk_place(uint32_t line, uint32_t chunk) {
+  return line * kStepColumns + (chunk ^ (line & 1) * 4) * 8;
+}
+
+// Copies steps of tiles to shared memory.
+template <class Shape, class Pairs>
+class TileFetcher {
+ public:
+  __device__ TileFetcher(const Product &product, const HalfRows &rows,
+                         const Pairs &pairs, uint32_t end, skv_half *stages)
+      : product_(product),
+        rows_(rows),
+        pairs_(pairs),
+        end_(end),
+        stages_(stages) {}
+
+  // Starts on another tile of outputs.
+  __device__ void turn_to(uint32_t output_tile) {
+    const uint32_t count = pairs_of(product_.weight);
+#pragma unroll
+    for (uint32_t i = 0; i < kWeights; i++) {
+      const uint32_t line = threadIdx.x / kStepChunks + i * kLines;
+      const uint32_t pair =
+          output_tile * (kTileOutputs / 2) + line / 16 * 8 + line % 8;
+      const uint32_t row =
+          min(pairs_.output(min(pair, count - 1), line / 8 % 2),
+              product_.weight.rows - 1);
+      weights_[i] = product_.weight.data +
+                    static_cast<size_t>(row) * product_.weight.pitch;
+    }
+  }
+
+  __device__ void fetch_weights(uint32_t stage, uint32_t step) const {
+    skv_half *to = stages_ + stage * Shape::kStageHalves;
+    const uint32_t chunk = threadIdx.x % kStepChunks;
+    const uint32_t column = step * kStepColumns + 8 * chunk;
+    const bool exists = column < product_.weight.pitch;
+#pragma unroll
+    for (uint32_t i = 0; i < kWeights; i++) {
+      const uint32_t line = threadIdx.x / kStepChunks + i * kLines;
+      copy_async(to + chunk_place(line, chunk),
+                 exists ? weights_[i] + column : product_.weight.data, exists);
+    }
+  }
+
+  // The same for the rows: in the background, or at once.
+  template <bool ASYNC>
+  __device__ void fetch_rows(uint32_t stage, uint32_t row_tile,
+                             uint32_t step) const {
+    skv_half *to =
+        stages_ + stage * Shape::kStageHalves + kTileOutputs * kStepColumns;
+    const uint32_t chunk = threadIdx.x % kStepChunks;
+    const uint32_t column = step * kStepColumns + 8 * chunk;
+#pragma unroll
+    for (uint32_t half = 0; half < Shape::kHalves; half++) {
+      const skv_half *from = half == 0 ? rows_.high : rows_.low;
+#pragma unroll
+      for (uint32_t i = 0; i < Shape::kRows; i += kLines) {
+        const uint32_t line = threadIdx.x / kStepChunks + i;
+        if (Shape::kRows < kLines && line >= Shape::kRows) break;
+        const uint32_t row = row_tile * Shape::kRows + line;
+        const bool exists = row < end_ && column < product_.weight.pitch;
+        const skv_half *source =
+            exists ? from + static_cast<size_t>(row) * product_.weight.pitch +
+                         column
+                   : from;
+        skv_half *target = to + chunk_place(half * Shape::kRows + line, chunk);
+        if constexpr (ASYNC) {
+          copy_async(target, source, exists);
+        } else {
+          *reinterpret_cast<uint4 *>(target) =
+              exists ? __ldcg(reinterpret_cast<const uint4 *>(source))
+                     : uint4{};
+        }
+      }
+    }
+  }
+
+ private:
+  // Lines that the block copies at a time.
+  static constexpr uint32_t kLines = kMatrixThreads / kStepChunks;
+  static constexpr uint32_t kWeights = kTileOutputs / kLines;
+
+  const Product &product_;
+  const HalfRows &rows_;
+  const Pairs &pairs_;
+  const uint32_t end_;
+  skv_half *const stages_;
+  const skv_half *weights_[kWeights];
+};
+
+template <class Shape>
+using WarpSums = float[Shape::kOutputTiles][Shape::kRowTiles][4];
+
+// The first output and the first row of a warp, in its tile.
+template <class Shape>
+__device__ inline uint32_t warp_output() {
+  return warp_id() % Shape::kOutputWarps * Shape::kOutputTiles * 16;
+}
+template <class Shape>
+__device__ inline uint32_t warp_row() {
+  return warp_id() / Shape::kOutputWarps * Shape::kRowTiles * 8;
+}
+
+template <class Shape>
+__device__ inline void clear_sums(WarpSums<Shape> &sums) {
+#pragma unroll
+  for (int o = 0; o < Shape::kOutputTiles; o++) {
+#pragma unroll
+    for (int r = 0; r < Shape::kRowTiles; r++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) sums[o][r][i] = 0.0f;
+    }
+  }
+}
+
+// Adds the products of one step.
+template <class Shape>
+__device__ inline void add_step(const skv_half *stage, WarpSums<Shape> &sums) {
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  const auto load = [&](uint32_t line, uint32_t part) {
+    return *reinterpret_cast<const uint4 *>(
+        stage + chunk_place(line + g, 4 * part + t));
+  };
+#pragma unroll
+  for (uint32_t part = 0; part < kStepColumns / 32; part++) {
+    uint4 w[Shape::kOutputTiles][2];
+#pragma unroll
+    for (int o = 0; o < Shape::kOutputTiles; o++) {
+      const uint32_t line = warp_output<Shape>() + 16 * o;
+      w[o][0] = load(line, part);
+      w[o][1] = load(line + 8, part);
+    }
+#pragma unroll
+    for (int r = 0; r < Shape::kRowTiles; r++) {
+      const uint32_t line = kTileOutputs + warp_row<Shape>() + 8 * r;
+      // The small halves first.
+#pragma unroll
+      for (int half = Shape::kHalves - 1; half >= 0; half--) {
+        const uint4 x = load(line + half * Shape::kRows, part);
+#pragma unroll
+        for (int o = 0; o < Shape::kOutputTiles; o++) {
+          mma(sums[o][r], {w[o][0].x, w[o][1].x, w[o][0].y, w[o][1].y}, x.x,
+              x.y);
+        }
+#pragma unroll
+        for (int o = 0; o < Shape::kOutputTiles; o++) {
+          mma(sums[o][r], {w[o][0].z, w[o][1].z, w[o][0].w, w[o][1].w}, x.z,
+              x.w);
+        }
+      }
+    }
+  }
+}
+
+// Adds up the parts that blocks made of a shared tile. Whether this block has
+// the sums now: the last one to come does, and adds in the order of the blocks.
+template <class Shape>
+__device__ inline bool join_parts(const TileShares &shares,
+                                  const TileSums &memory, uint32_t tile,
+                                  WarpSums<Shape> &sums) {
+  __shared__ bool is_last;
+  constexpr uint32_t kVectors = Shape::kSums / 4;
+  const auto part = [&](uint32_t block) {
+    const uint32_t slot = shares.begin(block) / shares.steps == tile ? 0 : 1;
+    return memory.parts + (2 * block + slot) * (kVectors * kMatrixThreads) +
+           threadIdx.x;
+  };
+  float4 *mine = part(blockIdx.x);
+#pragma unroll
+  for (uint32_t i = 0; i < kVectors; i++) {
+    const float(&from)[4] = sums[i / Shape::kRowTiles][i % Shape::kRowTiles];
+    mine[i * kMatrixThreads] = {from[0], from[1], from[2], from[3]};
+  }
+  const uint32_t first = shares.block_of(tile * shares.steps);
+  const uint32_t last = shares.block_of((tile + 1) * shares.steps - 1);
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    is_last = atomicAdd(memory.tickets + tile, 1u) == last - first;
+    if (is_last) memory.tickets[tile] = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  if (!is_last) return false;
+  clear_sums<Shape>(sums);
+  for (uint32_t block = first; block <= last; block++) {
+    const float4 *from = part(block);
+#pragma unroll
+    for (uint32_t i = 0; i < kVectors; i++) {
+      const float4 x = __ldcg(from + i * kMatrixThreads);
+      float(&to)[4] = sums[i / Shape::kRowTiles][i % Shape::kRowTiles];
+      to[0] += x.x, to[1] += x.y, to[2] += x.z, to[3] += x.w;
+    }
+  }
+  return true;
+}
+
+// Hands the products of a tile over.
+template <class Shape, class Pairs>
+__device__ inline void finish_tile(const Product &product, const HalfRows &rows,
+                                   const Pairs &pairs, uint32_t output_tile,
+                                   uint32_t row_tile,
+                                   const WarpSums<Shape> &sums) {
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  const uint32_t count = pairs_of(product.weight);
+  const uint32_t first =
+      (output_tile * kTileOutputs + warp_output<Shape>()) / 2 + g;
+#pragma unroll
+  for (int r = 0; r < Shape::kRowTiles; r++) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const uint32_t row =
+          row_tile * Shape::kRows + warp_row<Shape>() + 8 * r + 2 * t + i;
+      if (row >= product.rows || !product.is_wanted(row)) continue;
+      const float inverse = rows.inverse[row];
+#pragma unroll
+      for (int o = 0; o < Shape::kOutputTiles; o++) {
+        const uint32_t pair = first + 8 * o;
+        if (pair >= count) continue;
+        pairs.finish(row, pair, sums[o][r][i] * inverse,
+                     sums[o][r][2 + i] * inverse);
+      }
+    }
+  }
+}
+
+template <class Shape, class Pairs>
+__global__ void __launch_bounds__(kMatrixThreads, Shape::kResident)
+    matrix_product_kernel(Product product, HalfRows rows, Pairs pairs,
+                          TileSums memory) {
+  skv_half *const stages =
+      reinterpret_cast<skv_half *>(dynamic_shared_memory());
+  let_next_start();
+  // How many rows a chunk has is not known before; those of a batch are.
+  const bool is_chunk = product.step.kind == SKV_PREFILL;
+  if (is_chunk) wait_for_previous();
+  const uint32_t end = is_chunk ? product.end() : product.rows;
+  const uint32_t row_tiles = (end + Shape::kRows - 1) / Shape::kRows;
+  const uint32_t output_tiles =
+      (product.weight.rows + kTileOutputs - 1) / kTileOutputs;
+  const TileShares shares = {
+      output_tiles * row_tiles,
+      (product.weight.pitch + kStepColumns - 1) / kStepColumns, gridDim.x};
+  TileCursor ahead(shares, blockIdx.x);
+  TileCursor now = ahead;
+  const uint32_t count = now.left(shares);
+  TileFetcher<Shape, Pairs> fetcher(product, rows, pairs, end, stages);
+
+  // Tiles of the same outputs follow each other.
+  uint32_t fetched = 0;
+  const auto step_ahead = [&]() {
+    fetched++;
+    const uint32_t tile = ahead.tile;
+    ahead.advance(shares, blockIdx.x);
+    if (fetched < count && ahead.tile / row_tiles != tile / row_tiles) {
+      fetcher.turn_to(ahead.tile / row_tiles);
+    }
+  };
+  constexpr uint32_t kAhead = Shape::kStages - 1;
+  if (count > 0) fetcher.turn_to(ahead.tile / row_tiles);
+  const TileCursor start = ahead;
+  for (uint32_t stage = 0; stage < kAhead; stage++) {
+    if (fetched < count) {
+      fetcher.fetch_weights(stage, ahead.step);
+      step_ahead();
+    }
+    commit_copies();
+  }
+  if (!is_chunk) wait_for_previous();
+  // The rows of these steps come in front of further weights.
+  TileCursor early = start;
+#pragma unroll
+  for (uint32_t stage = 0; stage < kAhead; stage++) {
+    if (stage >= count) break;
+    fetcher.template fetch_rows<false>(stage, early.tile % row_tiles,
+                                       early.step);
+    early.advance(shares, blockIdx.x);
+  }
+
+  WarpSums<Shape> sums = {};
+  uint32_t first_step = now.step;
+  uint32_t stage = 0;
+  for (uint32_t i = 0; i < count; i++) {
+    wait_copies<Shape::kStages - 2>();
+    __syncthreads();
+    if (fetched < count) {
+      const uint32_t free = stage == 0 ? kAhead : stage - 1;
+      fetcher.fetch_weights(free, ahead.step);
+      fetcher.template fetch_rows<true>(free, ahead.tile % row_tiles,
+                                        ahead.step);
+      step_ahead();
+    }
+    commit_copies();
+    add_step<Shape>(stages + stage * Shape::kStageHalves, sums);
+    stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
+    if (!now.is_last(shares)) {
+      now.advance(shares, blockIdx.x);
+      continue;
+    }
+    const bool is_whole = first_step == 0 && now.step + 1 == shares.steps;
+    if (is_whole || join_parts<Shape>(shares, memory, now.tile, sums)) {
+      finish_tile<Shape>(product, rows, pairs, now.tile / row_tiles,
+                         now.tile % row_tiles, sums);
+    }
+    clear_sums<Shape>(sums);
+    now.advance(shares, blockIdx.x);
+    first_step = now.step;
+  }
+  wait_copies<0>();
+}
+
+template <class Shape>
+inline uint32_t matrix_tiles(const Product &product) {
+  return (product.weight.rows + kTileOutputs - 1) / kTileOutputs *
+         ((product.rows + Shape::kRows - 1) / Shape::kRows);
+}
+
+template <class Shape>
+inline uint32_t matrix_blocks(const Product &product,
+                              uint32_t multiprocessors) {
+  const uint64_t tiles = matrix_tiles<Shape>(product);
+  const uint64_t steps =
+      (product.weight.pitch + kStepColumns - 1) / kStepColumns;
+  const uint64_t useful =
+      std::min(tiles * kMostSharers, tiles * steps / kLeastSteps);
+  return static_cast<uint32_t>(
+      std::max(uint64_t{1},
+               std::min(uint64_t{multiprocessors} * Shape::kBlocks, useful)));
+}
+
+// Calls \`f\` with the shape for a product's rows.
+template <class F>
+inline auto with_matrix_shape(const Product &product, const F &f) {
+  static_assert(kMostExactRows == 32, "shapes with two halves");
+  if (product.rows <= 8) return f(MatrixShape<8, true>());
+  if (product.rows <= 16) return f(MatrixShape<16, true>());
+  if (product.rows <= 32) return f(MatrixShape<32, true>());
+  if (product.rows <= 64) return f(MatrixShape<64, false>());
+  if (product.rows <= 128) return f(MatrixShape<128, false>());
+  return f(MatrixShape<256, false>());
+}
+
+inline Needs matrix_product_needs(const Product &product,
+                                  uint32_t multiprocessors) {
+  return with_matrix_shape(product, [&](auto shape) {
+    using Shape = decltype(shape);
+    const uint32_t blocks = matrix_blocks<Shape>(product, multiprocessors);
+    const size_t parts = size_t{2} * blocks * Shape::kSums * kMatrixThreads;
+    Needs needs;
+    needs.scratch =
+        half_rows_bytes(product) + aligned_bytes(parts * sizeof(float));
+    needs.tickets = blocks;
+    return needs;
+  });
+}
+
+// Multiplies the rows of a step. \`scratch\` has what is needed.
+template <class Pairs>
+inline cudaError_t multiply_matrix(const Product &product, const Pairs &pairs,
+                                   Scratch scratch, const Launch &launch) {
+  HalfRows rows;
+  const cudaError_t status = make_half_rows(product, scratch, launch, rows);
+  if (status != cudaSuccess) return status;
+  return with_matrix_shape(product, [&](auto shape) {
+    using Shape = decltype(shape);
+    const uint32_t blocks =
+        matrix_blocks<Shape>(product, launch.multiprocessors);
+    const TileSums memory = {
+        scratch.take<float4>(size_t{2} * blocks * Shape::kSums / 4 *
+                             kMatrixThreads),
+        launch.tickets};
+    const auto kernel = matrix_product_kernel<Shape, Pairs>;
+    const cudaError_t allowed = allow_shared_memory(kernel, Shape::kBytes);
+    if (allowed != cudaSuccess) return allowed;
+    return launch_kernel(launch, kernel, blocks, kMatrixThreads, Shape::kBytes,
+                         product, rows, pairs, memory);
+  });
 }
 `,
   "lib/merge_pairs.cuh": `// Merging similar pairs before anything is evicted.
@@ -2812,9 +3420,9 @@ __device__ inline void begin_kernel() {
   wait_for_previous();
 }
 `,
-  "lib/product.cuh": `// Products of activations with a weight matrix, in one of three forms by the
-// number of rows: lib/vector_product.cuh for one, lib/stream_product.cuh for
-// the few of a batch, lib/tile_product.cuh for the many of a chunk.
+  "lib/product.cuh": `// Products of activations with a weight matrix, in one of two forms by the
+// number of rows: lib/vector_product.cuh for one, lib/matrix_product.cuh for
+// more.
 //
 // Outputs come in pairs that are finished together: neighbours, such as a gate
 // and its up value, or the two ends of a RoPE pair. A kernel describes them as
@@ -2829,29 +3437,21 @@ __device__ inline void begin_kernel() {
 //   };
 #pragma once
 
-#include "stream_product.cuh"
-#include "tile_product.cuh"
+#include "matrix_product.cuh"
 #include "vector_product.cuh"
 
-// Scratch memory of a product.
-inline size_t product_bytes(const Product &product) {
-  return product.rows <= kMostStreamRows ? 0 : tile_product_bytes(product);
+// Device memory that a product takes.
+inline Needs product_needs(const Product &product, uint32_t multiprocessors) {
+  if (product.rows == 1) return {};
+  return matrix_product_needs(product, multiprocessors);
 }
 
-// Whether pairs may be other than neighbours: tiles have no other.
-inline bool takes_any_pairs(const Product &product) {
-  return product.rows <= kMostStreamRows;
-}
-
-// Multiplies. \`scratch\` has product_bytes.
+// Multiplies. \`scratch\` has what is needed.
 template <class Pairs>
 inline cudaError_t multiply(const Product &product, const Pairs &pairs,
                             const Scratch &scratch, const Launch &launch) {
-  if (product.rows == 1) return multiply_vector(product, pairs, launch);
-  if (product.rows <= kMostStreamRows) {
-    return multiply_stream(product, pairs, launch);
-  }
-  return multiply_tiles(product, pairs, scratch, launch);
+  return product.rows == 1 ? multiply_vector(product, pairs, launch)
+                           : multiply_matrix(product, pairs, scratch, launch);
 }
 `,
   "lib/product_args.cuh": `// What all forms of a product share: see lib/product.cuh.
@@ -3789,485 +4389,80 @@ __device__ inline uint32_t forward_end(const skv_step &step) {
   return min(step.rows, step.chunk[kChunkRows] + step.chunk[kChunkGuests]);
 }
 `,
-  "lib/stream_product.cuh": `// Products of a few rows of activations with a weight matrix, for decode steps
-// of a batch: each weight is read once, 16 bytes per lane and load, and goes
-// from memory to the registers of the tensor cores.
+  "lib/tile_shares.cuh": `// How the blocks of a product share its tiles: each gets the same number of
+// steps, give or take one, whatever the number of tiles.
 //
-// A warp makes eight pairs of outputs of all rows. \`parts\` warps of a block
-// share the columns and add up through shared memory. As in the form for one
-// row, weights are on their way before the kernel in front has ended, and the
-// squares of an RMS norm are summed along the way.
-//
-// Weights are halves, which tf32 numbers hold exactly; activations are split
-// into two tf32 numbers, which keep 21 bits and need no scale. The alternative
-// that lost: activations as halves, which need a pass of their own to be
-// scaled.
+// Whole tiles go round as long as every block gets one. The steps of the tiles
+// that are left over are cut into one run of steps per block, so such a tile
+// has contributions of several blocks (Osama et al., "Stream-K", 2023, section
+// 4.3, arXiv 2301.03598).
 #pragma once
 
-#include "instructions.cuh"
-#include "overlap.cuh"
-#include "product_args.cuh"
-#include "reduce.cuh"
+#include <stdint.h>
 
-// Most rows that go this way: beyond, splitting them takes longer than reading
-// the weights.
-constexpr uint32_t kMostStreamRows = 32;
+struct TileShares {
+  uint32_t tiles;
+  // Steps of a tile.
+  uint32_t steps;
+  uint32_t blocks;
 
-constexpr uint32_t kStreamWarps = 8;
-constexpr uint32_t kStreamThreads = 32 * kStreamWarps;
-
-// Pairs of outputs of one warp.
-constexpr uint32_t kStreamPairs = 8;
-
-// Columns that the lanes of a row load at a time, and how many times in a row.
-constexpr uint32_t kStreamColumns = 32;
-constexpr int kStreamUnroll = 4;
-
-// The part of a float that a tf32 number holds.
-__device__ inline float tf32_part(float x) {
-  return __uint_as_float(__float_as_uint(x) & 0xffffe000u);
-}
-
-// Words of a round: both ends of the lane's pair.
-struct StreamWords {
-  uint4 ends[kStreamUnroll][2];
+  // Tiles from 0 that several blocks share.
+  __host__ __device__ uint32_t shared_tiles() const { return tiles % blocks; }
+  __device__ uint32_t shared_steps() const { return shared_tiles() * steps; }
+  // The first shared step of a block.
+  __device__ uint32_t begin(uint32_t block) const {
+    const uint32_t all = shared_steps();
+    return block * (all / blocks) + min(block, all % blocks);
+  }
+  // The block that has a shared step.
+  __device__ uint32_t block_of(uint32_t step) const {
+    const uint32_t all = shared_steps();
+    const uint32_t least = all / blocks, longer = all % blocks;
+    const uint32_t boundary = longer * (least + 1);
+    return step < boundary ? step / (least + 1)
+                           : longer + (step - boundary) / least;
+  }
 };
 
-__device__ inline void load_round(StreamWords &words,
-                                  const skv_half *const (&weights)[2],
-                                  uint32_t first, uint32_t pitch) {
-#pragma unroll
-  for (int u = 0; u < kStreamUnroll; u++) {
-    const uint32_t column = first + u * kStreamColumns;
-#pragma unroll
-    for (int end = 0; end < 2; end++) {
-      words.ends[u][end] = {};
-      if (column < pitch) {
-        words.ends[u][end] = load_weights(weights[end] + column);
+// A place on a block's way through its steps: shared ones first, then those of
+// whole tiles.
+struct TileCursor {
+  uint32_t tile;
+  uint32_t step;
+  // Shared steps from here on, with this one.
+  uint32_t shared;
+
+  __device__ TileCursor(const TileShares &shares, uint32_t block) {
+    const uint32_t begin = shares.begin(block);
+    shared = shares.begin(block + 1) - begin;
+    tile = shared > 0 ? begin / shares.steps : shares.shared_tiles() + block;
+    step = shared > 0 ? begin % shares.steps : 0;
+  }
+  // Steps of the block from here on.
+  __device__ uint32_t left(const TileShares &shares) const {
+    return shared + shares.tiles / shares.blocks * shares.steps;
+  }
+  // Whether the next step belongs to another tile.
+  __device__ bool is_last(const TileShares &shares) const {
+    return step + 1 == shares.steps || shared == 1;
+  }
+  __device__ void advance(const TileShares &shares, uint32_t block) {
+    step++;
+    if (shared > 0) {
+      shared--;
+      if (shared == 0) {
+        tile = shares.shared_tiles() + block;
+        step = 0;
+      } else if (step == shares.steps) {
+        tile++;
+        step = 0;
       }
+    } else if (step == shares.steps) {
+      tile += shares.blocks;
+      step = 0;
     }
   }
-}
-
-// Sums of this warp's share of the columns. \`squares\` are those of row 8 n + g.
-template <int TILES, bool NORMED, bool ALIGNED>
-__device__ inline void sum_stream(const Product &product,
-                                  const skv_half *const (&weights)[2],
-                                  uint32_t part, uint32_t parts,
-                                  float (&sums)[TILES][4],
-                                  float (&squares)[TILES]) {
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  const uint32_t width = product.weight.columns, pitch = product.weight.pitch;
-  constexpr uint32_t kRound = kStreamColumns * kStreamUnroll;
-  uint32_t first = part * kRound + 8 * t;
-  StreamWords words;
-  load_round(words, weights, first, pitch);
-  wait_for_previous();
-  const float *rows[TILES];
-#pragma unroll
-  for (int n = 0; n < TILES; n++) rows[n] = product.row(8 * n + g);
-  // All lanes of a warp go through the same rounds.
-  for (uint32_t round = part * kRound; round < pitch; round += parts * kRound) {
-    StreamWords next;
-    load_round(next, weights, first + parts * kRound, pitch);
-#pragma unroll
-    for (int u = 0; u < kStreamUnroll; u++) {
-      const uint32_t column = first + u * kStreamColumns;
-      float norms[8];
-      if constexpr (NORMED) {
-        load_floats<ALIGNED>(norms, product.norm, column, width);
-      }
-      const uint4 w[2] = {words.ends[u][0], words.ends[u][1]};
-      const uint32_t halves[2][4] = {{w[0].x, w[0].y, w[0].z, w[0].w},
-                                     {w[1].x, w[1].y, w[1].z, w[1].w}};
-#pragma unroll
-      for (int n = 0; n < TILES; n++) {
-        float x[8];
-        load_floats<ALIGNED>(x, rows[n], column, width);
-        if constexpr (NORMED) {
-#pragma unroll
-          for (int i = 0; i < 8; i++) {
-            squares[n] += x[i] * x[i];
-            x[i] *= norms[i];
-          }
-        }
-        // The terms of a sum may come in any order: each step takes two
-        // neighbours of every lane.
-#pragma unroll
-        for (int s = 0; s < 4; s++) {
-          const float2 a = to_floats(halves[0][s]);
-          const float2 b = to_floats(halves[1][s]);
-          const float operand[4] = {a.x, b.x, a.y, b.y};
-          const float x0 = tf32_part(x[2 * s]), x1 = tf32_part(x[2 * s + 1]);
-          mma_tf32(sums[n], operand, x[2 * s] - x0, x[2 * s + 1] - x1);
-          mma_tf32(sums[n], operand, x0, x1);
-        }
-      }
-    }
-    words = next;
-    first += parts * kRound;
-  }
-}
-
-template <int TILES, bool NORMED, class Pairs>
-__global__ void __launch_bounds__(kStreamThreads)
-    stream_product_kernel(Product product, Pairs pairs, uint32_t parts) {
-  __shared__ float shared[kStreamWarps][TILES * 5][32];
-  let_next_start();
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  const uint32_t part = warp_id() % parts;
-  const uint32_t tile = blockIdx.x * (kStreamWarps / parts) + warp_id() / parts;
-  const uint32_t count = pairs_of(product.weight);
-  const bool is_needed = tile * kStreamPairs < count;
-  const uint32_t pair = tile * kStreamPairs + g;
-  float sums[TILES][4] = {};
-  float squares[TILES] = {};
-  if (is_needed) {
-    const skv_half *weights[2];
-#pragma unroll
-    for (uint32_t end = 0; end < 2; end++) {
-      const uint32_t row =
-          min(pairs.output(min(pair, count - 1), end), product.weight.rows - 1);
-      weights[end] =
-          product.weight.data + static_cast<size_t>(row) * product.weight.pitch;
-    }
-    if (product.weight.columns % 8 == 0) {
-      sum_stream<TILES, NORMED, true>(product, weights, part, parts, sums,
-                                      squares);
-    } else {
-      sum_stream<TILES, NORMED, false>(product, weights, part, parts, sums,
-                                       squares);
-    }
-  } else {
-    wait_for_previous();
-  }
-  if (parts > 1) {
-    if (part != 0) {
-#pragma unroll
-      for (int n = 0; n < TILES; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          shared[warp_id()][5 * n + i][lane_id()] = sums[n][i];
-        }
-        shared[warp_id()][5 * n + 4][lane_id()] = squares[n];
-      }
-    }
-    __syncthreads();
-    if (part != 0) return;
-    for (uint32_t p = 1; p < parts; p++) {
-#pragma unroll
-      for (int n = 0; n < TILES; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          sums[n][i] += shared[warp_id() + p][5 * n + i][lane_id()];
-        }
-        squares[n] += shared[warp_id() + p][5 * n + 4][lane_id()];
-      }
-    }
-  }
-  if (!is_needed) return;
-#pragma unroll
-  for (int n = 0; n < TILES; n++) {
-    float scale = 1.0f;
-    if constexpr (NORMED) {
-      float sum = squares[n];
-      sum += __shfl_xor_sync(kAllLanes, sum, 1);
-      sum += __shfl_xor_sync(kAllLanes, sum, 2);
-      scale = rsqrtf(sum / product.weight.columns + product.epsilon);
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const uint32_t inner = 2 * t + i;
-      // The scale of a row is in the lanes of its number.
-      const float factor =
-          NORMED ? __shfl_sync(kAllLanes, scale, 4 * inner) : 1.0f;
-      const uint32_t row = 8 * n + inner;
-      if (pair >= count || row >= product.rows || !product.is_wanted(row)) {
-        continue;
-      }
-      pairs.finish(row, pair, sums[n][i] * factor, sums[n][2 + i] * factor);
-    }
-  }
-}
-
-template <int TILES, class Pairs>
-inline cudaError_t launch_stream(const Product &product, const Pairs &pairs,
-                                 const Launch &launch) {
-  const uint32_t tiles =
-      (pairs_of(product.weight) + kStreamPairs - 1) / kStreamPairs;
-  // Every multiprocessor should have 8 warps, and each warp a round to do.
-  uint32_t parts = 1;
-  while (parts < kStreamWarps && tiles * parts < 8 * launch.multiprocessors &&
-         product.weight.pitch > kStreamColumns * kStreamUnroll * parts) {
-    parts *= 2;
-  }
-  const uint32_t per_block = kStreamWarps / parts;
-  const uint32_t blocks = (tiles + per_block - 1) / per_block;
-  return product.norm == nullptr
-             ? launch_kernel(launch, stream_product_kernel<TILES, false, Pairs>,
-                             blocks, kStreamThreads, 0, product, pairs, parts)
-             : launch_kernel(launch, stream_product_kernel<TILES, true, Pairs>,
-                             blocks, kStreamThreads, 0, product, pairs, parts);
-}
-
-template <class Pairs>
-inline cudaError_t multiply_stream(const Product &product, const Pairs &pairs,
-                                   const Launch &launch) {
-  if (product.rows <= 8) return launch_stream<1>(product, pairs, launch);
-  if (product.rows <= 16) return launch_stream<2>(product, pairs, launch);
-  return launch_stream<4>(product, pairs, launch);
-}
-`,
-  "lib/tile_product.cuh": `// Products of many rows of activations with a weight matrix, for prefill chunks
-// and large batches: tensor cores, tiles of weights and activations in shared
-// memory, three of them under way.
-//
-// Activations are normed, scaled and split into two halves once, by a kernel of
-// their own (see mma.cuh), because every tile of outputs reads them again. The
-// alternative that lost: products of tf32 numbers, half as fast for the same
-// precision.
-#pragma once
-
-#include "mma.cuh"
-#include "overlap.cuh"
-#include "product_args.cuh"
-
-// Activations as halves: see mma.cuh.
-struct SplitRows {
-  // (rows, weight.pitch) each
-  skv_half *high;
-  skv_half *low;
-  // (rows): what the products of a row must be multiplied by
-  float *inverse;
 };
-
-constexpr uint32_t kSplitThreads = 256;
-
-// Norms, scales and splits one row per block.
-static __global__ void __launch_bounds__(kSplitThreads)
-    split_rows_kernel(Product product, SplitRows split) {
-  __shared__ float shared[2][kSplitThreads / 32];
-  begin_kernel();
-  const uint32_t row = blockIdx.x;
-  if (!product.is_wanted(row)) return;
-  const uint32_t width = product.weight.columns;
-  const float *input = product.row(row);
-  const auto value = [&](uint32_t i) {
-    return product.norm == nullptr ? input[i] : input[i] * product.norm[i];
-  };
-  float squares = 0.0f, largest = 0.0f;
-  for (uint32_t i = threadIdx.x; i < width; i += kSplitThreads) {
-    squares += input[i] * input[i];
-    largest = fmaxf(largest, fabsf(value(i)));
-  }
-  squares = warp_sum(squares);
-  largest = warp_max(largest);
-  if (lane_id() == 0) {
-    shared[0][warp_id()] = squares;
-    shared[1][warp_id()] = largest;
-  }
-  __syncthreads();
-  squares = 0.0f;
-  for (uint32_t w = 0; w < kSplitThreads / 32; w++) {
-    squares += shared[0][w];
-    largest = fmaxf(largest, shared[1][w]);
-  }
-  const float rms =
-      product.norm == nullptr
-          ? 1.0f
-          : rsqrtf(squares / static_cast<float>(width) + product.epsilon);
-  const Scale scale = scale_for(largest);
-  const size_t base = static_cast<size_t>(row) * product.weight.pitch;
-  for (uint32_t i = threadIdx.x; i < product.weight.pitch; i += kSplitThreads) {
-    const Split parts = split_float(i < width ? value(i) * scale.scale : 0.0f);
-    split.high[base + i] = parts.high;
-    split.low[base + i] = parts.low;
-  }
-  if (threadIdx.x == 0) split.inverse[row] = scale.inverse * rms;
-}
-
-constexpr int kTileColumns = 32;
-constexpr int kTilePitch = kTileColumns + 8;
-constexpr int kTileStages = 3;
-
-// A tile of OUTPUTS x ROWS by WARPS_O x WARPS_R warps.
-template <int OUTPUTS, int ROWS, int WARPS_O, int WARPS_R>
-struct TileShape {
-  static constexpr int kOutputs = OUTPUTS;
-  static constexpr int kRows = ROWS;
-  static constexpr int kThreads = 32 * WARPS_O * WARPS_R;
-  static constexpr int kWarpsOutputs = WARPS_O;
-  static constexpr int kOutputTiles = OUTPUTS / WARPS_O / 16;
-  static constexpr int kRowTiles = ROWS / WARPS_R / 8;
-  static constexpr int kStageHalves = (OUTPUTS + 2 * ROWS) * kTilePitch;
-  static constexpr int kResultPitch = OUTPUTS + 2;
-  static constexpr int kStagesBytes = kTileStages * kStageHalves * 2;
-  static constexpr int kResultBytes = ROWS * kResultPitch * 4;
-  static constexpr int kBytes =
-      kStagesBytes > kResultBytes ? kStagesBytes : kResultBytes;
-  static_assert(kOutputTiles > 0 && kRowTiles % 2 == 0, "whole fragments");
-};
-
-// Makes one tile. Pairs are neighbours.
-template <class Shape, class Pairs>
-__global__ void __launch_bounds__(Shape::kThreads)
-    tile_product_kernel(Product product, SplitRows split, Pairs pairs) {
-  uint4 *tile_memory = dynamic_shared_memory();
-  begin_kernel();
-  skv_half *stages = reinterpret_cast<skv_half *>(tile_memory);
-  const uint32_t first_output = blockIdx.x * Shape::kOutputs;
-  const uint32_t first_row = blockIdx.y * Shape::kRows;
-  const uint32_t end_row = product.end();
-  if (first_row >= end_row) return;
-  const skv_matrix &weight = product.weight;
-  const uint32_t steps = (weight.pitch + kTileColumns - 1) / kTileColumns;
-
-  const auto fetch = [&](uint32_t step) {
-    if (step < steps) {
-      skv_half *stage = stages + step % kTileStages * Shape::kStageHalves;
-      constexpr int kChunks = kTileColumns / 8;
-      constexpr int kTotal = (Shape::kOutputs + 2 * Shape::kRows) * kChunks;
-#pragma unroll
-      for (int i = 0; i < kTotal; i += Shape::kThreads) {
-        const uint32_t chunk = i + threadIdx.x;
-        if (kTotal % Shape::kThreads != 0 && chunk >= kTotal) break;
-        const uint32_t line = chunk / kChunks;
-        const uint32_t column = step * kTileColumns + chunk % kChunks * 8;
-        const skv_half *from;
-        bool wanted = column < weight.pitch;
-        if (line < Shape::kOutputs) {
-          const uint32_t row = first_output + line;
-          wanted = wanted && row < weight.rows;
-          from = weight.data + static_cast<size_t>(row) * weight.pitch;
-        } else {
-          const bool is_low = line >= Shape::kOutputs + Shape::kRows;
-          const uint32_t row =
-              first_row + line - Shape::kOutputs - (is_low ? Shape::kRows : 0);
-          wanted = wanted && row < end_row;
-          from = (is_low ? split.low : split.high) +
-                 static_cast<size_t>(row) * weight.pitch;
-        }
-        copy_async(stage + line * kTilePitch + chunk % kChunks * 8,
-                   wanted ? from + column : weight.data, wanted);
-      }
-    }
-    commit_copies();
-  };
-
-  const uint32_t lane = lane_id();
-  const uint32_t warp_output =
-      warp_id() % Shape::kWarpsOutputs * Shape::kOutputTiles * 16;
-  const uint32_t warp_row =
-      warp_id() / Shape::kWarpsOutputs * Shape::kRowTiles * 8;
-  float sums[Shape::kOutputTiles][Shape::kRowTiles][4] = {};
-  for (int step = 0; step < kTileStages - 1; step++) fetch(step);
-  for (uint32_t step = 0; step < steps; step++) {
-    wait_copies<kTileStages - 2>();
-    __syncthreads();
-    fetch(step + kTileStages - 1);
-    const skv_half *stage = stages + step % kTileStages * Shape::kStageHalves;
-    const skv_half *high = stage + Shape::kOutputs * kTilePitch;
-    const skv_half *low = high + Shape::kRows * kTilePitch;
-#pragma unroll
-    for (int column = 0; column < kTileColumns; column += 16) {
-      uint4 a[Shape::kOutputTiles];
-#pragma unroll
-      for (int o = 0; o < Shape::kOutputTiles; o++) {
-        a[o] = load_matrices(stage +
-                             (warp_output + 16 * o + lane % 16) * kTilePitch +
-                             column + lane / 16 * 8);
-      }
-#pragma unroll
-      for (int r = 0; r < Shape::kRowTiles; r += 2) {
-        const uint32_t at =
-            (warp_row + 8 * r + lane % 8 + lane / 16 * 8) * kTilePitch +
-            column + lane / 8 % 2 * 8;
-        const uint4 h = load_matrices(high + at);
-        const uint4 l = load_matrices(low + at);
-#pragma unroll
-        for (int o = 0; o < Shape::kOutputTiles; o++) {
-          mma(sums[o][r], a[o], l.x, l.y);
-          mma(sums[o][r + 1], a[o], l.z, l.w);
-          mma(sums[o][r], a[o], h.x, h.y);
-          mma(sums[o][r + 1], a[o], h.z, h.w);
-        }
-      }
-    }
-  }
-  wait_copies<0>();
-  __syncthreads();
-
-  // Through shared memory, so that neighbours in memory are written together.
-  float *result = reinterpret_cast<float *>(tile_memory);
-#pragma unroll
-  for (int o = 0; o < Shape::kOutputTiles; o++) {
-#pragma unroll
-    for (int r = 0; r < Shape::kRowTiles; r++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const uint32_t output = warp_output + 16 * o + lane / 4 + i / 2 * 8;
-        const uint32_t row = warp_row + 8 * r + lane % 4 * 2 + i % 2;
-        result[row * Shape::kResultPitch + output] = sums[o][r][i];
-      }
-    }
-  }
-  __syncthreads();
-  constexpr uint32_t kPairs = Shape::kOutputs / 2;
-  for (uint32_t i = threadIdx.x; i < Shape::kRows * kPairs;
-       i += Shape::kThreads) {
-    const uint32_t row = i / kPairs, pair = i % kPairs * 2;
-    if (first_output + pair >= weight.rows) continue;
-    if (!product.is_wanted(first_row + row)) continue;
-    const float inverse = split.inverse[first_row + row];
-    const float *values = result + row * Shape::kResultPitch + pair;
-    pairs.finish(first_row + row, (first_output + pair) / 2,
-                 values[0] * inverse, values[1] * inverse);
-  }
-}
-
-// Scratch memory of a product.
-inline size_t tile_product_bytes(const Product &product) {
-  return aligned_bytes(static_cast<size_t>(product.rows) *
-                       product.weight.pitch * 2) *
-             2 +
-         aligned_bytes(product.rows * sizeof(float));
-}
-
-template <class Shape, class Pairs>
-inline cudaError_t launch_tile_shape(const Product &product,
-                                     const SplitRows &split, const Pairs &pairs,
-                                     const Launch &launch) {
-  const dim3 grid((product.weight.rows + Shape::kOutputs - 1) / Shape::kOutputs,
-                  (product.rows + Shape::kRows - 1) / Shape::kRows);
-  const auto kernel = tile_product_kernel<Shape, Pairs>;
-  const cudaError_t status = allow_shared_memory(kernel, Shape::kBytes);
-  if (status != cudaSuccess) return status;
-  return launch_kernel(launch, kernel, grid, Shape::kThreads, Shape::kBytes,
-                       product, split, pairs);
-}
-
-// Multiplies the rows of a step. \`scratch\` has tile_product_bytes.
-template <class Pairs>
-inline cudaError_t multiply_tiles(const Product &product, const Pairs &pairs,
-                                  Scratch scratch, const Launch &launch) {
-  const uint32_t rows = product.rows;
-  const size_t halves = static_cast<size_t>(rows) * product.weight.pitch;
-  SplitRows split;
-  split.high = scratch.take<skv_half>(halves);
-  split.low = scratch.take<skv_half>(halves);
-  split.inverse = scratch.take<float>(rows);
-  const cudaError_t status = launch_kernel(launch, split_rows_kernel, rows,
-                                           kSplitThreads, 0, product, split);
-  if (status != cudaSuccess) return status;
-  const uint32_t large =
-      (product.weight.rows + 127) / 128 * ((rows + 127) / 128);
-  if (rows <= 64 || large < launch.multiprocessors) {
-    using Shape = TileShape<64, 64, 2, 2>;
-    return launch_tile_shape<Shape>(product, split, pairs, launch);
-  }
-  using Shape = TileShape<128, 128, 2, 4>;
-  return launch_tile_shape<Shape>(product, split, pairs, launch);
-}
 `,
   "lib/vector_product.cuh": `// Products of one row of activations with a weight matrix, for decode steps of
 // one sequence: each weight is read once, 16 bytes per lane and load.
@@ -4482,8 +4677,8 @@ Product product_of(const skv_lm_head_args &args) {
 
 }  // namespace
 
-Needs lm_head_needs(const skv_lm_head_args &args, uint32_t) {
-  return {product_bytes(product_of(args))};
+Needs lm_head_needs(const skv_lm_head_args &args, uint32_t multiprocessors) {
+  return product_needs(product_of(args), multiprocessors);
 }
 
 cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
@@ -5364,8 +5559,9 @@ Product product_of(const skv_project_add_args &args) {
 
 }  // namespace
 
-Needs project_add_needs(const skv_project_add_args &args, uint32_t) {
-  return {product_bytes(product_of(args))};
+Needs project_add_needs(const skv_project_add_args &args,
+                        uint32_t multiprocessors) {
+  return product_needs(product_of(args), multiprocessors);
 }
 
 cudaError_t launch_project_add(const skv_project_add_args &args,
@@ -5380,11 +5576,10 @@ cudaError_t launch_project_add(const skv_project_add_args &args,
 //
 // Streams the weight once, 2 bytes per element, where there are few rows: see
 // lib/product.cuh; writes 4 bytes per query element and 2 per key and value
-// element. With few rows both ends of a RoPE pair are made together and
-// finished where they are made. With many rows, and where the model norms
-// heads, products go to scratch memory and \`append\` finishes one head per
-// block. The alternative that lost: \`append\` for decode steps too, one launch
-// per layer more.
+// element. Both ends of a RoPE pair are made together and finished where they
+// are made. Where the model norms heads, products go to scratch memory and
+// \`append\` finishes one head per block. The alternative that lost: \`append\` for
+// all, one launch per layer more.
 #include "lib/product.cuh"
 #include "lib/rope.cuh"
 #include "lib/slots.cuh"
@@ -5541,8 +5736,7 @@ Product product_of(const skv_qkv_rope_append_args &args) {
 }
 
 bool is_fused(const skv_qkv_rope_append_args &args) {
-  return takes_any_pairs(product_of(args)) && args.query_norm == nullptr &&
-         args.key_norm == nullptr;
+  return args.query_norm == nullptr && args.key_norm == nullptr;
 }
 
 // Floats of the products of all rows.
@@ -5552,10 +5746,13 @@ size_t product_count(const skv_qkv_rope_append_args &args) {
 
 }  // namespace
 
-Needs qkv_rope_append_needs(const skv_qkv_rope_append_args &args, uint32_t) {
-  if (is_fused(args)) return {};
-  return {aligned_bytes(product_count(args) * sizeof(float)) +
-          product_bytes(product_of(args))};
+Needs qkv_rope_append_needs(const skv_qkv_rope_append_args &args,
+                            uint32_t multiprocessors) {
+  Needs needs = product_needs(product_of(args), multiprocessors);
+  if (!is_fused(args)) {
+    needs.scratch += aligned_bytes(product_count(args) * sizeof(float));
+  }
+  return needs;
 }
 
 cudaError_t launch_qkv_rope_append(const skv_qkv_rope_append_args &args,

@@ -178,7 +178,9 @@ Needs qkv_rope_append_needs(const skv_qkv_rope_append_args &args,
                             uint32_t multiprocessors) {
   Needs needs = product_needs(product_of(args), multiprocessors);
   if (!is_fused(args)) {
-    needs.scratch += aligned_bytes(product_count(args) * sizeof(float));
+    const size_t bytes = aligned_bytes(product_count(args) * sizeof(float));
+    needs.scratch += bytes;
+    if (needs.library_scratch > 0) needs.library_scratch += bytes;
   }
   return needs;
 }

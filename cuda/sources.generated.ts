@@ -1926,6 +1926,85 @@ __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
   __syncthreads();
 }
 `,
+  "lib/library_product.cuh": `// Products of many rows by a library of NVIDIA's (runtime/matrix_library.cuh):
+// it multiplies the halves into scratch memory, and a kernel of ours does what
+// belongs to the outputs.
+#pragma once
+
+#include "../runtime/matrix_library.cuh"
+#include "half_rows.cuh"
+#include "overlap.cuh"
+#include "product_args.cuh"
+
+// Least rows that the library gets. With fewer, products are bound by the
+// weights' bytes, and a pass over the outputs costs more than is won.
+constexpr uint32_t kLeastLibraryRows = 128;
+
+constexpr uint32_t kFinishThreads = 256;
+
+// Pairs that a thread finishes.
+constexpr uint32_t kFinishPairs = 4;
+
+template <class Pairs>
+__global__ void __launch_bounds__(kFinishThreads)
+    finish_pairs_kernel(Product product, Pairs pairs, const float *products,
+                        const float *inverse) {
+  begin_kernel();
+  const uint32_t row = blockIdx.y;
+  if (!product.is_wanted(row)) return;
+  const uint32_t outputs = product.weight.rows;
+  const uint32_t count = pairs_of(product.weight);
+  const float *from = products + static_cast<size_t>(row) * outputs;
+  const float scale = inverse[row];
+  const uint32_t first =
+      blockIdx.x * (kFinishThreads * kFinishPairs) + threadIdx.x;
+  float ends[kFinishPairs][2];
+#pragma unroll
+  for (uint32_t i = 0; i < kFinishPairs; i++) {
+    const uint32_t pair = min(first + i * kFinishThreads, count - 1);
+#pragma unroll
+    for (uint32_t end = 0; end < 2; end++) {
+      ends[i][end] = from[min(pairs.output(pair, end), outputs - 1)];
+    }
+  }
+#pragma unroll
+  for (uint32_t i = 0; i < kFinishPairs; i++) {
+    const uint32_t pair = first + i * kFinishThreads;
+    if (pair >= count) return;
+    pairs.finish(row, pair, ends[i][0] * scale, ends[i][1] * scale);
+  }
+}
+
+inline size_t library_product_bytes(const Product &product) {
+  const size_t outputs =
+      static_cast<size_t>(product.rows) * product.weight.rows;
+  return half_rows_bytes(product) + aligned_bytes(outputs * sizeof(float)) +
+         MatrixLibrary::kWorkspaceBytes;
+}
+
+// Multiplies if the library can, and says so in \`done\`.
+template <class Pairs>
+inline cudaError_t multiply_with_library(const Product &product,
+                                         const Pairs &pairs, Scratch scratch,
+                                         const Launch &launch, bool &done) {
+  const size_t outputs =
+      static_cast<size_t>(product.rows) * product.weight.rows;
+  HalfRows rows;
+  cudaError_t status = make_half_rows(product, scratch, launch, rows);
+  if (status != cudaSuccess) return status;
+  float *products = scratch.take<float>(outputs);
+  void *workspace = scratch.take<char>(MatrixLibrary::kWorkspaceBytes);
+  done = launch.library->multiply(
+      {products, rows.high, product.weight, product.rows}, workspace,
+      launch.stream);
+  if (!done) return cudaSuccess;
+  const uint32_t per_block = kFinishThreads * kFinishPairs;
+  const dim3 grid((pairs_of(product.weight) + per_block - 1) / per_block,
+                  product.rows);
+  return launch_kernel(launch, finish_pairs_kernel<Pairs>, grid, kFinishThreads,
+                       0, product, pairs, products, rows.inverse);
+}
+`,
   "lib/matrix_product.cuh": `// Products of several rows of activations with a weight matrix, for batches and
 // prefill chunks: tensor cores, and both operands on their way to shared memory
 // several steps before they are needed.
@@ -3420,9 +3499,9 @@ __device__ inline void begin_kernel() {
   wait_for_previous();
 }
 `,
-  "lib/product.cuh": `// Products of activations with a weight matrix, in one of two forms by the
+  "lib/product.cuh": `// Products of activations with a weight matrix, in one of three forms by the
 // number of rows: lib/vector_product.cuh for one, lib/matrix_product.cuh for
-// more.
+// more, lib/library_product.cuh for many where there is that library.
 //
 // Outputs come in pairs that are finished together: neighbours, such as a gate
 // and its up value, or the two ends of a RoPE pair. A kernel describes them as
@@ -3437,21 +3516,32 @@ __device__ inline void begin_kernel() {
 //   };
 #pragma once
 
+#include "library_product.cuh"
 #include "matrix_product.cuh"
 #include "vector_product.cuh"
 
 // Device memory that a product takes.
 inline Needs product_needs(const Product &product, uint32_t multiprocessors) {
   if (product.rows == 1) return {};
-  return matrix_product_needs(product, multiprocessors);
+  Needs needs = matrix_product_needs(product, multiprocessors);
+  if (product.rows >= kLeastLibraryRows) {
+    needs.library_scratch = library_product_bytes(product);
+  }
+  return needs;
 }
 
 // Multiplies. \`scratch\` has what is needed.
 template <class Pairs>
 inline cudaError_t multiply(const Product &product, const Pairs &pairs,
                             const Scratch &scratch, const Launch &launch) {
-  return product.rows == 1 ? multiply_vector(product, pairs, launch)
-                           : multiply_matrix(product, pairs, scratch, launch);
+  if (product.rows == 1) return multiply_vector(product, pairs, launch);
+  if (product.rows >= kLeastLibraryRows && launch.library != nullptr) {
+    bool done = false;
+    const cudaError_t status =
+        multiply_with_library(product, pairs, scratch, launch, done);
+    if (status != cudaSuccess || done) return status;
+  }
+  return multiply_matrix(product, pairs, scratch, launch);
 }
 `,
   "lib/product_args.cuh": `// What all forms of a product share: see lib/product.cuh.
@@ -5750,7 +5840,9 @@ Needs qkv_rope_append_needs(const skv_qkv_rope_append_args &args,
                             uint32_t multiprocessors) {
   Needs needs = product_needs(product_of(args), multiprocessors);
   if (!is_fused(args)) {
-    needs.scratch += aligned_bytes(product_count(args) * sizeof(float));
+    const size_t bytes = aligned_bytes(product_count(args) * sizeof(float));
+    needs.scratch += bytes;
+    if (needs.library_scratch > 0) needs.library_scratch += bytes;
   }
   return needs;
 }
@@ -6094,6 +6186,7 @@ void skv_close(skv_context *context) {
   cudaSetDevice(context->device);
   cudaStreamSynchronize(context->stream);
   for (void *allocation : context->allocations) cudaFree(allocation);
+  context->library.reset();
   context->writes.release();
   context->reads.release();
   for (const cudaStream_t side : context->sides.streams) {
@@ -6165,11 +6258,13 @@ int32_t skv_synchronize(skv_context *context) {
 
 #include <cuda_runtime.h>
 
+#include <memory>
 #include <mutex>
 #include <set>
 
 #include "../steadykv.h"
 #include "launch.cuh"
+#include "matrix_library.cuh"
 #include "staging.cuh"
 
 struct skv_context {
@@ -6180,6 +6275,9 @@ struct skv_context {
   Sides sides;
   // Whether the device can start a kernel before the one in front has ended.
   bool overlaps = false;
+  // Whether the library was looked for, and what was found.
+  bool has_looked = false;
+  std::unique_ptr<MatrixLibrary> library;
   std::set<void *> allocations;
   WriteRing writes;
   ReadPool reads;
@@ -6233,11 +6331,15 @@ class Scratch {
 struct Needs {
   // Bytes that the next call may overwrite.
   size_t scratch = 0;
+  // The same where the library multiplies; 0 where it has no part in the call.
+  size_t library_scratch = 0;
   // Words that are zero before each call and that the kernel leaves zero.
   size_t tickets = 0;
   // Bytes that no other call of the program overwrites.
   size_t own = 0;
 };
+
+class MatrixLibrary;
 
 // Streams for work that the rest of the program does not wait for.
 struct Sides {
@@ -6262,6 +6364,8 @@ struct Launch {
   bool overlaps;
   // Null where everything runs in order.
   Sides *sides;
+  // Null where all products are ours.
+  MatrixLibrary *library;
 };
 
 // A launch on a stream that goes on beside the main one, from here on; the end
@@ -6347,6 +6451,233 @@ Needs lm_head_needs(const skv_lm_head_args &args, uint32_t multiprocessors);
 cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch);
 Needs sample_needs(const skv_sample_args &args, uint32_t multiprocessors);
 cudaError_t launch_sample(const skv_sample_args &args, const Launch &launch);
+`,
+  "runtime/matrix_library.cu": `// cuBLASLt by its documented binary interface: the library of any version from
+// 11 to 13 has these functions and numbers.
+#include <dlfcn.h>
+#include <stdlib.h>
+
+#include "matrix_library.cuh"
+
+namespace {
+
+using Status = int;
+using Handle = void *;
+using Description = void *;
+using Layout = void *;
+using Preference = void *;
+
+constexpr Status kSuccess = 0;
+
+// cudaDataType_t and cublasComputeType_t.
+constexpr int kFloat = 0;
+constexpr int kHalf = 2;
+constexpr int kComputeFloat = 68;
+
+// Attributes of a product's description: what is done to its left matrix.
+constexpr int kTransposeLeft = 3;
+constexpr int32_t kTransposed = 1;
+
+// Attributes of a preference.
+constexpr int kMaxWorkspaceBytes = 1;
+
+// How a product is made, as the heuristics propose it.
+struct Proposal {
+  uint64_t algorithm[8];
+  size_t workspace_bytes;
+  Status status;
+  float waves;
+  int reserved[4];
+};
+static_assert(sizeof(Proposal) == 96, "as the library writes it");
+
+}  // namespace
+
+struct MatrixLibrary::Functions {
+  Status (*create)(Handle *);
+  Status (*destroy)(Handle);
+  Status (*create_description)(Description *, int compute, int scale);
+  Status (*destroy_description)(Description);
+  Status (*set_description)(Description, int attribute, const void *value,
+                            size_t bytes);
+  Status (*create_layout)(Layout *, int type, uint64_t rows, uint64_t columns,
+                          int64_t pitch);
+  Status (*destroy_layout)(Layout);
+  Status (*create_preference)(Preference *);
+  Status (*destroy_preference)(Preference);
+  Status (*set_preference)(Preference, int attribute, const void *value,
+                           size_t bytes);
+  Status (*propose)(Handle, Description, Layout a, Layout b, Layout c, Layout d,
+                    Preference, int wanted, Proposal *proposals, int *found);
+  Status (*multiply)(Handle, Description, const void *alpha, const void *a,
+                     Layout, const void *b, Layout, const void *beta,
+                     const void *c, Layout, void *d, Layout,
+                     const uint64_t *algorithm, void *workspace,
+                     size_t workspace_bytes, cudaStream_t);
+};
+
+namespace {
+
+template <class Function>
+bool find(void *file, const char *name, Function &function) {
+  function = reinterpret_cast<Function>(dlsym(file, name));
+  return function != nullptr;
+}
+
+void *open_file() {
+  const char *named = getenv("STEADYKV_CUBLASLT");
+  if (named != nullptr && *named != '\\0') {
+    return dlopen(named, RTLD_NOW | RTLD_LOCAL);
+  }
+  static const char *const kNames[] = {"libcublasLt.so.13", "libcublasLt.so.12",
+                                       "/usr/local/cuda/lib64/libcublasLt.so"};
+  for (const char *name : kNames) {
+    void *file = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    if (file != nullptr) return file;
+  }
+  return nullptr;
+}
+
+// Something of the library's that is destroyed at the end of a block.
+template <class T>
+class Owned {
+ public:
+  explicit Owned(Status (*destroy)(T)) : destroy_(destroy) {}
+  ~Owned() {
+    if (it_ != nullptr) destroy_(it_);
+  }
+  Owned(const Owned &) = delete;
+  Owned &operator=(const Owned &) = delete;
+
+  T *address() { return &it_; }
+  T get() const { return it_; }
+
+ private:
+  T it_ = nullptr;
+  Status (*destroy_)(T);
+};
+
+}  // namespace
+
+MatrixLibrary::MatrixLibrary() = default;
+
+std::unique_ptr<MatrixLibrary> MatrixLibrary::open() {
+  std::unique_ptr<MatrixLibrary> library(new MatrixLibrary);
+  void *file = open_file();
+  if (file == nullptr) return nullptr;
+  library->functions_ = std::make_unique<Functions>();
+  Functions &f = *library->functions_;
+  const bool complete =
+      find(file, "cublasLtCreate", f.create) &&
+      find(file, "cublasLtDestroy", f.destroy) &&
+      find(file, "cublasLtMatmulDescCreate", f.create_description) &&
+      find(file, "cublasLtMatmulDescDestroy", f.destroy_description) &&
+      find(file, "cublasLtMatmulDescSetAttribute", f.set_description) &&
+      find(file, "cublasLtMatrixLayoutCreate", f.create_layout) &&
+      find(file, "cublasLtMatrixLayoutDestroy", f.destroy_layout) &&
+      find(file, "cublasLtMatmulPreferenceCreate", f.create_preference) &&
+      find(file, "cublasLtMatmulPreferenceDestroy", f.destroy_preference) &&
+      find(file, "cublasLtMatmulPreferenceSetAttribute", f.set_preference) &&
+      find(file, "cublasLtMatmulAlgoGetHeuristic", f.propose) &&
+      find(file, "cublasLtMatmul", f.multiply);
+  if (!complete || f.create(&library->handle_) != kSuccess) return nullptr;
+  return library;
+}
+
+// The file stays open: libraries that use the device are not made to be closed
+// before the process ends.
+MatrixLibrary::~MatrixLibrary() {
+  if (handle_ != nullptr) functions_->destroy(handle_);
+}
+
+// The library's matrices go down their columns. So the weights are a matrix of
+// \`pitch\` rows, which is transposed, and input and output have a column for
+// each of our rows.
+bool MatrixLibrary::multiply(const LibraryProduct &product, void *workspace,
+                             cudaStream_t stream) {
+  const Functions &f = *functions_;
+  const skv_matrix &weight = product.weight;
+  Owned<Description> description(f.destroy_description);
+  Owned<Layout> left(f.destroy_layout), right(f.destroy_layout),
+      result(f.destroy_layout);
+  Owned<Preference> preference(f.destroy_preference);
+  const size_t workspace_bytes = kWorkspaceBytes;
+  Proposal proposal = {};
+  int found = 0;
+  const bool is_planned =
+      f.create_description(description.address(), kComputeFloat, kFloat) ==
+          kSuccess &&
+      f.set_description(description.get(), kTransposeLeft, &kTransposed,
+                        sizeof(kTransposed)) == kSuccess &&
+      f.create_layout(left.address(), kHalf, weight.pitch, weight.rows,
+                      weight.pitch) == kSuccess &&
+      f.create_layout(right.address(), kHalf, weight.pitch, product.rows,
+                      weight.pitch) == kSuccess &&
+      f.create_layout(result.address(), kFloat, weight.rows, product.rows,
+                      weight.rows) == kSuccess &&
+      f.create_preference(preference.address()) == kSuccess &&
+      f.set_preference(preference.get(), kMaxWorkspaceBytes, &workspace_bytes,
+                       sizeof(workspace_bytes)) == kSuccess &&
+      f.propose(handle_, description.get(), left.get(), right.get(),
+                result.get(), result.get(), preference.get(), 1, &proposal,
+                &found) == kSuccess &&
+      found > 0;
+  if (!is_planned) return false;
+  const float one = 1.0f, zero = 0.0f;
+  return f.multiply(handle_, description.get(), &one, weight.data, left.get(),
+                    product.input, right.get(), &zero, product.output,
+                    result.get(), product.output, result.get(),
+                    proposal.algorithm, workspace, kWorkspaceBytes,
+                    stream) == kSuccess;
+}
+`,
+  "runtime/matrix_library.cuh": `// Products of large matrices by NVIDIA's cuBLASLt, where it is installed: it is
+// opened when the first program needs it, and nothing is linked.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <memory>
+
+#include "../steadykv.h"
+
+// output = input · weightᵀ, in halves with f32 sums.
+struct LibraryProduct {
+  // (rows, weight.rows)
+  float *output;
+  // (rows, weight.pitch)
+  const skv_half *input;
+  skv_matrix weight;
+  uint32_t rows;
+};
+
+class MatrixLibrary {
+ public:
+  // Device memory that a product may use beside its matrices.
+  static constexpr size_t kWorkspaceBytes = size_t{1} << 25;
+
+  // Opens the library: the file that STEADYKV_CUBLASLT names, or else the one
+  // that the system finds. Null where there is none.
+  static std::unique_ptr<MatrixLibrary> open();
+  ~MatrixLibrary();
+  MatrixLibrary(const MatrixLibrary &) = delete;
+  MatrixLibrary &operator=(const MatrixLibrary &) = delete;
+
+  // Enqueues a product. False where the library has no way to make it, and
+  // nothing was enqueued. \`workspace\` has kWorkspaceBytes.
+  bool multiply(const LibraryProduct &product, void *workspace,
+                cudaStream_t stream);
+
+ private:
+  struct Functions;
+
+  MatrixLibrary();
+
+  std::unique_ptr<Functions> functions_;
+  void *handle_ = nullptr;
+};
 `,
   "runtime/program.cu": `// Programs: kernel calls are kept while a program is recorded, and captured
 // into a graph when it ends, in one go and by one thread. Nothing else happens
@@ -6460,6 +6791,15 @@ bool has_flag(const skv_context *context, uint32_t flag) {
   return (context->flags & flag) != 0;
 }
 
+// The library, looked for when the first program wants it.
+const MatrixLibrary *library_of(skv_context *context) {
+  if (!context->has_looked && !has_flag(context, SKV_OWN_PRODUCTS)) {
+    context->library = MatrixLibrary::open();
+  }
+  context->has_looked = true;
+  return context->library.get();
+}
+
 // Launches all calls; waits for each where the context is to check them.
 int32_t launch_calls(skv_program *program) {
   skv_context *context = program->context;
@@ -6471,6 +6811,7 @@ int32_t launch_calls(skv_program *program) {
   launch.multiprocessors = context->multiprocessors;
   launch.overlaps = !checks && context->overlaps;
   launch.sides = checks ? nullptr : &context->sides;
+  launch.library = context->library.get();
   for (const Call &call : program->calls) {
     launch.own = program->own + call.own;
     cudaError_t error = call.kernel->launch(call.args, launch);
@@ -6552,6 +6893,9 @@ int32_t skv_end_record(skv_program *program, uint64_t *scratch_bytes) {
   for (Call &call : program->calls) {
     const Needs needs = call.kernel->needs(call.args, context->multiprocessors);
     most.scratch = std::max(most.scratch, needs.scratch);
+    if (needs.library_scratch > 0 && library_of(context) != nullptr) {
+      most.scratch = std::max(most.scratch, needs.library_scratch);
+    }
     most.tickets = std::max(most.tickets, needs.tickets);
     call.own = most.own;
     most.own += aligned_bytes(needs.own);
@@ -7440,6 +7784,9 @@ enum skv_element { SKV_WORD = 0, SKV_HALF = 1 };
 
 /** Flag of skv_open: every kernel is waited for, so that faults have a name. */
 #define SKV_CHECK_EVERY_KERNEL 1u
+
+/** Flag of skv_open: no product is left to NVIDIA's library. */
+#define SKV_OWN_PRODUCTS 2u
 
 /** A weight matrix, one row per output. */
 typedef struct skv_matrix {

@@ -1,6 +1,6 @@
-// Products of activations with a weight matrix, in one of two forms by the
+// Products of activations with a weight matrix, in one of three forms by the
 // number of rows: lib/vector_product.cuh for one, lib/matrix_product.cuh for
-// more.
+// more, lib/library_product.cuh for many where there is that library.
 //
 // Outputs come in pairs that are finished together: neighbours, such as a gate
 // and its up value, or the two ends of a RoPE pair. A kernel describes them as
@@ -15,19 +15,30 @@
 //   };
 #pragma once
 
+#include "library_product.cuh"
 #include "matrix_product.cuh"
 #include "vector_product.cuh"
 
 // Device memory that a product takes.
 inline Needs product_needs(const Product &product, uint32_t multiprocessors) {
   if (product.rows == 1) return {};
-  return matrix_product_needs(product, multiprocessors);
+  Needs needs = matrix_product_needs(product, multiprocessors);
+  if (product.rows >= kLeastLibraryRows) {
+    needs.library_scratch = library_product_bytes(product);
+  }
+  return needs;
 }
 
 // Multiplies. `scratch` has what is needed.
 template <class Pairs>
 inline cudaError_t multiply(const Product &product, const Pairs &pairs,
                             const Scratch &scratch, const Launch &launch) {
-  return product.rows == 1 ? multiply_vector(product, pairs, launch)
-                           : multiply_matrix(product, pairs, scratch, launch);
+  if (product.rows == 1) return multiply_vector(product, pairs, launch);
+  if (product.rows >= kLeastLibraryRows && launch.library != nullptr) {
+    bool done = false;
+    const cudaError_t status =
+        multiply_with_library(product, pairs, scratch, launch, done);
+    if (status != cudaSuccess || done) return status;
+  }
+  return multiply_matrix(product, pairs, scratch, launch);
 }

@@ -210,6 +210,7 @@ void skv_close(skv_context *context) {
   cudaSetDevice(context->device);
   cudaStreamSynchronize(context->stream);
   for (void *allocation : context->allocations) cudaFree(allocation);
+  context->library.reset();
   context->writes.release();
   context->reads.release();
   for (const cudaStream_t side : context->sides.streams) {

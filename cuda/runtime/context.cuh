@@ -3,11 +3,13 @@
 
 #include <cuda_runtime.h>
 
+#include <memory>
 #include <mutex>
 #include <set>
 
 #include "../steadykv.h"
 #include "launch.cuh"
+#include "matrix_library.cuh"
 #include "staging.cuh"
 
 struct skv_context {
@@ -18,6 +20,9 @@ struct skv_context {
   Sides sides;
   // Whether the device can start a kernel before the one in front has ended.
   bool overlaps = false;
+  // Whether the library was looked for, and what was found.
+  bool has_looked = false;
+  std::unique_ptr<MatrixLibrary> library;
   std::set<void *> allocations;
   WriteRing writes;
   ReadPool reads;

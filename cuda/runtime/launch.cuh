@@ -32,11 +32,15 @@ class Scratch {
 struct Needs {
   // Bytes that the next call may overwrite.
   size_t scratch = 0;
+  // The same where the library multiplies; 0 where it has no part in the call.
+  size_t library_scratch = 0;
   // Words that are zero before each call and that the kernel leaves zero.
   size_t tickets = 0;
   // Bytes that no other call of the program overwrites.
   size_t own = 0;
 };
+
+class MatrixLibrary;
 
 // Streams for work that the rest of the program does not wait for.
 struct Sides {
@@ -61,6 +65,8 @@ struct Launch {
   bool overlaps;
   // Null where everything runs in order.
   Sides *sides;
+  // Null where all products are ours.
+  MatrixLibrary *library;
 };
 
 // A launch on a stream that goes on beside the main one, from here on; the end

@@ -43,11 +43,20 @@ export async function emulationMissing(): Promise<string | undefined> {
 
 /** Opens a backend on the emulated device. */
 export async function openEmulation(
-  { checkEveryKernel = false }: { checkEveryKernel?: boolean } = {},
+  { checkEveryKernel = false, ownProducts = true }: {
+    checkEveryKernel?: boolean;
+    ownProducts?: boolean;
+  } = {},
 ): Promise<Backend> {
   const path = await buildEmulation();
+  // The emulation has its own cuBLASLt: see emulator/matrix_library.cu.
+  if (!ownProducts) Deno.env.set("STEADYKV_CUBLASLT", path);
   const library = new CudaLibrary({ path, named: "the emulation" });
-  return CudaBackend.open(library, { device: 0, checkEveryKernel });
+  return CudaBackend.open(library, {
+    device: 0,
+    checkEveryKernel,
+    ownProducts,
+  });
 }
 
 /**

@@ -14,7 +14,15 @@ import {
   type SceneRow,
   type SceneStep,
 } from "./steps.ts";
-import { assertWithin, expError, F32, sumError } from "./tolerance.ts";
+import { assertWithin, expError, F16, F32, sumError } from "./tolerance.ts";
+
+/**
+ * Most rows of a step whose products have 32-bit precision on every backend.
+ * With more, a backend may round each activation to the 11 bits of a half, in a
+ * row that is scaled so that they do not run out of exponents: weights are
+ * halves anyway, and the second half would double the work of a tensor core.
+ */
+const EXACT_ROWS = 32;
 
 /** Sizes of a model; those a kernel does not use are 1. */
 export function modelSizes(sizes: Partial<ModelSizes>): ModelSizes {
@@ -35,6 +43,8 @@ export class Products {
   readonly #input: Float32Array;
   readonly #norm: Float32Array | undefined;
   readonly #weight: MatrixSpec;
+  /** Relative error of an activation. */
+  readonly #rounding: number;
 
   constructor(
     { input, norm, weight }: {
@@ -43,6 +53,7 @@ export class Products {
       weight: MatrixSpec;
     },
   ) {
+    this.#rounding = input.length / weight.columns > EXACT_ROWS ? F16 : 0;
     this.#input = input;
     this.#norm = norm;
     this.#weight = weight;
@@ -64,8 +75,9 @@ export class Products {
   }
 
   /**
-   * Error of product `(row, output)`: that of the sum, and for a normed input
-   * that of its scale, which is a sum of squares whose relative error halves
+   * Error of product `(row, output)`: that of the sum, that of activations which
+   * may be rounded to halves (and have magnitudes of the same order here), and
+   * for a normed input that of its scale, which is a sum of squares whose relative error halves
    * under the root, an inverse root of 2 units, and two more factors.
    */
   error(row: number, output: number): number {
@@ -78,9 +90,11 @@ export class Products {
       magnitude += Math.abs(x[i]! * n * data[output * columns + i]!);
       squares += x[i]! ** 2;
     }
-    if (this.#norm === undefined) return sumError(columns, magnitude);
-    magnitude /= Math.sqrt(squares / columns);
-    return sumError(columns, magnitude) + sumError(columns / 2 + 8, magnitude);
+    if (this.#norm !== undefined) magnitude /= Math.sqrt(squares / columns);
+    const rounded = sumError(columns, magnitude) + this.#rounding * magnitude;
+    return this.#norm === undefined
+      ? rounded
+      : rounded + sumError(columns / 2 + 8, magnitude);
   }
 }
 
@@ -380,6 +394,39 @@ export const matrixCases: readonly KernelCase[] = [
       rows: "last",
     }),
   ]),
+];
+
+/** Rows of batches, and outputs, for tiles of every height in every division. */
+const batches: readonly (readonly [rows: number, outputs: number])[] = [
+  ...[[2, 300], [3, 1000], [8, 2], [9, 300], [16, 1100], [17, 300]] as const,
+  ...[[31, 130], [33, 300], [64, 129], [65, 300], [100, 900]] as const,
+  ...[[128, 62], [129, 300], [200, 130], [300, 200]] as const,
+];
+
+/** Cases of products whose tiles are shared by blocks, or that a library makes. */
+export const batchCases: readonly KernelCase[] = [
+  ...batches.map(([rows, outputs], i) =>
+    projectAddCase(`of ${rows} rows and ${outputs} outputs`, {
+      step: decodeStep(Array.from({ length: rows }, (_, i) => i), {
+        finished: [rows - 1],
+      }),
+      rows: outputs,
+      columns: [332, 64, 1000, 321][i % 4]!,
+      hasBias: i % 2 === 0,
+    })
+  ),
+  ...[[40, 40], [150, 149], [300, 17], [300, 290]].map(([rows, live]) =>
+    gateUpCase(`of a chunk of ${live} of ${rows} rows, many outputs`, {
+      step: prefillStep({ rows: rows!, live: live! }),
+      hidden: 200,
+      ffn: 450,
+      hasBias: true,
+    })
+  ),
+  lmHeadCase("for 140 rows, an odd number of outputs", {
+    step: decodeStep(Array.from({ length: 140 }, (_, i) => i)),
+    ...{ hidden: 68, vocabulary: 301, rows: "all" },
+  }),
 ];
 
 /** Many columns: most of a product is in its loop. */

@@ -17,8 +17,12 @@ struct LogitPairs {
   }
   __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
     float *to = logits + static_cast<size_t>(row) * vocabulary + 2 * pair;
-    to[0] = a;
-    if (2 * pair + 1 < vocabulary) to[1] = b;
+    if (vocabulary % 2 == 0) {
+      *reinterpret_cast<float2 *>(to) = {a, b};
+    } else {
+      to[0] = a;
+      if (2 * pair + 1 < vocabulary) to[1] = b;
+    }
   }
 };
 

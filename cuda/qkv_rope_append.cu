@@ -109,9 +109,8 @@ struct ProductPairs {
   }
   __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
     // Heads are even, and so is the number of outputs.
-    float *to = products + static_cast<size_t>(row) * width + 2 * pair;
-    to[0] = a;
-    to[1] = b;
+    *reinterpret_cast<float2 *>(products + static_cast<size_t>(row) * width +
+                                2 * pair) = {a, b};
   }
 };
 

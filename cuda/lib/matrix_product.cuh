@@ -62,95 +62,87 @@ struct MatrixShape {
   static constexpr uint32_t kSums = kOutputTiles * kRowTiles * 4;
 };
 
+// Parts that a block has room for: of the first tile that it shares, of the
+// last one, and of one that it makes alone.
+constexpr uint32_t kPartSlots = 3;
+
 // Memory through which blocks that share tiles add up.
 struct TileSums {
-  // (blocks, 2, kSums / 4, kMatrixThreads) of four floats: a block's part of
-  // the first tile that it shares, and of the last one.
+  // (blocks, kPartSlots, row tiles, output tiles, threads) of four floats
   float4 *parts;
   // (blocks): how many parts of a shared tile are there.
   uint32_t *tickets;
 };
 
-// Where chunk `chunk` of line `line` is in a stage, in halves. Lines of odd and
-// even numbers have the halves of their columns in different banks, so that
-// the eight lanes that are served at once, four on each of two lines, never
-// meet in one.
+// Where chunk `chunk` of line `line` is in a stage, in halves: eight lines have
+// a chunk in different banks.
 __device__ inline uint32_t chunk_place(uint32_t line, uint32_t chunk) {
-  return line * kStepColumns + (chunk ^ (line & 1) * 4) * 8;
+  return line * kStepColumns + (chunk ^ line % 8) * 8;
 }
 
-// Copies steps of tiles to shared memory.
+// Copies the steps of a block's tiles to shared memory, in order.
 template <class Shape, class Pairs>
 class TileFetcher {
  public:
   __device__ TileFetcher(const Product &product, const HalfRows &rows,
-                         const Pairs &pairs, uint32_t end, skv_half *stages)
+                         const Pairs &pairs, const TileShares &shares,
+                         uint32_t row_tiles, uint32_t end)
       : product_(product),
         rows_(rows),
         pairs_(pairs),
+        shares_(shares),
+        row_tiles_(row_tiles),
         end_(end),
-        stages_(stages) {}
-
-  // Starts on another tile of outputs.
-  __device__ void turn_to(uint32_t output_tile) {
-    const uint32_t count = pairs_of(product_.weight);
-#pragma unroll
-    for (uint32_t i = 0; i < kWeights; i++) {
-      const uint32_t line = threadIdx.x / kStepChunks + i * kLines;
-      const uint32_t pair =
-          output_tile * (kTileOutputs / 2) + line / 16 * 8 + line % 8;
-      const uint32_t row =
-          min(pairs_.output(min(pair, count - 1), line / 8 % 2),
-              product_.weight.rows - 1);
-      weights_[i] = product_.weight.data +
-                    static_cast<size_t>(row) * product_.weight.pitch;
-    }
+        cursor_(shares, blockIdx.x),
+        left_(cursor_.left(shares)),
+        chunk_(threadIdx.x % kStepChunks),
+        line_(threadIdx.x / kStepChunks),
+        place_(chunk_place(line_, chunk_)) {
+    if (left_ > 0) turn();
   }
 
-  __device__ void fetch_weights(uint32_t stage, uint32_t step) const {
-    skv_half *to = stages_ + stage * Shape::kStageHalves;
-    const uint32_t chunk = threadIdx.x % kStepChunks;
-    const uint32_t column = step * kStepColumns + 8 * chunk;
+  // Steps that are not fetched yet.
+  __device__ uint32_t left() const { return left_; }
+
+  // Fetches the weights of the present step in the background.
+  __device__ void fetch_weights(skv_half *stage) const {
+    const uint32_t column = cursor_.step * kStepColumns + 8 * chunk_;
     const bool exists = column < product_.weight.pitch;
 #pragma unroll
     for (uint32_t i = 0; i < kWeights; i++) {
-      const uint32_t line = threadIdx.x / kStepChunks + i * kLines;
-      copy_async(to + chunk_place(line, chunk),
-                 exists ? weights_[i] + column : product_.weight.data, exists);
+      copy_async(stage + place_ + i * (kLines * kStepColumns),
+                 weights_[i] + column, exists);
     }
   }
 
-  // The same for the rows: in the background, or at once.
-  template <bool ASYNC>
-  __device__ void fetch_rows(uint32_t stage, uint32_t row_tile,
-                             uint32_t step) const {
-    skv_half *to =
-        stages_ + stage * Shape::kStageHalves + kTileOutputs * kStepColumns;
-    const uint32_t chunk = threadIdx.x % kStepChunks;
-    const uint32_t column = step * kStepColumns + 8 * chunk;
+  // The same for the rows.
+  __device__ void fetch_rows(skv_half *stage) const {
+    const uint32_t column = cursor_.step * kStepColumns + 8 * chunk_;
+    const bool is_column = column < product_.weight.pitch;
+    const size_t first =
+        static_cast<size_t>(row_) * product_.weight.pitch + column;
 #pragma unroll
     for (uint32_t half = 0; half < Shape::kHalves; half++) {
-      const skv_half *from = half == 0 ? rows_.high : rows_.low;
+      const skv_half *from = (half == 0 ? rows_.high : rows_.low) + first;
+      skv_half *to =
+          stage + place_ + (kTileOutputs + half * Shape::kRows) * kStepColumns;
 #pragma unroll
       for (uint32_t i = 0; i < Shape::kRows; i += kLines) {
-        const uint32_t line = threadIdx.x / kStepChunks + i;
-        if (Shape::kRows < kLines && line >= Shape::kRows) break;
-        const uint32_t row = row_tile * Shape::kRows + line;
-        const bool exists = row < end_ && column < product_.weight.pitch;
-        const skv_half *source =
-            exists ? from + static_cast<size_t>(row) * product_.weight.pitch +
-                         column
-                   : from;
-        skv_half *target = to + chunk_place(half * Shape::kRows + line, chunk);
-        if constexpr (ASYNC) {
-          copy_async(target, source, exists);
-        } else {
-          *reinterpret_cast<uint4 *>(target) =
-              exists ? __ldcg(reinterpret_cast<const uint4 *>(source))
-                     : uint4{};
-        }
+        if (Shape::kRows < kLines && line_ >= Shape::kRows) break;
+        const bool exists = is_column && row_ + i < end_;
+        copy_async(to + i * kStepColumns,
+                   from + static_cast<size_t>(i) * product_.weight.pitch,
+                   exists);
       }
     }
+  }
+
+  // Goes on to the next step.
+  __device__ void advance() {
+    left_--;
+    const uint32_t before = cursor_.tile;
+    cursor_.advance(shares_, blockIdx.x, 1);
+    if (left_ > 0 && cursor_.tile != before) turn();
   }
 
  private:
@@ -158,12 +150,36 @@ class TileFetcher {
   static constexpr uint32_t kLines = kMatrixThreads / kStepChunks;
   static constexpr uint32_t kWeights = kTileOutputs / kLines;
 
+  // Finds the weights and rows of the cursor's tile.
+  __device__ void turn() {
+    const skv_matrix &weight = product_.weight;
+    const uint32_t count = pairs_of(weight);
+    const uint32_t first = cursor_.tile / row_tiles_ * (kTileOutputs / 2);
+#pragma unroll
+    for (uint32_t i = 0; i < kWeights; i++) {
+      const uint32_t line = line_ + i * kLines;
+      const uint32_t pair = min(first + line / 16 * 8 + line % 8, count - 1);
+      const uint32_t row =
+          min(pairs_.output(pair, line / 8 % 2), weight.rows - 1);
+      weights_[i] = weight.data + static_cast<size_t>(row) * weight.pitch;
+    }
+    row_ = cursor_.tile % row_tiles_ * Shape::kRows + line_;
+  }
+
   const Product &product_;
   const HalfRows &rows_;
   const Pairs &pairs_;
+  const TileShares &shares_;
+  const uint32_t row_tiles_;
   const uint32_t end_;
-  skv_half *const stages_;
+  TileCursor cursor_;
+  uint32_t left_;
+  // What this thread copies: a chunk of some lines, and where the first goes.
+  const uint32_t chunk_;
+  const uint32_t line_;
+  const uint32_t place_;
   const skv_half *weights_[kWeights];
+  uint32_t row_;
 };
 
 template <class Shape>
@@ -179,124 +195,160 @@ __device__ inline uint32_t warp_row() {
   return warp_id() / Shape::kOutputWarps * Shape::kRowTiles * 8;
 }
 
-template <class Shape>
-__device__ inline void clear_sums(WarpSums<Shape> &sums) {
-#pragma unroll
-  for (int o = 0; o < Shape::kOutputTiles; o++) {
-#pragma unroll
-    for (int r = 0; r < Shape::kRowTiles; r++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) sums[o][r][i] = 0.0f;
-    }
-  }
-}
-
 // Adds the products of one step.
 template <class Shape>
 __device__ inline void add_step(const skv_half *stage, WarpSums<Shape> &sums) {
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  const auto load = [&](uint32_t line, uint32_t part) {
-    return *reinterpret_cast<const uint4 *>(
-        stage + chunk_place(line + g, 4 * part + t));
-  };
+  const uint32_t lane = lane_id();
+  // Places of the lane's lines in the first operands of a step; the chunks of
+  // others differ by bits that are the same for all lines.
+  const uint32_t left = chunk_place(lane % 16, lane / 16);
+  const uint32_t right = chunk_place(lane % 8, lane / 8);
+  const skv_half *weights = stage + warp_output<Shape>() * kStepColumns;
+  const skv_half *rows =
+      stage + (kTileOutputs + warp_row<Shape>()) * kStepColumns;
 #pragma unroll
   for (uint32_t part = 0; part < kStepColumns / 32; part++) {
-    uint4 w[Shape::kOutputTiles][2];
+    uint4 w[2][Shape::kOutputTiles];
 #pragma unroll
-    for (int o = 0; o < Shape::kOutputTiles; o++) {
-      const uint32_t line = warp_output<Shape>() + 16 * o;
-      w[o][0] = load(line, part);
-      w[o][1] = load(line + 8, part);
+    for (uint32_t k = 0; k < 2; k++) {
+#pragma unroll
+      for (int o = 0; o < Shape::kOutputTiles; o++) {
+        w[k][o] = load_matrices(weights + (left ^ (2 * part + k) * 16) +
+                                16 * o * kStepColumns);
+      }
     }
 #pragma unroll
     for (int r = 0; r < Shape::kRowTiles; r++) {
-      const uint32_t line = kTileOutputs + warp_row<Shape>() + 8 * r;
       // The small halves first.
 #pragma unroll
       for (int half = Shape::kHalves - 1; half >= 0; half--) {
-        const uint4 x = load(line + half * Shape::kRows, part);
+        const uint4 x =
+            load_matrices(rows + (right ^ part * 32) +
+                          (half * static_cast<int>(Shape::kRows) + 8 * r) *
+                              static_cast<int>(kStepColumns));
 #pragma unroll
         for (int o = 0; o < Shape::kOutputTiles; o++) {
-          mma(sums[o][r], {w[o][0].x, w[o][1].x, w[o][0].y, w[o][1].y}, x.x,
-              x.y);
+          mma(sums[o][r], w[0][o], x.x, x.y);
         }
 #pragma unroll
         for (int o = 0; o < Shape::kOutputTiles; o++) {
-          mma(sums[o][r], {w[o][0].z, w[o][1].z, w[o][0].w, w[o][1].w}, x.z,
-              x.w);
+          mma(sums[o][r], w[1][o], x.z, x.w);
         }
       }
     }
   }
 }
 
-// Adds up the parts that blocks made of a shared tile. Whether this block has
-// the sums now: the last one to come does, and adds in the order of the blocks.
+// Sums of a warp for eight rows.
 template <class Shape>
-__device__ inline bool join_parts(const TileShares &shares,
-                                  const TileSums &memory, uint32_t tile,
-                                  WarpSums<Shape> &sums) {
-  __shared__ bool is_last;
-  constexpr uint32_t kVectors = Shape::kSums / 4;
-  const auto part = [&](uint32_t block) {
-    const uint32_t slot = shares.begin(block) / shares.steps == tile ? 0 : 1;
-    return memory.parts + (2 * block + slot) * (kVectors * kMatrixThreads) +
+using SliceSums = float[Shape::kOutputTiles][4];
+
+// The parts of a tile, which blocks `first` to `last` make: one, where the tile
+// is not shared. Sums leave the registers in any case: what is done with them
+// need not be unrolled then, and leaves all registers to the products.
+template <class Shape>
+struct TileParts {
+  const TileShares &shares;
+  const TileSums &memory;
+  uint32_t tile;
+  uint32_t first;
+  uint32_t last;
+
+  __device__ TileParts(const TileShares &shares, const TileSums &memory,
+                       uint32_t tile)
+      : shares(shares),
+        memory(memory),
+        tile(tile),
+        first(blockIdx.x),
+        last(blockIdx.x) {
+    if (tile >= shares.shared_tiles()) return;
+    first = shares.block_of(tile * shares.steps);
+    last = shares.block_of((tile + 1) * shares.steps - 1);
+  }
+
+  // Where this thread's part of a block's slice is.
+  __device__ float4 *at(uint32_t block, int slice) const {
+    const uint32_t slot = tile >= shares.shared_tiles()                ? 2
+                          : shares.begin(block) / shares.steps == tile ? 0
+                                                                       : 1;
+    return memory.parts +
+           ((kPartSlots * block + slot) * Shape::kRowTiles + slice) *
+               (Shape::kOutputTiles * kMatrixThreads) +
            threadIdx.x;
-  };
-  float4 *mine = part(blockIdx.x);
-#pragma unroll
-  for (uint32_t i = 0; i < kVectors; i++) {
-    const float(&from)[4] = sums[i / Shape::kRowTiles][i % Shape::kRowTiles];
-    mine[i * kMatrixThreads] = {from[0], from[1], from[2], from[3]};
   }
-  const uint32_t first = shares.block_of(tile * shares.steps);
-  const uint32_t last = shares.block_of((tile + 1) * shares.steps - 1);
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    is_last = atomicAdd(memory.tickets + tile, 1u) == last - first;
-    if (is_last) memory.tickets[tile] = 0;
-    __threadfence();
-  }
-  __syncthreads();
-  if (!is_last) return false;
-  clear_sums<Shape>(sums);
-  for (uint32_t block = first; block <= last; block++) {
-    const float4 *from = part(block);
+  // Keeps this block's part.
+  __device__ void keep(const WarpSums<Shape> &sums) const {
+    float4 *const to = at(blockIdx.x, 0);
 #pragma unroll
-    for (uint32_t i = 0; i < kVectors; i++) {
-      const float4 x = __ldcg(from + i * kMatrixThreads);
-      float(&to)[4] = sums[i / Shape::kRowTiles][i % Shape::kRowTiles];
-      to[0] += x.x, to[1] += x.y, to[2] += x.z, to[3] += x.w;
+    for (int r = 0; r < Shape::kRowTiles; r++) {
+#pragma unroll
+      for (int o = 0; o < Shape::kOutputTiles; o++) {
+        const float(&from)[4] = sums[o][r];
+        to[(r * Shape::kOutputTiles + o) * kMatrixThreads] = {from[0], from[1],
+                                                              from[2], from[3]};
+      }
     }
   }
-  return true;
-}
+  // Whether all parts are there now: the last block to come sees them.
+  __device__ bool is_complete() const {
+    __shared__ bool is_last;
+    if (first == last) return true;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      is_last = atomicAdd(memory.tickets + tile, 1u) == last - first;
+      if (is_last) memory.tickets[tile] = 0;
+      __threadfence();
+    }
+    __syncthreads();
+    return is_last;
+  }
+  // Adds up a slice, in the order of the blocks.
+  __device__ void add(int r, SliceSums<Shape> &slice) const {
+#pragma unroll
+    for (int o = 0; o < Shape::kOutputTiles; o++) {
+      slice[o][0] = slice[o][1] = slice[o][2] = slice[o][3] = 0.0f;
+    }
+#pragma unroll 4
+    for (uint32_t block = first; block <= last; block++) {
+      const float4 *from = at(block, r);
+#pragma unroll
+      for (int o = 0; o < Shape::kOutputTiles; o++) {
+        const float4 x = __ldcg(from + o * kMatrixThreads);
+        slice[o][0] += x.x, slice[o][1] += x.y;
+        slice[o][2] += x.z, slice[o][3] += x.w;
+      }
+    }
+  }
+};
 
 // Hands the products of a tile over.
 template <class Shape, class Pairs>
 __device__ inline void finish_tile(const Product &product, const HalfRows &rows,
-                                   const Pairs &pairs, uint32_t output_tile,
-                                   uint32_t row_tile,
-                                   const WarpSums<Shape> &sums) {
+                                   const Pairs &pairs,
+                                   const TileParts<Shape> &parts,
+                                   uint32_t row_tiles) {
   const uint32_t g = lane_id() / 4, t = lane_id() % 4;
   const uint32_t count = pairs_of(product.weight);
   const uint32_t first =
-      (output_tile * kTileOutputs + warp_output<Shape>()) / 2 + g;
-#pragma unroll
+      (parts.tile / row_tiles * kTileOutputs + warp_output<Shape>()) / 2 + g;
+  const uint32_t first_row =
+      parts.tile % row_tiles * Shape::kRows + warp_row<Shape>() + 2 * t;
+#pragma unroll 1
   for (int r = 0; r < Shape::kRowTiles; r++) {
+    SliceSums<Shape> slice;
+    parts.add(r, slice);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      const uint32_t row =
-          row_tile * Shape::kRows + warp_row<Shape>() + 8 * r + 2 * t + i;
+      const uint32_t row = first_row + 8 * r + i;
       if (row >= product.rows || !product.is_wanted(row)) continue;
       const float inverse = rows.inverse[row];
 #pragma unroll
       for (int o = 0; o < Shape::kOutputTiles; o++) {
         const uint32_t pair = first + 8 * o;
         if (pair >= count) continue;
-        pairs.finish(row, pair, sums[o][r][i] * inverse,
-                     sums[o][r][2 + i] * inverse);
+        pairs.finish(row, pair, slice[o][i] * inverse,
+                     slice[o][2 + i] * inverse);
       }
     }
   }
@@ -319,70 +371,52 @@ __global__ void __launch_bounds__(kMatrixThreads, Shape::kResident)
   const TileShares shares = {
       output_tiles * row_tiles,
       (product.weight.pitch + kStepColumns - 1) / kStepColumns, gridDim.x};
-  TileCursor ahead(shares, blockIdx.x);
-  TileCursor now = ahead;
-  const uint32_t count = now.left(shares);
-  TileFetcher<Shape, Pairs> fetcher(product, rows, pairs, end, stages);
-
-  // Tiles of the same outputs follow each other.
-  uint32_t fetched = 0;
-  const auto step_ahead = [&]() {
-    fetched++;
-    const uint32_t tile = ahead.tile;
-    ahead.advance(shares, blockIdx.x);
-    if (fetched < count && ahead.tile / row_tiles != tile / row_tiles) {
-      fetcher.turn_to(ahead.tile / row_tiles);
-    }
-  };
+  TileFetcher<Shape, Pairs> fetcher(product, rows, pairs, shares, row_tiles,
+                                    end);
+  uint32_t left = fetcher.left();
   constexpr uint32_t kAhead = Shape::kStages - 1;
-  if (count > 0) fetcher.turn_to(ahead.tile / row_tiles);
-  const TileCursor start = ahead;
-  for (uint32_t stage = 0; stage < kAhead; stage++) {
-    if (fetched < count) {
-      fetcher.fetch_weights(stage, ahead.step);
-      step_ahead();
-    }
-    commit_copies();
+  auto early = fetcher;
+  for (uint32_t stage = 0; stage < kAhead && early.left() > 0; stage++) {
+    early.fetch_weights(stages + stage * Shape::kStageHalves);
+    early.advance();
   }
   if (!is_chunk) wait_for_previous();
-  // The rows of these steps come in front of further weights.
-  TileCursor early = start;
-#pragma unroll
-  for (uint32_t stage = 0; stage < kAhead; stage++) {
-    if (stage >= count) break;
-    fetcher.template fetch_rows<false>(stage, early.tile % row_tiles,
-                                       early.step);
-    early.advance(shares, blockIdx.x);
+  for (uint32_t stage = 0; stage < kAhead && fetcher.left() > 0; stage++) {
+    fetcher.fetch_rows(stages + stage * Shape::kStageHalves);
+    fetcher.advance();
   }
+  commit_copies();
+  wait_copies<0>();
 
-  WarpSums<Shape> sums = {};
-  uint32_t first_step = now.step;
-  uint32_t stage = 0;
-  for (uint32_t i = 0; i < count; i++) {
-    wait_copies<Shape::kStages - 2>();
-    __syncthreads();
-    if (fetched < count) {
-      const uint32_t free = stage == 0 ? kAhead : stage - 1;
-      fetcher.fetch_weights(free, ahead.step);
-      fetcher.template fetch_rows<true>(free, ahead.tile % row_tiles,
-                                        ahead.step);
-      step_ahead();
+  const skv_half *const end_stage =
+      stages + Shape::kStages * Shape::kStageHalves;
+  skv_half *full = stages;
+  skv_half *free = stages + kAhead * Shape::kStageHalves;
+  TileCursor now(shares, blockIdx.x);
+  while (left > 0) {
+    const uint32_t run = now.run(shares);
+    WarpSums<Shape> sums = {};
+    for (uint32_t i = 0; i < run; i++) {
+      wait_copies<Shape::kStages - 2>();
+      __syncthreads();
+      if (fetcher.left() > 0) {
+        fetcher.fetch_weights(free);
+        fetcher.fetch_rows(free);
+        fetcher.advance();
+      }
+      commit_copies();
+      add_step<Shape>(full, sums);
+      free = full;
+      full += Shape::kStageHalves;
+      if (full == end_stage) full = stages;
     }
-    commit_copies();
-    add_step<Shape>(stages + stage * Shape::kStageHalves, sums);
-    stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
-    if (!now.is_last(shares)) {
-      now.advance(shares, blockIdx.x);
-      continue;
+    const TileParts<Shape> parts(shares, memory, now.tile);
+    parts.keep(sums);
+    if (parts.is_complete()) {
+      finish_tile<Shape>(product, rows, pairs, parts, row_tiles);
     }
-    const bool is_whole = first_step == 0 && now.step + 1 == shares.steps;
-    if (is_whole || join_parts<Shape>(shares, memory, now.tile, sums)) {
-      finish_tile<Shape>(product, rows, pairs, now.tile / row_tiles,
-                         now.tile % row_tiles, sums);
-    }
-    clear_sums<Shape>(sums);
-    now.advance(shares, blockIdx.x);
-    first_step = now.step;
+    now.advance(shares, blockIdx.x, run);
+    left -= run;
   }
   wait_copies<0>();
 }
@@ -423,7 +457,8 @@ inline Needs matrix_product_needs(const Product &product,
   return with_matrix_shape(product, [&](auto shape) {
     using Shape = decltype(shape);
     const uint32_t blocks = matrix_blocks<Shape>(product, multiprocessors);
-    const size_t parts = size_t{2} * blocks * Shape::kSums * kMatrixThreads;
+    const size_t parts =
+        size_t{kPartSlots} * blocks * Shape::kSums * kMatrixThreads;
     Needs needs;
     needs.scratch =
         half_rows_bytes(product) + aligned_bytes(parts * sizeof(float));
@@ -444,7 +479,7 @@ inline cudaError_t multiply_matrix(const Product &product, const Pairs &pairs,
     const uint32_t blocks =
         matrix_blocks<Shape>(product, launch.multiprocessors);
     const TileSums memory = {
-        scratch.take<float4>(size_t{2} * blocks * Shape::kSums / 4 *
+        scratch.take<float4>(size_t{kPartSlots} * blocks * Shape::kSums / 4 *
                              kMatrixThreads),
         launch.tickets};
     const auto kernel = matrix_product_kernel<Shape, Pairs>;

@@ -51,14 +51,17 @@ struct TileCursor {
   __device__ uint32_t left(const TileShares &shares) const {
     return shared + shares.tiles / shares.blocks * shares.steps;
   }
-  // Whether the next step belongs to another tile.
-  __device__ bool is_last(const TileShares &shares) const {
-    return step + 1 == shares.steps || shared == 1;
+  // Steps of the tile from here on.
+  __device__ uint32_t run(const TileShares &shares) const {
+    const uint32_t rest = shares.steps - step;
+    return shared > 0 ? min(rest, shared) : rest;
   }
-  __device__ void advance(const TileShares &shares, uint32_t block) {
-    step++;
+  // Goes on by some steps of the tile, at most all.
+  __device__ void advance(const TileShares &shares, uint32_t block,
+                          uint32_t steps) {
+    step += steps;
     if (shared > 0) {
-      shared--;
+      shared -= steps;
       if (shared == 0) {
         tile = shares.shared_tiles() + block;
         step = 0;

@@ -19,7 +19,7 @@ import {
   emulationMissing,
   openEmulation,
 } from "../cuda_emulation/build_emulation.ts";
-import { cases, SPLIT_BYTES, splitCases } from "./cases.ts";
+import { cases, productCases, SPLIT_BYTES, splitCases } from "./cases.ts";
 import type { KernelCase } from "./kernel_case.ts";
 
 /** A backend under test. */
@@ -61,10 +61,22 @@ export async function testedBackends(): Promise<TestedBackend[]> {
       ...noCuda,
     },
     {
+      name: "cuda without a library for products",
+      cases: productCases,
+      open: () => openCuda({ ownProducts: true }),
+      ...noCuda,
+    },
+    {
       name: "cuda (emulated)",
       cases,
       lacks: cudaLacks,
       open: () => openEmulation(),
+      ...noEmulation,
+    },
+    {
+      name: "cuda (emulated) with a library for products",
+      cases: productCases,
+      open: () => openEmulation({ ownProducts: false }),
       ...noEmulation,
     },
   ];

@@ -418,8 +418,8 @@ export const batchCases: readonly KernelCase[] = [
   ...[[40, 40], [150, 149], [300, 17], [300, 290]].map(([rows, live]) =>
     gateUpCase(`of a chunk of ${live} of ${rows} rows, many outputs`, {
       step: prefillStep({ rows: rows!, live: live! }),
-      hidden: 200,
-      ffn: 450,
+      hidden: 136,
+      ffn: 330,
       hasBias: true,
     })
   ),

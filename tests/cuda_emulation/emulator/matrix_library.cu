@@ -2,7 +2,6 @@
 // looks for, by their documented meaning, for the one product that it makes.
 // Anything else is refused.
 #include "../lib/half.cuh"
-#include "../lib/reduce.cuh"
 #include "../runtime/launch.cuh"
 #include "../runtime/matrix_library.cuh"
 
@@ -39,19 +38,18 @@ struct Proposal {
 
 constexpr uint32_t kThreads = 128;
 
-// One warp per element of the result; matrices go down their columns.
+// One thread per element of the result; matrices go down their columns.
 __global__ void multiply_kernel(float *d, const skv_half *a, const skv_half *b,
                                 Layout left, Layout right, Layout result) {
-  const uint64_t row = blockIdx.x * (kThreads / 32) + warp_id();
+  const uint64_t row = blockIdx.x * kThreads + threadIdx.x;
   const uint64_t column = blockIdx.y;
   if (row >= result.rows) return;
   float sum = 0.0f;
-  for (uint64_t k = lane_id(); k < left.rows; k += 32) {
+  for (uint64_t k = 0; k < left.rows; k++) {
     sum += to_float(a[row * left.pitch + k]) *
            to_float(b[column * right.pitch + k]);
   }
-  sum = warp_sum(sum);
-  if (lane_id() == 0) d[column * result.pitch + row] = sum;
+  d[column * result.pitch + row] = sum;
 }
 
 // Whether dᵀ = b ᵀ a for halves of f32 sums, with a going in transposed.
@@ -151,9 +149,8 @@ SKV_API int cublasLtMatmul(void *handle, void *description, const float *alpha,
                   result)) {
     return kInvalid;
   }
-  const uint32_t per_block = kThreads / 32;
   const dim3 grid(
-      (static_cast<uint32_t>(result.rows) + per_block - 1) / per_block,
+      static_cast<uint32_t>((result.rows + kThreads - 1) / kThreads),
       static_cast<uint32_t>(result.columns));
   const cudaError_t error = start_kernel(
       stream, multiply_kernel, grid, kThreads, d, a, b, left, right, result);

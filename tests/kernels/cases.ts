@@ -2,7 +2,7 @@ import { adaptiveCases } from "./adaptive_cases.ts";
 import { chunkCases } from "./chunk_cases.ts";
 import { decodeCases } from "./decode_cases.ts";
 import type { KernelCase } from "./kernel_case.ts";
-import { batchCases, matrixCases, wideCase } from "./matrix_cases.ts";
+import { batchCases, matrixCases, vectorCases } from "./matrix_cases.ts";
 import { qkvCases } from "./qkv_cases.ts";
 import { queryStatisticsCases } from "./query_statistics_cases.ts";
 import { sampleCases } from "./sample_cases.ts";
@@ -13,7 +13,7 @@ import { valueNormsCases } from "./value_norms_cases.ts";
 /** The cases of products with weights, and of `embed`. */
 export const productCases: readonly KernelCase[] = [
   ...matrixCases,
-  wideCase,
+  ...vectorCases,
   ...batchCases,
   ...qkvCases,
 ];

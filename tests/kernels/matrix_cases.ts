@@ -429,10 +429,19 @@ export const batchCases: readonly KernelCase[] = [
   }),
 ];
 
-/** Many columns: most of a product is in its loop. */
-export const wideCase: KernelCase = projectAddCase("of a wide input", {
-  step: decodeStep([0]),
-  rows: 130,
-  columns: 2100,
-  hasBias: false,
-});
+/** One row of products of every form: many columns, many outputs, few. */
+export const vectorCases: readonly KernelCase[] = [
+  ...[[130, 2100], [901, 40], [3, 4000], [1500, 520], [2, 8], [600, 1100]].map(
+    ([rows, columns], i) =>
+      projectAddCase(`of one row, ${columns} columns and ${rows} outputs`, {
+        step: decodeStep([0]),
+        rows: rows!,
+        columns: columns!,
+        hasBias: i % 2 === 1,
+      }),
+  ),
+  gateUpCase("for one row, many outputs", {
+    step: decodeStep([3]),
+    ...{ hidden: 700, ffn: 450, hasBias: true },
+  }),
+];

@@ -23,10 +23,12 @@
 export * from "./src/errors.ts";
 export { Generator } from "./src/generate/generator.ts";
 export type {
+  BatchToken,
   ChatOptions,
   GeneratedToken,
   GenerateOptions,
   LoadOptions,
+  PolicyForModel,
 } from "./src/generate/options.ts";
 export type { SamplingOptions } from "./src/generate/sampling.ts";
 export type { GeneratorStats } from "./src/generate/stats.ts";

@@ -3,30 +3,40 @@
 //
 // With merge_first, similar pairs are merged before anything is evicted: every
 // evictable item proposes to the most similar one, and proposals are taken in
-// order of similarity while both ends are free. Then the items with the lowest
-// scores go: each is merged into the most similar one that is kept, all that
-// chose the same one together, or is dropped.
+// order of similarity while both ends are free. Where the cheapest pairs are
+// merged, the same happens for some rounds. Then the items with the lowest
+// scores go: each is merged into the most similar or the cheapest one that is
+// kept, all that chose the same one together, or is dropped.
 //
 // Where values go to the right neighbour, a run of slots that go is merged into
-// the kept slot after it. Adaptive heads first get their budgets.
+// the kept slot after it; or they are added to those of the slots after them,
+// one by one. Where neighbours are merged, that comes first, and what it leaves
+// over the budget is dropped. Adaptive heads first get their budgets.
 //
-// Searching reads every key once per 64 of the others; the rest is one block
-// per head that reads side fields and writes what it changes. In order:
-// list_items, [allocate_heads, list_items], norms, nearest_keys, pair, choose,
-// nearest_keys or right_neighbours, settle; policies that only drop skip the
-// searches. Where scores are not the slots' own they are rated before each step
-// that compares them: see lib/ratings.cuh.
+// Searching reads every key once per 64 of the others, and every value where
+// pairs are priced; the rest is one block per head that reads side fields and
+// writes what it changes. In order: list_items, [allocate_heads, list_items],
+// norms or spread, [search, pair] once per round with list_items between them,
+// or the kernels of lib/merge_segments.cuh, choose, search or right_neighbours,
+// settle; policies that only drop skip the searches. Where scores are not the
+// slots' own they are rated before each step that compares them: see
+// lib/ratings.cuh.
 #include "lib/allocate_heads.cuh"
+#include "lib/choose_victims.cuh"
 #include "lib/merge_runs.cuh"
+#include "lib/merge_segments.cuh"
 #include "lib/merge_victims.cuh"
+#include "lib/pass_values.cuh"
 
 namespace {
 
-__device__ inline bool merges_pairs(const skv_policy &policy) {
-  return policy.merge == SKV_MERGE_VOTES && policy.merge_first != 0;
+__host__ __device__ inline bool merges_pairs(const skv_policy &policy) {
+  return (policy.merge == SKV_MERGE_VOTES && policy.merge_first != 0) ||
+         (merges_cheapest(policy) && policy.rounds > 0);
 }
 
-// Lists live slots and staged rows, and what may be merged in pairs.
+// Lists live slots and staged rows that hold tokens, and what may be merged in
+// pairs.
 __global__ void __launch_bounds__(kCompressThreads)
     list_items_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
@@ -38,9 +48,13 @@ __global__ void __launch_bounds__(kCompressThreads)
       list_if(head.words[kHeadHigh], work.items, scratch, [&](uint32_t i) {
         return item_slot(args, head, i).word(kSlotTokens) != 0;
       });
-  const uint32_t items = slots + head.rows;
-  for (uint32_t r = threadIdx.x; r < head.rows; r += kCompressThreads) {
-    work.items[slots + r] = kStaged | r;
+  const uint32_t rows =
+      list_if(head.rows, work.items + slots, scratch, [&](uint32_t r) {
+        return item_slot(args, head, kStaged | r).word(kSlotTokens) != 0;
+      });
+  const uint32_t items = slots + rows;
+  for (uint32_t i = slots + threadIdx.x; i < items; i += kCompressThreads) {
+    work.items[i] |= kStaged;
   }
   for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads)
     work.marks[i] = 0;
@@ -76,86 +90,31 @@ __global__ void __launch_bounds__(kNormThreads)
   if (i < work.counters[kItems]) set_norm(args, head, work, i);
 }
 
-// Where values count, takes those out of `keys` that stay by their scores
-// alone, and ranks the others. Called by the whole block.
-__device__ inline void contest(const skv_chunk_args &args,
-                               const ChunkHead &head, const HeadWork &work,
-                               uint32_t evictable, uint32_t excess,
-                               SelectScratch &scratch) {
+// How far the values of a head scatter, before anything is merged: in parts.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kSpreadThreads)
+    spread_items_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SpreadShared shared;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
   const uint32_t items = work.counters[kItems];
-  const uint32_t stay = first_stage(args.policy, evictable - excess);
-  const uint64_t last =
-      kth_smallest(work.keys, items, evictable - stay, scratch);
-  __syncthreads();
-  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-    const uint64_t key = work.keys[i];
-    if (key == kNoKey) continue;
-    work.keys[i] = key <= last ? item_rank(args, head, work, i) : kNoKey;
-  }
-  __syncthreads();
+  if (blockIdx.x * kSpreadSlots >= items) return;
+  spread_part<ALIGNED>(
+      items, args.sizes.head_dim, work.spreads, shared,
+      [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
 }
 
-// Lists who goes and who may take them.
 __global__ void __launch_bounds__(kCompressThreads)
-    choose_kernel(skv_chunk_args args, CompressWork all_work) {
+    join_spread_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
   begin_kernel();
   if (row_end(args.step) == 0) return;
-  const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
-  const uint32_t items = work.counters[kItems];
-  const uint32_t budget = head.words[kHeadBudget];
-  const uint32_t left = items - work.counters[kPairs];
-  uint32_t victims = 0, targets = 0;
-  if (left > budget && args.policy.merge != SKV_MERGE_NEVER) {
-    const bool counts = args.policy.count_values != 0;
-    uint32_t evictable = 0;
-    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-      uint64_t key = kNoKey;
-      if ((work.marks[i] & kGone) == 0 &&
-          item_is_evictable(args, head, work.items[i])) {
-        evictable++;
-        const Slot slot = item_slot(args, head, work.items[i]);
-        const float score = item_score(args, head, work, i);
-        key = counts ? score_key(score, slot)
-                     : rank_key(score, slot, args.policy);
-      }
-      work.keys[i] = key;
-    }
-    uint32_t total;
-    block_prefix(evictable, total, scratch.block);
-    const uint32_t excess = min(left - budget, total);
-    if (excess > 0) {
-      if (counts) contest(args, head, work, total, excess, scratch);
-      const uint64_t last = kth_smallest(work.keys, items, excess, scratch);
-      victims = list_if(items, work.queries, scratch, [&](uint32_t i) {
-        return work.keys[i] != kNoKey && work.keys[i] <= last;
-      });
-      for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
-        work.marks[work.queries[v]] |= kVictim;
-      }
-      __syncthreads();
-      if (args.policy.merge == SKV_MERGE_VOTES) {
-        targets = list_if(items, work.candidates, scratch, [&](uint32_t i) {
-          return (work.marks[i] & (kGone | kVictim)) == 0 &&
-                 item_slot(args, head, work.items[i]).word(kSlotPosition) >=
-                     args.policy.sinks;
-        });
-      }
-    }
-  }
-  if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
-    const RunWork run = run_work(work);
-    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-      run.left[i] = kNoItem;
-    }
-  }
-  // The counters that are written were read above.
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    work.counters[kQueries] = victims;
-    work.counters[kCandidates] = targets;
-  }
+  const float spread = join_spread(work.counters[kItems], args.sizes.head_dim,
+                                   work.spreads, scratch);
+  if (threadIdx.x == 0) work.counters[kSpread] = __float_as_uint(spread);
 }
 
 // Copies key, value and all fields of a slot; called by a whole warp.
@@ -174,6 +133,7 @@ __device__ inline void copy_slot(const Slot &from, const Slot &to,
 __global__ void __launch_bounds__(kCompressThreads)
     settle_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
+  __shared__ Followers followers;
   begin_kernel();
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.x);
@@ -184,6 +144,8 @@ __global__ void __launch_bounds__(kCompressThreads)
   if (victims > 0) {
     if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
       merge_runs(args, head, work, victims);
+    } else if (args.policy.merge == SKV_MERGE_NEXT_VALUES) {
+      pass_values(args, head, work, victims, followers, scratch);
     } else {
       merge_victims(args, head, all_work, work, victims, scratch);
     }
@@ -208,11 +170,18 @@ __global__ void __launch_bounds__(kCompressThreads)
               item_slot(args, head, work.candidates[i]), args.sizes.head_dim,
               lanes);
   }
+  uint32_t high = head.words[kHeadHigh];
+  if (moved > 0) high = max(high, work.candidates[moved - 1] + 1);
+  // No slot knows what has become of its partner.
+  for (uint32_t i = threadIdx.x; args.policy.partners && i < high;
+       i += kCompressThreads) {
+    item_slot(args, head, i).set_word(kSlotBias + lanes, 0);
+  }
+  // Everybody has read the words that one changes.
+  __syncthreads();
   if (threadIdx.x == 0) {
     uint32_t *words = head.words;
-    if (moved > 0) {
-      words[kHeadHigh] = max(words[kHeadHigh], work.candidates[moved - 1] + 1);
-    }
+    words[kHeadHigh] = high;
     words[kHeadLive] = capacity - free + moved;
     words[kHeadNext] = moved < free ? work.candidates[moved] : capacity;
   }
@@ -223,12 +192,19 @@ CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
   CompressWork work;
   work.memory = memory;
   work.most = args.cache.max_capacity + args.cache.stage_rows;
-  const uint32_t blocks = (args.cache.stage_rows + kSearchTile - 1) /
-                          kSearchTile * args.sizes.kv_heads;
-  work.parts = args.policy.merge != SKV_MERGE_VOTES
+  const uint32_t blocks =
+      (args.cache.stage_rows + 63) / 64 * args.sizes.kv_heads;
+  work.parts = !merges_victims(args.policy)
                    ? 1
                    : max(1u, min(16u, 2 * multiprocessors / blocks));
-  work.head_bytes = CompressWork::bytes(work.most, work.parts);
+  work.expected_heads = args.policy.score == SKV_SCORE_EXPECTED
+                            ? args.sizes.heads / args.sizes.kv_heads
+                            : 0;
+  work.spread_words =
+      merges_cheapest(args.policy)
+          ? spread_parts(work.most) * spread_floats(args.sizes.head_dim)
+          : 0;
+  work.head_bytes = work.bytes();
   return work;
 }
 
@@ -243,12 +219,14 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
   const CompressWork work =
       work_of(args, launch.multiprocessors, launch.scratch);
   const uint32_t heads = args.sizes.kv_heads;
-  const bool votes = args.policy.merge == SKV_MERGE_VOTES;
+  const bool searches = merges_victims(args.policy);
   const auto per_head = [&](auto kernel) {
     return launch_kernel(launch, kernel, heads, kCompressThreads, 0, args,
                          work);
   };
-  const auto search = [&] { return launch_nearest_keys(args, work, launch); };
+  const auto search = [&](bool heavier) {
+    return launch_item_search(args, work, heavier, launch);
+  };
   const auto rate = [&] { return launch_ratings(args, work, launch); };
   cudaError_t status = per_head(list_items_kernel);
   if (status == cudaSuccess && args.policy.adaptive) {
@@ -260,24 +238,40 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     // What may be merged in pairs depends on the budget.
     if (status == cudaSuccess) status = per_head(list_items_kernel);
   }
-  if (status == cudaSuccess && votes) {
+  if (status == cudaSuccess && merges_cheapest(args.policy)) {
+    const auto kernel = args.sizes.head_dim % 8 == 0
+                            ? spread_items_kernel<true>
+                            : spread_items_kernel<false>;
+    status = launch_kernel(launch, kernel, dim3(spread_parts(work.most), heads),
+                           kSpreadThreads, 0, args, work);
+    if (status == cudaSuccess) status = per_head(join_spread_kernel);
+  } else if (status == cudaSuccess && searches) {
     const dim3 grid((work.most + kNormThreads / 32 - 1) / (kNormThreads / 32),
                     heads);
     status =
         launch_kernel(launch, norms_kernel, grid, kNormThreads, 0, args, work);
   }
-  const bool merges_pairs = votes && args.policy.merge_first;
-  if (status == cudaSuccess && merges_pairs) {
-    status = search();
+  const bool pairs = merges_pairs(args.policy);
+  const uint32_t rounds = merges_cheapest(args.policy) ? args.policy.rounds : 1;
+  for (uint32_t round = 0; pairs && round < rounds; round++) {
+    // What was merged away is no item any more.
+    if (status == cudaSuccess && round > 0)
+      status = per_head(list_items_kernel);
+    if (status == cudaSuccess) status = search(true);
     if (status == cudaSuccess) status = rate();
     if (status == cudaSuccess) status = per_head(pair_kernel);
   }
+  const bool segments = args.policy.merge == SKV_MERGE_SEGMENTS;
+  if (segments) {
+    if (status == cudaSuccess && !args.policy.adaptive) status = rate();
+    if (status == cudaSuccess) status = launch_segments(args, work, launch);
+  }
   // Nothing has changed since heads were allocated, unless pairs merged.
-  if (status == cudaSuccess && (!args.policy.adaptive || merges_pairs)) {
+  if (status == cudaSuccess && (!args.policy.adaptive || pairs || segments)) {
     status = rate();
   }
   if (status == cudaSuccess) status = per_head(choose_kernel);
-  if (status == cudaSuccess && votes) status = search();
+  if (status == cudaSuccess && searches) status = search(false);
   if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
     status = launch_right_neighbours(args, work, launch);
   }

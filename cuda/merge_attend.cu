@@ -11,14 +11,14 @@
 // The policy's work needs the softmax sums of the whole head, and nothing needs
 // its result before the next step. So it is a kernel of its own on a stream
 // beside the main one, while the next layers are at work: see
-// lib/evict_one.cuh. It reads logits and side fields, about 40 bytes per slot,
+// lib/evict_step.cuh. It reads logits and side fields, about 40 bytes per slot,
 // and once more the keys where a slot is merged.
 //
 // The alternative that lost: the policy's work by the last block of attention,
 // which the rest of the layer then waits for: 17 µs per layer with 512 slots on
 // an H200, a tenth of a step of an 8B model.
 #include "lib/attend_parts.cuh"
-#include "lib/evict_one.cuh"
+#include "lib/evict_step.cuh"
 #include "lib/overlap.cuh"
 #include "runtime/launch.cuh"
 
@@ -93,71 +93,6 @@ __global__ void __launch_bounds__(kAttendThreads)
   leave_evidence(args, job, evidence, counts, shared);
 }
 
-// Takes over what attention found of the head and observes the row; evicts; or
-// both in one go where no other head has a say.
-template <bool ALIGNED>
-__global__ void __launch_bounds__(kEvictThreads)
-    evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
-                 bool chooses) {
-  __shared__ EvictShared shared;
-  const uint32_t index = blockIdx.y * args.sizes.kv_heads + blockIdx.x;
-  const uint4 seen = evidence.rows[index];
-  if (seen.w == 0) return;
-  const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
-  uint32_t *words = head_words(args.cache, args.sizes, blockIdx.y, blockIdx.x);
-  EvictJob job;
-  job.group = group;
-  job.position = seen.x;
-  job.high = seen.w;
-  job.offset = words[kHeadOffset];
-  job.words = words;
-  const size_t capacity = args.cache.max_capacity;
-  const size_t first_query =
-      static_cast<size_t>(index) * group * args.sizes.head_dim;
-  job.logits = evidence.logits + index * group * capacity;
-  job.queries = evidence.queries + first_query;
-  job.outputs = evidence.outputs + first_query;
-  job.keys = evidence.keys + index * capacity;
-  job.ratings = nullptr;
-  float *ratings = nullptr;
-  if (evidence.ratings != nullptr) {
-    ratings = evidence.ratings + index * capacity;
-    const bool shares = args.policy.layer_scope != 0;
-    job.ratings = shares ? ratings - blockIdx.x * capacity : ratings;
-    job.rating_heads = shares ? args.sizes.kv_heads : 1;
-  }
-  const bool over = seen.y > words[kHeadBudget];
-  if (observes && threadIdx.x == 0) {
-    words[kHeadLive] = seen.y;
-    words[kHeadNext] = seen.z;
-    words[kHeadHigh] = seen.w;
-  }
-  if (args.policy.merge == SKV_MERGE_NEVER) return;
-  if (threadIdx.x < group) {
-    shared.log_sums[threadIdx.x] =
-        evidence.log_sums[index * kMaxGroup + threadIdx.x];
-  }
-  __syncthreads();
-  if (observes) {
-    observe_slots(args, job, ratings, shared);
-    if (args.policy.score == SKV_SCORE_KEY_DISTANCE &&
-        (over || args.policy.layer_scope)) {
-      rate_slots(args, job, ratings, shared);
-    }
-  }
-  if (!chooses || !over) return;
-  const uint32_t victim = choose_victim(args, job, shared);
-  if (victim == ~0u) return;
-  uint32_t target = ~0u;
-  if (args.policy.merge == SKV_MERGE_VOTES) {
-    const Neighbour nearest = find_nearest<ALIGNED>(args, job, victim, shared);
-    if (nearest.similarity > args.policy.threshold) target = nearest.item;
-  } else if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
-    target = find_right(args, job, victim, shared);
-  }
-  if (warp_id() == 0) evict(args, job, shared, victim, target);
-}
-
 // How the slots of a head are split, and the sizes that follow.
 struct Plan {
   uint32_t heads;
@@ -167,12 +102,9 @@ struct Plan {
   uint32_t most_splits;
   // Parts of all heads; none where a head is always in one.
   size_t parts;
-  bool evicts;
-  bool keeps_queries;
 };
 
 Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
-  const skv_policy &policy = args.policy;
   Plan plan;
   plan.heads = args.step.rows * args.sizes.kv_heads;
   plan.group = args.sizes.heads / args.sizes.kv_heads;
@@ -187,40 +119,7 @@ Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
   plan.parts = plan.most_splits == 1
                    ? 0
                    : static_cast<size_t>(plan.heads) * plan.most_splits;
-  plan.evicts = policy.merge != SKV_MERGE_NEVER;
-  plan.keeps_queries = policy.merge == SKV_MERGE_VOTES &&
-                       (policy.key == SKV_KEY_MIN_NORM || args.cache.lanes > 1);
   return plan;
-}
-
-// Takes what attention leaves for the eviction from the memory of the call, and
-// how much that is.
-size_t take_evidence(const skv_merge_attend_args &args, const Plan &plan,
-                     char *memory, Evidence *evidence) {
-  *evidence = {};
-  Scratch scratch(memory);
-  evidence->rows = scratch.take<uint4>(plan.heads);
-  if (!plan.evicts) return static_cast<size_t>(scratch.take<char>(0) - memory);
-  if (args.policy.observe) {
-    evidence->logits = scratch.take<float>(
-        static_cast<size_t>(plan.heads) * plan.group * args.cache.max_capacity);
-  }
-  evidence->log_sums = scratch.take<float>(plan.heads * kMaxGroup);
-  if (plan.keeps_queries) {
-    evidence->queries = scratch.take<float>(static_cast<size_t>(plan.heads) *
-                                            plan.group * args.sizes.head_dim);
-  }
-  if (args.policy.exact_values) {
-    evidence->outputs = scratch.take<float>(static_cast<size_t>(plan.heads) *
-                                            plan.group * args.sizes.head_dim);
-  }
-  const bool is_rated =
-      args.policy.layer_scope || args.policy.score == SKV_SCORE_KEY_DISTANCE;
-  const size_t slots =
-      static_cast<size_t>(plan.heads) * args.cache.max_capacity;
-  if (is_rated) evidence->ratings = scratch.take<float>(slots);
-  if (args.policy.count_values) evidence->keys = scratch.take<uint64_t>(slots);
-  return static_cast<size_t>(scratch.take<char>(0) - memory);
 }
 
 template <int DIM, bool ALIGNED>
@@ -255,18 +154,7 @@ cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
       status = launch_attend<256, ALIGNED>(args, parts, evidence, launch);
   }
   if (status != cudaSuccess) return status;
-  Launch side;
-  status = fork(launch, &side);
-  if (status != cudaSuccess) return status;
-  const dim3 grid(args.sizes.kv_heads, args.step.rows);
-  const auto evict = [&](bool observes, bool chooses) {
-    return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
-                         args, evidence, observes, chooses);
-  };
-  // Where the heads of a layer choose together, all are scored first.
-  if (!args.policy.layer_scope) return evict(true, true);
-  status = evict(true, false);
-  return status == cudaSuccess ? evict(false, true) : status;
+  return launch_policy<ALIGNED>(args, evidence, launch);
 }
 
 }  // namespace
@@ -281,7 +169,7 @@ Needs merge_attend_needs(const skv_merge_attend_args &args,
       aligned_bytes(plan.parts * kMaxGroup * sizeof(float2)) +
       aligned_bytes(plan.parts * sizeof(uint2));
   needs.tickets = plan.parts == 0 ? 0 : plan.heads;
-  needs.own = take_evidence(args, plan, nullptr, &evidence);
+  needs.own = take_evidence(args, multiprocessors, nullptr, &evidence);
   return needs;
 }
 
@@ -289,7 +177,7 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
                                 const Launch &launch) {
   const Plan plan = plan_of(args, launch.multiprocessors);
   Evidence evidence;
-  take_evidence(args, plan, launch.own, &evidence);
+  take_evidence(args, launch.multiprocessors, launch.own, &evidence);
   Scratch scratch(launch.scratch);
   AttendParts parts;
   parts.values = scratch.take<float>(plan.parts * plan.group * plan.dim);

@@ -163,6 +163,8 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   }
   // Rows before the first staged one of the tile do not see any of it.
   if (tile.staged) first_row = max(first_row, tile.first);
+  const uint32_t budget = head_words(
+      cache, sizes, args.step.chunk[kChunkSequence], kv_head)[kHeadBudget];
   const uint32_t rows_per_pass = kPairs<DIM> / group;
   Scores scores = {};
   if (owns) scores = load_scores(slot);
@@ -179,14 +181,16 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
       const float *log_sums = args.log_sums +
                               static_cast<size_t>(row + r) * sizes.heads +
                               kv_head * group;
+      const uint32_t position = args.step.chunk[kChunkPosition] + row + r;
+      const float gain = score_gain(policy, position, budget);
       observe_row(
-          scores, policy, group, args.step.chunk[kChunkPosition] + row + r,
+          scores, policy, group, position,
           [&](uint32_t g) {
-            return shared.logits[(r * group + g) * kLogitPitch + mine];
+            return gain * shared.logits[(r * group + g) * kLogitPitch + mine];
           },
           [&](uint32_t g) { return log_sums[g]; },
           [&](uint32_t g) {
-            return shared.biases[cache.lanes == 1 ? 0 : g][mine];
+            return gain * shared.biases[cache.lanes == 1 ? 0 : g][mine];
           });
     }
     __syncthreads();

@@ -8,31 +8,18 @@
 // weights are split in two (lib/mma.cuh), which keeps 32-bit precision at half
 // the rate.
 //
+// Where scores have a scale of their own, a second sum at that scale runs
+// along.
+//
 // The alternative that lost: a tile of rows of one query head, which reads keys
 // and values once per query head.
 #include "lib/overlap.cuh"
-#include "lib/row_tiles.cuh"
-#include "lib/slots.cuh"
-#include "lib/softmax_state.cuh"
+#include "lib/prefill_state.cuh"
+#include "lib/scores.cuh"
 #include "lib/step.cuh"
 #include "runtime/launch.cuh"
 
 namespace {
-
-template <int DIM>
-constexpr int kWarps = DIM == 256 ? 2 : 4;
-
-// (row, query head) pairs of a block.
-template <int DIM>
-constexpr int kPairs = 16 * kWarps<DIM>;
-
-// Slots of a tile.
-template <int DIM>
-constexpr int kTile = DIM == 256 ? 32 : 64;
-
-// Operands of the queries of one warp, in words of 16 bytes.
-template <int DIM>
-constexpr int kOperands = DIM / 16 * 32;
 
 template <int DIM>
 struct Shared {
@@ -48,82 +35,7 @@ struct Shared {
 template <int DIM>
 constexpr size_t kQueryBytes = 2 * kWarps<DIM> *kOperands<DIM> * sizeof(uint4);
 
-template <int DIM>
-struct Attention {
-  SoftmaxState state[2] = {init_softmax(), init_softmax()};
-  float values[DIM / 8][4] = {};
-
-  // Adds a tile of weights' logits, which become weights.
-  __device__ void add(float (&x)[kTile<DIM> / 8][4], const skv_half *tile) {
-    float keep[2];
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      float top = -INFINITY;
-#pragma unroll
-      for (int n = 0; n < kTile<DIM> / 8; n++) {
-        top = fmaxf(top, fmaxf(x[n][2 * h], x[n][2 * h + 1]));
-      }
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-      const float max = fmaxf(state[h].max, top - kHeadroom);
-      keep[h] = softmax_scale(state[h].max, max);
-      state[h].max = max;
-      state[h].sum *= keep[h];
-#pragma unroll
-      for (int n = 0; n < kTile<DIM> / 8; n++) {
-#pragma unroll
-        for (int i = 2 * h; i < 2 * h + 2; i++) {
-          x[n][i] = softmax_scale(x[n][i], max);
-          state[h].sum += x[n][i];
-        }
-      }
-    }
-#pragma unroll
-    for (int d = 0; d < DIM / 8; d++) {
-      values[d][0] *= keep[0], values[d][1] *= keep[0];
-      values[d][2] *= keep[1], values[d][3] *= keep[1];
-    }
-#pragma unroll
-    for (int j = 0; j < kTile<DIM> / 16; j++) {
-      const SplitPair a = split_pair(x[2 * j][0], x[2 * j][1]);
-      const SplitPair b = split_pair(x[2 * j][2], x[2 * j][3]);
-      const SplitPair c = split_pair(x[2 * j + 1][0], x[2 * j + 1][1]);
-      const SplitPair d = split_pair(x[2 * j + 1][2], x[2 * j + 1][3]);
-      const uint4 high = {a.high, b.high, c.high, d.high};
-      const uint4 low = {a.low, b.low, c.low, d.low};
-#pragma unroll
-      for (int column = 0; column < DIM; column += 16) {
-        const uint4 v = value_operands<DIM>(tile, 16 * j, column);
-        mma(values[column / 8], low, v.x, v.y);
-        mma(values[column / 8 + 1], low, v.z, v.w);
-        mma(values[column / 8], high, v.x, v.y);
-        mma(values[column / 8 + 1], high, v.z, v.w);
-      }
-    }
-  }
-};
-
-// Raw logits of a tile, without the scale of the queries.
-template <int DIM>
-__device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
-                                     const skv_half *tile,
-                                     float (&x)[kTile<DIM> / 8][4]) {
-#pragma unroll
-  for (int step = 0; step < DIM / 16; step++) {
-    const uint4 h = high[step * 32 + lane_id()];
-    const uint4 l = low[step * 32 + lane_id()];
-#pragma unroll
-    for (int n = 0; n < kTile<DIM> / 8; n += 2) {
-      const uint4 k = key_operands<DIM>(tile, 8 * n, 16 * step);
-      mma(x[n], l, k.x, k.y);
-      mma(x[n + 1], l, k.z, k.w);
-      mma(x[n], h, k.x, k.y);
-      mma(x[n + 1], h, k.z, k.w);
-    }
-  }
-}
-
-template <int DIM>
+template <int DIM, bool GAINED>
 __global__ void __launch_bounds__(32 * kWarps<DIM>)
     prefill_attend_kernel(skv_chunk_args args) {
   uint4 *shared_memory = dynamic_shared_memory();
@@ -172,7 +84,15 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
     row[h] = first_row + pair / group;
     head[h] = pair % group;
   }
-  Attention<DIM> attention;
+  Attention<DIM, GAINED> attention;
+  if constexpr (GAINED) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      attention.gain[h] =
+          score_gain(args.policy, args.step.chunk[kChunkPosition] + row[h],
+                     words[kHeadBudget]);
+    }
+  }
   // Tiles of slots, then tiles of staged rows up to the block's last one.
   const uint32_t slot_tiles = (high + kTile<DIM> - 1) / kTile<DIM>;
   const uint32_t tiles =
@@ -252,10 +172,19 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
     SoftmaxState state = attention.state[h];
     state.sum += __shfl_xor_sync(kAllLanes, state.sum, 1);
     state.sum += __shfl_xor_sync(kAllLanes, state.sum, 2);
+    float gained = attention.gained[h];
+    if constexpr (GAINED) {
+      gained += __shfl_xor_sync(kAllLanes, gained, 1);
+      gained += __shfl_xor_sync(kAllLanes, gained, 2);
+    }
     if (16 * warp + g + 8 * h >= rows * group) continue;
     const size_t query =
         static_cast<size_t>(row[h]) * sizes.heads + kv_head * group + head[h];
-    if (t == 0) args.log_sums[query] = log_sum(state);
+    if (t == 0) {
+      args.log_sums[query] = GAINED
+                                 ? attention.gain[h] * state.max + logf(gained)
+                                 : log_sum(state);
+    }
 #pragma unroll
     for (int d = 0; d < DIM / 8; d++) {
       const uint32_t at = 8 * d + 2 * t;
@@ -267,10 +196,10 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   }
 }
 
-template <int DIM>
-cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
+template <int DIM, bool GAINED>
+cudaError_t launch_gained(const skv_chunk_args &args, const Launch &launch) {
   static_assert(sizeof(Shared<DIM>) % sizeof(uint4) == 0, "queries follow");
-  const auto kernel = prefill_attend_kernel<DIM>;
+  const auto kernel = prefill_attend_kernel<DIM, GAINED>;
   const size_t bytes =
       sizeof(Shared<DIM>) +
       kQueryBytes<DIM> * (args.sink_queries == nullptr ? 1 : 2);
@@ -281,6 +210,13 @@ cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
   const dim3 grid((args.step.rows + rows_per_block - 1) / rows_per_block,
                   args.sizes.kv_heads);
   return launch_kernel(launch, kernel, grid, 32 * kWarps<DIM>, bytes, args);
+}
+
+template <int DIM>
+cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
+  return args.policy.score == SKV_SCORE_STEP_GAIN
+             ? launch_gained<DIM, true>(args, launch)
+             : launch_gained<DIM, false>(args, launch);
 }
 
 }  // namespace

@@ -7,30 +7,40 @@ export const cudaSources: Readonly<Record<string, string>> = {
 //
 // With merge_first, similar pairs are merged before anything is evicted: every
 // evictable item proposes to the most similar one, and proposals are taken in
-// order of similarity while both ends are free. Then the items with the lowest
-// scores go: each is merged into the most similar one that is kept, all that
-// chose the same one together, or is dropped.
+// order of similarity while both ends are free. Where the cheapest pairs are
+// merged, the same happens for some rounds. Then the items with the lowest
+// scores go: each is merged into the most similar or the cheapest one that is
+// kept, all that chose the same one together, or is dropped.
 //
 // Where values go to the right neighbour, a run of slots that go is merged into
-// the kept slot after it. Adaptive heads first get their budgets.
+// the kept slot after it; or they are added to those of the slots after them,
+// one by one. Where neighbours are merged, that comes first, and what it leaves
+// over the budget is dropped. Adaptive heads first get their budgets.
 //
-// Searching reads every key once per 64 of the others; the rest is one block
-// per head that reads side fields and writes what it changes. In order:
-// list_items, [allocate_heads, list_items], norms, nearest_keys, pair, choose,
-// nearest_keys or right_neighbours, settle; policies that only drop skip the
-// searches. Where scores are not the slots' own they are rated before each step
-// that compares them: see lib/ratings.cuh.
+// Searching reads every key once per 64 of the others, and every value where
+// pairs are priced; the rest is one block per head that reads side fields and
+// writes what it changes. In order: list_items, [allocate_heads, list_items],
+// norms or spread, [search, pair] once per round with list_items between them,
+// or the kernels of lib/merge_segments.cuh, choose, search or right_neighbours,
+// settle; policies that only drop skip the searches. Where scores are not the
+// slots' own they are rated before each step that compares them: see
+// lib/ratings.cuh.
 #include "lib/allocate_heads.cuh"
+#include "lib/choose_victims.cuh"
 #include "lib/merge_runs.cuh"
+#include "lib/merge_segments.cuh"
 #include "lib/merge_victims.cuh"
+#include "lib/pass_values.cuh"
 
 namespace {
 
-__device__ inline bool merges_pairs(const skv_policy &policy) {
-  return policy.merge == SKV_MERGE_VOTES && policy.merge_first != 0;
+__host__ __device__ inline bool merges_pairs(const skv_policy &policy) {
+  return (policy.merge == SKV_MERGE_VOTES && policy.merge_first != 0) ||
+         (merges_cheapest(policy) && policy.rounds > 0);
 }
 
-// Lists live slots and staged rows, and what may be merged in pairs.
+// Lists live slots and staged rows that hold tokens, and what may be merged in
+// pairs.
 __global__ void __launch_bounds__(kCompressThreads)
     list_items_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
@@ -42,9 +52,13 @@ __global__ void __launch_bounds__(kCompressThreads)
       list_if(head.words[kHeadHigh], work.items, scratch, [&](uint32_t i) {
         return item_slot(args, head, i).word(kSlotTokens) != 0;
       });
-  const uint32_t items = slots + head.rows;
-  for (uint32_t r = threadIdx.x; r < head.rows; r += kCompressThreads) {
-    work.items[slots + r] = kStaged | r;
+  const uint32_t rows =
+      list_if(head.rows, work.items + slots, scratch, [&](uint32_t r) {
+        return item_slot(args, head, kStaged | r).word(kSlotTokens) != 0;
+      });
+  const uint32_t items = slots + rows;
+  for (uint32_t i = slots + threadIdx.x; i < items; i += kCompressThreads) {
+    work.items[i] |= kStaged;
   }
   for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads)
     work.marks[i] = 0;
@@ -80,86 +94,31 @@ __global__ void __launch_bounds__(kNormThreads)
   if (i < work.counters[kItems]) set_norm(args, head, work, i);
 }
 
-// Where values count, takes those out of \`keys\` that stay by their scores
-// alone, and ranks the others. Called by the whole block.
-__device__ inline void contest(const skv_chunk_args &args,
-                               const ChunkHead &head, const HeadWork &work,
-                               uint32_t evictable, uint32_t excess,
-                               SelectScratch &scratch) {
+// How far the values of a head scatter, before anything is merged: in parts.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kSpreadThreads)
+    spread_items_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SpreadShared shared;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
   const uint32_t items = work.counters[kItems];
-  const uint32_t stay = first_stage(args.policy, evictable - excess);
-  const uint64_t last =
-      kth_smallest(work.keys, items, evictable - stay, scratch);
-  __syncthreads();
-  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-    const uint64_t key = work.keys[i];
-    if (key == kNoKey) continue;
-    work.keys[i] = key <= last ? item_rank(args, head, work, i) : kNoKey;
-  }
-  __syncthreads();
+  if (blockIdx.x * kSpreadSlots >= items) return;
+  spread_part<ALIGNED>(
+      items, args.sizes.head_dim, work.spreads, shared,
+      [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
 }
 
-// Lists who goes and who may take them.
 __global__ void __launch_bounds__(kCompressThreads)
-    choose_kernel(skv_chunk_args args, CompressWork all_work) {
+    join_spread_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
   begin_kernel();
   if (row_end(args.step) == 0) return;
-  const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
-  const uint32_t items = work.counters[kItems];
-  const uint32_t budget = head.words[kHeadBudget];
-  const uint32_t left = items - work.counters[kPairs];
-  uint32_t victims = 0, targets = 0;
-  if (left > budget && args.policy.merge != SKV_MERGE_NEVER) {
-    const bool counts = args.policy.count_values != 0;
-    uint32_t evictable = 0;
-    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-      uint64_t key = kNoKey;
-      if ((work.marks[i] & kGone) == 0 &&
-          item_is_evictable(args, head, work.items[i])) {
-        evictable++;
-        const Slot slot = item_slot(args, head, work.items[i]);
-        const float score = item_score(args, head, work, i);
-        key = counts ? score_key(score, slot)
-                     : rank_key(score, slot, args.policy);
-      }
-      work.keys[i] = key;
-    }
-    uint32_t total;
-    block_prefix(evictable, total, scratch.block);
-    const uint32_t excess = min(left - budget, total);
-    if (excess > 0) {
-      if (counts) contest(args, head, work, total, excess, scratch);
-      const uint64_t last = kth_smallest(work.keys, items, excess, scratch);
-      victims = list_if(items, work.queries, scratch, [&](uint32_t i) {
-        return work.keys[i] != kNoKey && work.keys[i] <= last;
-      });
-      for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
-        work.marks[work.queries[v]] |= kVictim;
-      }
-      __syncthreads();
-      if (args.policy.merge == SKV_MERGE_VOTES) {
-        targets = list_if(items, work.candidates, scratch, [&](uint32_t i) {
-          return (work.marks[i] & (kGone | kVictim)) == 0 &&
-                 item_slot(args, head, work.items[i]).word(kSlotPosition) >=
-                     args.policy.sinks;
-        });
-      }
-    }
-  }
-  if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
-    const RunWork run = run_work(work);
-    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-      run.left[i] = kNoItem;
-    }
-  }
-  // The counters that are written were read above.
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    work.counters[kQueries] = victims;
-    work.counters[kCandidates] = targets;
-  }
+  const float spread = join_spread(work.counters[kItems], args.sizes.head_dim,
+                                   work.spreads, scratch);
+  if (threadIdx.x == 0) work.counters[kSpread] = __float_as_uint(spread);
 }
 
 // Copies key, value and all fields of a slot; called by a whole warp.
@@ -178,6 +137,7 @@ __device__ inline void copy_slot(const Slot &from, const Slot &to,
 __global__ void __launch_bounds__(kCompressThreads)
     settle_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
+  __shared__ Followers followers;
   begin_kernel();
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.x);
@@ -188,6 +148,8 @@ __global__ void __launch_bounds__(kCompressThreads)
   if (victims > 0) {
     if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
       merge_runs(args, head, work, victims);
+    } else if (args.policy.merge == SKV_MERGE_NEXT_VALUES) {
+      pass_values(args, head, work, victims, followers, scratch);
     } else {
       merge_victims(args, head, all_work, work, victims, scratch);
     }
@@ -212,11 +174,18 @@ __global__ void __launch_bounds__(kCompressThreads)
               item_slot(args, head, work.candidates[i]), args.sizes.head_dim,
               lanes);
   }
+  uint32_t high = head.words[kHeadHigh];
+  if (moved > 0) high = max(high, work.candidates[moved - 1] + 1);
+  // No slot knows what has become of its partner.
+  for (uint32_t i = threadIdx.x; args.policy.partners && i < high;
+       i += kCompressThreads) {
+    item_slot(args, head, i).set_word(kSlotBias + lanes, 0);
+  }
+  // Everybody has read the words that one changes.
+  __syncthreads();
   if (threadIdx.x == 0) {
     uint32_t *words = head.words;
-    if (moved > 0) {
-      words[kHeadHigh] = max(words[kHeadHigh], work.candidates[moved - 1] + 1);
-    }
+    words[kHeadHigh] = high;
     words[kHeadLive] = capacity - free + moved;
     words[kHeadNext] = moved < free ? work.candidates[moved] : capacity;
   }
@@ -227,12 +196,19 @@ CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
   CompressWork work;
   work.memory = memory;
   work.most = args.cache.max_capacity + args.cache.stage_rows;
-  const uint32_t blocks = (args.cache.stage_rows + kSearchTile - 1) /
-                          kSearchTile * args.sizes.kv_heads;
-  work.parts = args.policy.merge != SKV_MERGE_VOTES
+  const uint32_t blocks =
+      (args.cache.stage_rows + 63) / 64 * args.sizes.kv_heads;
+  work.parts = !merges_victims(args.policy)
                    ? 1
                    : max(1u, min(16u, 2 * multiprocessors / blocks));
-  work.head_bytes = CompressWork::bytes(work.most, work.parts);
+  work.expected_heads = args.policy.score == SKV_SCORE_EXPECTED
+                            ? args.sizes.heads / args.sizes.kv_heads
+                            : 0;
+  work.spread_words =
+      merges_cheapest(args.policy)
+          ? spread_parts(work.most) * spread_floats(args.sizes.head_dim)
+          : 0;
+  work.head_bytes = work.bytes();
   return work;
 }
 
@@ -247,12 +223,14 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
   const CompressWork work =
       work_of(args, launch.multiprocessors, launch.scratch);
   const uint32_t heads = args.sizes.kv_heads;
-  const bool votes = args.policy.merge == SKV_MERGE_VOTES;
+  const bool searches = merges_victims(args.policy);
   const auto per_head = [&](auto kernel) {
     return launch_kernel(launch, kernel, heads, kCompressThreads, 0, args,
                          work);
   };
-  const auto search = [&] { return launch_nearest_keys(args, work, launch); };
+  const auto search = [&](bool heavier) {
+    return launch_item_search(args, work, heavier, launch);
+  };
   const auto rate = [&] { return launch_ratings(args, work, launch); };
   cudaError_t status = per_head(list_items_kernel);
   if (status == cudaSuccess && args.policy.adaptive) {
@@ -264,24 +242,40 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     // What may be merged in pairs depends on the budget.
     if (status == cudaSuccess) status = per_head(list_items_kernel);
   }
-  if (status == cudaSuccess && votes) {
+  if (status == cudaSuccess && merges_cheapest(args.policy)) {
+    const auto kernel = args.sizes.head_dim % 8 == 0
+                            ? spread_items_kernel<true>
+                            : spread_items_kernel<false>;
+    status = launch_kernel(launch, kernel, dim3(spread_parts(work.most), heads),
+                           kSpreadThreads, 0, args, work);
+    if (status == cudaSuccess) status = per_head(join_spread_kernel);
+  } else if (status == cudaSuccess && searches) {
     const dim3 grid((work.most + kNormThreads / 32 - 1) / (kNormThreads / 32),
                     heads);
     status =
         launch_kernel(launch, norms_kernel, grid, kNormThreads, 0, args, work);
   }
-  const bool merges_pairs = votes && args.policy.merge_first;
-  if (status == cudaSuccess && merges_pairs) {
-    status = search();
+  const bool pairs = merges_pairs(args.policy);
+  const uint32_t rounds = merges_cheapest(args.policy) ? args.policy.rounds : 1;
+  for (uint32_t round = 0; pairs && round < rounds; round++) {
+    // What was merged away is no item any more.
+    if (status == cudaSuccess && round > 0)
+      status = per_head(list_items_kernel);
+    if (status == cudaSuccess) status = search(true);
     if (status == cudaSuccess) status = rate();
     if (status == cudaSuccess) status = per_head(pair_kernel);
   }
+  const bool segments = args.policy.merge == SKV_MERGE_SEGMENTS;
+  if (segments) {
+    if (status == cudaSuccess && !args.policy.adaptive) status = rate();
+    if (status == cudaSuccess) status = launch_segments(args, work, launch);
+  }
   // Nothing has changed since heads were allocated, unless pairs merged.
-  if (status == cudaSuccess && (!args.policy.adaptive || merges_pairs)) {
+  if (status == cudaSuccess && (!args.policy.adaptive || pairs || segments)) {
     status = rate();
   }
   if (status == cudaSuccess) status = per_head(choose_kernel);
-  if (status == cudaSuccess && votes) status = search();
+  if (status == cudaSuccess && searches) status = search(false);
   if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
     status = launch_right_neighbours(args, work, launch);
   }
@@ -481,27 +475,7 @@ static __global__ void __launch_bounds__(kCompressThreads)
 #pragma once
 
 #include "attend_slots.cuh"
-
-// What attention leaves for the policy, which goes on when the next layers are
-// at work already. Attention itself changes no word of a head: blocks that come
-// late, to find that there are no slots for them, still read those.
-struct Evidence {
-  // (heads, group, max_capacity): raw logits
-  float *logits;
-  // (heads, kMaxGroup): ln of the softmax sums
-  float *log_sums;
-  // (heads, group, head_dim), where merges need them
-  float *queries;
-  // (heads, group, head_dim): the output, where merges need it
-  float *outputs;
-  // (heads, max_capacity): scores that take more than a slot's own fields
-  float *ratings;
-  // (heads, max_capacity): what slots stay by, where values count
-  uint64_t *keys;
-  // (heads): the row's position, live slots, the first free one, and how far
-  // slots are used; 0 of them for rows that are not live
-  uint4 *rows;
-};
+#include "evidence.cuh"
 
 // Memory between the blocks of a head.
 struct AttendParts {
@@ -1040,14 +1014,159 @@ __device__ inline void load_queries(const skv_merge_attend_args &args,
   }
 }
 `,
+  "lib/blend_slots.cuh": `// Merging slots by the cosines of their keys, under a moving threshold: the
+// twin of src/reference/blend_slots.ts, by one warp.
+#pragma once
+
+#include "lane_vector.cuh"
+
+// The threshold after slots went whose mean cosine is \`mean\`.
+__device__ inline float next_threshold(const skv_policy &policy, float past,
+                                       float mean) {
+  const float keep = policy.threshold_keep;
+  return past == 0.0f ? mean : keep * past + (1.0f - keep) * mean;
+}
+
+// Merges \`count\` members into the first of them, which keeps its position, its
+// score and its bias. The caller frees the others. \`member(i)\` returns a Slot.
+// Called by a whole warp.
+template <class Member>
+__device__ inline void blend_slots(uint32_t count, Member member,
+                                   uint32_t head_dim) {
+  const Slot kept = member(0);
+  const LaneVector pivot(kept.key, head_dim);
+  const float inverse = pivot.inverse_norm();
+  float total = expf(1.0f);
+  float norm = total * kept.get(kSlotValueNorm);
+  uint32_t tokens = kept.word(kSlotTokens);
+  LaneSum keys, values;
+  keys.add(total, pivot);
+  values.add(total, LaneVector(kept.value, head_dim));
+  for (uint32_t m = 1; m < count; m++) {
+    const Slot slot = member(m);
+    const LaneVector key(slot.key, head_dim);
+    const float cosine = pivot.dot(key) * (inverse * key.inverse_norm());
+    const float weight = expf(cosine);
+    keys.add(weight, key);
+    values.add(weight, LaneVector(slot.value, head_dim));
+    total += weight;
+    norm += weight * slot.get(kSlotValueNorm);
+    tokens += slot.word(kSlotTokens);
+  }
+  keys.store(kept.key, 1.0f / total, head_dim);
+  values.store(kept.value, 1.0f / total, head_dim);
+  // All lanes have read the fields before one of them changes those.
+  __syncwarp();
+  if (lane_id() == 0) {
+    kept.set(kSlotValueNorm, norm / total);
+    kept.set_word(kSlotTokens, tokens);
+  }
+  __syncwarp();
+}
+`,
+  "lib/choose_victims.cuh": `// Who goes when a chunk is compressed, and who may take them.
+#pragma once
+
+#include "merge_runs.cuh"
+#include "ratings.cuh"
+#include "search_items.cuh"
+#include "select_smallest.cuh"
+
+// Where values count, takes those out of \`keys\` that stay by their scores
+// alone, and ranks the others. Called by the whole block.
+__device__ inline void contest(const skv_chunk_args &args,
+                               const ChunkHead &head, const HeadWork &work,
+                               uint32_t evictable, uint32_t excess,
+                               SelectScratch &scratch) {
+  const uint32_t items = work.counters[kItems];
+  const uint32_t stay = first_stage(args.policy, evictable - excess);
+  const uint64_t last =
+      kth_smallest(work.keys, items, evictable - stay, scratch);
+  __syncthreads();
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+    const uint64_t key = work.keys[i];
+    if (key == kNoKey) continue;
+    work.keys[i] = key <= last ? item_rank(args, head, work, i) : kNoKey;
+  }
+  __syncthreads();
+}
+
+// Lists who goes and who may take them.
+static __global__ void __launch_bounds__(kCompressThreads)
+    choose_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t budget = head.words[kHeadBudget];
+  const uint32_t left = items - work.counters[kPairs];
+  uint32_t victims = 0, targets = 0;
+  if (left > budget && args.policy.merge != SKV_MERGE_NEVER) {
+    const bool counts = args.policy.count_values != 0;
+    uint32_t evictable = 0;
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      uint64_t key = kNoKey;
+      if ((work.marks[i] & kGone) == 0 &&
+          item_is_evictable(args, head, work.items[i])) {
+        evictable++;
+        const Slot slot = item_slot(args, head, work.items[i]);
+        const float score = item_score(args, head, work, i);
+        key = counts ? score_key(score, slot)
+                     : rank_key(score, slot, args.policy);
+      }
+      work.keys[i] = key;
+    }
+    uint32_t total;
+    block_prefix(evictable, total, scratch.block);
+    const uint32_t excess = min(left - budget, total);
+    if (excess > 0) {
+      if (counts) contest(args, head, work, total, excess, scratch);
+      const uint64_t last = kth_smallest(work.keys, items, excess, scratch);
+      victims = list_if(items, work.queries, scratch, [&](uint32_t i) {
+        return work.keys[i] != kNoKey && work.keys[i] <= last;
+      });
+      for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+        work.marks[work.queries[v]] |= kVictim;
+      }
+      __syncthreads();
+      if (merges_victims(args.policy)) {
+        targets = list_if(items, work.candidates, scratch, [&](uint32_t i) {
+          if ((work.marks[i] & (kGone | kVictim)) != 0) return false;
+          const uint32_t item = work.items[i];
+          return merges_cheapest(args.policy)
+                     ? item_is_evictable(args, head, item)
+                     : item_slot(args, head, item).word(kSlotPosition) >=
+                           args.policy.sinks;
+        });
+      }
+    }
+  }
+  if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
+    const RunWork run = run_work(work);
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      run.left[i] = kNoItem;
+    }
+  }
+  // The counters that are written were read above.
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    work.counters[kQueries] = victims;
+    work.counters[kCandidates] = targets;
+  }
+}
+`,
   "lib/compress_work.cuh": `// What the kernels of compress hand to each other: lists of the slots and
 // staged rows of each KV head, here called items.
 #pragma once
 
 #include "../runtime/launch.cuh"
+#include "expected_attention.cuh"
 #include "scores.cuh"
 #include "slots.cuh"
 #include "step.cuh"
+#include "value_spread.cuh"
 
 // Threads of the blocks that work on a whole head.
 constexpr uint32_t kCompressThreads = 512;
@@ -1068,6 +1187,8 @@ enum Counter {
   kCandidates = 2,
   kMembers = 3,
   kPairs = 4,
+  // How far the values of the head scatter before anything is merged; a float.
+  kSpread = 5,
   kCounters = 8
 };
 
@@ -1092,6 +1213,10 @@ struct HeadWork {
   // (parts, most): by query
   float *similarities;
   uint32_t *nearest;
+  // Where queries are expected.
+  Expectation expected;
+  // Where the cheapest pairs are merged: see lib/value_spread.cuh.
+  float *spreads;
   // (kCounters)
   uint32_t *counters;
 };
@@ -1102,11 +1227,20 @@ struct CompressWork {
   uint32_t most;
   // Parts that candidates are searched in.
   uint32_t parts;
+  // Query heads of a group whose queries are expected.
+  uint32_t expected_heads;
+  // Floats by which the scatter of the values of a head is found.
+  uint32_t spread_words;
 
   // Bytes of one head's lists.
-  static size_t bytes(uint32_t most, uint32_t parts) {
-    return aligned(static_cast<size_t>(most) * 4) * (7 + 2 * parts) +
-           aligned(static_cast<size_t>(most) * 8) * 2 + aligned(kCounters * 4);
+  size_t bytes() const {
+    const size_t states = expected_heads == 0 ? 0 : expect_parts(most);
+    return aligned(static_cast<size_t>(most) * 4) *
+               (7 + 2 * parts + expected_heads) +
+           aligned(static_cast<size_t>(most) * 8) * 2 +
+           aligned(states * kMaxGroup * sizeof(float2)) +
+           aligned(static_cast<size_t>(spread_words) * 4) +
+           aligned(kCounters * 4);
   }
 
   __host__ __device__ static size_t aligned(size_t bytes) {
@@ -1134,8 +1268,14 @@ struct CompressWork {
     work.counters = reinterpret_cast<uint32_t *>(take(kCounters * 4));
     // A head's divergences share the memory of \`best\`, which is free by then.
     work.divergences = reinterpret_cast<float *>(work.best);
-    work.similarities = reinterpret_cast<float *>(at);
-    work.nearest = reinterpret_cast<uint32_t *>(at + parts * aligned(words));
+    work.similarities = reinterpret_cast<float *>(take(parts * aligned(words)));
+    work.nearest = reinterpret_cast<uint32_t *>(take(parts * aligned(words)));
+    work.expected.pitch = part_pitch();
+    work.expected.logits =
+        reinterpret_cast<float *>(take(expected_heads * aligned(words)));
+    work.spreads =
+        reinterpret_cast<float *>(take(static_cast<size_t>(spread_words) * 4));
+    work.expected.states = reinterpret_cast<float2 *>(at);
     return work;
   }
 
@@ -1179,13 +1319,113 @@ __device__ inline bool item_is_evictable(const skv_chunk_args &args,
                       args.policy, head.words[kHeadRecent], head.newest);
 }
 `,
-  "lib/evict_one.cuh": `// The policy's work on a head after a decode step: scores, the victim, where it
-// goes, and the merge. One block per head.
+  "lib/evict_job.cuh": `// One head of a decode step, as the kernels of the policy see it.
 #pragma once
 
-#include "attend_parts.cuh"
+#include "evidence.cuh"
+
+// One head and what was seen of it.
+struct EvictJob {
+  uint32_t row;
+  uint32_t kv_head;
+  // Index among the heads of the step.
+  uint32_t index;
+  uint32_t group;
+  uint32_t position;
+  uint32_t high;
+  uint32_t offset;
+  uint32_t *words;
+  // Whether the head holds more than its budget.
+  bool is_over;
+  // (group, max_capacity)
+  const float *logits;
+  // (group, head_dim)
+  const float *queries;
+  // (group, head_dim), where merges need it
+  const float *outputs;
+  // (max_capacity): scores that take more than a slot's own fields, or null
+  float *own_ratings;
+  // (rating_heads, max_capacity): the same of this head or of all that share
+  // them
+  const float *ratings;
+  uint32_t rating_heads;
+  // (max_capacity), where that is compared first, and the largest of those that
+  // count
+  uint64_t *keys;
+  uint64_t *limit;
+  // (link_parts): see lib/segment_step.cuh
+  uint4 *links;
+  Expectation expected;
+
+  __device__ Slot slot(const skv_merge_attend_args &args, uint32_t i) const {
+    return slot_at(args.cache.slots, offset + i, args.sizes.head_dim);
+  }
+  // Whether slot \`i\` holds a token that may be evicted.
+  __device__ bool may_go(const skv_merge_attend_args &args,
+                         const Slot &slot) const {
+    return slot.word(kSlotTokens) != 0 &&
+           is_evictable(slot.word(kSlotPosition), args.policy,
+                        words[kHeadRecent], position);
+  }
+};
+
+// What is known of a head; nothing where its row is not live.
+__device__ inline bool turn_to_head(const skv_merge_attend_args &args,
+                                    const Evidence &evidence, uint32_t row,
+                                    uint32_t kv_head, EvictJob &job) {
+  const uint32_t index = row * args.sizes.kv_heads + kv_head;
+  const uint4 seen = evidence.rows[index];
+  if (seen.w == 0) return false;
+  const size_t capacity = args.cache.max_capacity;
+  const size_t group = args.sizes.heads / args.sizes.kv_heads;
+  const size_t first_query = index * group * args.sizes.head_dim;
+  job.index = index;
+  job.kv_head = kv_head;
+  job.row = row;
+  job.group = static_cast<uint32_t>(group);
+  job.position = seen.x;
+  job.high = seen.w;
+  job.words = head_words(args.cache, args.sizes, row, kv_head);
+  job.offset = job.words[kHeadOffset];
+  job.is_over = seen.y > job.words[kHeadBudget];
+  job.logits = evidence.logits + index * group * capacity;
+  job.queries = evidence.queries + first_query;
+  job.outputs = evidence.outputs + first_query;
+  job.keys = evidence.keys + index * capacity;
+  job.limit = evidence.limits + index;
+  job.links = evidence.links + index * link_parts(args.cache.max_capacity);
+  job.own_ratings = nullptr;
+  job.ratings = nullptr;
+  job.rating_heads = 1;
+  if (evidence.ratings != nullptr) {
+    job.own_ratings = evidence.ratings + index * capacity;
+    job.ratings = job.own_ratings;
+  }
+  if (args.policy.layer_scope) {
+    job.ratings -= kv_head * capacity;
+    job.rating_heads = args.sizes.kv_heads;
+  }
+  const size_t parts = expect_parts(args.cache.max_capacity);
+  job.expected = {evidence.expected_logits + index * group * capacity,
+                  evidence.expected_states + index * parts * kMaxGroup,
+                  args.cache.max_capacity};
+  return true;
+}
+
+// Whether anybody looks at the scores of a head.
+__device__ inline bool needs_ratings(const skv_merge_attend_args &args,
+                                     const EvictJob &job) {
+  return job.is_over || args.policy.layer_scope;
+}
+`,
+  "lib/evict_one.cuh": `// The policy's work on a head after a decode step: scores, and the slot that
+// goes first. One block per head.
+#pragma once
+
+#include "evict_job.cuh"
 #include "key_distance.cuh"
 #include "neighbour.cuh"
+#include "next_values.cuh"
 #include "select_smallest.cuh"
 
 constexpr uint32_t kEvictWarps = 16;
@@ -1195,59 +1435,68 @@ struct EvictShared {
   // The victim's key, zeros beyond its end.
   __align__(16) skv_half key[kMaxHeadDim];
   float log_sums[kMaxGroup];
+  // The same at the scale of scores.
+  float score_sums[kMaxGroup];
   uint64_t lowest_keys[kEvictWarps];
   uint32_t lowest[kEvictWarps];
   Neighbour neighbours[kEvictWarps];
   SelectScratch select;
-  KeyScratch keys;
+  // What one policy has no two of.
+  union {
+    KeyScratch keys;
+    ListScratch list;
+    Followers followers;
+  };
 };
 
-// One head and what was seen of it.
-struct EvictJob {
-  uint32_t group;
-  uint32_t position;
-  uint32_t high;
-  uint32_t offset;
-  uint32_t *words;
-  // (group, max_capacity)
-  const float *logits;
-  // (group, head_dim)
-  const float *queries;
-  // (group, head_dim), where merges need it
-  const float *outputs;
-  // (rating_heads, max_capacity): scores that take more than a slot's own
-  // fields, of this head or of all that share them
-  const float *ratings;
-  uint32_t rating_heads;
-  // (max_capacity), where values count
-  uint64_t *keys;
-};
+// Sums up the row's softmax at the scale of scores. The sum of the attention is
+// at least its largest term, so nothing overflows. Called by the whole block.
+__device__ inline void sum_gained(const skv_merge_attend_args &args,
+                                  const EvictJob &job, float gain,
+                                  EvictShared &shared) {
+  const uint32_t lanes = args.cache.lanes;
+  for (uint32_t g = 0; g < job.group; g++) {
+    const float *logits =
+        job.logits + static_cast<size_t>(g) * args.cache.max_capacity;
+    const float log_sum = shared.log_sums[g];
+    float sum = 0.0f;
+    for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+      const Slot slot = job.slot(args, i);
+      if (slot.word(kSlotTokens) == 0) continue;
+      sum += expf(gain * (logits[i] + vote_bias(slot, g, lanes) - log_sum));
+    }
+    sum = block_sum(sum, shared.select);
+    if (threadIdx.x == 0) shared.score_sums[g] = gain * log_sum + logf(sum);
+  }
+  __syncthreads();
+}
 
-// Adds this step to the scores of all slots; \`ratings\` takes the head's where
-// those of the layer are shared. Called by the whole block.
+// Adds this step to the scores of all slots. Called by the whole block.
 __device__ inline void observe_slots(const skv_merge_attend_args &args,
-                                     const EvictJob &job, float *ratings,
-                                     const EvictShared &shared) {
+                                     const EvictJob &job, EvictShared &shared) {
   const skv_policy &policy = args.policy;
   const uint32_t lanes = args.cache.lanes;
   const uint32_t capacity = args.cache.max_capacity;
+  const float gain = score_gain(policy, job.position, job.words[kHeadBudget]);
+  const bool gains = policy.observe && policy.score == SKV_SCORE_STEP_GAIN;
+  if (gains) sum_gained(args, job, gain, shared);
+  const float *log_sums = gains ? shared.score_sums : shared.log_sums;
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
-    const Slot slot =
-        slot_at(args.cache.slots, job.offset + i, args.sizes.head_dim);
+    const Slot slot = job.slot(args, i);
     if (slot.word(kSlotTokens) == 0) continue;
     if (policy.observe) {
       Scores scores = load_scores(slot);
       observe_row(
           scores, policy, job.group, job.position,
           [&](uint32_t g) {
-            return job.logits[static_cast<size_t>(g) * capacity + i];
+            return gain * job.logits[static_cast<size_t>(g) * capacity + i];
           },
-          [&](uint32_t g) { return shared.log_sums[g]; },
-          [&](uint32_t g) { return vote_bias(slot, g, lanes); });
+          [&](uint32_t g) { return log_sums[g]; },
+          [&](uint32_t g) { return gain * vote_bias(slot, g, lanes); });
       store_scores(slot, scores);
     }
-    if (ratings != nullptr && policy.score != SKV_SCORE_KEY_DISTANCE) {
-      ratings[i] = own_score(slot, policy, lanes);
+    if (job.own_ratings != nullptr && !takes_all_keys(policy)) {
+      job.own_ratings[i] = own_score(slot, policy, lanes);
     }
   }
 }
@@ -1268,15 +1517,19 @@ __device__ inline float slot_score(const skv_merge_attend_args &args,
   return mean_score(sum, job.rating_heads, args.policy);
 }
 
-// The same where keys are compared. Called by the whole block.
+// Rates the slots where that takes all keys. Called by the whole block.
 __device__ inline void rate_slots(const skv_merge_attend_args &args,
-                                  const EvictJob &job, float *ratings,
-                                  EvictShared &shared) {
+                                  const EvictJob &job, EvictShared &shared) {
   static_assert(kEvictWarps == kKeyWarps, "as many warps as rate keys");
-  rate_by_key(
-      job.high, args.sizes.head_dim, ratings, shared.keys, [&](uint32_t i) {
-        return slot_at(args.cache.slots, job.offset + i, args.sizes.head_dim);
-      });
+  const auto slot_of = [&](uint32_t i) { return job.slot(args, i); };
+  if (args.policy.score == SKV_SCORE_KEY_DISTANCE) {
+    rate_by_key(job.high, args.sizes.head_dim, job.own_ratings, shared.keys,
+                slot_of);
+  } else if (args.policy.score == SKV_SCORE_EXPECTED) {
+    rate_by_expectation(
+        job.group, job.high, job.expected, shared.score_sums, job.own_ratings,
+        [&](uint32_t i) { return slot_of(i).word(kSlotTokens) != 0; });
+  }
 }
 
 // The slot with the lowest key over the block, or none; each thread brings its
@@ -1302,121 +1555,9 @@ __device__ inline uint32_t lowest_of_block(uint64_t key, uint32_t slot,
   return found;
 }
 
-// The slot that goes first, or none. Called by the whole block.
-__device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
-                                         const EvictJob &job,
-                                         EvictShared &shared) {
-  const skv_policy &policy = args.policy;
-  const uint32_t recent = job.words[kHeadRecent];
-  const auto slot_of = [&](uint32_t i) {
-    return slot_at(args.cache.slots, job.offset + i, args.sizes.head_dim);
-  };
-  const auto may_go = [&](const Slot &slot) {
-    return slot.word(kSlotTokens) != 0 &&
-           is_evictable(slot.word(kSlotPosition), policy, recent, job.position);
-  };
-  // Slots above this key stay by their scores alone.
-  uint64_t limit = kNoKey;
-  if (policy.count_values) {
-    uint32_t mine = 0, evictable;
-    for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
-      const Slot slot = slot_of(i);
-      const bool goes = may_go(slot);
-      job.keys[i] =
-          goes ? score_key(slot_score(args, job, slot, i), slot) : kNoKey;
-      mine += goes ? 1 : 0;
-    }
-    block_prefix(mine, evictable, shared.select.block);
-    if (evictable == 0) return ~0u;
-    limit = kth_smallest(job.keys, job.high,
-                         evictable - first_stage(policy, evictable - 1),
-                         shared.select);
-  }
-  uint64_t best = kNoKey;
-  uint32_t victim = ~0u;
-  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
-    const Slot slot = slot_of(i);
-    if (!may_go(slot)) continue;
-    if (policy.count_values && job.keys[i] > limit) continue;
-    const uint64_t key = rank_key(slot_score(args, job, slot, i), slot, policy);
-    if (key < best) best = key, victim = i;
-  }
-  return lowest_of_block(best, victim, shared);
-}
-
-// The next slot to the right of the victim, or none. Called by the whole block.
-__device__ inline uint32_t find_right(const skv_merge_attend_args &args,
-                                      const EvictJob &job, uint32_t victim,
-                                      EvictShared &shared) {
-  const auto slot_of = [&](uint32_t i) {
-    return slot_at(args.cache.slots, job.offset + i, args.sizes.head_dim);
-  };
-  const uint32_t position = slot_of(victim).word(kSlotPosition);
-  uint64_t best = kNoKey;
-  uint32_t nearest = ~0u;
-  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
-    const Slot slot = slot_of(i);
-    const uint32_t other = slot.word(kSlotPosition);
-    if (slot.word(kSlotTokens) == 0 || other <= position) continue;
-    if (other < best) best = other, nearest = i;
-  }
-  return lowest_of_block(best, nearest, shared);
-}
-
-// The slot with the key most similar to that of the victim, sinks left out.
-// Four lanes share a key. Called by the whole block.
-template <bool ALIGNED>
-__device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
-                                         const EvictJob &job, uint32_t victim,
-                                         EvictShared &shared) {
-  const skv_slots &slots = args.cache.slots;
-  const uint32_t head_dim = args.sizes.head_dim;
-  const uint32_t t = lane_id() % 4;
-  const Slot gone = slot_at(slots, job.offset + victim, head_dim);
-  if (threadIdx.x < kMaxHeadDim) {
-    shared.key[threadIdx.x] =
-        threadIdx.x < head_dim ? gone.key[threadIdx.x] : 0;
-  }
-  __syncthreads();
-  // The length of the victim's key counts for all alike, but for the threshold.
-  float own_square = 0.0f;
-  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
-    const float x = to_float(shared.key[d]);
-    own_square += x * x;
-  }
-  own_square = warp_sum(own_square);
-  Neighbour best = kNoNeighbour;
-#pragma unroll 2
-  for (uint32_t first = 8 * warp_id(); first < job.high;
-       first += 8 * kEvictWarps) {
-    const uint32_t i = first + lane_id() / 4;
-    const Slot slot =
-        slot_at(slots, job.offset + min(i, job.high - 1), head_dim);
-    float dot = 0.0f, square = 0.0f;
-#pragma unroll 4
-    for (uint32_t d = 8 * t; d < head_dim; d += 32) {
-      uint32_t other[4];
-      load_halves<8, ALIGNED>(other, slot.key, d, head_dim);
-      const uint4 own = *reinterpret_cast<const uint4 *>(shared.key + d);
-      const uint32_t mine[4] = {own.x, own.y, own.z, own.w};
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-        const float2 x = to_floats(mine[j]), y = to_floats(other[j]);
-        dot += x.x * y.x + x.y * y.y;
-        square += y.x * y.x + y.y * y.y;
-      }
-    }
-    dot += __shfl_xor_sync(kAllLanes, dot, 1);
-    dot += __shfl_xor_sync(kAllLanes, dot, 2);
-    square += __shfl_xor_sync(kAllLanes, square, 1);
-    square += __shfl_xor_sync(kAllLanes, square, 2);
-    if (i >= job.high || i == victim || slot.word(kSlotTokens) == 0) continue;
-    const float norms = sqrtf(own_square) * sqrtf(square);
-    const Neighbour candidate = {norms == 0.0f ? 0.0f : dot / norms,
-                                 slot.word(kSlotPosition), i};
-    if (candidate.position < args.policy.sinks) continue;
-    if (candidate.beats(best)) best = candidate;
-  }
+// The nearest over the block; each thread brings its own.
+__device__ inline Neighbour nearest_of_block(Neighbour best,
+                                             EvictShared &shared) {
   best = nearest_of_lanes<16>(best);
   if (lane_id() == 0) shared.neighbours[warp_id()] = best;
   __syncthreads();
@@ -1427,96 +1568,465 @@ __device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
   return best;
 }
 
-// Attention weight of slot \`i\` for query head \`g\`.
-__device__ inline float attention_weight(const skv_merge_attend_args &args,
+// Sets the keys of slots that may go by their scores; returns how many there
+// are. Called by the whole block, which sees all keys after the next barrier.
+__device__ inline uint32_t key_scores_of(const skv_merge_attend_args &args,
                                          const EvictJob &job,
-                                         const EvictShared &shared,
-                                         const Slot &slot, uint32_t i,
-                                         uint32_t g) {
-  const float logit =
-      job.logits[static_cast<size_t>(g) * args.cache.max_capacity + i];
-  return expf(logit + vote_bias(slot, g, args.cache.lanes) -
-              shared.log_sums[g]);
+                                         EvictShared &shared) {
+  uint32_t mine = 0, evictable;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot = job.slot(args, i);
+    const bool goes = job.may_go(args, slot);
+    job.keys[i] =
+        goes ? score_key(slot_score(args, job, slot, i), slot) : kNoKey;
+    mine += goes ? 1 : 0;
+  }
+  block_prefix(mine, evictable, shared.select.block);
+  return evictable;
 }
 
-// Merges the value of the victim into the slot to its right: see
-// src/reference/merge_values.ts. Called by one warp.
-__device__ inline void merge_value(const skv_merge_attend_args &args,
-                                   const EvictJob &job,
-                                   const EvictShared &shared, uint32_t victim,
-                                   uint32_t right) {
-  const uint32_t head_dim = args.sizes.head_dim;
-  const Slot gone = slot_at(args.cache.slots, job.offset + victim, head_dim);
-  const Slot kept = slot_at(args.cache.slots, job.offset + right, head_dim);
-  const bool exact = args.policy.exact_values != 0;
-  const float own = mean_attention(gone), other = mean_attention(kept);
-  const float share = own + other == 0.0f ? 0.5f : own / (own + other);
-  float weights[kMaxGroup], lost = 0.0f, left = 0.0f;
-#pragma unroll
-  for (uint32_t g = 0; g < kMaxGroup; g++) {
-    weights[g] = 0.0f;
-    if (!exact || g >= job.group) continue;
-    weights[g] = attention_weight(args, job, shared, gone, victim, g);
-    lost += weights[g];
-    left += attention_weight(args, job, shared, kept, right, g);
+// The slot that goes first, or none. Called by the whole block.
+__device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         EvictShared &shared) {
+  const skv_policy &policy = args.policy;
+  // Slots above this key stay by their scores alone.
+  uint64_t limit = kNoKey;
+  if (policy.count_values) {
+    const uint32_t evictable = key_scores_of(args, job, shared);
+    if (evictable == 0) return ~0u;
+    limit = kth_smallest(job.keys, job.high,
+                         evictable - first_stage(policy, evictable - 1),
+                         shared.select);
   }
-  const float scale = fmaxf(left, lost / args.policy.ratio_cap);
-  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
-    const float from = to_float(gone.value[d]);
-    float value = to_float(kept.value[d]);
-    if (exact) {
-      float change = 0.0f;
+  uint64_t best = kNoKey;
+  uint32_t victim = ~0u;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot = job.slot(args, i);
+    if (!job.may_go(args, slot)) continue;
+    if (policy.count_values && job.keys[i] > limit) continue;
+    const uint64_t key = rank_key(slot_score(args, job, slot, i), slot, policy);
+    if (key < best) best = key, victim = i;
+  }
+  return lowest_of_block(best, victim, shared);
+}
+`,
+  "lib/evict_step.cuh": `// The policy's work after a decode step, kernel by kernel.
+#pragma once
+
+#include "pair_step.cuh"
+#include "segment_step.cuh"
+
+// Leaves what is expected of the slots of a head.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kExpectThreads)
+    expect_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ ExpectShared shared;
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.z, blockIdx.y, job)) return;
+  if (blockIdx.x * kExpectSlots >= job.high) return;
+  if (!needs_ratings(args, job)) return;
+  const ExpectedGroup group =
+      expected_group(args.cache, args.sizes, args.policy, job.row, job.kv_head);
+  expect_slots<ALIGNED>(group, job.high, job.expected, shared,
+                        [&](uint32_t i) { return job.slot(args, i); });
+}
+
+// Takes over what attention found of the head and observes the row; evicts; or
+// both in one go where no other head has a say.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kEvictThreads)
+    evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
+                 bool chooses) {
+  __shared__ EvictShared shared;
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.y, blockIdx.x, job)) return;
+  if (observes && threadIdx.x == 0) {
+    const uint4 seen = evidence.rows[job.index];
+    job.words[kHeadLive] = seen.y;
+    job.words[kHeadNext] = seen.z;
+    job.words[kHeadHigh] = seen.w;
+  }
+  if (args.policy.merge == SKV_MERGE_NEVER) return;
+  if (threadIdx.x < job.group) {
+    shared.log_sums[threadIdx.x] =
+        evidence.log_sums[job.index * kMaxGroup + threadIdx.x];
+  }
+  __syncthreads();
+  if (observes) {
+    observe_slots(args, job, shared);
+    if (needs_ratings(args, job)) rate_slots(args, job, shared);
+    if (args.policy.merge == SKV_MERGE_PAIR)
+      list_pairs(args, job, evidence.pairs, shared);
+    if (args.policy.merge == SKV_MERGE_SEGMENTS)
+      choose_light(args, job, shared);
+  }
+  if (!chooses || !job.is_over) return;
+  const bool links = args.policy.merge == SKV_MERGE_SEGMENTS;
+  if (links && close_link(args, job, shared)) return;
+  const uint32_t victim = choose_victim(args, job, shared);
+  if (victim != ~0u) evict<ALIGNED>(args, job, victim, shared);
+}
+
+template <bool ALIGNED>
+inline cudaError_t launch_policy(const skv_merge_attend_args &args,
+                                 const Evidence &evidence,
+                                 const Launch &launch) {
+  Launch side;
+  cudaError_t status = fork(launch, &side);
+  const dim3 grid(args.sizes.kv_heads, args.step.rows);
+  if (status == cudaSuccess && args.policy.score == SKV_SCORE_EXPECTED) {
+    const dim3 parts(expect_parts(args.cache.max_capacity), grid.x, grid.y);
+    status = launch_kernel(side, expect_kernel<ALIGNED>, parts, kExpectThreads,
+                           0, args, evidence);
+  }
+  const skv_policy &policy = args.policy;
+  if (status == cudaSuccess && args.policy.merge == SKV_MERGE_PAIR) {
+    const dim3 parts(spread_parts(args.cache.max_capacity), grid.x, grid.y);
+    status = launch_kernel(side, spread_kernel<ALIGNED>, parts, kSpreadThreads,
+                           0, args, evidence);
+  }
+  const auto evict = [&](bool observes, bool chooses) {
+    return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
+                         args, evidence, observes, chooses);
+  };
+  if (status != cudaSuccess) return status;
+  if (policy.merge == SKV_MERGE_PAIR) {
+    status = evict(true, false);
+    return status == cudaSuccess ? launch_pairs(args, evidence, side) : status;
+  }
+  const bool links = policy.merge == SKV_MERGE_SEGMENTS;
+  // Where the heads of a layer choose together, all are scored first.
+  if (!policy.layer_scope && !links) return evict(true, true);
+  status = evict(true, false);
+  if (status == cudaSuccess && links) {
+    const dim3 parts(link_parts(args.cache.max_capacity), grid.x, grid.y);
+    status = launch_kernel(side, link_kernel<ALIGNED>, parts, kLinkThreads, 0,
+                           args, evidence);
+  }
+  return status == cudaSuccess ? evict(false, true) : status;
+}
+`,
+  "lib/evidence.cuh": `// What attention leaves for the policy, and what the kernels of the policy hand
+// to each other.
+#pragma once
+
+#include "../runtime/launch.cuh"
+#include "expected_attention.cuh"
+#include "value_spread.cuh"
+
+// Slots of a block that looks for links between neighbours.
+constexpr uint32_t kLinkThreads = 256;
+
+__host__ __device__ inline uint32_t link_parts(uint32_t slots) {
+  return (slots + kLinkThreads - 1) / kLinkThreads;
+}
+
+// Splits of the list that is searched, at most.
+constexpr uint32_t kMaxPairParts = 16;
+
+// What a step keeps of the pairs of its heads.
+struct PairWork {
+  // (heads, max_capacity): slots that may go, those without a partner first
+  uint32_t *lists;
+  // (heads): how many these are, how many have no partner, and how far the
+  // values of the head scatter
+  uint4 *headers;
+  // (heads, parts, max_capacity): by place in the list, what was found
+  float *similarities;
+  uint32_t *nearest;
+  uint32_t parts;
+  // (heads, spread_parts, spread_floats): see lib/value_spread.cuh
+  float *spreads;
+  uint32_t spread_pitch;
+
+  __device__ float *spreads_of(uint32_t head) const {
+    return spreads + static_cast<size_t>(head) * spread_pitch;
+  }
+};
+
+// The policy goes on when the next layers are at work already. Attention itself
+// changes no word of a head: blocks that come late, to find that there are no
+// slots for them, still read those.
+struct Evidence {
+  // (heads, group, max_capacity): raw logits
+  float *logits;
+  // (heads, kMaxGroup): ln of the softmax sums
+  float *log_sums;
+  // (heads, group, head_dim), where merges need them
+  float *queries;
+  // (heads, group, head_dim): the output, where merges need it
+  float *outputs;
+  // (heads, max_capacity): scores that take more than a slot's own fields
+  float *ratings;
+  // (heads, max_capacity): what slots stay by, where that is compared first
+  uint64_t *keys;
+  // (heads) and (heads, link_parts), where neighbours are merged: see
+  // lib/segment_step.cuh
+  uint64_t *limits;
+  uint4 *links;
+  // Where the cheapest pair is merged.
+  PairWork pairs;
+  // (heads, group, max_capacity) and (heads, parts, kMaxGroup): see Expectation
+  float *expected_logits;
+  float2 *expected_states;
+  // (heads): the row's position, live slots, the first free one, and how far
+  // slots are used; 0 of them for rows that are not live
+  uint4 *rows;
+};
+
+// Takes the memory of a step.
+inline PairWork take_pairs(const skv_merge_attend_args &args,
+                           uint32_t multiprocessors, Scratch *scratch) {
+  const uint32_t heads = args.step.rows * args.sizes.kv_heads;
+  const size_t capacity = args.cache.max_capacity;
+  const uint32_t tiles = (args.cache.max_capacity + 63) / 64;
+  // Those who look at all candidates: all, or the first tile of each head.
+  const uint32_t searches = heads * (args.policy.partners ? 1 : tiles);
+  PairWork pairs;
+  pairs.parts = max(1u, min(min(kMaxPairParts, (tiles + 3) / 4),
+                            2 * multiprocessors / searches));
+  pairs.lists = scratch->take<uint32_t>(heads * capacity);
+  pairs.headers = scratch->take<uint4>(heads);
+  pairs.similarities = scratch->take<float>(heads * pairs.parts * capacity);
+  pairs.nearest = scratch->take<uint32_t>(heads * pairs.parts * capacity);
+  pairs.spread_pitch = spread_parts(args.cache.max_capacity) *
+                       spread_floats(args.sizes.head_dim);
+  pairs.spreads =
+      scratch->take<float>(static_cast<size_t>(heads) * pairs.spread_pitch);
+  return pairs;
+}
+
+// Takes it from the memory of the call; returns how much that is.
+inline size_t take_evidence(const skv_merge_attend_args &args,
+                            uint32_t multiprocessors, char *memory,
+                            Evidence *evidence) {
+  const skv_policy &policy = args.policy;
+  const size_t heads =
+      static_cast<size_t>(args.step.rows) * args.sizes.kv_heads;
+  const size_t group = args.sizes.heads / args.sizes.kv_heads;
+  const size_t slots = heads * args.cache.max_capacity;
+  const size_t vectors = heads * group * args.sizes.head_dim;
+  *evidence = {};
+  Scratch scratch(memory);
+  evidence->rows = scratch.take<uint4>(heads);
+  if (policy.merge == SKV_MERGE_NEVER) return scratch.taken(memory);
+  evidence->log_sums = scratch.take<float>(heads * kMaxGroup);
+  if (policy.observe) evidence->logits = scratch.take<float>(group * slots);
+  const bool votes =
+      policy.merge == SKV_MERGE_VOTES || policy.merge == SKV_MERGE_PAIR;
+  if (votes && (policy.key == SKV_KEY_MIN_NORM || args.cache.lanes > 1)) {
+    evidence->queries = scratch.take<float>(vectors);
+  }
+  if (policy.exact_values) evidence->outputs = scratch.take<float>(vectors);
+  if (policy.layer_scope || takes_all_keys(policy)) {
+    evidence->ratings = scratch.take<float>(slots);
+  }
+  const bool links = policy.merge == SKV_MERGE_SEGMENTS;
+  if (policy.count_values || links) {
+    evidence->keys = scratch.take<uint64_t>(slots);
+  }
+  if (links) {
+    evidence->limits = scratch.take<uint64_t>(heads);
+    evidence->links =
+        scratch.take<uint4>(heads * link_parts(args.cache.max_capacity));
+  }
+  if (policy.merge == SKV_MERGE_PAIR) {
+    evidence->pairs = take_pairs(args, multiprocessors, &scratch);
+  }
+  if (policy.score == SKV_SCORE_EXPECTED) {
+    evidence->expected_logits = scratch.take<float>(group * slots);
+    evidence->expected_states = scratch.take<float2>(
+        heads * expect_parts(args.cache.max_capacity) * kMaxGroup);
+  }
+  return scratch.taken(memory);
+}
+`,
+  "lib/expected_attention.cuh": `// How much attention slots are expected to receive: see
+// src/reference/expected_attention.ts.
+//
+// Blocks share the slots of a head. Each leaves the logits of its slots and a
+// softmax state per query head; who needs the ratings adds the states up. Keys
+// are read once, 16 bytes a lane, four lanes a key: one kernel per head that
+// goes through the keys twice takes no memory for logits, but has one
+// multiprocessor for all of them.
+#pragma once
+
+#include "scores.cuh"
+#include "statistics.cuh"
+
+constexpr uint32_t kExpectThreads = 256;
+constexpr uint32_t kExpectWarps = kExpectThreads / 32;
+
+// Slots of a block.
+constexpr uint32_t kExpectSlots = 256;
+
+__host__ __device__ inline uint32_t expect_parts(uint32_t slots) {
+  return (slots + kExpectSlots - 1) / kExpectSlots;
+}
+
+// What blocks leave of a head.
+struct Expectation {
+  // (group, pitch): ln of the weights of slots before the softmax
+  float *logits;
+  // (parts, kMaxGroup): maximum and sum over the slots that are no sinks
+  float2 *states;
+  uint32_t pitch;
+};
+
+struct ExpectShared {
+  // Of each element of a key \`x\`, \`x (a + b x)\` is its part of the logit.
+  __align__(16) float2 terms[kMaxGroup][kMaxHeadDim];
+  SoftmaxState states[kExpectWarps][kMaxGroup];
+};
+
+// A group of query heads whose queries are expected.
+struct ExpectedGroup {
+  QueryStatistics first;
+  uint32_t size;
+  uint32_t lanes;
+  uint32_t sinks;
+
+  __device__ QueryStatistics head(uint32_t g) const {
+    const uint32_t width = first.head_dim;
+    return {first.own + g * (3 * width + 1), width};
+  }
+};
+
+__device__ inline ExpectedGroup expected_group(const skv_cache &cache,
+                                               const skv_sizes &sizes,
+                                               const skv_policy &policy,
+                                               uint32_t sequence,
+                                               uint32_t kv_head) {
+  const uint32_t group = sizes.heads / sizes.kv_heads;
+  return {statistics_of(cache, sizes, sequence, kv_head * group), group,
+          cache.lanes, policy.sinks};
+}
+
+__device__ inline void load_terms(const ExpectedGroup &group,
+                                  ExpectShared &shared) {
+  const uint32_t width = group.first.head_dim, half = width / 2;
+  const float root = rsqrtf(static_cast<float>(width));
+  for (uint32_t i = threadIdx.x; i < group.size * width; i += kExpectThreads) {
+    const uint32_t g = i / width, d = i % width;
+    const QueryStatistics own = group.head(g);
+    const float variance = own.variance()[d < half ? d : d - half];
+    shared.terms[g][d] = {root * own.future()[d],
+                          0.5f * root * root * variance};
+  }
+}
+
+// Leaves what is expected of this block's slots among \`count\`; \`slot_of(i)\` is
+// a slot, which may be free. Called by the whole block.
+template <bool ALIGNED, class SlotOf>
+__device__ inline void expect_slots(const ExpectedGroup &group, uint32_t count,
+                                    const Expectation &out,
+                                    ExpectShared &shared, SlotOf slot_of) {
+  constexpr uint32_t kHeads = kMaxGroup / 4;
+  const uint32_t width = group.first.head_dim;
+  const uint32_t t = lane_id() % 4;
+  const uint32_t begin = blockIdx.x * kExpectSlots;
+  const uint32_t end = min(count, begin + kExpectSlots);
+  load_terms(group, shared);
+  __syncthreads();
+  // Lane t has query heads t, t + 4 and so on.
+  SoftmaxState states[kHeads];
 #pragma unroll
-      for (uint32_t g = 0; g < kMaxGroup; g++) {
-        if (g >= job.group) continue;
-        change += weights[g] * (from - job.outputs[g * head_dim + d]);
+  for (uint32_t j = 0; j < kHeads; j++) states[j] = init_softmax();
+  for (uint32_t first = begin + 8 * warp_id(); first < end;
+       first += 8 * kExpectWarps) {
+    const uint32_t i = first + lane_id() / 4;
+    const Slot slot = slot_of(min(i, end - 1));
+    float sums[kMaxGroup] = {};
+    for (uint32_t d = 8 * t; d < width; d += 32) {
+      uint32_t words[4];
+      load_halves<8, ALIGNED>(words, slot.key, d, width);
+#pragma unroll
+      for (uint32_t j = 0; j < 4; j++) {
+        const float2 x = to_floats(words[j]);
+        // Widths are even, and what is beyond them is 0.
+        if (d + 2 * j >= width) continue;
+#pragma unroll
+        for (uint32_t g = 0; g < kMaxGroup; g++) {
+          if (g >= group.size) continue;
+          const float4 term =
+              *reinterpret_cast<const float4 *>(&shared.terms[g][d + 2 * j]);
+          sums[g] += x.x * (term.x + term.y * x.x);
+          sums[g] += x.y * (term.z + term.w * x.y);
+        }
       }
-      if (scale > 0.0f) value += change / scale;
-    } else {
-      value = share * from + (1.0f - share) * value;
     }
-    kept.value[d] = to_half(value);
+    const bool exists = i < end && slot.word(kSlotTokens) != 0;
+    const bool counts = exists && slot.word(kSlotPosition) >= group.sinks;
+#pragma unroll
+    for (uint32_t g = 0; g < kMaxGroup; g++) {
+      if (g >= group.size) continue;
+      sums[g] += __shfl_xor_sync(kAllLanes, sums[g], 1);
+      sums[g] += __shfl_xor_sync(kAllLanes, sums[g], 2);
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < kHeads; j++) {
+      const uint32_t g = 4 * j + t;
+      if (!exists || g >= group.size) continue;
+      const float sum = t == 0   ? sums[4 * j]
+                        : t == 1 ? sums[4 * j + 1]
+                        : t == 2 ? sums[4 * j + 2]
+                                 : sums[4 * j + 3];
+      const float logit = sum + vote_bias(slot, g, group.lanes);
+      out.logits[static_cast<size_t>(g) * out.pitch + i] = logit;
+      if (counts) add_softmax(states[j], logit);
+    }
   }
-  if (lane_id() != 0) return;
-  kept.set_word(kSlotTokens, kept.word(kSlotTokens) + gone.word(kSlotTokens));
-  if (exact) return;
-  kept.set(kSlotValueNorm, share * gone.get(kSlotValueNorm) +
-                               (1.0f - share) * kept.get(kSlotValueNorm));
+#pragma unroll
+  for (uint32_t j = 0; j < kHeads; j++) {
+#pragma unroll
+    for (int offset = 4; offset < 32; offset *= 2) {
+      const SoftmaxState other = {
+          __shfl_xor_sync(kAllLanes, states[j].max, offset),
+          __shfl_xor_sync(kAllLanes, states[j].sum, offset)};
+      states[j] = merge_softmax(states[j], other);
+    }
+    if (lane_id() < 4) shared.states[warp_id()][4 * j + t] = states[j];
+  }
+  __syncthreads();
+  if (threadIdx.x >= group.size) return;
+  SoftmaxState all = init_softmax();
+  for (uint32_t w = 0; w < kExpectWarps; w++) {
+    all = merge_softmax(all, shared.states[w][threadIdx.x]);
+  }
+  out.states[blockIdx.x * kMaxGroup + threadIdx.x] = {all.max, all.sum};
 }
 
-// Merges the victim into a slot, or drops it where there is none. Called by one
-// warp.
-__device__ inline void evict(const skv_merge_attend_args &args,
-                             const EvictJob &job, const EvictShared &shared,
-                             uint32_t victim, uint32_t target) {
-  const uint32_t head_dim = args.sizes.head_dim;
-  const Slot gone = slot_at(args.cache.slots, job.offset + victim, head_dim);
-  uint32_t *words = job.words;
-  Merged merged = {};
-  if (target != ~0u && args.policy.merge == SKV_MERGE_VOTES) {
-    const Slot kept = slot_at(args.cache.slots, job.offset + target, head_dim);
-    const MergeContext context = {job.queries, job.group, head_dim,
-                                  args.cache.lanes};
-    merged = merge_slots(
-        2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
-        args.policy);
-  } else if (target != ~0u) {
-    merge_value(args, job, shared, victim, target);
+// Sets the ratings of \`count\` slots that blocks left their logits of: ln of the
+// mean over the group of their shares. \`is_there(i)\` says which slots there
+// are; \`log_sums\` is shared memory. Called by the whole block, which sees all
+// ratings afterwards.
+template <class IsThere>
+__device__ inline void rate_by_expectation(uint32_t group, uint32_t count,
+                                           const Expectation &expected,
+                                           float (&log_sums)[kMaxGroup],
+                                           float *ratings, IsThere is_there) {
+  if (threadIdx.x < group) {
+    SoftmaxState all = init_softmax();
+    for (uint32_t p = 0; p < expect_parts(count); p++) {
+      const float2 part = expected.states[p * kMaxGroup + threadIdx.x];
+      all = merge_softmax(all, {part.x, part.y});
+    }
+    log_sums[threadIdx.x] = log_sum(all);
   }
-  __syncwarp();
-  if (lane_id() != 0) return;
-  if (target != ~0u) {
-    words[kHeadMerged]++;
-    words[kHeadGuarded] += merged.guarded ? 1 : 0;
-    words[kHeadDivergence] = __float_as_uint(
-        __uint_as_float(words[kHeadDivergence]) + merged.divergence);
-  } else {
-    words[kHeadDropped]++;
-    words[kHeadDroppedTokens] += gone.word(kSlotTokens);
+  __syncthreads();
+  const float heads = logf(static_cast<float>(group));
+  for (uint32_t i = threadIdx.x; i < count; i += blockDim.x) {
+    if (!is_there(i)) continue;
+    float share = kLogZero;
+    for (uint32_t g = 0; g < group; g++) {
+      const float logit =
+          expected.logits[static_cast<size_t>(g) * expected.pitch + i];
+      share = log_add(share, logit - log_sums[g]);
+    }
+    ratings[i] = share - heads;
   }
-  free_slot(gone, args.cache.lanes);
-  words[kHeadLive]--;
-  words[kHeadNext] = min(words[kHeadNext], victim);
+  __syncthreads();
 }
 `,
   "lib/half.cuh": `// Halves: 16-byte loads of eight of them, and conversions.
@@ -1848,37 +2358,13 @@ __device__ inline void wait_for_previous() {
 // read them once, but slots come and go.
 #pragma once
 
-#include "merge_slots.cuh"
-
-// Widest head that kernels take.
-constexpr uint32_t kMaxHeadDim = 32 * kLaneDims;
+#include "lane_vector.cuh"
 
 // Warps of a block that rates keys.
 constexpr uint32_t kKeyWarps = 16;
 
 struct KeyScratch {
   float sums[kKeyWarps][kMaxHeadDim];
-};
-
-// The dimensions of a key that this lane holds, zeros beyond its end.
-struct LaneKey {
-  float x[kLaneDims];
-
-  __device__ LaneKey(const Slot &slot, uint32_t head_dim) {
-#pragma unroll
-    for (int i = 0; i < kLaneDims; i++) {
-      const uint32_t d = lane_id() + 32 * i;
-      x[i] = d < head_dim ? to_float(slot.key[d]) : 0.0f;
-    }
-  }
-  // 1 / |key|, or 0 for a zero key, in every lane.
-  __device__ float inverse_norm() const {
-    float square = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kLaneDims; i++) square += x[i] * x[i];
-    square = warp_sum(square);
-    return square == 0.0f ? 0.0f : rsqrtf(square);
-  }
 };
 
 // Rates the slots \`slot(0)\` to \`slot(count - 1)\`, free ones left out. Called by
@@ -1891,7 +2377,7 @@ __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
   for (uint32_t i = warp_id(); i < count; i += kKeyWarps) {
     const Slot slot = slot_of(i);
     if (slot.word(kSlotTokens) == 0) continue;
-    const LaneKey key(slot, head_dim);
+    const LaneVector key(slot.key, head_dim);
     const float inverse = key.inverse_norm();
 #pragma unroll
     for (int d = 0; d < kLaneDims; d++) sum[d] += key.x[d] * inverse;
@@ -1915,7 +2401,7 @@ __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
   for (uint32_t i = warp_id(); i < count; i += kKeyWarps) {
     const Slot slot = slot_of(i);
     if (slot.word(kSlotTokens) == 0) continue;
-    const LaneKey key(slot, head_dim);
+    const LaneVector key(slot.key, head_dim);
     float product = 0.0f;
 #pragma unroll
     for (int d = 0; d < kLaneDims; d++) product += mean[d] * key.x[d];
@@ -1925,6 +2411,63 @@ __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
   }
   __syncthreads();
 }
+`,
+  "lib/lane_vector.cuh": `// A vector of a slot over the lanes of a warp.
+#pragma once
+
+#include "slots.cuh"
+
+// The dimensions that this lane holds, zeros beyond the end.
+struct LaneVector {
+  float x[kLaneDims];
+
+  __device__ LaneVector(const skv_half *vector, uint32_t head_dim) {
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) {
+      const uint32_t d = lane_id() + 32 * i;
+      x[i] = d < head_dim ? to_float(vector[d]) : 0.0f;
+    }
+  }
+  // The following are the same in every lane.
+  __device__ float dot(const LaneVector &other) const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) sum += x[i] * other.x[i];
+    return warp_sum(sum);
+  }
+  // Squared distance.
+  __device__ float distance(const LaneVector &other) const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) {
+      sum += (x[i] - other.x[i]) * (x[i] - other.x[i]);
+    }
+    return warp_sum(sum);
+  }
+  // 1 / |x|, or 0 for a zero vector.
+  __device__ float inverse_norm() const {
+    const float square = dot(*this);
+    return square == 0.0f ? 0.0f : rsqrtf(square);
+  }
+};
+
+// A weighted sum of vectors over the lanes of a warp.
+struct LaneSum {
+  float x[kLaneDims] = {};
+
+  __device__ void add(float weight, const LaneVector &vector) {
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) x[i] += weight * vector.x[i];
+  }
+  // Stores the sum times \`scale\`.
+  __device__ void store(skv_half *to, float scale, uint32_t head_dim) const {
+#pragma unroll
+    for (int i = 0; i < kLaneDims; i++) {
+      const uint32_t d = lane_id() + 32 * i;
+      if (d < head_dim) to[d] = to_half(x[i] * scale);
+    }
+  }
+};
 `,
   "lib/library_product.cuh": `// Products of many rows by a library of NVIDIA's (runtime/matrix_library.cuh):
 // it multiplies the halves into scratch memory, and a kernel of ours does what
@@ -2497,7 +3040,241 @@ inline cudaError_t multiply_matrix(const Product &product, const Pairs &pairs,
   });
 }
 `,
-  "lib/merge_pairs.cuh": `// Merging similar pairs before anything is evicted.
+  "lib/merge_one.cuh": `// What becomes of the slot that goes after a decode step: where it is merged,
+// or that it is dropped.
+#pragma once
+
+#include "blend_slots.cuh"
+#include "evict_one.cuh"
+#include "merge_slots.cuh"
+
+// The next slot to the right of the victim, or none. Called by the whole block.
+__device__ inline uint32_t find_right(const skv_merge_attend_args &args,
+                                      const EvictJob &job, uint32_t victim,
+                                      EvictShared &shared) {
+  const uint32_t position = job.slot(args, victim).word(kSlotPosition);
+  uint64_t best = kNoKey;
+  uint32_t nearest = ~0u;
+  for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    const Slot slot = job.slot(args, i);
+    const uint32_t other = slot.word(kSlotPosition);
+    if (slot.word(kSlotTokens) == 0 || other <= position) continue;
+    if (other < best) best = other, nearest = i;
+  }
+  return lowest_of_block(best, nearest, shared);
+}
+
+// The slot with the key most similar to that of the victim, sinks left out.
+// Four lanes share a key. Called by the whole block.
+template <bool ALIGNED>
+__device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
+                                         const EvictJob &job, uint32_t victim,
+                                         EvictShared &shared) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const uint32_t t = lane_id() % 4;
+  const Slot gone = job.slot(args, victim);
+  if (threadIdx.x < kMaxHeadDim) {
+    shared.key[threadIdx.x] =
+        threadIdx.x < head_dim ? gone.key[threadIdx.x] : 0;
+  }
+  __syncthreads();
+  // The length of the victim's key counts for all alike, but for the threshold.
+  float own_square = 0.0f;
+  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
+    const float x = to_float(shared.key[d]);
+    own_square += x * x;
+  }
+  own_square = warp_sum(own_square);
+  Neighbour best = kNoNeighbour;
+#pragma unroll 2
+  for (uint32_t first = 8 * warp_id(); first < job.high;
+       first += 8 * kEvictWarps) {
+    const uint32_t i = first + lane_id() / 4;
+    const Slot slot = job.slot(args, min(i, job.high - 1));
+    float dot = 0.0f, square = 0.0f;
+#pragma unroll 4
+    for (uint32_t d = 8 * t; d < head_dim; d += 32) {
+      uint32_t other[4];
+      load_halves<8, ALIGNED>(other, slot.key, d, head_dim);
+      const uint4 own = *reinterpret_cast<const uint4 *>(shared.key + d);
+      const uint32_t mine[4] = {own.x, own.y, own.z, own.w};
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const float2 x = to_floats(mine[j]), y = to_floats(other[j]);
+        dot += x.x * y.x + x.y * y.y;
+        square += y.x * y.x + y.y * y.y;
+      }
+    }
+    dot += __shfl_xor_sync(kAllLanes, dot, 1);
+    dot += __shfl_xor_sync(kAllLanes, dot, 2);
+    square += __shfl_xor_sync(kAllLanes, square, 1);
+    square += __shfl_xor_sync(kAllLanes, square, 2);
+    if (i >= job.high || i == victim || slot.word(kSlotTokens) == 0) continue;
+    const float norms = sqrtf(own_square) * sqrtf(square);
+    const Neighbour candidate = {norms == 0.0f ? 0.0f : dot / norms,
+                                 slot.word(kSlotPosition), i};
+    if (candidate.position < args.policy.sinks) continue;
+    if (candidate.beats(best)) best = candidate;
+  }
+  return nearest_of_block(best, shared);
+}
+
+// Attention weight of slot \`i\` for query head \`g\`.
+__device__ inline float attention_weight(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         const EvictShared &shared,
+                                         const Slot &slot, uint32_t i,
+                                         uint32_t g) {
+  const float logit =
+      job.logits[static_cast<size_t>(g) * args.cache.max_capacity + i];
+  return expf(logit + vote_bias(slot, g, args.cache.lanes) -
+              shared.log_sums[g]);
+}
+
+// Merges the value of the victim into the slot to its right: see
+// src/reference/merge_values.ts. Called by one warp.
+__device__ inline void merge_value(const skv_merge_attend_args &args,
+                                   const EvictJob &job,
+                                   const EvictShared &shared, uint32_t victim,
+                                   uint32_t right) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const Slot gone = job.slot(args, victim);
+  const Slot kept = job.slot(args, right);
+  const bool exact = args.policy.exact_values != 0;
+  const float own = mean_attention(gone), other = mean_attention(kept);
+  const float share = own + other == 0.0f ? 0.5f : own / (own + other);
+  float weights[kMaxGroup], lost = 0.0f, left = 0.0f;
+#pragma unroll
+  for (uint32_t g = 0; g < kMaxGroup; g++) {
+    weights[g] = 0.0f;
+    if (!exact || g >= job.group) continue;
+    weights[g] = attention_weight(args, job, shared, gone, victim, g);
+    lost += weights[g];
+    left += attention_weight(args, job, shared, kept, right, g);
+  }
+  const float scale = fmaxf(left, lost / args.policy.ratio_cap);
+  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
+    const float from = to_float(gone.value[d]);
+    float value = to_float(kept.value[d]);
+    if (exact) {
+      float change = 0.0f;
+#pragma unroll
+      for (uint32_t g = 0; g < kMaxGroup; g++) {
+        if (g >= job.group) continue;
+        change += weights[g] * (from - job.outputs[g * head_dim + d]);
+      }
+      if (scale > 0.0f) value += change / scale;
+    } else {
+      value = share * from + (1.0f - share) * value;
+    }
+    kept.value[d] = to_half(value);
+  }
+  if (lane_id() != 0) return;
+  kept.set_word(kSlotTokens, kept.word(kSlotTokens) + gone.word(kSlotTokens));
+  if (exact) return;
+  kept.set(kSlotValueNorm, share * gone.get(kSlotValueNorm) +
+                               (1.0f - share) * kept.get(kSlotValueNorm));
+}
+
+// Merges two slots so that the one that stays has the mass of both. Called by
+// one warp.
+__device__ inline Merged merge_two(const skv_merge_attend_args &args,
+                                   const EvictJob &job, uint32_t stays,
+                                   uint32_t goes) {
+  const Slot kept = job.slot(args, stays), gone = job.slot(args, goes);
+  const MergeContext context = {job.queries, job.group, args.sizes.head_dim,
+                                args.cache.lanes};
+  return merge_slots(
+      2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
+      args.policy);
+}
+
+// Frees the slot that goes, and counts what became of it. Called by one thread.
+__device__ inline void remove_slot(const skv_merge_attend_args &args,
+                                   const EvictJob &job, uint32_t victim,
+                                   bool is_merged, const Merged &merged) {
+  const Slot gone = job.slot(args, victim);
+  uint32_t *words = job.words;
+  if (is_merged) {
+    words[kHeadMerged]++;
+    words[kHeadGuarded] += merged.guarded ? 1 : 0;
+    words[kHeadDivergence] = __float_as_uint(
+        __uint_as_float(words[kHeadDivergence]) + merged.divergence);
+  } else {
+    words[kHeadDropped]++;
+    words[kHeadDroppedTokens] += gone.word(kSlotTokens);
+  }
+  free_slot(gone, args.cache.lanes);
+  words[kHeadLive]--;
+  words[kHeadNext] = min(words[kHeadNext], victim);
+}
+
+// Merges the victim where the policy says, or drops it. Called by the whole
+// block.
+template <bool ALIGNED>
+__device__ inline void evict(const skv_merge_attend_args &args,
+                             const EvictJob &job, uint32_t victim,
+                             EvictShared &shared) {
+  const skv_policy &policy = args.policy;
+  uint32_t target = ~0u;
+  bool is_merged = false;
+  switch (policy.merge) {
+    case SKV_MERGE_VOTES: {
+      const Neighbour nearest =
+          find_nearest<ALIGNED>(args, job, victim, shared);
+      if (nearest.similarity > policy.threshold) target = nearest.item;
+      break;
+    }
+    case SKV_MERGE_COSINE: {
+      const float past = __uint_as_float(job.words[kHeadThreshold]);
+      const Neighbour nearest =
+          find_nearest<ALIGNED>(args, job, victim, shared);
+      if (!nearest.exists()) break;
+      const float threshold = next_threshold(policy, past, nearest.similarity);
+      if (threadIdx.x == 0) {
+        job.words[kHeadThreshold] = __float_as_uint(threshold);
+      }
+      if (nearest.similarity >= threshold) target = nearest.item;
+      break;
+    }
+    case SKV_MERGE_RIGHT_NEIGHBOUR:
+      target = find_right(args, job, victim, shared);
+      break;
+    case SKV_MERGE_NEXT_VALUES: {
+      const PassedOn place = {job.slot(args, victim), args.cache.layer,
+                              job.kv_head, args.sizes.head_dim};
+      is_merged = pass_on(
+          policy, place, job.high, shared.followers, shared.select,
+          [&](uint32_t i) {
+            const Slot slot = job.slot(args, i);
+            return slot.word(kSlotTokens) == 0 ? 0 : slot.word(kSlotPosition);
+          },
+          [&](uint32_t i) { return job.slot(args, i); });
+      break;
+    }
+    default:
+      break;
+  }
+  if (warp_id() != 0) return;
+  Merged merged = {};
+  if (target != ~0u) {
+    is_merged = true;
+    if (policy.merge == SKV_MERGE_VOTES) {
+      merged = merge_two(args, job, target, victim);
+    } else if (policy.merge == SKV_MERGE_COSINE) {
+      const Slot kept = job.slot(args, target), gone = job.slot(args, victim);
+      blend_slots(
+          2, [&](uint32_t i) { return i == 0 ? kept : gone; },
+          args.sizes.head_dim);
+    } else {
+      merge_value(args, job, shared, victim, target);
+    }
+  }
+  __syncwarp();
+  if (lane_id() == 0) remove_slot(args, job, victim, is_merged, merged);
+}
+`,
+  "lib/merge_pairs.cuh": `// Merging pairs before anything is evicted: similar ones, or the cheapest.
 //
 // Taking proposals in order looks sequential, but a proposal that is the best
 // of both its ends is taken whatever the others do; so rounds take all of those
@@ -2506,8 +3283,8 @@ inline cudaError_t multiply_matrix(const Product &product, const Pairs &pairs,
 #pragma once
 
 #include "merge_slots.cuh"
-#include "nearest_keys.cuh"
 #include "ratings.cuh"
+#include "search_items.cuh"
 #include "select_smallest.cuh"
 
 __device__ inline MergeContext merge_context(const skv_chunk_args &args,
@@ -2536,7 +3313,7 @@ __device__ inline void set_norm(const skv_chunk_args &args,
   }
 }
 
-// Takes proposals in order of similarity while both ends are free, up to
+// Takes the best proposals first while both ends are free, up to
 // \`excess\` of them, and lists who made them in \`queries\`. Returns their number.
 __device__ inline uint32_t match_pairs(const skv_chunk_args &args,
                                        const ChunkHead &head,
@@ -2551,9 +3328,9 @@ __device__ inline uint32_t match_pairs(const skv_chunk_args &args,
   __syncthreads();
   for (uint32_t q = threadIdx.x; q < queries; q += kCompressThreads) {
     const Neighbour nearest = nearest_of_query(args, head, all_work, work, q);
-    if (!nearest.exists() || !(nearest.similarity > args.policy.threshold)) {
-      continue;
-    }
+    const bool fits = args.policy.merge != SKV_MERGE_VOTES ||
+                      nearest.similarity > args.policy.threshold;
+    if (!nearest.exists() || !fits) continue;
     const uint32_t i = work.queries[q];
     const uint32_t position =
         item_slot(args, head, work.items[i]).word(kSlotPosition);
@@ -2679,10 +3456,7 @@ static __global__ void __launch_bounds__(kCompressThreads)
 // it leave of it. Runs are short unless the budget is far exceeded.
 #pragma once
 
-#include "compress_work.cuh"
-#include "overlap.cuh"
-
-constexpr uint32_t kNoItem = ~0u;
+#include "search_items.cuh"
 
 constexpr uint32_t kRunThreads = 256;
 
@@ -2883,6 +3657,264 @@ inline cudaError_t launch_right_neighbours(const skv_chunk_args &args,
                        args, work);
 }
 `,
+  "lib/merge_segment.cuh": `// Merging slots that follow each other in the text and have similar keys: the
+// twin of src/reference/segments.ts, by one warp.
+#pragma once
+
+#include "lane_vector.cuh"
+#include "scores.cuh"
+
+// Of \`evictable\` slots, \`count\` of which go, those that may be merged.
+__device__ inline uint32_t light_slots(const skv_policy &policy,
+                                       uint32_t evictable, uint32_t count) {
+  const uint32_t fitting = evictable - min(evictable, count);
+  return evictable -
+         static_cast<uint32_t>(policy.heavy * static_cast<float>(fitting));
+}
+
+// Merges \`count\` members into the first of them, their pivot. The caller frees
+// the others. \`member(i)\` returns a Slot. Called by a whole warp.
+template <class Member>
+__device__ inline void merge_segment(uint32_t count, Member member,
+                                     uint32_t head_dim,
+                                     const skv_policy &policy) {
+  const Slot pivot = member(0);
+  const LaneVector pivot_key(pivot.key, head_dim);
+  const auto square_of = [&](const Slot &slot) {
+    return pivot_key.distance(LaneVector(slot.key, head_dim));
+  };
+  float distances = 0.0f;
+  for (uint32_t m = 1; m < count; m++) distances += sqrtf(square_of(member(m)));
+  const float mean = distances / static_cast<float>(count);
+
+  // The pivot's own weight is 1.
+  LaneSum keys, values;
+  keys.add(1.0f, pivot_key);
+  values.add(1.0f, LaneVector(pivot.value, head_dim));
+  float total = 1.0f;
+  float norm = pivot.get(kSlotValueNorm);
+  float score = log_score(pivot, policy);
+  float accumulated = pivot.get(kSlotAccumulated);
+  uint32_t observations = pivot.word(kSlotObservations);
+  uint32_t tokens = pivot.word(kSlotTokens);
+  for (uint32_t m = 1; m < count; m++) {
+    const Slot slot = member(m);
+    const float square = square_of(slot);
+    const float weight = mean > 0.0f ? expf(-square / (mean * mean)) : 1.0f;
+    keys.add(weight, LaneVector(slot.key, head_dim));
+    values.add(weight, LaneVector(slot.value, head_dim));
+    total += weight;
+    norm += weight * slot.get(kSlotValueNorm);
+    score = log_add(score, log_score(slot, policy));
+    accumulated += slot.get(kSlotAccumulated);
+    observations = max(observations, slot.word(kSlotObservations));
+    tokens += slot.word(kSlotTokens);
+  }
+  keys.store(pivot.key, 1.0f / total, head_dim);
+  values.store(pivot.value, 1.0f / total, head_dim);
+  // All lanes have read the fields before one of them changes those.
+  __syncwarp();
+  if (lane_id() == 0) {
+    if (observations > 0) {
+      pivot.set(kSlotEma, score + ema_correction(policy, observations));
+    }
+    pivot.set(kSlotAccumulated, accumulated);
+    pivot.set_word(kSlotObservations, observations);
+    pivot.set(kSlotValueNorm, norm / total);
+    pivot.set_word(kSlotTokens, tokens);
+  }
+  __syncwarp();
+}
+`,
+  "lib/merge_segments.cuh": `// Closing links between neighbours in the text until a chunk fits its budget:
+// list_light, right_neighbours, measure_links, merge_segments.
+#pragma once
+
+#include "merge_runs.cuh"
+#include "merge_segment.cuh"
+#include "ratings.cuh"
+#include "select_smallest.cuh"
+
+// Lists the items that may be merged with their neighbours, if the head is over
+// its budget.
+static __global__ void __launch_bounds__(kCompressThreads)
+    list_light_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t budget = head.words[kHeadBudget];
+  uint32_t light = 0;
+  if (items > budget) {
+    uint32_t mine = 0, evictable;
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      const bool goes = item_is_evictable(args, head, work.items[i]);
+      work.keys[i] = goes ? score_key(item_score(args, head, work, i),
+                                      item_slot(args, head, work.items[i]))
+                          : kNoKey;
+      work.mates[i] = kNoItem;
+      mine += goes ? 1 : 0;
+    }
+    block_prefix(mine, evictable, scratch.block);
+    if (evictable > 0) {
+      const uint32_t count =
+          light_slots(args.policy, evictable, items - budget);
+      // None is light where all stay by their scores.
+      const uint64_t last =
+          count == 0 ? 0 : kth_smallest(work.keys, items, count, scratch);
+      light = list_if(items, work.queries, scratch, [&](uint32_t i) {
+        return work.keys[i] != kNoKey && work.keys[i] <= last;
+      });
+      for (uint32_t q = threadIdx.x; q < light; q += kCompressThreads) {
+        work.marks[work.queries[q]] |= kTaken;
+      }
+    }
+  }
+  // The counters that are written were read above.
+  __syncthreads();
+  if (threadIdx.x == 0) work.counters[kQueries] = light;
+}
+
+constexpr uint32_t kLinkWarps = 8;
+
+// Measures the link of each light item to its right neighbour: its key. There
+// is none to a neighbour that is not light. A warp has a link.
+static __global__ void __launch_bounds__(32 * kLinkWarps)
+    measure_links_kernel(skv_chunk_args args, CompressWork all_work) {
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t q = blockIdx.x * kLinkWarps + warp_id();
+  if (q >= work.counters[kQueries]) return;
+  const uint32_t i = work.queries[q];
+  const uint32_t right = work.mates[i];
+  uint64_t key = kNoKey;
+  if (right != kNoItem && (work.marks[right] & kTaken) != 0) {
+    const uint32_t head_dim = args.sizes.head_dim;
+    const Slot slot = item_slot(args, head, work.items[i]);
+    const LaneVector a(slot.key, head_dim);
+    const LaneVector b(item_slot(args, head, work.items[right]).key, head_dim);
+    const float cosine = a.dot(b) * (a.inverse_norm() * b.inverse_norm());
+    key = order_key(-cosine, slot.word(kSlotPosition));
+  }
+  if (lane_id() == 0) work.best[i] = key;
+}
+
+// Merges the segment that begins at an item into its pivot; called by a whole
+// warp. Returns how many slots it took away.
+__device__ inline uint32_t merge_chain(const skv_chunk_args &args,
+                                       const ChunkHead &head,
+                                       const HeadWork &work, uint32_t first,
+                                       uint64_t last) {
+  const auto slot_of = [&](uint32_t i) {
+    return item_slot(args, head, work.items[i]);
+  };
+  const auto is_closed = [&](uint32_t i) {
+    return work.keys[i] != kNoKey && work.keys[i] <= last;
+  };
+  uint32_t count = 1, pivot = first, place = 0;
+  float most = slot_of(first).get(kSlotAccumulated);
+  for (uint32_t i = first; is_closed(i);) {
+    i = work.mates[i];
+    const float attention = slot_of(i).get(kSlotAccumulated);
+    if (attention > most) most = attention, pivot = i, place = count;
+    count++;
+  }
+  // Members in order, but for the pivot, which comes first.
+  uint32_t from = 0;
+  if (lane_id() == 0) from = atomicAdd(work.counters + kMembers, count);
+  from = __shfl_sync(kAllLanes, from, 0);
+  uint32_t *members = work.candidates + from;
+  if (lane_id() == 0) {
+    members[0] = pivot;
+    uint32_t i = first;
+    for (uint32_t m = 0; m < count; m++) {
+      if (m != place) members[m < place ? m + 1 : m] = i;
+      if (m + 1 < count) i = work.mates[i];
+    }
+  }
+  __syncwarp();
+  merge_segment(
+      count, [&](uint32_t m) { return slot_of(members[m]); },
+      args.sizes.head_dim, args.policy);
+  for (uint32_t m = 1 + lane_id(); m < count; m += 32) {
+    free_slot(slot_of(members[m]), args.cache.lanes);
+    work.marks[members[m]] |= kGone;
+  }
+  return count - 1;
+}
+
+// Closes the closest links, as many as the head is over its budget, and merges
+// what they connect.
+static __global__ void __launch_bounds__(kCompressThreads)
+    merge_segments_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t light = work.counters[kQueries];
+  if (light == 0) return;
+  const uint32_t excess = items - head.words[kHeadBudget];
+  uint32_t mine = 0, links;
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+    work.keys[i] = kNoKey;
+  }
+  __syncthreads();
+  for (uint32_t q = threadIdx.x; q < light; q += kCompressThreads) {
+    const uint32_t i = work.queries[q];
+    work.keys[i] = work.best[i];
+    mine += work.keys[i] != kNoKey ? 1 : 0;
+  }
+  block_prefix(mine, links, scratch.block);
+  uint64_t last = kNoKey;
+  if (links > excess) last = kth_smallest(work.keys, items, excess, scratch);
+  const auto is_closed = [&](uint32_t i) {
+    return work.keys[i] != kNoKey && work.keys[i] <= last;
+  };
+  for (uint32_t q = threadIdx.x; q < light; q += kCompressThreads) {
+    const uint32_t i = work.queries[q];
+    if (is_closed(i)) atomicOr(work.marks + work.mates[i], kAccepted);
+  }
+  __syncthreads();
+  // A segment begins where nothing is linked from the left.
+  const uint32_t segments =
+      list_if(items, work.nearest, scratch, [&](uint32_t i) {
+        return is_closed(i) && (work.marks[i] & kAccepted) == 0;
+      });
+  uint32_t gone = 0;
+  for (uint32_t s = warp_id(); s < segments; s += kCompressWarps) {
+    gone += merge_chain(args, head, work, work.nearest[s], last);
+  }
+  if (gone > 0 && lane_id() == 0) {
+    atomicAdd(head.words + kHeadMerged, gone);
+    atomicAdd(work.counters + kPairs, gone);
+  }
+}
+
+inline cudaError_t launch_segments(const skv_chunk_args &args,
+                                   const CompressWork &work,
+                                   const Launch &launch) {
+  const uint32_t heads = args.sizes.kv_heads;
+  cudaError_t status = launch_kernel(launch, list_light_kernel, heads,
+                                     kCompressThreads, 0, args, work);
+  if (status == cudaSuccess) {
+    status = launch_right_neighbours(args, work, launch);
+  }
+  const dim3 links((work.most + kLinkWarps - 1) / kLinkWarps, heads);
+  if (status == cudaSuccess) {
+    status = launch_kernel(launch, measure_links_kernel, links, 32 * kLinkWarps,
+                           0, args, work);
+  }
+  if (status != cudaSuccess) return status;
+  return launch_kernel(launch, merge_segments_kernel, heads, kCompressThreads,
+                       0, args, work);
+}
+`,
   "lib/merge_slots.cuh": `// Merging slots: the twin of src/reference/merge_slots.ts, by one warp.
 //
 // Lanes share the members while votes and masses are summed, and the dimensions
@@ -2890,9 +3922,6 @@ inline cudaError_t launch_right_neighbours(const skv_chunk_args &args,
 #pragma once
 
 #include "scores.cuh"
-
-// Dimensions of a head that one lane holds.
-constexpr int kLaneDims = 8;
 
 // What a merge needs beside its members.
 struct MergeContext {
@@ -3130,31 +4159,80 @@ __device__ inline Merged merge_slots(uint32_t count, Member member,
   "lib/merge_victims.cuh": `// Merging what has to go into the most similar of what is kept.
 #pragma once
 
+#include "blend_slots.cuh"
 #include "merge_pairs.cuh"
 
-// Merges each victim into its nearest target, all of a target together, or
-// drops it.
-__device__ inline void merge_victims(const skv_chunk_args &args,
-                                     const ChunkHead &head,
-                                     const CompressWork &all_work,
-                                     const HeadWork &work, uint32_t victims,
-                                     SelectScratch &scratch) {
-  const bool merges = args.policy.merge == SKV_MERGE_VOTES;
+// Moves the threshold of the head and takes their targets from those victims
+// that are not similar enough: \`mates\` and \`similarities\` by victim. Called by
+// the whole block.
+__device__ inline void move_threshold(const skv_chunk_args &args,
+                                      const ChunkHead &head,
+                                      const HeadWork &work, uint32_t victims,
+                                      SelectScratch &scratch) {
+  float cosines = 0.0f;
+  uint32_t mine = 0, count;
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    if (work.mates[v] == ~0u) continue;
+    cosines += work.similarities[v];
+    mine++;
+  }
+  cosines = block_sum(cosines, scratch);
+  block_prefix(mine, count, scratch.block);
+  if (count == 0) return;
+  const float threshold =
+      next_threshold(args.policy, __uint_as_float(head.words[kHeadThreshold]),
+                     cosines / static_cast<float>(count));
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    if (work.similarities[v] < threshold) work.mates[v] = ~0u;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    head.words[kHeadThreshold] = __float_as_uint(threshold);
+  }
+}
+
+// Finds the target of each victim: \`mates\`, by victim. Called by the whole
+// block.
+__device__ inline void find_targets(const skv_chunk_args &args,
+                                    const ChunkHead &head,
+                                    const CompressWork &all_work,
+                                    const HeadWork &work, uint32_t victims,
+                                    SelectScratch &scratch) {
+  const skv_policy &policy = args.policy;
+  const bool merges = merges_victims(policy);
   for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
     const Neighbour nearest =
         merges ? nearest_of_query(args, head, all_work, work, v) : kNoNeighbour;
     const bool fits =
-        nearest.exists() && nearest.similarity > args.policy.threshold;
+        nearest.exists() && (policy.merge != SKV_MERGE_VOTES ||
+                             nearest.similarity > policy.threshold);
     work.mates[v] = fits ? nearest.item : ~0u;
+    // The best of all parts takes the place of the first part's.
+    if (merges) work.similarities[v] = nearest.similarity;
     work.divergences[v] = 0.0f;
-    if (fits) continue;
+  }
+  __syncthreads();
+  if (policy.merge == SKV_MERGE_COSINE) {
+    move_threshold(args, head, work, victims, scratch);
+  }
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    if (work.mates[v] != ~0u) continue;
     const uint32_t item = work.items[work.queries[v]];
     atomicAdd(head.words + kHeadDropped, 1);
     atomicAdd(head.words + kHeadDroppedTokens,
               item_slot(args, head, item).word(kSlotTokens));
   }
   __syncthreads();
-  if (!merges) return;
+}
+
+// Merges each victim into its target, all of a target together, or drops it.
+__device__ inline void merge_victims(const skv_chunk_args &args,
+                                     const ChunkHead &head,
+                                     const CompressWork &all_work,
+                                     const HeadWork &work, uint32_t victims,
+                                     SelectScratch &scratch) {
+  find_targets(args, head, all_work, work, victims, scratch);
+  if (!merges_victims(args.policy)) return;
   const MergeContext context = merge_context(args, head);
   uint32_t merged_slots = 0;
   for (uint32_t v = warp_id(); v < victims; v += kCompressWarps) {
@@ -3188,13 +4266,16 @@ __device__ inline void merge_victims(const skv_chunk_args &args,
     }
     members = work.candidates + first;
     __syncwarp();
-    const Merged merged = merge_slots(
-        count + 1,
-        [&](uint32_t i) {
-          const uint32_t ordinal = i == 0 ? target : members[i - 1];
-          return item_slot(args, head, work.items[ordinal]);
-        },
-        context, args.policy);
+    const auto member = [&](uint32_t i) {
+      const uint32_t ordinal = i == 0 ? target : members[i - 1];
+      return item_slot(args, head, work.items[ordinal]);
+    };
+    Merged merged = {};
+    if (args.policy.merge == SKV_MERGE_COSINE) {
+      blend_slots(count + 1, member, args.sizes.head_dim);
+    } else {
+      merged = merge_slots(count + 1, member, context, args.policy);
+    }
     if (lane_id() == 0) {
       work.divergences[v] = merged.divergence;
       merged_slots += count;
@@ -3313,174 +4394,6 @@ __device__ inline float split_row(const float *values, uint32_t width,
   return scale.inverse;
 }
 `,
-  "lib/nearest_keys.cuh": `// For each item of one list, the item of another whose key is most similar.
-//
-// A block has 64 queries and goes through the tiles of one part of the
-// candidates: all products of the two lists on tensor cores, exact because keys
-// are halves, with the best one kept per query. Keys are read once per 64
-// queries. The alternative that lost: one warp per query, which reads all
-// candidates for each of them.
-#pragma once
-
-#include "compress_work.cuh"
-#include "neighbour.cuh"
-#include "overlap.cuh"
-#include "row_tiles.cuh"
-
-constexpr uint32_t kSearchTile = 64;
-constexpr uint32_t kSearchWarps = 4;
-
-template <int DIM>
-struct SearchShared {
-  skv_half queries[kSearchTile * kLinePitch<DIM>];
-  skv_half candidates[kSearchTile * kLinePitch<DIM>];
-  float inverse_norms[kSearchTile];
-  uint32_t positions[kSearchTile];
-  uint32_t ordinals[kSearchTile];
-};
-
-template <int DIM>
-__global__ void __launch_bounds__(32 * kSearchWarps)
-    nearest_keys_kernel(skv_chunk_args args, CompressWork all_work) {
-  uint4 *shared_memory = dynamic_shared_memory();
-  begin_kernel();
-  SearchShared<DIM> &shared =
-      *reinterpret_cast<SearchShared<DIM> *>(shared_memory);
-  if (row_end(args.step) == 0) return;
-  const ChunkHead head = chunk_head(args, blockIdx.y);
-  const HeadWork work = all_work.head(blockIdx.y);
-  const uint32_t queries = work.counters[kQueries];
-  const uint32_t candidates = work.counters[kCandidates];
-  const uint32_t first_query = blockIdx.x * kSearchTile;
-  if (first_query >= queries) return;
-  const uint32_t tiles = (candidates + kSearchTile - 1) / kSearchTile;
-  const uint32_t per_part = (tiles + gridDim.z - 1) / gridDim.z;
-  const uint32_t begin = blockIdx.z * per_part;
-  const uint32_t end = min(tiles, begin + per_part);
-  const uint32_t head_dim = args.sizes.head_dim;
-
-  load_lines<DIM>(shared.queries, kSearchTile, head_dim, [&](uint32_t i) {
-    const uint32_t q = first_query + i;
-    return q < queries ? item_slot(args, head, work.items[work.queries[q]]).key
-                       : nullptr;
-  });
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  uint32_t ordinals[2];
-  float inverse[2];
-  Neighbour best[2] = {kNoNeighbour, kNoNeighbour};
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const uint32_t q = first_query + 16 * warp_id() + g + 8 * h;
-    ordinals[h] = q < queries ? work.queries[q] : ~0u;
-    inverse[h] = q < queries ? work.inverse_norms[ordinals[h]] : 0.0f;
-  }
-  for (uint32_t tile = begin; tile < end; tile++) {
-    const uint32_t first = tile * kSearchTile;
-    __syncthreads();
-    load_lines<DIM>(shared.candidates, kSearchTile, head_dim, [&](uint32_t i) {
-      const uint32_t c = first + i;
-      return c < candidates
-                 ? item_slot(args, head, work.items[work.candidates[c]]).key
-                 : nullptr;
-    });
-    if (threadIdx.x < kSearchTile) {
-      const uint32_t c = first + threadIdx.x;
-      const bool exists = c < candidates;
-      const uint32_t ordinal = exists ? work.candidates[c] : ~0u;
-      shared.ordinals[threadIdx.x] = ordinal;
-      if (exists) {
-        shared.inverse_norms[threadIdx.x] = work.inverse_norms[ordinal];
-        shared.positions[threadIdx.x] =
-            item_slot(args, head, work.items[ordinal]).word(kSlotPosition);
-      }
-    }
-    __syncthreads();
-    float x[kSearchTile / 8][4] = {};
-#pragma unroll
-    for (int column = 0; column < DIM; column += 16) {
-      const uint4 a =
-          line_operands<DIM>(shared.queries, 16 * warp_id(), column);
-#pragma unroll
-      for (int n = 0; n < static_cast<int>(kSearchTile) / 8; n += 2) {
-        const uint4 b = key_operands<DIM>(shared.candidates, 8 * n, column);
-        mma(x[n], a, b.x, b.y);
-        mma(x[n + 1], a, b.z, b.w);
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < static_cast<int>(kSearchTile) / 8; n++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const uint32_t c = 8 * n + 2 * t + i % 2;
-        const uint32_t ordinal = shared.ordinals[c];
-        if (ordinal == ~0u || ordinal == ordinals[i / 2]) continue;
-        // The product of the norms comes first: the similarity of two keys is
-        // the same whichever of them is the query.
-        const Neighbour candidate = {
-            x[n][i] * (inverse[i / 2] * shared.inverse_norms[c]),
-            shared.positions[c], ordinal};
-        if (candidate.beats(best[i / 2])) best[i / 2] = candidate;
-      }
-    }
-  }
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    best[h] = nearest_of_lanes<2>(best[h]);
-    const uint32_t q = first_query + 16 * warp_id() + g + 8 * h;
-    if (t != 0 || q >= queries) continue;
-    const size_t at =
-        static_cast<size_t>(blockIdx.z) * all_work.part_pitch() + q;
-    work.similarities[at] = best[h].similarity;
-    work.nearest[at] = best[h].item;
-  }
-}
-
-// The nearest candidate of query \`q\`, over the parts.
-__device__ inline Neighbour nearest_of_query(const skv_chunk_args &args,
-                                             const ChunkHead &head,
-                                             const CompressWork &all_work,
-                                             const HeadWork &work, uint32_t q) {
-  Neighbour best = kNoNeighbour;
-  for (uint32_t part = 0; part < all_work.parts; part++) {
-    const size_t at = static_cast<size_t>(part) * all_work.part_pitch() + q;
-    Neighbour other = {work.similarities[at], 0, work.nearest[at]};
-    if (!other.exists()) continue;
-    other.position =
-        item_slot(args, head, work.items[other.item]).word(kSlotPosition);
-    if (other.beats(best)) best = other;
-  }
-  return best;
-}
-
-template <int DIM>
-inline cudaError_t launch_nearest_width(const skv_chunk_args &args,
-                                        const CompressWork &work,
-                                        const Launch &launch) {
-  const auto kernel = nearest_keys_kernel<DIM>;
-  const size_t bytes = sizeof(SearchShared<DIM>);
-  const cudaError_t status = allow_shared_memory(kernel, bytes);
-  if (status != cudaSuccess) return status;
-  const dim3 grid((work.most + kSearchTile - 1) / kSearchTile,
-                  args.sizes.kv_heads, work.parts);
-  return launch_kernel(launch, kernel, grid, 32 * kSearchWarps, bytes, args,
-                       work);
-}
-
-inline cudaError_t launch_nearest_keys(const skv_chunk_args &args,
-                                       const CompressWork &work,
-                                       const Launch &launch) {
-  switch (padded_width(args.sizes.head_dim)) {
-    case 32:
-      return launch_nearest_width<32>(args, work, launch);
-    case 64:
-      return launch_nearest_width<64>(args, work, launch);
-    case 128:
-      return launch_nearest_width<128>(args, work, launch);
-    default:
-      return launch_nearest_width<256>(args, work, launch);
-  }
-}
-`,
   "lib/neighbour.cuh": `// The slot with the most similar key: how candidates are compared.
 #pragma once
 
@@ -3518,6 +4431,108 @@ __device__ inline Neighbour nearest_of_lanes(Neighbour best) {
   return best;
 }
 `,
+  "lib/next_values.cuh": `// Adding the value of a slot that goes to those of the slots after it: the twin
+// of src/reference/next_values.ts.
+#pragma once
+
+#include "select_smallest.cuh"
+#include "slots.cuh"
+
+// Most positions after a slot that take its value in.
+constexpr uint32_t kMaxFollowers = 256;
+
+// Slots by their distance from the one that goes.
+struct Followers {
+  uint32_t at[kMaxFollowers];
+  uint32_t nearest;
+  uint32_t count;
+};
+
+// A slot that goes, and where it is.
+struct PassedOn {
+  Slot slot;
+  uint32_t layer;
+  uint32_t kv_head;
+  uint32_t head_dim;
+};
+
+// A number in [0, 1) that depends on the seed and the place alone.
+__device__ inline float draw_uniform(uint32_t seed, uint32_t layer,
+                                     uint32_t kv_head, uint32_t position) {
+  const uint32_t words[3] = {layer, kv_head, position};
+  uint32_t hash = seed;
+#pragma unroll
+  for (int i = 0; i < 3; i++) {
+    hash ^= words[i];
+    hash = (hash ^ (hash >> 16)) * 0x7feb352du;
+    hash = (hash ^ (hash >> 15)) * 0x846ca68bu;
+    hash = (hash ^ (hash >> 16)) + 0x9e3779b9u;
+  }
+  return static_cast<float>(hash >> 8) / 16777216.0f;
+}
+
+// Passes the value of a slot on to those of \`count\` others in the positions
+// after it; returns whether anything was. \`position_of(i)\` is 0 for slots that
+// are not there, \`slot_of(i)\` the slot. The caller frees the slot that goes.
+// Called by the whole block, of at least kMaxFollowers threads.
+template <class PositionOf, class SlotOf>
+__device__ inline bool pass_on(const skv_policy &policy, const PassedOn &gone,
+                               uint32_t count, Followers &followers,
+                               SelectScratch &scratch, PositionOf position_of,
+                               SlotOf slot_of) {
+  const uint32_t next_count = policy.next_count;
+  const uint32_t position = gone.slot.word(kSlotPosition);
+  __syncthreads();
+  if (threadIdx.x < kMaxFollowers) followers.at[threadIdx.x] = ~0u;
+  if (threadIdx.x == 0) followers.nearest = ~0u, followers.count = 0;
+  __syncthreads();
+  for (uint32_t i = threadIdx.x; i < count; i += blockDim.x) {
+    // Nothing lies before position 0: it stands for no slot.
+    const uint32_t distance = position_of(i) - position - 1;
+    if (distance < next_count) followers.at[distance] = i;
+  }
+  __syncthreads();
+  const bool follows =
+      threadIdx.x < next_count && followers.at[threadIdx.x] != ~0u;
+  float attention = 0.0f;
+  if (follows) {
+    attention = slot_of(followers.at[threadIdx.x]).get(kSlotAccumulated);
+    atomicMin(&followers.nearest, threadIdx.x);
+    atomicAdd(&followers.count, 1u);
+  }
+  const float sum = block_sum(attention, scratch);
+  if (followers.count == 0) return false;
+  const float mean = sum / static_cast<float>(followers.count);
+  const float own = gone.slot.get(kSlotAccumulated);
+  const float chance = own < mean ? own / mean : 1.0f;
+  const float draw =
+      draw_uniform(policy.draw_seed, gone.layer, gone.kv_head, position);
+  const float mask = policy.expected_values ? chance
+                     : draw < chance        ? 1.0f
+                                            : 0.0f;
+  if (mask == 0.0f) return false;
+  const float share = mask / static_cast<float>(next_count);
+  // A warp has a slot that takes the value in.
+  for (uint32_t f = warp_id(); f < next_count; f += blockDim.x / 32) {
+    if (followers.at[f] == ~0u) continue;
+    const Slot slot = slot_of(followers.at[f]);
+    for (uint32_t d = lane_id(); d < gone.head_dim; d += 32) {
+      const float both =
+          to_float(slot.value[d]) + share * to_float(gone.slot.value[d]);
+      slot.value[d] = to_half(both);
+    }
+    if (lane_id() != 0) continue;
+    slot.set(kSlotValueNorm,
+             slot.get(kSlotValueNorm) + share * gone.slot.get(kSlotValueNorm));
+    if (f != followers.nearest) continue;
+    slot.set_word(kSlotTokens,
+                  slot.word(kSlotTokens) + gone.slot.word(kSlotTokens));
+  }
+  // Whoever frees the slot comes after.
+  __syncthreads();
+  return true;
+}
+`,
   "lib/overlap.cuh": `// How kernels overlap with the ones before and after them.
 //
 // A kernel may be started when all blocks of the one in front of it run. Until
@@ -3532,6 +4547,434 @@ __device__ inline Neighbour nearest_of_lanes(Neighbour best) {
 __device__ inline void begin_kernel() {
   let_next_start();
   wait_for_previous();
+}
+`,
+  "lib/pair_costs.cuh": `// What merging two slots costs: the twin of src/reference/pairs.ts.
+#pragma once
+
+#include "scores.cuh"
+
+// Where two slots are the same, their cost still has a logarithm.
+constexpr float kLeastDistance = 1e-30f;
+
+// How far slots are apart, and what that costs.
+struct PairCosts {
+  // What squared distances of keys and of values count.
+  float keys;
+  float values;
+  bool is_product;
+
+  __device__ PairCosts(const skv_policy &policy, float spread)
+      : keys(policy.key_weight),
+        values(spread > 0.0f ? policy.value_weight / spread : 0.0f),
+        is_product(policy.product_distance != 0) {}
+
+  // The distance of slots whose keys and values have these squared distances.
+  __device__ float distance(float key_square, float value_square) const {
+    const float k = keys * key_square, v = values * value_square;
+    return is_product ? k * (1.0f + v) : k + v;
+  }
+  // ln of the cost of merging slots whose weights have these logarithms.
+  __device__ static float cost(float a, float b, float distance) {
+    // a + b - ln(exp(a) + exp(b)), without what cancels out.
+    return fminf(a, b) - log1pf(expf(-fabsf(a - b))) +
+           logf(fmaxf(distance, kLeastDistance));
+  }
+};
+
+// ln of the weight that a slot has in a merge.
+__device__ inline float log_weight(const Slot &slot, const skv_policy &policy,
+                                   uint32_t lanes) {
+  return pooled_bias(slot, lanes) + log_score(slot, policy);
+}
+`,
+  "lib/pair_step.cuh": `// The cheapest pair of a head in a decode step, and its merge: the kernel that
+// observes lists the slots that may go, a search finds what each would be
+// merged into, and merge_pair takes the cheapest proposal.
+//
+// Where slots remember partners (see src/reference/partners.ts), those that
+// know none come first in the list: the blocks that have them compare them with
+// the whole list, all others only compare with them, and with the slot that
+// they remember. So a step takes work in proportion to the slots.
+#pragma once
+
+#include "evict_job.cuh"
+#include "merge_one.cuh"
+#include "search.cuh"
+
+// Leaves how far the values of a head that is over its budget scatter.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kSpreadThreads)
+    spread_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ SpreadShared shared;
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.z, blockIdx.y, job)) return;
+  if (!job.is_over || blockIdx.x * kSpreadSlots >= job.high) return;
+  spread_part<ALIGNED>(job.high, args.sizes.head_dim,
+                       evidence.pairs.spreads_of(job.index), shared,
+                       [&](uint32_t i) { return job.slot(args, i); });
+}
+
+// Lists the slots that may go, none if the head is within its budget. Called by
+// the whole block.
+__device__ inline void list_pairs(const skv_merge_attend_args &args,
+                                  const EvictJob &job, const PairWork &pairs,
+                                  EvictShared &shared) {
+  uint2 counts = {0, 0};
+  float spread = 0.0f;
+  if (job.is_over) {
+    const uint32_t field = kSlotBias + args.cache.lanes;
+    const bool remembers = args.policy.partners != 0;
+    const size_t first =
+        job.index * static_cast<size_t>(args.cache.max_capacity);
+    counts = list_two(job.high, pairs.lists + first, shared.list,
+                      [&](uint32_t i) -> uint32_t {
+                        const Slot slot = job.slot(args, i);
+                        if (!job.may_go(args, slot)) return 2;
+                        return remembers && slot.word(field) != 0 ? 1 : 0;
+                      });
+    spread = join_spread(job.high, args.sizes.head_dim,
+                         pairs.spreads_of(job.index), shared.select);
+  }
+  if (threadIdx.x == 0) {
+    pairs.headers[job.index] = {counts.x + counts.y, counts.x,
+                                __float_as_uint(spread), 0};
+  }
+}
+
+// Places in the list that several blocks search for: those of the tiles with
+// slots that are compared with all.
+__device__ inline uint32_t shared_queries(const skv_merge_attend_args &args,
+                                          uint4 header) {
+  const uint32_t tile = pair_query_tile(args.sizes.head_dim);
+  return (header.y + tile - 1) / tile * tile;
+}
+
+// Queries and candidates of a head: see lib/search.cuh. The number of a slot is
+// its index in the head.
+struct PairView {
+  const skv_merge_attend_args &args;
+  EvictJob job;
+  const PairWork &work;
+  uint4 header;
+  uint32_t queries;
+  uint32_t part;
+
+  __device__ size_t first() const {
+    return static_cast<size_t>(job.index) * args.cache.max_capacity;
+  }
+  __device__ bool is_alone(uint32_t i) const { return i < header.y; }
+  // A tile of slots that all have partners looks at those that have none, which
+  // are too few to be shared.
+  __device__ uint32_t candidates(uint32_t first_query) const {
+    return is_alone(first_query) ? header.x : header.y;
+  }
+  __device__ uint32_t parts(uint32_t first_query) const {
+    return is_alone(first_query) ? work.parts : 1;
+  }
+  __device__ uint32_t query(uint32_t q) const {
+    return work.lists[first() + q];
+  }
+  __device__ uint32_t candidate(uint32_t c) const { return query(c); }
+  __device__ Slot slot(uint32_t i) const { return job.slot(args, i); }
+  __device__ bool is_open(uint32_t q, uint32_t c) const {
+    return is_alone(q) || is_alone(c);
+  }
+  __device__ uint32_t remembered(uint32_t q) const {
+    if (is_alone(q)) return kNoItem;
+    return slot(query(q)).word(kSlotBias + args.cache.lanes) - 1;
+  }
+  __device__ float inverse_norm(uint32_t) const { return 0.0f; }
+  __device__ float spread() const { return __uint_as_float(header.z); }
+  __device__ void store(uint32_t q, const Neighbour &best) const {
+    const size_t at = (static_cast<size_t>(job.index) * work.parts + part) *
+                          args.cache.max_capacity +
+                      q;
+    work.similarities[at] = best.similarity;
+    work.nearest[at] = best.item;
+  }
+};
+
+struct PairSource {
+  skv_merge_attend_args args;
+  Evidence evidence;
+
+  __device__ PairView view() const {
+    const PairWork &work = evidence.pairs;
+    EvictJob job = {};
+    const uint32_t row = blockIdx.z / work.parts;
+    const bool works = turn_to_head(args, evidence, row, blockIdx.y, job);
+    const uint4 header = works ? work.headers[job.index] : uint4{};
+    const uint32_t part = blockIdx.z % work.parts;
+    const uint32_t queries =
+        part == 0 ? header.x : min(header.x, shared_queries(args, header));
+    return {args, job, work, header, queries, part};
+  }
+};
+
+// Remembers the partners of all listed slots but those that are or chose \`a\` or
+// \`b\`. Called by the whole block.
+__device__ inline void remember_partners(const skv_merge_attend_args &args,
+                                         const EvictJob &job,
+                                         const uint32_t *list,
+                                         const uint32_t *choices,
+                                         uint32_t count, uint32_t a,
+                                         uint32_t b) {
+  for (uint32_t i = threadIdx.x; i < count; i += kEvictThreads) {
+    const uint32_t slot = list[i], choice = choices[i];
+    const bool is_changed =
+        slot == a || slot == b || choice == a || choice == b;
+    job.slot(args, slot)
+        .set_word(kSlotBias + args.cache.lanes, is_changed ? 0 : choice + 1);
+  }
+}
+
+// Merges the cheapest pair of a head.
+static __global__ void __launch_bounds__(kEvictThreads)
+    merge_pair_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ EvictShared shared;
+  const PairWork &pairs = evidence.pairs;
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.y, blockIdx.x, job)) return;
+  const uint4 header = pairs.headers[job.index];
+  const uint32_t count = header.x;
+  if (count == 0) return;
+  const size_t capacity = args.cache.max_capacity;
+  const uint32_t lanes = args.cache.lanes;
+  const uint32_t *list = pairs.lists + job.index * capacity;
+  const size_t first = static_cast<size_t>(job.index) * pairs.parts * capacity;
+  // What was chosen takes the place of what the first part found.
+  uint32_t *choices = pairs.nearest + first;
+  uint64_t best_key = kNoKey;
+  uint32_t best = kNoItem;
+  for (uint32_t i = threadIdx.x; i < count; i += kEvictThreads) {
+    Neighbour nearest = kNoNeighbour;
+    const uint32_t parts = i < shared_queries(args, header) ? pairs.parts : 1;
+    for (uint32_t part = 0; part < parts; part++) {
+      const size_t at = first + part * capacity + i;
+      Neighbour other = {pairs.similarities[at], 0, pairs.nearest[at]};
+      if (!other.exists()) continue;
+      other.position = job.slot(args, other.item).word(kSlotPosition);
+      if (other.beats(nearest)) nearest = other;
+    }
+    choices[i] = nearest.item;
+    if (!nearest.exists()) continue;
+    const Slot slot = job.slot(args, list[i]);
+    float cost = -nearest.similarity;
+    if (args.policy.partners) {
+      cost = PairCosts::cost(
+          log_weight(slot, args.policy, lanes),
+          log_weight(job.slot(args, nearest.item), args.policy, lanes), cost);
+    }
+    const uint64_t key = order_key(cost, slot.word(kSlotPosition));
+    if (key < best_key) best_key = key, best = i;
+  }
+  best = lowest_of_block(best_key, best, shared);
+  // A slot that is alone has no partner, and is dropped.
+  uint32_t stays = kNoItem, goes = list[0];
+  if (best != kNoItem) {
+    const uint32_t a = list[best], b = choices[best];
+    if (args.policy.partners) {
+      remember_partners(args, job, list, choices, count, a, b);
+    }
+    const auto rank = [&](uint32_t i) {
+      const Slot slot = job.slot(args, i);
+      return rank_key(slot_score(args, job, slot, i), slot, args.policy);
+    };
+    const bool is_lower = rank(a) < rank(b);
+    stays = is_lower ? b : a;
+    goes = is_lower ? a : b;
+  }
+  // All threads have ranked the two before one warp merges them.
+  __syncthreads();
+  if (warp_id() != 0) return;
+  Merged merged = {};
+  if (stays != kNoItem) merged = merge_two(args, job, stays, goes);
+  __syncwarp();
+  if (lane_id() == 0) remove_slot(args, job, goes, stays != kNoItem, merged);
+}
+
+inline cudaError_t launch_pairs(const skv_merge_attend_args &args,
+                                const Evidence &evidence, const Launch &side) {
+  const bool remembers = args.policy.partners != 0;
+  const PairSearch search = {args.policy, args.cache.lanes, !remembers,
+                             remembers};
+  const PairSource source = {args, evidence};
+  const cudaError_t status = launch_search<true>(
+      source, search, args.sizes.head_dim, args.cache.max_capacity,
+      args.sizes.kv_heads, args.step.rows * evidence.pairs.parts, side);
+  if (status != cudaSuccess) return status;
+  return launch_kernel(side, merge_pair_kernel,
+                       dim3(args.sizes.kv_heads, args.step.rows), kEvictThreads,
+                       0, args, evidence);
+}
+`,
+  "lib/pass_values.cuh": `// Passing the values of victims on, one by one in the order of their ranks,
+// since each takes in what those before it have passed on.
+//
+// One block has a head: finding who takes a value in reads a position per item,
+// and the elements of a value do not touch each other. The alternative that
+// lost: many blocks, which would wait for each other after every victim.
+#pragma once
+
+#include "compress_work.cuh"
+#include "next_values.cuh"
+
+// Called by the whole block; the caller frees the slots.
+__device__ inline void pass_values(const skv_chunk_args &args,
+                                   const ChunkHead &head, const HeadWork &work,
+                                   uint32_t victims, Followers &followers,
+                                   SelectScratch &scratch) {
+  const uint32_t items = work.counters[kItems];
+  const auto slot_of = [&](uint32_t i) {
+    return item_slot(args, head, work.items[i]);
+  };
+  // Positions of those that are still there.
+  uint32_t *positions = work.mates;
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+    positions[i] = slot_of(i).word(kSlotPosition);
+  }
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    const uint32_t i = work.queries[v];
+    uint32_t place = 0;
+    for (uint32_t u = 0; u < victims; u++) {
+      place += work.keys[work.queries[u]] < work.keys[i] ? 1 : 0;
+    }
+    work.candidates[place] = i;
+  }
+  __syncthreads();
+  for (uint32_t v = 0; v < victims; v++) {
+    const uint32_t i = work.candidates[v];
+    const PassedOn gone = {slot_of(i), args.cache.layer, head.kv_head,
+                           args.sizes.head_dim};
+    const bool is_passed = pass_on(
+        args.policy, gone, items, followers, scratch,
+        [&](uint32_t other) { return positions[other]; }, slot_of);
+    // The next one looks at positions after a barrier, and so did all at this.
+    if (threadIdx.x != 0) continue;
+    positions[i] = 0;
+    if (is_passed) {
+      head.words[kHeadMerged]++;
+    } else {
+      head.words[kHeadDropped]++;
+      head.words[kHeadDroppedTokens] += gone.slot.word(kSlotTokens);
+    }
+  }
+  __syncthreads();
+}
+`,
+  "lib/prefill_state.cuh": `// The attention of one warp's tile of (row, query head) pairs while tiles of
+// slots go by: a running softmax, and its products on tensor cores.
+#pragma once
+
+#include "row_tiles.cuh"
+#include "softmax_state.cuh"
+
+template <int DIM>
+constexpr int kWarps = DIM == 256 ? 2 : 4;
+
+// (row, query head) pairs of a block.
+template <int DIM>
+constexpr int kPairs = 16 * kWarps<DIM>;
+
+// Slots of a tile.
+template <int DIM>
+constexpr int kTile = DIM == 256 ? 32 : 64;
+
+// Operands of the queries of one warp, in words of 16 bytes.
+template <int DIM>
+constexpr int kOperands = DIM / 16 * 32;
+
+template <int DIM, bool GAINED>
+struct Attention {
+  SoftmaxState state[2] = {init_softmax(), init_softmax()};
+  float values[DIM / 8][4] = {};
+  // What logits are multiplied with for scores, and the softmax sum then.
+  float gain[2] = {1.0f, 1.0f};
+  float gained[2] = {};
+
+  // Adds a tile of logits to the sum of row \`h\` at the scale of scores.
+  __device__ void add_gained(int h, const float (&x)[kTile<DIM> / 8][4],
+                             float max) {
+    const auto scale = [&](float from) {
+      return from == -INFINITY ? 0.0f : expf(gain[h] * (from - max));
+    };
+    gained[h] *= scale(state[h].max);
+#pragma unroll
+    for (int n = 0; n < kTile<DIM> / 8; n++) {
+      gained[h] += scale(x[n][2 * h]) + scale(x[n][2 * h + 1]);
+    }
+  }
+
+  // Adds a tile of weights' logits, which become weights.
+  __device__ void add(float (&x)[kTile<DIM> / 8][4], const skv_half *tile) {
+    float keep[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float top = -INFINITY;
+#pragma unroll
+      for (int n = 0; n < kTile<DIM> / 8; n++) {
+        top = fmaxf(top, fmaxf(x[n][2 * h], x[n][2 * h + 1]));
+      }
+      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+      const float max = fmaxf(state[h].max, top - kHeadroom);
+      keep[h] = softmax_scale(state[h].max, max);
+      if constexpr (GAINED) add_gained(h, x, max);
+      state[h].max = max;
+      state[h].sum *= keep[h];
+#pragma unroll
+      for (int n = 0; n < kTile<DIM> / 8; n++) {
+#pragma unroll
+        for (int i = 2 * h; i < 2 * h + 2; i++) {
+          x[n][i] = softmax_scale(x[n][i], max);
+          state[h].sum += x[n][i];
+        }
+      }
+    }
+#pragma unroll
+    for (int d = 0; d < DIM / 8; d++) {
+      values[d][0] *= keep[0], values[d][1] *= keep[0];
+      values[d][2] *= keep[1], values[d][3] *= keep[1];
+    }
+#pragma unroll
+    for (int j = 0; j < kTile<DIM> / 16; j++) {
+      const SplitPair a = split_pair(x[2 * j][0], x[2 * j][1]);
+      const SplitPair b = split_pair(x[2 * j][2], x[2 * j][3]);
+      const SplitPair c = split_pair(x[2 * j + 1][0], x[2 * j + 1][1]);
+      const SplitPair d = split_pair(x[2 * j + 1][2], x[2 * j + 1][3]);
+      const uint4 high = {a.high, b.high, c.high, d.high};
+      const uint4 low = {a.low, b.low, c.low, d.low};
+#pragma unroll
+      for (int column = 0; column < DIM; column += 16) {
+        const uint4 v = value_operands<DIM>(tile, 16 * j, column);
+        mma(values[column / 8], low, v.x, v.y);
+        mma(values[column / 8 + 1], low, v.z, v.w);
+        mma(values[column / 8], high, v.x, v.y);
+        mma(values[column / 8 + 1], high, v.z, v.w);
+      }
+    }
+  }
+};
+
+// Raw logits of a tile, without the scale of the queries.
+template <int DIM>
+__device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
+                                     const skv_half *tile,
+                                     float (&x)[kTile<DIM> / 8][4]) {
+#pragma unroll
+  for (int step = 0; step < DIM / 16; step++) {
+    const uint4 h = high[step * 32 + lane_id()];
+    const uint4 l = low[step * 32 + lane_id()];
+#pragma unroll
+    for (int n = 0; n < kTile<DIM> / 8; n += 2) {
+      const uint4 k = key_operands<DIM>(tile, 8 * n, 16 * step);
+      mma(x[n], l, k.x, k.y);
+      mma(x[n + 1], l, k.z, k.w);
+      mma(x[n], h, k.x, k.y);
+      mma(x[n + 1], h, k.z, k.w);
+    }
+  }
 }
 `,
   "lib/product.cuh": `// Products of activations with a weight matrix, in one of three forms by the
@@ -3653,37 +5096,65 @@ __device__ inline void load_floats(float (&out)[8], const float *row,
 #pragma once
 
 #include "compress_work.cuh"
+#include "expected_attention.cuh"
 #include "key_distance.cuh"
 #include "overlap.cuh"
 
 constexpr uint32_t kRateThreads = 256;
 
-__host__ __device__ inline bool compares_keys(const skv_policy &policy) {
-  return policy.score == SKV_SCORE_KEY_DISTANCE;
-}
-
 // Whether scores take more than a slot's own fields.
 __host__ __device__ inline bool is_rated(const skv_policy &policy) {
   return policy.pool != SKV_POOL_NONE || policy.layer_scope != 0 ||
-         compares_keys(policy);
+         takes_all_keys(policy);
 }
 
-// Where scores by keys are left: in memory that pairs need later on where they
-// are still to be pooled.
+// Where scores that take all keys are left: in memory that pairs need later on
+// where they are still to be pooled.
 __device__ inline float *key_scores(const skv_policy &policy,
                                     const HeadWork &work) {
   return policy.pool == SKV_POOL_NONE ? work.scores
                                       : reinterpret_cast<float *>(work.best);
 }
 
+// Leaves what is expected of the items.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kExpectThreads)
+    expect_items_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ ExpectShared shared;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t items = work.counters[kItems];
+  if (blockIdx.x * kExpectSlots >= items) return;
+  const ExpectedGroup group =
+      expected_group(args.cache, args.sizes, args.policy,
+                     args.step.chunk[kChunkSequence], blockIdx.y);
+  expect_slots<ALIGNED>(group, items, work.expected, shared, [&](uint32_t i) {
+    return item_slot(args, head, work.items[i]);
+  });
+}
+
+// Scores that take all keys of a head; one block has it.
 static __global__ void __launch_bounds__(kCompressThreads)
     rate_keys_kernel(skv_chunk_args args, CompressWork all_work) {
   static_assert(kCompressWarps == kKeyWarps, "as many warps as rate keys");
   __shared__ KeyScratch scratch;
+  __shared__ float log_sums[kMaxGroup];
   begin_kernel();
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
+  if (args.policy.score == SKV_SCORE_EXPECTED) {
+    rate_by_expectation(args.sizes.heads / args.sizes.kv_heads,
+                        work.counters[kItems], work.expected, log_sums,
+                        key_scores(args.policy, work), [&](uint32_t i) {
+                          const Slot slot =
+                              item_slot(args, head, work.items[i]);
+                          return slot.word(kSlotTokens) != 0;
+                        });
+    return;
+  }
   rate_by_key(work.counters[kItems], args.sizes.head_dim,
               key_scores(args.policy, work), scratch,
               [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
@@ -3726,8 +5197,8 @@ static __global__ void __launch_bounds__(kRateThreads)
     if (i >= items) return kNotPooled;
     const Slot slot = item_slot(args, head, work.items[i]);
     if (slot.word(kSlotTokens) == 0) return kNotPooled;
-    score = compares_keys(policy) ? key_scores(policy, work)[i]
-                                  : own_score(slot, policy, args.cache.lanes);
+    score = takes_all_keys(policy) ? key_scores(policy, work)[i]
+                                   : own_score(slot, policy, args.cache.lanes);
     const uint32_t position = slot.word(kSlotPosition);
     return position + head.words[kHeadRecent] <= head.newest ? position
                                                              : kNotPooled;
@@ -3786,12 +5257,19 @@ inline cudaError_t launch_ratings(const skv_chunk_args &args,
   const uint32_t blocks = (work.most + kRateThreads - 1) / kRateThreads;
   const uint32_t heads = args.sizes.kv_heads;
   cudaError_t status = cudaSuccess;
-  if (compares_keys(args.policy)) {
+  if (args.policy.score == SKV_SCORE_EXPECTED) {
+    const auto kernel = args.sizes.head_dim % 8 == 0
+                            ? expect_items_kernel<true>
+                            : expect_items_kernel<false>;
+    status = launch_kernel(launch, kernel, dim3(expect_parts(work.most), heads),
+                           kExpectThreads, 0, args, work);
+  }
+  if (status == cudaSuccess && takes_all_keys(args.policy)) {
     status = launch_kernel(launch, rate_keys_kernel, heads, kCompressThreads, 0,
                            args, work);
   }
   const bool pools = args.policy.pool != SKV_POOL_NONE;
-  if (status == cudaSuccess && (pools || !compares_keys(args.policy))) {
+  if (status == cudaSuccess && (pools || !takes_all_keys(args.policy))) {
     status = launch_kernel(launch, rate_kernel, dim3(blocks, heads),
                            kRateThreads, 0, args, work);
   }
@@ -4020,9 +5498,19 @@ __device__ inline float log_add(float a, float b) {
   return max + log1pf(expf(fminf(a, b) - max));
 }
 
-// Adds the row at \`position\` of the text. \`logit(g)\` are the raw logits of the
-// slot, \`log_sum(g)\` the ln of the row's softmax sums and \`bias(g)\` the vote
-// biases.
+// What the logits of the row at \`position\` are multiplied with for its scores:
+// see scoreGain of the reference.
+__device__ inline float score_gain(const skv_policy &policy, uint32_t position,
+                                   uint32_t budget) {
+  if (policy.score != SKV_SCORE_STEP_GAIN) return 1.0f;
+  const float ratio =
+      static_cast<float>(position + 1) / static_cast<float>(budget);
+  return sqrtf(2.0f * fmaxf(0.0f, logf(ratio)));
+}
+
+// Adds the row at \`position\` of the text. At the scale that its scores have,
+// \`logit(g)\` are the raw logits of the slot, \`log_sum(g)\` the ln of the row's
+// softmax sums and \`bias(g)\` the vote biases.
 //
 // The moving sum is kept as its logarithm, because exp of a raw logit
 // overflows: E ← ln(alpha exp(E) + (1 − alpha) s).
@@ -4092,6 +5580,12 @@ __device__ inline float mean_attention(const Slot &slot) {
          static_cast<float>(max(1u, slot.word(kSlotObservations)));
 }
 
+// Whether a score is worked out from all keys of a head, without any row.
+__host__ __device__ inline bool takes_all_keys(const skv_policy &policy) {
+  return policy.score == SKV_SCORE_KEY_DISTANCE ||
+         policy.score == SKV_SCORE_EXPECTED;
+}
+
 // What the policy's score says of a slot. A position too large for a float is
 // rounded; ties go by position and put it right.
 __device__ inline float own_score(const Slot &slot, const skv_policy &policy,
@@ -4103,10 +5597,16 @@ __device__ inline float own_score(const Slot &slot, const skv_policy &policy,
       return log_score(slot, policy) +
              (policy.count_votes ? pooled_bias(slot, lanes) : 0.0f);
     case SKV_SCORE_MEAN:
+    case SKV_SCORE_STEP_GAIN:
       return mean_attention(slot);
     default:
       return slot.get(kSlotAccumulated);
   }
+}
+
+// Whether the numbers that a score says are logarithms.
+__device__ inline bool is_logarithm(const skv_policy &policy) {
+  return policy.score == SKV_SCORE_EMA || policy.score == SKV_SCORE_EXPECTED;
 }
 
 // Smallest norm that counts; the logarithm of less is of no use.
@@ -4118,7 +5618,7 @@ __device__ inline float rank_of(float score, const Slot &slot,
   if (!policy.count_values) return score;
   const float norm = slot.get(kSlotValueNorm);
   const float power = static_cast<float>(policy.value_power);
-  if (policy.score != SKV_SCORE_EMA) {
+  if (!is_logarithm(policy)) {
     return (score + policy.value_epsilon) *
            (policy.value_power == 2 ? norm * norm : norm);
   }
@@ -4146,24 +5646,660 @@ __device__ inline uint32_t first_stage(const skv_policy &policy,
 
 // The sum of no scores; where they are logarithms, of what they stand for.
 __device__ inline float no_scores(const skv_policy &policy) {
-  return policy.score == SKV_SCORE_EMA ? kLogZero : 0.0f;
+  return is_logarithm(policy) ? kLogZero : 0.0f;
 }
 
 __device__ inline float add_score(float sum, float score,
                                   const skv_policy &policy) {
-  return policy.score == SKV_SCORE_EMA ? log_add(sum, score) : sum + score;
+  return is_logarithm(policy) ? log_add(sum, score) : sum + score;
 }
 
 __device__ inline float mean_score(float sum, uint32_t count,
                                    const skv_policy &policy) {
   const float terms = static_cast<float>(count);
-  return policy.score == SKV_SCORE_EMA ? sum - logf(terms) : sum / terms;
+  return is_logarithm(policy) ? sum - logf(terms) : sum / terms;
 }
 
 // Whether a slot may be evicted: neither a sink nor a recent token.
 __device__ inline bool is_evictable(uint32_t position, const skv_policy &policy,
                                     uint32_t recent, uint32_t newest) {
   return position >= policy.sinks && position + recent <= newest;
+}
+`,
+  "lib/search.cuh": `// For each query of a list, the best of some candidates: the slot with the most
+// similar key, or the one that is nearest or cheapest to merge with.
+//
+// A block has a tile of queries and goes through the tiles of one part of the
+// candidates: all products of the two lists on tensor cores, exact because keys
+// and values are halves, with the best candidate kept per query. Candidates are
+// read once per tile of queries. Squared distances follow from products and
+// squares. The alternative that lost: one warp per query, which reads all
+// candidates for each of them.
+//
+// Who searches passes a \`Source\`, whose \`view()\` a block asks for
+//   queries               how many there are; none if there is nothing to do
+//   candidates(first)     how many the tile from query \`first\` looks at
+//   part, parts(first)    which part of them is this block's
+//   query(q), candidate(c)   the number of a slot; the same in both lists
+//   slot(number)          the slot
+//   is_open(q, c)         whether the two may be compared
+//   remembered(q)         where a query has a slot to be compared with anyway,
+//                         its number, else kNoItem
+//   inverse_norm(number)  of a key, where keys are compared
+//   spread()              how far values scatter, where pairs are
+//   store(q, best)        takes what was found
+#pragma once
+
+#include "overlap.cuh"
+#include "search_tiles.cuh"
+
+// How pairs are compared: nothing of it counts where keys are.
+struct PairSearch {
+  skv_policy policy;
+  uint32_t lanes;
+  // Whether a query only looks at candidates that are heavier than itself.
+  bool heavier;
+  // Whether the nearest candidate is looked for, whatever the weights.
+  bool by_distance;
+};
+
+template <int DIM, bool PAIRS, class Source>
+__global__ void __launch_bounds__(32 * kSearchWarps<DIM, PAIRS>)
+    search_kernel(Source source, PairSearch pairs, uint32_t head_dim) {
+  constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  constexpr int kTiles = kCandidateTile / 8;
+  uint4 *shared_memory = dynamic_shared_memory();
+  begin_kernel();
+  auto &shared = *reinterpret_cast<SearchShared<DIM, PAIRS> *>(shared_memory);
+  const auto view = source.view();
+  const uint32_t first_query = blockIdx.x * kQueries;
+  if (first_query >= view.queries) return;
+  const uint32_t candidates = view.candidates(first_query);
+  const uint32_t tiles = (candidates + kCandidateTile - 1) / kCandidateTile;
+  const uint32_t parts = view.parts(first_query);
+  const uint32_t per_part = (tiles + parts - 1) / parts;
+  const uint32_t begin = view.part * per_part;
+  const uint32_t end = min(tiles, begin + per_part);
+  const PairCosts costs(pairs.policy, PAIRS ? view.spread() : 0.0f);
+
+  const auto load_queries = [&](skv_half *tile, bool keys) {
+    load_lines<DIM>(tile, kQueries, head_dim,
+                    [&](uint32_t i) -> const skv_half * {
+                      const uint32_t q = first_query + i;
+                      if (q >= view.queries) return nullptr;
+                      const Slot slot = view.slot(view.query(q));
+                      return keys ? slot.key : slot.value;
+                    });
+  };
+  const auto load_candidates = [&](uint32_t first, bool keys) {
+    load_lines<DIM>(shared.candidates, kCandidateTile, head_dim,
+                    [&](uint32_t i) -> const skv_half * {
+                      if (first + i >= candidates) return nullptr;
+                      const Slot slot = view.slot(view.candidate(first + i));
+                      return keys ? slot.key : slot.value;
+                    });
+  };
+  load_queries(shared.queries, true);
+  if constexpr (PAIRS) {
+    load_queries(shared.query_values, false);
+    __syncthreads();
+    square_lines<DIM>(shared.queries, kQueries, shared.query_squares[0]);
+    square_lines<DIM>(shared.query_values, kQueries, shared.query_squares[1]);
+  }
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  uint32_t queries[2], numbers[2], positions[2] = {};
+  float inverse[2] = {}, weights[2] = {};
+  Neighbour best[2] = {kNoNeighbour, kNoNeighbour};
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    queries[h] = first_query + 16 * warp_id() + g + 8 * h;
+    numbers[h] = kNoItem;
+    if (queries[h] >= view.queries) continue;
+    numbers[h] = view.query(queries[h]);
+    if constexpr (PAIRS) {
+      const Slot slot = view.slot(numbers[h]);
+      positions[h] = slot.word(kSlotPosition);
+      weights[h] = log_weight(slot, pairs.policy, pairs.lanes);
+    } else {
+      inverse[h] = view.inverse_norm(numbers[h]);
+    }
+  }
+  for (uint32_t tile = begin; tile < end; tile++) {
+    const uint32_t first = tile * kCandidateTile;
+    __syncthreads();
+    load_candidates(first, true);
+    if (threadIdx.x < kCandidateTile) {
+      const uint32_t c = first + threadIdx.x;
+      const bool exists = c < candidates;
+      const uint32_t number = exists ? view.candidate(c) : kNoItem;
+      shared.numbers[threadIdx.x] = number;
+      if (exists) {
+        const Slot slot = view.slot(number);
+        shared.positions[threadIdx.x] = slot.word(kSlotPosition);
+        if constexpr (PAIRS) {
+          shared.weights[threadIdx.x] =
+              log_weight(slot, pairs.policy, pairs.lanes);
+        } else {
+          shared.inverse_norms[threadIdx.x] = view.inverse_norm(number);
+        }
+      }
+    }
+    __syncthreads();
+    float x[kTiles][4] = {};
+    [[maybe_unused]] float keys[kTiles][4];
+    if constexpr (PAIRS) {
+      // Squared distances of keys first, then the same of values.
+      const auto measure = [&](const skv_half *own, int kind) {
+        square_lines<DIM>(shared.candidates, kCandidateTile, shared.squares);
+        multiply_lines<DIM>(own, shared.candidates, x);
+        __syncthreads();
+#pragma unroll
+        for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            const float mine =
+                shared.query_squares[kind][16 * warp_id() + g + i / 2 * 8];
+            const float other = shared.squares[8 * n + 2 * t + i % 2];
+            x[n][i] = fmaxf(0.0f, mine + other - 2.0f * x[n][i]);
+          }
+        }
+      };
+      measure(shared.queries, 0);
+#pragma unroll
+      for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) keys[n][i] = x[n][i], x[n][i] = 0.0f;
+      }
+      __syncthreads();
+      load_candidates(first, false);
+      __syncthreads();
+      measure(shared.query_values, 1);
+    } else {
+      multiply_lines<DIM>(shared.queries, shared.candidates, x);
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t c = 8 * n + 2 * t + i % 2;
+        const uint32_t number = shared.numbers[c];
+        const int h = i / 2;
+        if (number == kNoItem || number == numbers[h]) continue;
+        if (!view.is_open(queries[h], first + c)) continue;
+        float similarity;
+        if constexpr (PAIRS) {
+          const float weight = shared.weights[c];
+          const bool is_heavier =
+              weight > weights[h] ||
+              (weight == weights[h] && shared.positions[c] < positions[h]);
+          if (pairs.heavier && !is_heavier) continue;
+          const float distance = costs.distance(keys[n][i], x[n][i]);
+          similarity = pairs.by_distance
+                           ? -distance
+                           : -PairCosts::cost(weights[h], weight, distance);
+        } else {
+          // The product of the norms comes first: the similarity of two keys
+          // is the same whichever of them is the query.
+          similarity = x[n][i] * (inverse[h] * shared.inverse_norms[c]);
+        }
+        const Neighbour candidate = {similarity, shared.positions[c], number};
+        if (candidate.beats(best[h])) best[h] = candidate;
+      }
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) best[h] = nearest_of_lanes<2>(best[h]);
+  if constexpr (PAIRS) {
+    if (view.part == 0) {
+      compare_remembered<DIM>(view, costs, first_query, head_dim, shared, best);
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    if (t == 0 && queries[h] < view.queries) view.store(queries[h], best[h]);
+  }
+}
+
+template <int DIM, bool PAIRS, class Source>
+inline cudaError_t launch_search_width(const Source &source,
+                                       const PairSearch &pairs,
+                                       uint32_t head_dim, uint32_t most,
+                                       uint32_t heads, uint32_t parts,
+                                       const Launch &launch) {
+  const auto kernel = search_kernel<DIM, PAIRS, Source>;
+  const size_t bytes = sizeof(SearchShared<DIM, PAIRS>);
+  const cudaError_t status = allow_shared_memory(kernel, bytes);
+  if (status != cudaSuccess) return status;
+  constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  const dim3 grid((most + kQueries - 1) / kQueries, heads, parts);
+  return launch_kernel(launch, kernel, grid, 32 * kSearchWarps<DIM, PAIRS>,
+                       bytes, source, pairs, head_dim);
+}
+
+// Searches for up to \`most\` queries of each head; \`blocks\` are those that share
+// a tile of queries, for all rows of the step.
+template <bool PAIRS, class Source>
+inline cudaError_t launch_search(const Source &source, const PairSearch &pairs,
+                                 uint32_t head_dim, uint32_t most,
+                                 uint32_t heads, uint32_t blocks,
+                                 const Launch &launch) {
+  switch (padded_width(head_dim)) {
+    case 32:
+      return launch_search_width<32, PAIRS>(source, pairs, head_dim, most,
+                                            heads, blocks, launch);
+    case 64:
+      return launch_search_width<64, PAIRS>(source, pairs, head_dim, most,
+                                            heads, blocks, launch);
+    case 128:
+      return launch_search_width<128, PAIRS>(source, pairs, head_dim, most,
+                                             heads, blocks, launch);
+    default:
+      return launch_search_width<256, PAIRS>(source, pairs, head_dim, most,
+                                             heads, blocks, launch);
+  }
+}
+`,
+  "lib/search_items.cuh": `// Searching the items of a chunk for what they are merged into.
+#pragma once
+
+#include "compress_work.cuh"
+#include "search.cuh"
+
+__host__ __device__ inline bool merges_cheapest(const skv_policy &policy) {
+  return policy.merge == SKV_MERGE_PAIR;
+}
+
+// Whether victims are merged into the most similar item that is kept, or into
+// the cheapest.
+__host__ __device__ inline bool merges_victims(const skv_policy &policy) {
+  return policy.merge == SKV_MERGE_VOTES || policy.merge == SKV_MERGE_COSINE ||
+         merges_cheapest(policy);
+}
+
+// Queries and candidates of a head: see lib/search.cuh. The number of an item
+// is its ordinal.
+struct ItemView {
+  const skv_chunk_args &args;
+  ChunkHead head;
+  HeadWork work;
+  uint32_t pitch;
+  uint32_t queries;
+  uint32_t part;
+
+  __device__ uint32_t candidates(uint32_t) const {
+    return work.counters[kCandidates];
+  }
+  __device__ uint32_t parts(uint32_t) const { return gridDim.z; }
+  __device__ uint32_t query(uint32_t q) const { return work.queries[q]; }
+  __device__ uint32_t candidate(uint32_t c) const { return work.candidates[c]; }
+  __device__ Slot slot(uint32_t ordinal) const {
+    return item_slot(args, head, work.items[ordinal]);
+  }
+  __device__ bool is_open(uint32_t, uint32_t) const { return true; }
+  __device__ uint32_t remembered(uint32_t) const { return kNoItem; }
+  __device__ float inverse_norm(uint32_t ordinal) const {
+    return work.inverse_norms[ordinal];
+  }
+  __device__ float spread() const {
+    return __uint_as_float(work.counters[kSpread]);
+  }
+  __device__ void store(uint32_t q, const Neighbour &best) const {
+    const size_t at = static_cast<size_t>(part) * pitch + q;
+    work.similarities[at] = best.similarity;
+    work.nearest[at] = best.item;
+  }
+};
+
+struct ItemSource {
+  skv_chunk_args args;
+  CompressWork work;
+
+  __device__ ItemView view() const {
+    const bool works = row_end(args.step) > 0;
+    const HeadWork own = work.head(blockIdx.y);
+    return {args,
+            chunk_head(args, blockIdx.y),
+            own,
+            work.part_pitch(),
+            works ? own.counters[kQueries] : 0,
+            blockIdx.z};
+  }
+};
+
+// The best candidate of query \`q\`, over the parts.
+__device__ inline Neighbour nearest_of_query(const skv_chunk_args &args,
+                                             const ChunkHead &head,
+                                             const CompressWork &all_work,
+                                             const HeadWork &work, uint32_t q) {
+  Neighbour best = kNoNeighbour;
+  for (uint32_t part = 0; part < all_work.parts; part++) {
+    const size_t at = static_cast<size_t>(part) * all_work.part_pitch() + q;
+    Neighbour other = {work.similarities[at], 0, work.nearest[at]};
+    if (!other.exists()) continue;
+    other.position =
+        item_slot(args, head, work.items[other.item]).word(kSlotPosition);
+    if (other.beats(best)) best = other;
+  }
+  return best;
+}
+
+// Searches; where pairs are, \`heavier\` says whether an item only looks at what
+// is heavier than itself.
+inline cudaError_t launch_item_search(const skv_chunk_args &args,
+                                      const CompressWork &work, bool heavier,
+                                      const Launch &launch) {
+  const PairSearch pairs = {args.policy, args.cache.lanes, heavier, false};
+  const ItemSource source = {args, work};
+  const auto search = merges_cheapest(args.policy)
+                          ? launch_search<true, ItemSource>
+                          : launch_search<false, ItemSource>;
+  return search(source, pairs, args.sizes.head_dim, work.most,
+                args.sizes.kv_heads, work.parts, launch);
+}
+`,
+  "lib/search_tiles.cuh": `// Tiles of queries and candidates of a search in shared memory, and what is
+// made of them: see lib/search.cuh.
+#pragma once
+
+#include "neighbour.cuh"
+#include "pair_costs.cuh"
+#include "row_tiles.cuh"
+
+constexpr uint32_t kNoItem = ~0u;
+
+constexpr uint32_t kCandidateTile = 64;
+
+// Two tiles of queries and one of candidates fit where pairs are compared.
+template <int DIM, bool PAIRS>
+constexpr uint32_t kSearchWarps = DIM == 256 && PAIRS ? 2 : 4;
+
+template <int DIM, bool PAIRS>
+constexpr uint32_t kQueryTile = 16 * kSearchWarps<DIM, PAIRS>;
+
+// The same for heads of a width, where pairs are compared.
+__host__ __device__ inline uint32_t pair_query_tile(uint32_t head_dim) {
+  return head_dim <= 128 ? kQueryTile<128, true> : kQueryTile<256, true>;
+}
+
+template <int DIM, bool PAIRS>
+struct SearchShared {
+  static constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  skv_half queries[kQueries * kLinePitch<DIM>];
+  skv_half query_values[PAIRS ? kQueries * kLinePitch<DIM> : 8];
+  // Keys, and then values where pairs are compared.
+  skv_half candidates[kCandidateTile * kLinePitch<DIM>];
+  // Of the queries' keys and values, and of what is in \`candidates\`.
+  float query_squares[2][kQueries];
+  float squares[kCandidateTile];
+  float inverse_norms[kCandidateTile];
+  float weights[kCandidateTile];
+  uint32_t positions[kCandidateTile];
+  uint32_t numbers[kCandidateTile];
+};
+
+// Squares of \`lines\` lines of a tile. Called by the whole block, whose threads
+// are once or twice as many.
+template <int DIM>
+__device__ inline void square_lines(const skv_half *tile, uint32_t lines,
+                                    float *squares) {
+  const uint32_t per_line = blockDim.x / lines;
+  const uint32_t line = threadIdx.x / per_line;
+  float sum = 0.0f;
+  for (uint32_t c = threadIdx.x % per_line; c < DIM / 8; c += per_line) {
+    const uint4 words =
+        *reinterpret_cast<const uint4 *>(tile + line * kLinePitch<DIM> + 8 * c);
+    const uint32_t halves[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const float2 x = to_floats(halves[i]);
+      sum += x.x * x.x + x.y * x.y;
+    }
+  }
+  if (per_line == 2) sum += __shfl_xor_sync(kAllLanes, sum, 1);
+  if (threadIdx.x % per_line == 0) squares[line] = sum;
+}
+
+// Products of a warp's queries with all candidates of the tile.
+template <int DIM>
+__device__ inline void multiply_lines(const skv_half *queries,
+                                      const skv_half *candidates,
+                                      float (&x)[kCandidateTile / 8][4]) {
+#pragma unroll
+  for (int column = 0; column < DIM; column += 16) {
+    const uint4 a = line_operands<DIM>(queries, 16 * warp_id(), column);
+#pragma unroll
+    for (int n = 0; n < static_cast<int>(kCandidateTile) / 8; n += 2) {
+      const uint4 b = key_operands<DIM>(candidates, 8 * n, column);
+      mma(x[n], a, b.x, b.y);
+      mma(x[n + 1], a, b.z, b.w);
+    }
+  }
+}
+
+// Compares the queries of a warp with the slots that they remember, four at a
+// time, so that their keys and values are on their way together; a lane has 8
+// elements of a key or of a value at a time.
+template <int DIM, class View>
+__device__ inline void compare_remembered(const View &view,
+                                          const PairCosts &costs,
+                                          uint32_t first_query,
+                                          uint32_t head_dim,
+                                          const SearchShared<DIM, true> &shared,
+                                          Neighbour (&best)[2]) {
+  constexpr uint32_t kChunks = DIM / 8;
+  constexpr uint32_t kSteps = (2 * kChunks + 31) / 32;
+  constexpr uint32_t kBatch = 4;
+#pragma unroll
+  for (uint32_t first = 0; first < 16; first += kBatch) {
+    uint32_t others[kBatch];
+    uint32_t theirs[kBatch][kSteps][4];
+#pragma unroll
+    for (uint32_t b = 0; b < kBatch; b++) {
+      const uint32_t q = first_query + 16 * warp_id() + first + b;
+      others[b] = q < view.queries ? view.remembered(q) : kNoItem;
+      // What has nothing to remember reads slot 0 and forgets it.
+      const Slot slot = view.slot(others[b] == kNoItem ? 0 : others[b]);
+#pragma unroll
+      for (uint32_t step = 0; step < kSteps; step++) {
+        const uint32_t chunk = 32 * step + lane_id();
+        const skv_half *from = chunk < kChunks ? slot.key : slot.value;
+        // Zeros come back from beyond the end.
+        const uint32_t d = chunk < 2 * kChunks ? chunk % kChunks * 8 : DIM;
+        if (head_dim % 8 == 0) {
+          load_halves<8, true>(theirs[b][step], from, d, head_dim);
+        } else {
+          load_halves<8, false>(theirs[b][step], from, d, head_dim);
+        }
+      }
+    }
+#pragma unroll
+    for (uint32_t b = 0; b < kBatch; b++) {
+      if (others[b] == kNoItem) continue;
+      const uint32_t r = first + b, line = 16 * warp_id() + r;
+      float squares[2] = {};
+#pragma unroll
+      for (uint32_t step = 0; step < kSteps; step++) {
+        const uint32_t chunk = 32 * step + lane_id();
+        if (chunk >= 2 * kChunks) continue;
+        const bool is_key = chunk < kChunks;
+        const skv_half *own = is_key ? shared.queries : shared.query_values;
+        const uint4 words = *reinterpret_cast<const uint4 *>(
+            own + line * kLinePitch<DIM> + chunk % kChunks * 8);
+        const uint32_t mine[4] = {words.x, words.y, words.z, words.w};
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const float2 x = to_floats(mine[i]);
+          const float2 y = to_floats(theirs[b][step][i]);
+          sum += (x.x - y.x) * (x.x - y.x) + (x.y - y.y) * (x.y - y.y);
+        }
+        squares[0] += is_key ? sum : 0.0f;
+        squares[1] += is_key ? 0.0f : sum;
+      }
+      const float distance =
+          costs.distance(warp_sum(squares[0]), warp_sum(squares[1]));
+      const Neighbour known = {
+          -distance, view.slot(others[b]).word(kSlotPosition), others[b]};
+      Neighbour &mine = best[r / 8];
+      if (lane_id() / 4 == r % 8 && known.beats(mine)) mine = known;
+    }
+  }
+}
+`,
+  "lib/segment_step.cuh": `// The link between neighbours in the text that a decode step closes.
+//
+// Blocks share the slots of a head: finding neighbours compares all positions,
+// a slot a thread, and a link takes two keys. The alternative that lost: one
+// block per head, as for the rest of the policy's work, whose time grows with
+// the square of the slots.
+#pragma once
+
+#include "merge_one.cuh"
+#include "merge_segment.cuh"
+
+// Finds the score up to which slots may be merged with their neighbours; the
+// keys of the others and \`limit\` tell who. Called by the whole block.
+__device__ inline void choose_light(const skv_merge_attend_args &args,
+                                    const EvictJob &job, EvictShared &shared) {
+  if (!job.is_over) return;
+  const uint32_t evictable = key_scores_of(args, job, shared);
+  uint64_t limit = 0;
+  if (evictable > 0) {
+    limit = kth_smallest(job.keys, job.high,
+                         light_slots(args.policy, evictable, 1), shared.select);
+  }
+  if (threadIdx.x == 0) *job.limit = limit;
+}
+
+// Cosines of the keys of pairs of slots, one pair in each lane of the warp, or
+// none. Four lanes share a pair at a time.
+template <bool ALIGNED>
+__device__ inline float link_cosines(const skv_merge_attend_args &args,
+                                     const EvictJob &job, uint32_t left,
+                                     uint32_t right, bool exists) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const uint32_t t = lane_id() % 4;
+  float cosine = 0.0f;
+  for (uint32_t first = 0; first < 32; first += 8) {
+    const uint32_t owner = first + lane_id() / 4;
+    const uint32_t a = __shfl_sync(kAllLanes, left, owner);
+    const uint32_t b = __shfl_sync(kAllLanes, right, owner);
+    const bool is_link = __shfl_sync(kAllLanes, exists ? 1 : 0, owner) != 0;
+    if (!__any_sync(kAllLanes, is_link)) continue;
+    float product = 0.0f, squares[2] = {};
+    for (uint32_t d = 8 * t; is_link && d < head_dim; d += 32) {
+      uint32_t x[4], y[4];
+      load_halves<8, ALIGNED>(x, job.slot(args, a).key, d, head_dim);
+      load_halves<8, ALIGNED>(y, job.slot(args, b).key, d, head_dim);
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const float2 p = to_floats(x[j]), q = to_floats(y[j]);
+        product += p.x * q.x + p.y * q.y;
+        squares[0] += p.x * p.x + p.y * p.y;
+        squares[1] += q.x * q.x + q.y * q.y;
+      }
+    }
+#pragma unroll
+    for (int offset = 1; offset < 4; offset *= 2) {
+      product += __shfl_xor_sync(kAllLanes, product, offset);
+      squares[0] += __shfl_xor_sync(kAllLanes, squares[0], offset);
+      squares[1] += __shfl_xor_sync(kAllLanes, squares[1], offset);
+    }
+    const float norms = sqrtf(squares[0]) * sqrtf(squares[1]);
+    const float found = norms == 0.0f ? 0.0f : product / norms;
+    const float theirs =
+        __shfl_sync(kAllLanes, found, (lane_id() - first) * 4 & 31);
+    if (lane_id() - first < 8) cosine = theirs;
+  }
+  return cosine;
+}
+
+// Leaves the closest link of each block's slots to their right neighbours.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kLinkThreads)
+    link_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ uint32_t positions[kLinkThreads];
+  __shared__ Neighbour nearest[kLinkThreads / 32];
+  __shared__ uint32_t rights[kLinkThreads / 32];
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.z, blockIdx.y, job)) return;
+  const uint32_t first = blockIdx.x * kLinkThreads;
+  if (!job.is_over || first >= job.high) return;
+  const uint64_t limit = *job.limit;
+  const auto is_light = [&](uint32_t i) {
+    return job.keys[i] != kNoKey && job.keys[i] <= limit;
+  };
+  const uint32_t mine = first + threadIdx.x;
+  const bool may_link = mine < job.high && is_light(mine);
+  const uint32_t position =
+      may_link ? job.slot(args, mine).word(kSlotPosition) : ~0u;
+  uint32_t right = ~0u, right_position = ~0u;
+  for (uint32_t tile = 0; tile < job.high; tile += kLinkThreads) {
+    const uint32_t i = tile + threadIdx.x;
+    // Nothing lies to the left of position 0: it stands for no slot.
+    uint32_t there = 0;
+    if (i < job.high) {
+      const Slot slot = job.slot(args, i);
+      if (slot.word(kSlotTokens) != 0) there = slot.word(kSlotPosition);
+    }
+    __syncthreads();
+    positions[threadIdx.x] = there;
+    __syncthreads();
+#pragma unroll 8
+    for (uint32_t k = 0; k < kLinkThreads; k++) {
+      const uint32_t other = positions[k];
+      if (other <= position || other >= right_position) continue;
+      right_position = other;
+      right = tile + k;
+    }
+  }
+  const bool is_link = may_link && right != ~0u && is_light(right);
+  const float cosine = link_cosines<ALIGNED>(args, job, is_link ? mine : 0,
+                                             is_link ? right : 0, is_link);
+  Neighbour best = kNoNeighbour;
+  if (is_link) best = {cosine, position, mine};
+  const Neighbour closest = nearest_of_lanes<16>(best);
+  if (is_link && closest.item == mine) rights[warp_id()] = right;
+  if (lane_id() == 0) nearest[warp_id()] = closest;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  uint4 link = {0, 0, ~0u, ~0u};
+  best = kNoNeighbour;
+  for (uint32_t w = 0; w < kLinkThreads / 32; w++) {
+    if (!nearest[w].beats(best)) continue;
+    best = nearest[w];
+    link = {__float_as_uint(best.similarity), best.position, best.item,
+            rights[w]};
+  }
+  job.links[blockIdx.x] = link;
+}
+
+// Closes the closest link of a head that is over its budget; false if it has
+// none. Called by the whole block.
+__device__ inline bool close_link(const skv_merge_attend_args &args,
+                                  const EvictJob &job, EvictShared &shared) {
+  Neighbour best = kNoNeighbour;
+  for (uint32_t p = threadIdx.x; p < link_parts(job.high); p += kEvictThreads) {
+    const uint4 link = job.links[p];
+    if (link.z == ~0u) continue;
+    const Neighbour other = {__uint_as_float(link.x), link.y, p};
+    if (other.beats(best)) best = other;
+  }
+  best = nearest_of_block(best, shared);
+  if (!best.exists()) return false;
+  if (warp_id() != 0) return true;
+  const uint4 link = job.links[best.item];
+  const Slot left = job.slot(args, link.z), right = job.slot(args, link.w);
+  const bool is_right =
+      right.get(kSlotAccumulated) > left.get(kSlotAccumulated);
+  const Slot stays = is_right ? right : left, goes = is_right ? left : right;
+  merge_segment(
+      2, [&](uint32_t i) { return i == 0 ? stays : goes; }, args.sizes.head_dim,
+      args.policy);
+  if (lane_id() == 0) {
+    remove_slot(args, job, is_right ? link.z : link.w, true, Merged{});
+  }
+  return true;
 }
 `,
   "lib/select_smallest.cuh": `// Things that one block does with a list in global memory: choosing the
@@ -4258,6 +6394,63 @@ __device__ inline uint32_t list_if(uint32_t length, uint32_t *list,
   return listed;
 }
 
+// Shared memory of list_two, for up to 32 warps.
+struct ListScratch {
+  uint32_t counts[32][2];
+};
+
+// Writes the numbers below \`length\` of the first kind to \`list\`, in order, and
+// those of the second kind after them; \`kind(i)\` is 0 or 1, or anything else
+// for numbers that are left out. Returns how many there are of each. Called by
+// the whole block.
+//
+// A warp has a run of numbers, counts them first and then knows their places.
+template <class Kind>
+__device__ inline uint2 list_two(uint32_t length, uint32_t *list,
+                                 ListScratch &scratch, Kind kind) {
+  const uint32_t warps = blockDim.x / 32;
+  const uint32_t run = (length + 32 * warps - 1) / (32 * warps) * 32;
+  const uint32_t begin = warp_id() * run, end = min(length, begin + run);
+  // Calls \`use\` with a number and the lanes that have one of each kind.
+  const auto each = [&](auto use) {
+    for (uint32_t first = begin; first < end; first += 32) {
+      const uint32_t i = first + lane_id();
+      const uint32_t own = i < end ? kind(i) : 2;
+      const uint32_t zeros = __ballot_sync(kAllLanes, own == 0);
+      const uint32_t ones = __ballot_sync(kAllLanes, own == 1);
+      use(i, own, zeros, ones);
+    }
+  };
+  uint32_t counts[2] = {};
+  each([&](uint32_t, uint32_t, uint32_t zeros, uint32_t ones) {
+    counts[0] += __popc(zeros);
+    counts[1] += __popc(ones);
+  });
+  __syncthreads();
+  if (lane_id() < 2) {
+    scratch.counts[warp_id()][lane_id()] = counts[lane_id() == 0 ? 0 : 1];
+  }
+  __syncthreads();
+  uint32_t before[2] = {}, total[2] = {};
+  for (uint32_t w = 0; w < warps; w++) {
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      if (w < warp_id()) before[k] += scratch.counts[w][k];
+      total[k] += scratch.counts[w][k];
+    }
+  }
+  before[1] += total[0];
+  const uint32_t lower = (1u << lane_id()) - 1;
+  each([&](uint32_t i, uint32_t own, uint32_t zeros, uint32_t ones) {
+    if (own == 0) list[before[0] + __popc(zeros & lower)] = i;
+    if (own == 1) list[before[1] + __popc(ones & lower)] = i;
+    before[0] += __popc(zeros);
+    before[1] += __popc(ones);
+  });
+  __syncthreads();
+  return {total[0], total[1]};
+}
+
 // Sum of \`x\` over the threads of the block, always in the same order.
 __device__ inline float block_sum(float x, SelectScratch &scratch) {
   x = warp_sum(x);
@@ -4316,6 +6509,10 @@ constexpr float kLiveBias = -1e29f;
 
 // Most query heads that share a KV head, and thus vote lanes.
 constexpr uint32_t kMaxGroup = 16;
+
+// Dimensions of a head that one lane holds, and the widest head.
+constexpr int kLaneDims = 8;
+constexpr uint32_t kMaxHeadDim = 32 * kLaneDims;
 
 // Words of a (sequence, KV head) of the layer.
 __device__ inline uint32_t *head_words(const skv_cache &cache,
@@ -4595,6 +6792,143 @@ struct TileCursor {
     }
   }
 };
+`,
+  "lib/value_spread.cuh": `// How far the values of a head scatter: their mean squared distance from their
+// mean, every slot counted once.
+//
+// Blocks share the slots: each leaves how many it had, their mean and the sum
+// of their squared distances from that, and who needs the whole joins these. A
+// sum of squares would lose what scatters little about a mean far from 0. The
+// alternative that lost: one block per head, which waits for memory most of the
+// time.
+#pragma once
+
+#include "select_smallest.cuh"
+#include "slots.cuh"
+
+constexpr uint32_t kSpreadThreads = 256;
+constexpr uint32_t kSpreadWarps = kSpreadThreads / 32;
+
+// Slots of a block.
+constexpr uint32_t kSpreadSlots = 256;
+
+__host__ __device__ inline uint32_t spread_parts(uint32_t slots) {
+  return (slots + kSpreadSlots - 1) / kSpreadSlots;
+}
+
+// Floats that a block leaves: a count, a sum of squares, and the mean.
+__host__ __device__ inline uint32_t spread_floats(uint32_t head_dim) {
+  return 2 + head_dim;
+}
+
+struct SpreadShared {
+  float sums[kSpreadWarps][kMaxHeadDim];
+  float mean[kMaxHeadDim];
+  SelectScratch select;
+};
+
+// Leaves the part of this block of \`count\` slots; \`slot_of(i)\` may be free.
+// Lanes have 8 elements of a value each, and warps as many values at a time as
+// they have lanes for. Called by a whole block of kSpreadThreads.
+template <bool ALIGNED, class SlotOf>
+__device__ inline void spread_part(uint32_t count, uint32_t head_dim,
+                                   float *parts, SpreadShared &shared,
+                                   SlotOf slot_of) {
+  uint32_t row_lanes = 1;
+  while (8 * row_lanes < head_dim) row_lanes *= 2;
+  const uint32_t rows = 32 / row_lanes;
+  const uint32_t row = lane_id() / row_lanes;
+  const uint32_t d = lane_id() % row_lanes * 8;
+  const uint32_t begin = blockIdx.x * kSpreadSlots;
+  const uint32_t end = min(count, begin + kSpreadSlots);
+  const uint32_t first = begin + warp_id() * rows + row;
+  // Calls \`add\` with the elements of each value that is there.
+  const auto each_value = [&](auto add) {
+#pragma unroll 4
+    for (uint32_t i = first; i < end; i += kSpreadWarps * rows) {
+      const Slot slot = slot_of(i);
+      uint32_t words[4];
+      load_halves<8, ALIGNED>(words, slot.value, d, head_dim);
+      if (slot.word(kSlotTokens) == 0) continue;
+      float x[8];
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const float2 pair = to_floats(words[j]);
+        x[2 * j] = pair.x, x[2 * j + 1] = pair.y;
+      }
+      add(x);
+    }
+  };
+  float sums[8] = {};
+  uint32_t mine = 0, held;
+  each_value([&](const float(&x)[8]) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) sums[j] += x[j];
+    mine += d == 0 ? 1 : 0;
+  });
+#pragma unroll
+  for (int j = 0; j < 8; j++) {
+    for (uint32_t offset = row_lanes; offset < 32; offset *= 2) {
+      sums[j] += __shfl_xor_sync(kAllLanes, sums[j], offset);
+    }
+    if (row == 0) shared.sums[warp_id()][d + j] = sums[j];
+  }
+  block_prefix(mine, held, shared.select.block);
+  float *out = parts + blockIdx.x * spread_floats(head_dim);
+  const float terms = static_cast<float>(max(1u, held));
+  if (threadIdx.x < head_dim) {
+    float mean = 0.0f;
+    for (uint32_t w = 0; w < kSpreadWarps; w++) {
+      mean += shared.sums[w][threadIdx.x];
+    }
+    mean /= terms;
+    shared.mean[threadIdx.x] = mean;
+    out[2 + threadIdx.x] = mean;
+  }
+  __syncthreads();
+  float squares = 0.0f;
+  each_value([&](const float(&x)[8]) {
+#pragma unroll
+    for (uint32_t j = 0; j < 8; j++) {
+      if (d + j >= head_dim) continue;
+      const float rest = x[j] - shared.mean[d + j];
+      squares += rest * rest;
+    }
+  });
+  squares = block_sum(squares, shared.select);
+  if (threadIdx.x == 0) {
+    out[0] = static_cast<float>(held);
+    out[1] = squares;
+  }
+}
+
+// Joins the parts of \`count\` slots. Called by a whole block of at least
+// kMaxHeadDim threads; the same in all of them.
+__device__ inline float join_spread(uint32_t count, uint32_t head_dim,
+                                    const float *parts,
+                                    SelectScratch &scratch) {
+  const uint32_t pitch = spread_floats(head_dim);
+  const uint32_t end = spread_parts(count) * pitch;
+  float held = 0.0f, squares = 0.0f;
+  for (uint32_t p = 0; p < end; p += pitch) {
+    held += parts[p];
+    squares += parts[p + 1];
+  }
+  if (held == 0.0f) return 0.0f;
+  float between = 0.0f;
+  if (threadIdx.x < head_dim) {
+    const uint32_t d = 2 + threadIdx.x;
+    float mean = 0.0f;
+    for (uint32_t p = 0; p < end; p += pitch) {
+      mean += parts[p] / held * parts[p + d];
+    }
+    for (uint32_t p = 0; p < end; p += pitch) {
+      const float rest = parts[p + d] - mean;
+      between += parts[p] * rest * rest;
+    }
+  }
+  return (squares + block_sum(between, scratch)) / held;
+}
 `,
   "lib/vector_product.cuh": `// Products of one row of activations with a weight matrix, for decode steps of
 // one sequence: each weight is read once, 16 bytes per lane and load.
@@ -4953,14 +7287,14 @@ cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
 // The policy's work needs the softmax sums of the whole head, and nothing needs
 // its result before the next step. So it is a kernel of its own on a stream
 // beside the main one, while the next layers are at work: see
-// lib/evict_one.cuh. It reads logits and side fields, about 40 bytes per slot,
+// lib/evict_step.cuh. It reads logits and side fields, about 40 bytes per slot,
 // and once more the keys where a slot is merged.
 //
 // The alternative that lost: the policy's work by the last block of attention,
 // which the rest of the layer then waits for: 17 µs per layer with 512 slots on
 // an H200, a tenth of a step of an 8B model.
 #include "lib/attend_parts.cuh"
-#include "lib/evict_one.cuh"
+#include "lib/evict_step.cuh"
 #include "lib/overlap.cuh"
 #include "runtime/launch.cuh"
 
@@ -5035,71 +7369,6 @@ __global__ void __launch_bounds__(kAttendThreads)
   leave_evidence(args, job, evidence, counts, shared);
 }
 
-// Takes over what attention found of the head and observes the row; evicts; or
-// both in one go where no other head has a say.
-template <bool ALIGNED>
-__global__ void __launch_bounds__(kEvictThreads)
-    evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
-                 bool chooses) {
-  __shared__ EvictShared shared;
-  const uint32_t index = blockIdx.y * args.sizes.kv_heads + blockIdx.x;
-  const uint4 seen = evidence.rows[index];
-  if (seen.w == 0) return;
-  const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
-  uint32_t *words = head_words(args.cache, args.sizes, blockIdx.y, blockIdx.x);
-  EvictJob job;
-  job.group = group;
-  job.position = seen.x;
-  job.high = seen.w;
-  job.offset = words[kHeadOffset];
-  job.words = words;
-  const size_t capacity = args.cache.max_capacity;
-  const size_t first_query =
-      static_cast<size_t>(index) * group * args.sizes.head_dim;
-  job.logits = evidence.logits + index * group * capacity;
-  job.queries = evidence.queries + first_query;
-  job.outputs = evidence.outputs + first_query;
-  job.keys = evidence.keys + index * capacity;
-  job.ratings = nullptr;
-  float *ratings = nullptr;
-  if (evidence.ratings != nullptr) {
-    ratings = evidence.ratings + index * capacity;
-    const bool shares = args.policy.layer_scope != 0;
-    job.ratings = shares ? ratings - blockIdx.x * capacity : ratings;
-    job.rating_heads = shares ? args.sizes.kv_heads : 1;
-  }
-  const bool over = seen.y > words[kHeadBudget];
-  if (observes && threadIdx.x == 0) {
-    words[kHeadLive] = seen.y;
-    words[kHeadNext] = seen.z;
-    words[kHeadHigh] = seen.w;
-  }
-  if (args.policy.merge == SKV_MERGE_NEVER) return;
-  if (threadIdx.x < group) {
-    shared.log_sums[threadIdx.x] =
-        evidence.log_sums[index * kMaxGroup + threadIdx.x];
-  }
-  __syncthreads();
-  if (observes) {
-    observe_slots(args, job, ratings, shared);
-    if (args.policy.score == SKV_SCORE_KEY_DISTANCE &&
-        (over || args.policy.layer_scope)) {
-      rate_slots(args, job, ratings, shared);
-    }
-  }
-  if (!chooses || !over) return;
-  const uint32_t victim = choose_victim(args, job, shared);
-  if (victim == ~0u) return;
-  uint32_t target = ~0u;
-  if (args.policy.merge == SKV_MERGE_VOTES) {
-    const Neighbour nearest = find_nearest<ALIGNED>(args, job, victim, shared);
-    if (nearest.similarity > args.policy.threshold) target = nearest.item;
-  } else if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
-    target = find_right(args, job, victim, shared);
-  }
-  if (warp_id() == 0) evict(args, job, shared, victim, target);
-}
-
 // How the slots of a head are split, and the sizes that follow.
 struct Plan {
   uint32_t heads;
@@ -5109,12 +7378,9 @@ struct Plan {
   uint32_t most_splits;
   // Parts of all heads; none where a head is always in one.
   size_t parts;
-  bool evicts;
-  bool keeps_queries;
 };
 
 Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
-  const skv_policy &policy = args.policy;
   Plan plan;
   plan.heads = args.step.rows * args.sizes.kv_heads;
   plan.group = args.sizes.heads / args.sizes.kv_heads;
@@ -5129,40 +7395,7 @@ Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
   plan.parts = plan.most_splits == 1
                    ? 0
                    : static_cast<size_t>(plan.heads) * plan.most_splits;
-  plan.evicts = policy.merge != SKV_MERGE_NEVER;
-  plan.keeps_queries = policy.merge == SKV_MERGE_VOTES &&
-                       (policy.key == SKV_KEY_MIN_NORM || args.cache.lanes > 1);
   return plan;
-}
-
-// Takes what attention leaves for the eviction from the memory of the call, and
-// how much that is.
-size_t take_evidence(const skv_merge_attend_args &args, const Plan &plan,
-                     char *memory, Evidence *evidence) {
-  *evidence = {};
-  Scratch scratch(memory);
-  evidence->rows = scratch.take<uint4>(plan.heads);
-  if (!plan.evicts) return static_cast<size_t>(scratch.take<char>(0) - memory);
-  if (args.policy.observe) {
-    evidence->logits = scratch.take<float>(
-        static_cast<size_t>(plan.heads) * plan.group * args.cache.max_capacity);
-  }
-  evidence->log_sums = scratch.take<float>(plan.heads * kMaxGroup);
-  if (plan.keeps_queries) {
-    evidence->queries = scratch.take<float>(static_cast<size_t>(plan.heads) *
-                                            plan.group * args.sizes.head_dim);
-  }
-  if (args.policy.exact_values) {
-    evidence->outputs = scratch.take<float>(static_cast<size_t>(plan.heads) *
-                                            plan.group * args.sizes.head_dim);
-  }
-  const bool is_rated =
-      args.policy.layer_scope || args.policy.score == SKV_SCORE_KEY_DISTANCE;
-  const size_t slots =
-      static_cast<size_t>(plan.heads) * args.cache.max_capacity;
-  if (is_rated) evidence->ratings = scratch.take<float>(slots);
-  if (args.policy.count_values) evidence->keys = scratch.take<uint64_t>(slots);
-  return static_cast<size_t>(scratch.take<char>(0) - memory);
 }
 
 template <int DIM, bool ALIGNED>
@@ -5197,18 +7430,7 @@ cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
       status = launch_attend<256, ALIGNED>(args, parts, evidence, launch);
   }
   if (status != cudaSuccess) return status;
-  Launch side;
-  status = fork(launch, &side);
-  if (status != cudaSuccess) return status;
-  const dim3 grid(args.sizes.kv_heads, args.step.rows);
-  const auto evict = [&](bool observes, bool chooses) {
-    return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
-                         args, evidence, observes, chooses);
-  };
-  // Where the heads of a layer choose together, all are scored first.
-  if (!args.policy.layer_scope) return evict(true, true);
-  status = evict(true, false);
-  return status == cudaSuccess ? evict(false, true) : status;
+  return launch_policy<ALIGNED>(args, evidence, launch);
 }
 
 }  // namespace
@@ -5223,7 +7445,7 @@ Needs merge_attend_needs(const skv_merge_attend_args &args,
       aligned_bytes(plan.parts * kMaxGroup * sizeof(float2)) +
       aligned_bytes(plan.parts * sizeof(uint2));
   needs.tickets = plan.parts == 0 ? 0 : plan.heads;
-  needs.own = take_evidence(args, plan, nullptr, &evidence);
+  needs.own = take_evidence(args, multiprocessors, nullptr, &evidence);
   return needs;
 }
 
@@ -5231,7 +7453,7 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
                                 const Launch &launch) {
   const Plan plan = plan_of(args, launch.multiprocessors);
   Evidence evidence;
-  take_evidence(args, plan, launch.own, &evidence);
+  take_evidence(args, launch.multiprocessors, launch.own, &evidence);
   Scratch scratch(launch.scratch);
   AttendParts parts;
   parts.values = scratch.take<float>(plan.parts * plan.group * plan.dim);
@@ -5410,6 +7632,8 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   }
   // Rows before the first staged one of the tile do not see any of it.
   if (tile.staged) first_row = max(first_row, tile.first);
+  const uint32_t budget = head_words(
+      cache, sizes, args.step.chunk[kChunkSequence], kv_head)[kHeadBudget];
   const uint32_t rows_per_pass = kPairs<DIM> / group;
   Scores scores = {};
   if (owns) scores = load_scores(slot);
@@ -5426,14 +7650,16 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
       const float *log_sums = args.log_sums +
                               static_cast<size_t>(row + r) * sizes.heads +
                               kv_head * group;
+      const uint32_t position = args.step.chunk[kChunkPosition] + row + r;
+      const float gain = score_gain(policy, position, budget);
       observe_row(
-          scores, policy, group, args.step.chunk[kChunkPosition] + row + r,
+          scores, policy, group, position,
           [&](uint32_t g) {
-            return shared.logits[(r * group + g) * kLogitPitch + mine];
+            return gain * shared.logits[(r * group + g) * kLogitPitch + mine];
           },
           [&](uint32_t g) { return log_sums[g]; },
           [&](uint32_t g) {
-            return shared.biases[cache.lanes == 1 ? 0 : g][mine];
+            return gain * shared.biases[cache.lanes == 1 ? 0 : g][mine];
           });
     }
     __syncthreads();
@@ -5484,31 +7710,18 @@ cudaError_t launch_observe(const skv_chunk_args &args, const Launch &launch) {
 // weights are split in two (lib/mma.cuh), which keeps 32-bit precision at half
 // the rate.
 //
+// Where scores have a scale of their own, a second sum at that scale runs
+// along.
+//
 // The alternative that lost: a tile of rows of one query head, which reads keys
 // and values once per query head.
 #include "lib/overlap.cuh"
-#include "lib/row_tiles.cuh"
-#include "lib/slots.cuh"
-#include "lib/softmax_state.cuh"
+#include "lib/prefill_state.cuh"
+#include "lib/scores.cuh"
 #include "lib/step.cuh"
 #include "runtime/launch.cuh"
 
 namespace {
-
-template <int DIM>
-constexpr int kWarps = DIM == 256 ? 2 : 4;
-
-// (row, query head) pairs of a block.
-template <int DIM>
-constexpr int kPairs = 16 * kWarps<DIM>;
-
-// Slots of a tile.
-template <int DIM>
-constexpr int kTile = DIM == 256 ? 32 : 64;
-
-// Operands of the queries of one warp, in words of 16 bytes.
-template <int DIM>
-constexpr int kOperands = DIM / 16 * 32;
 
 template <int DIM>
 struct Shared {
@@ -5524,82 +7737,7 @@ struct Shared {
 template <int DIM>
 constexpr size_t kQueryBytes = 2 * kWarps<DIM> *kOperands<DIM> * sizeof(uint4);
 
-template <int DIM>
-struct Attention {
-  SoftmaxState state[2] = {init_softmax(), init_softmax()};
-  float values[DIM / 8][4] = {};
-
-  // Adds a tile of weights' logits, which become weights.
-  __device__ void add(float (&x)[kTile<DIM> / 8][4], const skv_half *tile) {
-    float keep[2];
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      float top = -INFINITY;
-#pragma unroll
-      for (int n = 0; n < kTile<DIM> / 8; n++) {
-        top = fmaxf(top, fmaxf(x[n][2 * h], x[n][2 * h + 1]));
-      }
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-      const float max = fmaxf(state[h].max, top - kHeadroom);
-      keep[h] = softmax_scale(state[h].max, max);
-      state[h].max = max;
-      state[h].sum *= keep[h];
-#pragma unroll
-      for (int n = 0; n < kTile<DIM> / 8; n++) {
-#pragma unroll
-        for (int i = 2 * h; i < 2 * h + 2; i++) {
-          x[n][i] = softmax_scale(x[n][i], max);
-          state[h].sum += x[n][i];
-        }
-      }
-    }
-#pragma unroll
-    for (int d = 0; d < DIM / 8; d++) {
-      values[d][0] *= keep[0], values[d][1] *= keep[0];
-      values[d][2] *= keep[1], values[d][3] *= keep[1];
-    }
-#pragma unroll
-    for (int j = 0; j < kTile<DIM> / 16; j++) {
-      const SplitPair a = split_pair(x[2 * j][0], x[2 * j][1]);
-      const SplitPair b = split_pair(x[2 * j][2], x[2 * j][3]);
-      const SplitPair c = split_pair(x[2 * j + 1][0], x[2 * j + 1][1]);
-      const SplitPair d = split_pair(x[2 * j + 1][2], x[2 * j + 1][3]);
-      const uint4 high = {a.high, b.high, c.high, d.high};
-      const uint4 low = {a.low, b.low, c.low, d.low};
-#pragma unroll
-      for (int column = 0; column < DIM; column += 16) {
-        const uint4 v = value_operands<DIM>(tile, 16 * j, column);
-        mma(values[column / 8], low, v.x, v.y);
-        mma(values[column / 8 + 1], low, v.z, v.w);
-        mma(values[column / 8], high, v.x, v.y);
-        mma(values[column / 8 + 1], high, v.z, v.w);
-      }
-    }
-  }
-};
-
-// Raw logits of a tile, without the scale of the queries.
-template <int DIM>
-__device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
-                                     const skv_half *tile,
-                                     float (&x)[kTile<DIM> / 8][4]) {
-#pragma unroll
-  for (int step = 0; step < DIM / 16; step++) {
-    const uint4 h = high[step * 32 + lane_id()];
-    const uint4 l = low[step * 32 + lane_id()];
-#pragma unroll
-    for (int n = 0; n < kTile<DIM> / 8; n += 2) {
-      const uint4 k = key_operands<DIM>(tile, 8 * n, 16 * step);
-      mma(x[n], l, k.x, k.y);
-      mma(x[n + 1], l, k.z, k.w);
-      mma(x[n], h, k.x, k.y);
-      mma(x[n + 1], h, k.z, k.w);
-    }
-  }
-}
-
-template <int DIM>
+template <int DIM, bool GAINED>
 __global__ void __launch_bounds__(32 * kWarps<DIM>)
     prefill_attend_kernel(skv_chunk_args args) {
   uint4 *shared_memory = dynamic_shared_memory();
@@ -5648,7 +7786,15 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
     row[h] = first_row + pair / group;
     head[h] = pair % group;
   }
-  Attention<DIM> attention;
+  Attention<DIM, GAINED> attention;
+  if constexpr (GAINED) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      attention.gain[h] =
+          score_gain(args.policy, args.step.chunk[kChunkPosition] + row[h],
+                     words[kHeadBudget]);
+    }
+  }
   // Tiles of slots, then tiles of staged rows up to the block's last one.
   const uint32_t slot_tiles = (high + kTile<DIM> - 1) / kTile<DIM>;
   const uint32_t tiles =
@@ -5728,10 +7874,19 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
     SoftmaxState state = attention.state[h];
     state.sum += __shfl_xor_sync(kAllLanes, state.sum, 1);
     state.sum += __shfl_xor_sync(kAllLanes, state.sum, 2);
+    float gained = attention.gained[h];
+    if constexpr (GAINED) {
+      gained += __shfl_xor_sync(kAllLanes, gained, 1);
+      gained += __shfl_xor_sync(kAllLanes, gained, 2);
+    }
     if (16 * warp + g + 8 * h >= rows * group) continue;
     const size_t query =
         static_cast<size_t>(row[h]) * sizes.heads + kv_head * group + head[h];
-    if (t == 0) args.log_sums[query] = log_sum(state);
+    if (t == 0) {
+      args.log_sums[query] = GAINED
+                                 ? attention.gain[h] * state.max + logf(gained)
+                                 : log_sum(state);
+    }
 #pragma unroll
     for (int d = 0; d < DIM / 8; d++) {
       const uint32_t at = 8 * d + 2 * t;
@@ -5743,10 +7898,10 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   }
 }
 
-template <int DIM>
-cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
+template <int DIM, bool GAINED>
+cudaError_t launch_gained(const skv_chunk_args &args, const Launch &launch) {
   static_assert(sizeof(Shared<DIM>) % sizeof(uint4) == 0, "queries follow");
-  const auto kernel = prefill_attend_kernel<DIM>;
+  const auto kernel = prefill_attend_kernel<DIM, GAINED>;
   const size_t bytes =
       sizeof(Shared<DIM>) +
       kQueryBytes<DIM> * (args.sink_queries == nullptr ? 1 : 2);
@@ -5757,6 +7912,13 @@ cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
   const dim3 grid((args.step.rows + rows_per_block - 1) / rows_per_block,
                   args.sizes.kv_heads);
   return launch_kernel(launch, kernel, grid, 32 * kWarps<DIM>, bytes, args);
+}
+
+template <int DIM>
+cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
+  return args.policy.score == SKV_SCORE_STEP_GAIN
+             ? launch_gained<DIM, true>(args, launch)
+             : launch_gained<DIM, false>(args, launch);
 }
 
 }  // namespace
@@ -6492,6 +8654,11 @@ class Scratch {
     T *const taken = reinterpret_cast<T *>(memory_);
     memory_ += aligned_bytes(count * sizeof(T));
     return taken;
+  }
+
+  // Bytes since \`memory\`.
+  size_t taken(const char *memory) const {
+    return static_cast<size_t>(memory_ - memory);
   }
 
  private:

@@ -12,6 +12,7 @@
 /** In the order in which they are best read. */
 const examples = [
   "hello",
+  "batch",
   "chat",
   "long_context",
   "compare_policies",

@@ -3,27 +3,7 @@
 #pragma once
 
 #include "attend_slots.cuh"
-
-// What attention leaves for the policy, which goes on when the next layers are
-// at work already. Attention itself changes no word of a head: blocks that come
-// late, to find that there are no slots for them, still read those.
-struct Evidence {
-  // (heads, group, max_capacity): raw logits
-  float *logits;
-  // (heads, kMaxGroup): ln of the softmax sums
-  float *log_sums;
-  // (heads, group, head_dim), where merges need them
-  float *queries;
-  // (heads, group, head_dim): the output, where merges need it
-  float *outputs;
-  // (heads, max_capacity): scores that take more than a slot's own fields
-  float *ratings;
-  // (heads, max_capacity): what slots stay by, where values count
-  uint64_t *keys;
-  // (heads): the row's position, live slots, the first free one, and how far
-  // slots are used; 0 of them for rows that are not live
-  uint4 *rows;
-};
+#include "evidence.cuh"
 
 // Memory between the blocks of a head.
 struct AttendParts {

@@ -3,9 +3,11 @@
 #pragma once
 
 #include "../runtime/launch.cuh"
+#include "expected_attention.cuh"
 #include "scores.cuh"
 #include "slots.cuh"
 #include "step.cuh"
+#include "value_spread.cuh"
 
 // Threads of the blocks that work on a whole head.
 constexpr uint32_t kCompressThreads = 512;
@@ -26,6 +28,8 @@ enum Counter {
   kCandidates = 2,
   kMembers = 3,
   kPairs = 4,
+  // How far the values of the head scatter before anything is merged; a float.
+  kSpread = 5,
   kCounters = 8
 };
 
@@ -50,6 +54,10 @@ struct HeadWork {
   // (parts, most): by query
   float *similarities;
   uint32_t *nearest;
+  // Where queries are expected.
+  Expectation expected;
+  // Where the cheapest pairs are merged: see lib/value_spread.cuh.
+  float *spreads;
   // (kCounters)
   uint32_t *counters;
 };
@@ -60,11 +68,20 @@ struct CompressWork {
   uint32_t most;
   // Parts that candidates are searched in.
   uint32_t parts;
+  // Query heads of a group whose queries are expected.
+  uint32_t expected_heads;
+  // Floats by which the scatter of the values of a head is found.
+  uint32_t spread_words;
 
   // Bytes of one head's lists.
-  static size_t bytes(uint32_t most, uint32_t parts) {
-    return aligned(static_cast<size_t>(most) * 4) * (7 + 2 * parts) +
-           aligned(static_cast<size_t>(most) * 8) * 2 + aligned(kCounters * 4);
+  size_t bytes() const {
+    const size_t states = expected_heads == 0 ? 0 : expect_parts(most);
+    return aligned(static_cast<size_t>(most) * 4) *
+               (7 + 2 * parts + expected_heads) +
+           aligned(static_cast<size_t>(most) * 8) * 2 +
+           aligned(states * kMaxGroup * sizeof(float2)) +
+           aligned(static_cast<size_t>(spread_words) * 4) +
+           aligned(kCounters * 4);
   }
 
   __host__ __device__ static size_t aligned(size_t bytes) {
@@ -92,8 +109,14 @@ struct CompressWork {
     work.counters = reinterpret_cast<uint32_t *>(take(kCounters * 4));
     // A head's divergences share the memory of `best`, which is free by then.
     work.divergences = reinterpret_cast<float *>(work.best);
-    work.similarities = reinterpret_cast<float *>(at);
-    work.nearest = reinterpret_cast<uint32_t *>(at + parts * aligned(words));
+    work.similarities = reinterpret_cast<float *>(take(parts * aligned(words)));
+    work.nearest = reinterpret_cast<uint32_t *>(take(parts * aligned(words)));
+    work.expected.pitch = part_pitch();
+    work.expected.logits =
+        reinterpret_cast<float *>(take(expected_heads * aligned(words)));
+    work.spreads =
+        reinterpret_cast<float *>(take(static_cast<size_t>(spread_words) * 4));
+    work.expected.states = reinterpret_cast<float2 *>(at);
     return work;
   }
 

@@ -5,37 +5,13 @@
 // read them once, but slots come and go.
 #pragma once
 
-#include "merge_slots.cuh"
-
-// Widest head that kernels take.
-constexpr uint32_t kMaxHeadDim = 32 * kLaneDims;
+#include "lane_vector.cuh"
 
 // Warps of a block that rates keys.
 constexpr uint32_t kKeyWarps = 16;
 
 struct KeyScratch {
   float sums[kKeyWarps][kMaxHeadDim];
-};
-
-// The dimensions of a key that this lane holds, zeros beyond its end.
-struct LaneKey {
-  float x[kLaneDims];
-
-  __device__ LaneKey(const Slot &slot, uint32_t head_dim) {
-#pragma unroll
-    for (int i = 0; i < kLaneDims; i++) {
-      const uint32_t d = lane_id() + 32 * i;
-      x[i] = d < head_dim ? to_float(slot.key[d]) : 0.0f;
-    }
-  }
-  // 1 / |key|, or 0 for a zero key, in every lane.
-  __device__ float inverse_norm() const {
-    float square = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kLaneDims; i++) square += x[i] * x[i];
-    square = warp_sum(square);
-    return square == 0.0f ? 0.0f : rsqrtf(square);
-  }
 };
 
 // Rates the slots `slot(0)` to `slot(count - 1)`, free ones left out. Called by
@@ -48,7 +24,7 @@ __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
   for (uint32_t i = warp_id(); i < count; i += kKeyWarps) {
     const Slot slot = slot_of(i);
     if (slot.word(kSlotTokens) == 0) continue;
-    const LaneKey key(slot, head_dim);
+    const LaneVector key(slot.key, head_dim);
     const float inverse = key.inverse_norm();
 #pragma unroll
     for (int d = 0; d < kLaneDims; d++) sum[d] += key.x[d] * inverse;
@@ -72,7 +48,7 @@ __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
   for (uint32_t i = warp_id(); i < count; i += kKeyWarps) {
     const Slot slot = slot_of(i);
     if (slot.word(kSlotTokens) == 0) continue;
-    const LaneKey key(slot, head_dim);
+    const LaneVector key(slot.key, head_dim);
     float product = 0.0f;
 #pragma unroll
     for (int d = 0; d < kLaneDims; d++) product += mean[d] * key.x[d];

@@ -1,4 +1,4 @@
-// Merging similar pairs before anything is evicted.
+// Merging pairs before anything is evicted: similar ones, or the cheapest.
 //
 // Taking proposals in order looks sequential, but a proposal that is the best
 // of both its ends is taken whatever the others do; so rounds take all of those
@@ -7,8 +7,8 @@
 #pragma once
 
 #include "merge_slots.cuh"
-#include "nearest_keys.cuh"
 #include "ratings.cuh"
+#include "search_items.cuh"
 #include "select_smallest.cuh"
 
 __device__ inline MergeContext merge_context(const skv_chunk_args &args,
@@ -37,7 +37,7 @@ __device__ inline void set_norm(const skv_chunk_args &args,
   }
 }
 
-// Takes proposals in order of similarity while both ends are free, up to
+// Takes the best proposals first while both ends are free, up to
 // `excess` of them, and lists who made them in `queries`. Returns their number.
 __device__ inline uint32_t match_pairs(const skv_chunk_args &args,
                                        const ChunkHead &head,
@@ -52,9 +52,9 @@ __device__ inline uint32_t match_pairs(const skv_chunk_args &args,
   __syncthreads();
   for (uint32_t q = threadIdx.x; q < queries; q += kCompressThreads) {
     const Neighbour nearest = nearest_of_query(args, head, all_work, work, q);
-    if (!nearest.exists() || !(nearest.similarity > args.policy.threshold)) {
-      continue;
-    }
+    const bool fits = args.policy.merge != SKV_MERGE_VOTES ||
+                      nearest.similarity > args.policy.threshold;
+    if (!nearest.exists() || !fits) continue;
     const uint32_t i = work.queries[q];
     const uint32_t position =
         item_slot(args, head, work.items[i]).word(kSlotPosition);

@@ -8,10 +8,7 @@
 // it leave of it. Runs are short unless the budget is far exceeded.
 #pragma once
 
-#include "compress_work.cuh"
-#include "overlap.cuh"
-
-constexpr uint32_t kNoItem = ~0u;
+#include "search_items.cuh"
 
 constexpr uint32_t kRunThreads = 256;
 

@@ -6,9 +6,6 @@
 
 #include "scores.cuh"
 
-// Dimensions of a head that one lane holds.
-constexpr int kLaneDims = 8;
-
 // What a merge needs beside its members.
 struct MergeContext {
   // (group, head_dim): queries of the current row.

@@ -1,31 +1,80 @@
 // Merging what has to go into the most similar of what is kept.
 #pragma once
 
+#include "blend_slots.cuh"
 #include "merge_pairs.cuh"
 
-// Merges each victim into its nearest target, all of a target together, or
-// drops it.
-__device__ inline void merge_victims(const skv_chunk_args &args,
-                                     const ChunkHead &head,
-                                     const CompressWork &all_work,
-                                     const HeadWork &work, uint32_t victims,
-                                     SelectScratch &scratch) {
-  const bool merges = args.policy.merge == SKV_MERGE_VOTES;
+// Moves the threshold of the head and takes their targets from those victims
+// that are not similar enough: `mates` and `similarities` by victim. Called by
+// the whole block.
+__device__ inline void move_threshold(const skv_chunk_args &args,
+                                      const ChunkHead &head,
+                                      const HeadWork &work, uint32_t victims,
+                                      SelectScratch &scratch) {
+  float cosines = 0.0f;
+  uint32_t mine = 0, count;
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    if (work.mates[v] == ~0u) continue;
+    cosines += work.similarities[v];
+    mine++;
+  }
+  cosines = block_sum(cosines, scratch);
+  block_prefix(mine, count, scratch.block);
+  if (count == 0) return;
+  const float threshold =
+      next_threshold(args.policy, __uint_as_float(head.words[kHeadThreshold]),
+                     cosines / static_cast<float>(count));
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    if (work.similarities[v] < threshold) work.mates[v] = ~0u;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    head.words[kHeadThreshold] = __float_as_uint(threshold);
+  }
+}
+
+// Finds the target of each victim: `mates`, by victim. Called by the whole
+// block.
+__device__ inline void find_targets(const skv_chunk_args &args,
+                                    const ChunkHead &head,
+                                    const CompressWork &all_work,
+                                    const HeadWork &work, uint32_t victims,
+                                    SelectScratch &scratch) {
+  const skv_policy &policy = args.policy;
+  const bool merges = merges_victims(policy);
   for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
     const Neighbour nearest =
         merges ? nearest_of_query(args, head, all_work, work, v) : kNoNeighbour;
     const bool fits =
-        nearest.exists() && nearest.similarity > args.policy.threshold;
+        nearest.exists() && (policy.merge != SKV_MERGE_VOTES ||
+                             nearest.similarity > policy.threshold);
     work.mates[v] = fits ? nearest.item : ~0u;
+    // The best of all parts takes the place of the first part's.
+    if (merges) work.similarities[v] = nearest.similarity;
     work.divergences[v] = 0.0f;
-    if (fits) continue;
+  }
+  __syncthreads();
+  if (policy.merge == SKV_MERGE_COSINE) {
+    move_threshold(args, head, work, victims, scratch);
+  }
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    if (work.mates[v] != ~0u) continue;
     const uint32_t item = work.items[work.queries[v]];
     atomicAdd(head.words + kHeadDropped, 1);
     atomicAdd(head.words + kHeadDroppedTokens,
               item_slot(args, head, item).word(kSlotTokens));
   }
   __syncthreads();
-  if (!merges) return;
+}
+
+// Merges each victim into its target, all of a target together, or drops it.
+__device__ inline void merge_victims(const skv_chunk_args &args,
+                                     const ChunkHead &head,
+                                     const CompressWork &all_work,
+                                     const HeadWork &work, uint32_t victims,
+                                     SelectScratch &scratch) {
+  find_targets(args, head, all_work, work, victims, scratch);
+  if (!merges_victims(args.policy)) return;
   const MergeContext context = merge_context(args, head);
   uint32_t merged_slots = 0;
   for (uint32_t v = warp_id(); v < victims; v += kCompressWarps) {
@@ -59,13 +108,16 @@ __device__ inline void merge_victims(const skv_chunk_args &args,
     }
     members = work.candidates + first;
     __syncwarp();
-    const Merged merged = merge_slots(
-        count + 1,
-        [&](uint32_t i) {
-          const uint32_t ordinal = i == 0 ? target : members[i - 1];
-          return item_slot(args, head, work.items[ordinal]);
-        },
-        context, args.policy);
+    const auto member = [&](uint32_t i) {
+      const uint32_t ordinal = i == 0 ? target : members[i - 1];
+      return item_slot(args, head, work.items[ordinal]);
+    };
+    Merged merged = {};
+    if (args.policy.merge == SKV_MERGE_COSINE) {
+      blend_slots(count + 1, member, args.sizes.head_dim);
+    } else {
+      merged = merge_slots(count + 1, member, context, args.policy);
+    }
     if (lane_id() == 0) {
       work.divergences[v] = merged.divergence;
       merged_slots += count;

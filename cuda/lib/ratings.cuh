@@ -4,37 +4,65 @@
 #pragma once
 
 #include "compress_work.cuh"
+#include "expected_attention.cuh"
 #include "key_distance.cuh"
 #include "overlap.cuh"
 
 constexpr uint32_t kRateThreads = 256;
 
-__host__ __device__ inline bool compares_keys(const skv_policy &policy) {
-  return policy.score == SKV_SCORE_KEY_DISTANCE;
-}
-
 // Whether scores take more than a slot's own fields.
 __host__ __device__ inline bool is_rated(const skv_policy &policy) {
   return policy.pool != SKV_POOL_NONE || policy.layer_scope != 0 ||
-         compares_keys(policy);
+         takes_all_keys(policy);
 }
 
-// Where scores by keys are left: in memory that pairs need later on where they
-// are still to be pooled.
+// Where scores that take all keys are left: in memory that pairs need later on
+// where they are still to be pooled.
 __device__ inline float *key_scores(const skv_policy &policy,
                                     const HeadWork &work) {
   return policy.pool == SKV_POOL_NONE ? work.scores
                                       : reinterpret_cast<float *>(work.best);
 }
 
+// Leaves what is expected of the items.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kExpectThreads)
+    expect_items_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ ExpectShared shared;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t items = work.counters[kItems];
+  if (blockIdx.x * kExpectSlots >= items) return;
+  const ExpectedGroup group =
+      expected_group(args.cache, args.sizes, args.policy,
+                     args.step.chunk[kChunkSequence], blockIdx.y);
+  expect_slots<ALIGNED>(group, items, work.expected, shared, [&](uint32_t i) {
+    return item_slot(args, head, work.items[i]);
+  });
+}
+
+// Scores that take all keys of a head; one block has it.
 static __global__ void __launch_bounds__(kCompressThreads)
     rate_keys_kernel(skv_chunk_args args, CompressWork all_work) {
   static_assert(kCompressWarps == kKeyWarps, "as many warps as rate keys");
   __shared__ KeyScratch scratch;
+  __shared__ float log_sums[kMaxGroup];
   begin_kernel();
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
+  if (args.policy.score == SKV_SCORE_EXPECTED) {
+    rate_by_expectation(args.sizes.heads / args.sizes.kv_heads,
+                        work.counters[kItems], work.expected, log_sums,
+                        key_scores(args.policy, work), [&](uint32_t i) {
+                          const Slot slot =
+                              item_slot(args, head, work.items[i]);
+                          return slot.word(kSlotTokens) != 0;
+                        });
+    return;
+  }
   rate_by_key(work.counters[kItems], args.sizes.head_dim,
               key_scores(args.policy, work), scratch,
               [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
@@ -77,8 +105,8 @@ static __global__ void __launch_bounds__(kRateThreads)
     if (i >= items) return kNotPooled;
     const Slot slot = item_slot(args, head, work.items[i]);
     if (slot.word(kSlotTokens) == 0) return kNotPooled;
-    score = compares_keys(policy) ? key_scores(policy, work)[i]
-                                  : own_score(slot, policy, args.cache.lanes);
+    score = takes_all_keys(policy) ? key_scores(policy, work)[i]
+                                   : own_score(slot, policy, args.cache.lanes);
     const uint32_t position = slot.word(kSlotPosition);
     return position + head.words[kHeadRecent] <= head.newest ? position
                                                              : kNotPooled;
@@ -137,12 +165,19 @@ inline cudaError_t launch_ratings(const skv_chunk_args &args,
   const uint32_t blocks = (work.most + kRateThreads - 1) / kRateThreads;
   const uint32_t heads = args.sizes.kv_heads;
   cudaError_t status = cudaSuccess;
-  if (compares_keys(args.policy)) {
+  if (args.policy.score == SKV_SCORE_EXPECTED) {
+    const auto kernel = args.sizes.head_dim % 8 == 0
+                            ? expect_items_kernel<true>
+                            : expect_items_kernel<false>;
+    status = launch_kernel(launch, kernel, dim3(expect_parts(work.most), heads),
+                           kExpectThreads, 0, args, work);
+  }
+  if (status == cudaSuccess && takes_all_keys(args.policy)) {
     status = launch_kernel(launch, rate_keys_kernel, heads, kCompressThreads, 0,
                            args, work);
   }
   const bool pools = args.policy.pool != SKV_POOL_NONE;
-  if (status == cudaSuccess && (pools || !compares_keys(args.policy))) {
+  if (status == cudaSuccess && (pools || !takes_all_keys(args.policy))) {
     status = launch_kernel(launch, rate_kernel, dim3(blocks, heads),
                            kRateThreads, 0, args, work);
   }

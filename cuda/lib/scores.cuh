@@ -33,9 +33,19 @@ __device__ inline float log_add(float a, float b) {
   return max + log1pf(expf(fminf(a, b) - max));
 }
 
-// Adds the row at `position` of the text. `logit(g)` are the raw logits of the
-// slot, `log_sum(g)` the ln of the row's softmax sums and `bias(g)` the vote
-// biases.
+// What the logits of the row at `position` are multiplied with for its scores:
+// see scoreGain of the reference.
+__device__ inline float score_gain(const skv_policy &policy, uint32_t position,
+                                   uint32_t budget) {
+  if (policy.score != SKV_SCORE_STEP_GAIN) return 1.0f;
+  const float ratio =
+      static_cast<float>(position + 1) / static_cast<float>(budget);
+  return sqrtf(2.0f * fmaxf(0.0f, logf(ratio)));
+}
+
+// Adds the row at `position` of the text. At the scale that its scores have,
+// `logit(g)` are the raw logits of the slot, `log_sum(g)` the ln of the row's
+// softmax sums and `bias(g)` the vote biases.
 //
 // The moving sum is kept as its logarithm, because exp of a raw logit
 // overflows: E ← ln(alpha exp(E) + (1 − alpha) s).
@@ -105,6 +115,12 @@ __device__ inline float mean_attention(const Slot &slot) {
          static_cast<float>(max(1u, slot.word(kSlotObservations)));
 }
 
+// Whether a score is worked out from all keys of a head, without any row.
+__host__ __device__ inline bool takes_all_keys(const skv_policy &policy) {
+  return policy.score == SKV_SCORE_KEY_DISTANCE ||
+         policy.score == SKV_SCORE_EXPECTED;
+}
+
 // What the policy's score says of a slot. A position too large for a float is
 // rounded; ties go by position and put it right.
 __device__ inline float own_score(const Slot &slot, const skv_policy &policy,
@@ -116,10 +132,16 @@ __device__ inline float own_score(const Slot &slot, const skv_policy &policy,
       return log_score(slot, policy) +
              (policy.count_votes ? pooled_bias(slot, lanes) : 0.0f);
     case SKV_SCORE_MEAN:
+    case SKV_SCORE_STEP_GAIN:
       return mean_attention(slot);
     default:
       return slot.get(kSlotAccumulated);
   }
+}
+
+// Whether the numbers that a score says are logarithms.
+__device__ inline bool is_logarithm(const skv_policy &policy) {
+  return policy.score == SKV_SCORE_EMA || policy.score == SKV_SCORE_EXPECTED;
 }
 
 // Smallest norm that counts; the logarithm of less is of no use.
@@ -131,7 +153,7 @@ __device__ inline float rank_of(float score, const Slot &slot,
   if (!policy.count_values) return score;
   const float norm = slot.get(kSlotValueNorm);
   const float power = static_cast<float>(policy.value_power);
-  if (policy.score != SKV_SCORE_EMA) {
+  if (!is_logarithm(policy)) {
     return (score + policy.value_epsilon) *
            (policy.value_power == 2 ? norm * norm : norm);
   }
@@ -159,18 +181,18 @@ __device__ inline uint32_t first_stage(const skv_policy &policy,
 
 // The sum of no scores; where they are logarithms, of what they stand for.
 __device__ inline float no_scores(const skv_policy &policy) {
-  return policy.score == SKV_SCORE_EMA ? kLogZero : 0.0f;
+  return is_logarithm(policy) ? kLogZero : 0.0f;
 }
 
 __device__ inline float add_score(float sum, float score,
                                   const skv_policy &policy) {
-  return policy.score == SKV_SCORE_EMA ? log_add(sum, score) : sum + score;
+  return is_logarithm(policy) ? log_add(sum, score) : sum + score;
 }
 
 __device__ inline float mean_score(float sum, uint32_t count,
                                    const skv_policy &policy) {
   const float terms = static_cast<float>(count);
-  return policy.score == SKV_SCORE_EMA ? sum - logf(terms) : sum / terms;
+  return is_logarithm(policy) ? sum - logf(terms) : sum / terms;
 }
 
 // Whether a slot may be evicted: neither a sink nor a recent token.

@@ -90,6 +90,63 @@ __device__ inline uint32_t list_if(uint32_t length, uint32_t *list,
   return listed;
 }
 
+// Shared memory of list_two, for up to 32 warps.
+struct ListScratch {
+  uint32_t counts[32][2];
+};
+
+// Writes the numbers below `length` of the first kind to `list`, in order, and
+// those of the second kind after them; `kind(i)` is 0 or 1, or anything else
+// for numbers that are left out. Returns how many there are of each. Called by
+// the whole block.
+//
+// A warp has a run of numbers, counts them first and then knows their places.
+template <class Kind>
+__device__ inline uint2 list_two(uint32_t length, uint32_t *list,
+                                 ListScratch &scratch, Kind kind) {
+  const uint32_t warps = blockDim.x / 32;
+  const uint32_t run = (length + 32 * warps - 1) / (32 * warps) * 32;
+  const uint32_t begin = warp_id() * run, end = min(length, begin + run);
+  // Calls `use` with a number and the lanes that have one of each kind.
+  const auto each = [&](auto use) {
+    for (uint32_t first = begin; first < end; first += 32) {
+      const uint32_t i = first + lane_id();
+      const uint32_t own = i < end ? kind(i) : 2;
+      const uint32_t zeros = __ballot_sync(kAllLanes, own == 0);
+      const uint32_t ones = __ballot_sync(kAllLanes, own == 1);
+      use(i, own, zeros, ones);
+    }
+  };
+  uint32_t counts[2] = {};
+  each([&](uint32_t, uint32_t, uint32_t zeros, uint32_t ones) {
+    counts[0] += __popc(zeros);
+    counts[1] += __popc(ones);
+  });
+  __syncthreads();
+  if (lane_id() < 2) {
+    scratch.counts[warp_id()][lane_id()] = counts[lane_id() == 0 ? 0 : 1];
+  }
+  __syncthreads();
+  uint32_t before[2] = {}, total[2] = {};
+  for (uint32_t w = 0; w < warps; w++) {
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      if (w < warp_id()) before[k] += scratch.counts[w][k];
+      total[k] += scratch.counts[w][k];
+    }
+  }
+  before[1] += total[0];
+  const uint32_t lower = (1u << lane_id()) - 1;
+  each([&](uint32_t i, uint32_t own, uint32_t zeros, uint32_t ones) {
+    if (own == 0) list[before[0] + __popc(zeros & lower)] = i;
+    if (own == 1) list[before[1] + __popc(ones & lower)] = i;
+    before[0] += __popc(zeros);
+    before[1] += __popc(ones);
+  });
+  __syncthreads();
+  return {total[0], total[1]};
+}
+
 // Sum of `x` over the threads of the block, always in the same order.
 __device__ inline float block_sum(float x, SelectScratch &scratch) {
   x = warp_sum(x);

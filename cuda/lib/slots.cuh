@@ -46,6 +46,10 @@ constexpr float kLiveBias = -1e29f;
 // Most query heads that share a KV head, and thus vote lanes.
 constexpr uint32_t kMaxGroup = 16;
 
+// Dimensions of a head that one lane holds, and the widest head.
+constexpr int kLaneDims = 8;
+constexpr uint32_t kMaxHeadDim = 32 * kLaneDims;
+
 // Words of a (sequence, KV head) of the layer.
 __device__ inline uint32_t *head_words(const skv_cache &cache,
                                        const skv_sizes &sizes,

@@ -24,6 +24,11 @@ class Scratch {
     return taken;
   }
 
+  // Bytes since `memory`.
+  size_t taken(const char *memory) const {
+    return static_cast<size_t>(memory_ - memory);
+  }
+
  private:
   char *memory_;
 };

@@ -3,11 +3,16 @@
  *
  * @module
  */
+import { join } from "@std/path";
 import { openBackend } from "../backends/open_backend.ts";
 import { halfOf, loadDocuments } from "../evaluate/documents.ts";
 import { measureHeadLosses } from "../evaluate/head_losses.ts";
 import { openEvaluationModel } from "../evaluate/model.ts";
 import { selectWindows } from "../evaluate/windows.ts";
+import {
+  HEAD_LOSSES_FILE,
+  writeHeadLosses,
+} from "../model/head_losses_file.ts";
 import type { HeadLosses } from "../policies/allocations/head_losses.ts";
 import { numbers } from "./evaluation_flags.ts";
 import {
@@ -19,7 +24,6 @@ import {
   whole,
 } from "./flags.ts";
 import { helpText } from "./help.ts";
-import { writeLosses } from "./losses_file.ts";
 import { commonFlags, modelFlags, modelFolderOf } from "./model_flags.ts";
 import { Progress } from "./progress.ts";
 import { type Command, runCommand } from "./run_command.ts";
@@ -56,7 +60,10 @@ const sizeFlags = {
 } as const;
 
 const outputFlags = {
-  out: text("FILE", "Where the losses go, as JSON"),
+  out: text(
+    "FILE",
+    `Where the losses go, as JSON (default: ${HEAD_LOSSES_FILE} of the model)`,
+  ),
   quiet: toggle("Print nothing but the path of the file"),
   ...commonFlags,
 } as const;
@@ -67,9 +74,9 @@ const help = helpText({
   summary:
     "Measures what a model loses when the policy steady compresses one " +
     "head and leaves all others as they are, for every head and some budgets. " +
-    "--losses of the commands generate and chat, and steady({ losses }) in " +
-    "code, spread a budget over the heads by it.",
-  usage: "deno task calibrate --documents FILE --out FILE [flags]",
+    "The policy steady spreads its budget over the heads by it, where the " +
+    "file is in the model's folder or named by --losses.",
+  usage: "deno task calibrate --documents FILE [flags]",
   sections: {
     "Input": inputFlags,
     "Sizes": sizeFlags,
@@ -95,13 +102,12 @@ export const calibrate: Command = async (args, interrupts) => {
   if (rest.length > 0) {
     throw new UsageError(`Cannot use argument ${rest[0]}: expected flags only`);
   }
-  const { documents: path, out, quiet } = values;
-  if (path === undefined || out === undefined) {
-    throw new UsageError(
-      "Cannot calibrate without text and a place for the result: expected --documents and --out",
-    );
+  const { documents: path, quiet } = values;
+  if (path === undefined) {
+    throw new UsageError("Cannot calibrate without text: expected --documents");
   }
   const folder = await modelFolderOf(values);
+  const { out = join(folder, HEAD_LOSSES_FILE) } = values;
   const documents = await loadDocuments(path);
   const signal = interrupts.next();
   const { backend } = await openBackend(values.backend ?? "auto");
@@ -134,7 +140,7 @@ export const calibrate: Command = async (args, interrupts) => {
     await loading.stop();
     await measuring.stop();
   }
-  await writeLosses(out, losses);
+  await writeHeadLosses(out, losses);
   await print(`${out}\n`);
   return 0;
 };

@@ -78,7 +78,8 @@ export const evaluate: Command = async (args, interrupts) => {
   if (values.documents === undefined) {
     throw new UsageError("Cannot evaluate without text: expected --documents");
   }
-  const plan = await planOf(values);
+  const { model: folder = DEFAULT_MODEL } = values;
+  const plan = await planOf(values, folder);
   const { out = DEFAULT_OUT, resume, quiet, documents: path } = values;
   const documents = await loadDocuments(path);
   const file = await prepareFolder(out, resume);
@@ -86,14 +87,11 @@ export const evaluate: Command = async (args, interrupts) => {
   const { backend } = await openBackend(values.backend ?? "auto");
   await using _backend = backend;
   const loading = new Progress("Loading", { enabled: !quiet });
-  using model = await openEvaluationModel(
-    values.model ?? DEFAULT_MODEL,
-    {
-      backend,
-      onProgress: ({ bytes, totalBytes }) => loading.update(bytes, totalBytes),
-      signal,
-    },
-  );
+  using model = await openEvaluationModel(folder, {
+    backend,
+    onProgress: ({ bytes, totalBytes }) => loading.update(bytes, totalBytes),
+    signal,
+  });
   const progress = new EvaluationProgress({ enabled: !quiet });
   let rows: ResultRow[];
   try {

@@ -3,26 +3,31 @@
  *
  * @module
  */
-import { dirname, resolve } from "@std/path";
+import { dirname, join, resolve } from "@std/path";
 import {
   EvaluationFormatError,
   parseJsonAt,
 } from "../evaluate/format_error.ts";
 import { type EvaluationPlan, parsePlan } from "../evaluate/plan.ts";
+import { HEAD_LOSSES_FILE, readHeadLosses } from "../model/head_losses_file.ts";
 import { policies as registry } from "../policies/registry.ts";
 import type { PlanValues, TASKS } from "./evaluation_flags.ts";
 import { UsageError } from "./flags.ts";
-import { readLosses } from "./losses_file.ts";
 
 /**
  * The plan that the flags describe: that of `--plan`, where it is given, with
  * what other flags change, or one of their own.
  *
+ * @param model Folder of the model, whose losses the plan may ask for.
  * @throws {UsageError} If a flag is out of range, or cannot change a plan.
  * @throws {EvaluationFormatError} If the file of `--plan` is damaged.
- * @throws {Error} If a file of losses that it names is missing or damaged.
+ * @throws {ModelFormatError} If a file of losses that it names is missing or
+ * damaged.
  */
-export async function planOf(values: PlanValues): Promise<EvaluationPlan> {
+export async function planOf(
+  values: PlanValues,
+  model: string,
+): Promise<EvaluationPlan> {
   const { plan: file } = values;
   if (file !== undefined) {
     if (values.tasks !== undefined) {
@@ -32,7 +37,7 @@ export async function planOf(values: PlanValues): Promise<EvaluationPlan> {
     }
     const at = { file, place: "the plan" };
     const plan = parseJsonAt(await readPlan(file), at);
-    const own = await withLosses(plan, dirname(file));
+    const own = await withLosses(plan, { folder: dirname(file), model });
     return parsePlan(JSON.stringify(changePlan(own, values)), file);
   }
   const plan = {
@@ -51,26 +56,58 @@ export async function planOf(values: PlanValues): Promise<EvaluationPlan> {
   }
 }
 
-/** Puts in place of `options.losses`, a path from the plan, what the file says. */
-async function withLosses(plan: unknown, folder: string): Promise<unknown> {
-  const { policies } = (plan ?? {}) as { policies?: unknown };
-  if (!Array.isArray(policies)) return plan;
-  const entries = policies.map(async (entry) => {
-    const losses: unknown = entry?.options?.losses;
-    if (typeof losses !== "string") return entry;
-    const options = {
-      ...entry.options,
-      losses: await readLosses(resolve(folder, losses)),
-    };
-    return { ...entry, options };
+/**
+ * Puts in place of every field `losses` of a policy, its own or that of an
+ * allocation, what the file says: a path from the plan, or, where it is `true`,
+ * the file of the model.
+ */
+async function withLosses(
+  plan: unknown,
+  folders: { readonly folder: string; readonly model: string },
+): Promise<unknown> {
+  if (!isObject(plan)) return plan;
+  const { policies, ...rest } = plan;
+  return {
+    ...rest,
+    ...("policies" in plan &&
+      { policies: await readInside(policies, folders) }),
+  };
+}
+
+async function readInside(
+  value: unknown,
+  folders: { readonly folder: string; readonly model: string },
+): Promise<unknown> {
+  if (Array.isArray(value)) {
+    return await Promise.all(value.map((item) => readInside(item, folders)));
+  }
+  if (!isObject(value)) return value;
+  const fields = Object.entries(value).map(async ([name, field]) => {
+    const file = name !== "losses"
+      ? undefined
+      : field === true
+      ? join(folders.model, HEAD_LOSSES_FILE)
+      : typeof field === "string"
+      ? resolve(folders.folder, field)
+      : undefined;
+    return [
+      name,
+      file === undefined
+        ? await readInside(field, folders)
+        : await readHeadLosses(file),
+    ];
   });
-  return { ...plan as object, policies: await Promise.all(entries) };
+  return Object.fromEntries(await Promise.all(fields));
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 /** The fields that flags give, over those of a plan in JSON. */
 function changePlan(plan: unknown, values: PlanValues): unknown {
-  if (typeof plan !== "object" || plan === null) return plan;
-  const { policies, tasks } = plan as { policies?: unknown; tasks?: unknown };
+  if (!isObject(plan)) return plan;
+  const { policies, tasks } = plan;
   return {
     ...plan,
     ...given({
@@ -102,8 +139,8 @@ function choosePolicies(names: readonly string[], entries: unknown): object[] {
 
 /** What flags change in a task; those about other tasks change nothing. */
 function changeTask(task: unknown, values: PlanValues): unknown {
-  if (typeof task !== "object" || task === null) return task;
-  const { kind } = task as { kind?: unknown };
+  if (!isObject(task)) return task;
+  const { kind } = task;
   const { prompt, continuation, probes } = values;
   const amount = {
     windowsPerDocument: values.windows,

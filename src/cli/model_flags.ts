@@ -4,8 +4,9 @@
  * @module
  */
 import type { BackendName } from "../backends/backend.ts";
-import type { ChatOptions } from "../generate/options.ts";
-import type { Budget, Policy } from "../policies/parts.ts";
+import type { ChatOptions, PolicyForModel } from "../generate/options.ts";
+import { readHeadLosses } from "../model/head_losses_file.ts";
+import type { Budget } from "../policies/parts.ts";
 import { createPolicy, policies } from "../policies/registry.ts";
 import { steady } from "../policies/steady.ts";
 import { BUDGET_FORMS, parseBudget } from "../policies/parse_budget.ts";
@@ -20,7 +21,6 @@ import {
   type Values,
   whole,
 } from "./flags.ts";
-import { readLosses } from "./losses_file.ts";
 
 /** Model that is used where there is no `--model`, seen from this repository. */
 export const DEFAULT_MODEL = "examples/models/docs-7m";
@@ -47,7 +47,8 @@ export const modelFlags = {
   losses: text(
     "FILE",
     "Spread the budget of the policy steady over the heads by this file of " +
-      "deno task calibrate (default: evenly)",
+      "deno task calibrate (default: head_losses.json of the model, or evenly " +
+      "where it has none)",
   ),
   chunk: whole("TOKENS", {
     help: "Tokens of the prompt read at a time (default: 256)",
@@ -110,18 +111,17 @@ export const quietFlag = {
 } as const;
 
 /**
- * Policy that the flags describe.
+ * What makes the policy that the flags describe, once the model is known.
  *
  * @throws {UsageError} If the flags ask for two schedules, or for losses with
  * a policy that takes none.
- * @throws {Error} If the file of `--losses` is missing or damaged.
+ * @throws {ModelFormatError} If the file of `--losses` is missing or damaged.
  */
 export async function policyOf(
-  { policy: name = "keepkv", budget, losses, chunk, whole: longest }: Values<
-    typeof modelFlags
-  >,
-): Promise<Policy> {
-  if (losses !== undefined && name !== "steady") {
+  { policy: name = "keepkv", budget, losses: file, chunk, whole: longest }:
+    Values<typeof modelFlags>,
+): Promise<PolicyForModel> {
+  if (file !== undefined && name !== "steady") {
     throw new UsageError(
       `Cannot use --losses with --policy ${name}: expected --policy steady`,
     );
@@ -133,15 +133,18 @@ export async function policyOf(
   }
   const share = name === "full" ? 1 : 0.25;
   const own = createPolicy(name, budget ?? { ratio: share });
-  const policy = losses === undefined
-    ? own
-    : steady({ budget: own.budget, losses: await readLosses(losses) });
-  if (longest !== undefined) {
-    return { ...policy, schedule: { kind: "whole", longest } };
-  }
-  return chunk === undefined
-    ? policy
-    : { ...policy, schedule: { kind: "streaming", chunk } };
+  const given = file === undefined ? undefined : await readHeadLosses(file);
+  return ({ headLosses }) => {
+    const losses = given ?? headLosses;
+    return {
+      ...name === "steady" && losses !== undefined
+        ? steady({ budget: own.budget, losses })
+        : own,
+      ...longest !== undefined
+        ? { schedule: { kind: "whole", longest } }
+        : chunk !== undefined && { schedule: { kind: "streaming", chunk } },
+    };
+  };
 }
 
 /** Options of a generation that the flags describe. */

@@ -25,24 +25,22 @@ function argmax(values: Float32Array): number {
   return best;
 }
 
-/** `ln Σ exp(xᵢ)` of a row as long as a vocabulary. */
-function logSum(row: Float32Array): number {
-  const max = row[argmax(row)]!;
-  return max + Math.log(row.reduce((sum, x) => sum + Math.exp(x - max), 0));
-}
-
 /**
  * KL(p ‖ q) in nats of the distributions that two rows of logits give:
- * `Σ pᵢ (ln pᵢ − ln qᵢ)`.
+ * `Σ pᵢ (ln pᵢ − ln qᵢ)`, where `ln pᵢ` is a logit less `ln Σ exp`.
  */
 export function logitDivergence(p: Float32Array, q: Float32Array): number {
-  const [sumP, sumQ] = [logSum(p), logSum(q)];
-  let divergence = 0;
+  const [maxP, maxQ] = [p[argmax(p)]!, q[argmax(q)]!];
+  let sumP = 0;
+  let sumQ = 0;
+  let difference = 0;
   for (let i = 0; i < p.length; i++) {
-    const logP = p[i]! - sumP;
-    divergence += Math.exp(logP) * (logP - (q[i]! - sumQ));
+    const weight = Math.exp(p[i]! - maxP);
+    sumP += weight;
+    sumQ += Math.exp(q[i]! - maxQ);
+    difference += weight * (p[i]! - q[i]!);
   }
-  return divergence;
+  return difference / sumP - (maxP - maxQ) - Math.log(sumP / sumQ);
 }
 
 /**

@@ -11,7 +11,7 @@ import type { PolicyFactory } from "../policies/registry.ts";
 import { steady } from "../policies/steady.ts";
 import { compareLogits } from "./agreement.ts";
 import { forcedLogits } from "./forced_logits.ts";
-import { type EvaluationModel } from "./model.ts";
+import type { EvaluationModel } from "./model.ts";
 import type { ForcedWindow } from "./perplexity.ts";
 
 /** Options of {@linkcode measureHeadLosses}. */

@@ -38,6 +38,7 @@ import {
   stageRows,
 } from "../policies/schedule.ts";
 import { validatePolicy } from "../policies/validate_policy.ts";
+import { type SampledId, sampledIds } from "./sampled_ids.ts";
 import type { ResolvedSampling } from "./sampling.ts";
 import { OUTPUT_RING, WorkingBuffers } from "./working_buffers.ts";
 
@@ -52,19 +53,14 @@ export interface EngineOptions {
   readonly sequences?: number;
 }
 
-/** One sampled token. */
-export interface SampledId {
-  readonly id: number;
-  /** Natural-log probability before temperature and filters. */
-  readonly logprob: number;
-}
-
 /** Runs a model on a backend. */
 export class Engine implements Disposable {
   /** The cache. */
   readonly cache: SlotCache;
   /** Tokens in the cache of each sequence, as far as the host knows. */
   readonly #positions: number[];
+  /** Whether decode steps work on each sequence, as far as the host knows. */
+  readonly #running: boolean[];
   readonly #options: Required<EngineOptions>;
   readonly #buffers: WorkingBuffers;
   readonly #memory: DisposableStack;
@@ -85,6 +81,7 @@ export class Engine implements Disposable {
     validatePolicy(policy);
     this.#options = { ...options, sequences };
     this.#positions = Array.from({ length: sequences }, () => 0);
+    this.#running = this.#positions.map(() => true);
     using memory = new DisposableStack();
     this.cache = memory.use(
       new SlotCache(backend, policy, {
@@ -109,6 +106,7 @@ export class Engine implements Disposable {
       this.#recordForward(kernels, decode);
       this.#recordSample(kernels, decode, "all");
     });
+    for (let i = 0; i < sequences; i++) this.stop(i);
     this.#memory = memory.move();
   }
 
@@ -125,6 +123,11 @@ export class Engine implements Disposable {
   /** Tokens of `sequence` that are in the cache or were merged or dropped. */
   position(sequence = 0): number {
     return this.#positions[sequence]!;
+  }
+
+  /** The same of all sequences together. */
+  get contextTokens(): number {
+    return this.#positions.reduce((sum, position) => sum + position, 0);
   }
 
   /**
@@ -171,9 +174,21 @@ export class Engine implements Disposable {
     state[StateWord.seedLow] = sampling.seed >>> 0;
     state[StateWord.seedHigh] = Math.floor(sampling.seed / 2 ** 32) >>> 0;
     backend.write(this.#buffers.state, state, sequence * StateWord.count);
+    this.#running[sequence] = true;
     this.force(
       Array.from({ length: OUTPUT_RING }, () => NOT_FORCED),
       { first: 0, sequence },
+    );
+  }
+
+  /** Makes decode steps leave `sequence` alone until it is started. */
+  stop(sequence: number): void {
+    if (!this.#running[sequence]) return;
+    this.#running[sequence] = false;
+    this.#options.backend.write(
+      this.#buffers.state,
+      Uint32Array.of(1),
+      sequence * StateWord.count + StateWord.finished,
     );
   }
 
@@ -235,13 +250,17 @@ export class Engine implements Disposable {
   decode(steps: number): void {
     const { rope } = this.#options.config;
     for (let done = 0; done < steps;) {
-      const next = Math.max(...this.#positions) + 1;
+      const running = this.#positions.filter((_, i) => this.#running[i]);
+      if (running.length === 0) return;
+      const next = Math.max(...running) + 1;
       // A table that depends on the length is written anew for every step.
       const fixed = ropeLength(rope, next) === ropeLength(rope, next + steps);
       const times = fixed ? steps - done : 1;
       this.#updateRope(next + times - 1);
       this.#decode.run(times);
-      this.#positions.forEach((p, i) => this.#positions[i] = p + times);
+      this.#running.forEach((running, i) => {
+        if (running) this.#positions[i]! += times;
+      });
       done += times;
     }
   }
@@ -255,18 +274,21 @@ export class Engine implements Disposable {
     count: number,
     sequence = 0,
   ): Promise<SampledId[]> {
-    const { u32, f32 } = await this.#options.backend.read(
+    const ring = await this.#options.backend.read(
       this.#buffers.output,
       sequence * OUTPUT_RING * OutputWord.count,
       OUTPUT_RING * OutputWord.count,
     );
-    return Array.from({ length: count }, (_, i) => {
-      const at = (first + i) % OUTPUT_RING * OutputWord.count;
-      return {
-        id: u32[at + OutputWord.id]!,
-        logprob: f32[at + OutputWord.logprob]!,
-      };
-    });
+    return sampledIds(ring, { first, count, sequence: 0 });
+  }
+
+  /** The same for every sequence at once, `(sequences, count)`. */
+  async readAllOutputs(first: number, count: number): Promise<SampledId[][]> {
+    const { output } = this.#buffers;
+    const rings = await this.#options.backend.read(output);
+    return this.#positions.map((_, sequence) =>
+      sampledIds(rings, { first, count, sequence })
+    );
   }
 
   /** Resolves once everything enqueued so far is done. */

@@ -15,10 +15,11 @@ import type { Policy } from "../policies/parts.ts";
 import { stageRows } from "../policies/schedule.ts";
 import { validatePolicy } from "../policies/validate_policy.ts";
 import type { ChatMessage } from "../tokens/chat_template.ts";
-import { TextStream } from "../tokens/text_stream.ts";
+import { checkBatch, generateTexts } from "./batch.ts";
 import { Context } from "./context.ts";
 import { Engine } from "./engine.ts";
 import type {
+  BatchToken,
   ChatOptions,
   GeneratedToken,
   GenerateOptions,
@@ -26,7 +27,8 @@ import type {
 } from "./options.ts";
 import { type ResolvedSampling, resolveSampling } from "./sampling.ts";
 import { type GeneratorStats, Stopwatch } from "./stats.ts";
-import { StopStrings } from "./stop_strings.ts";
+import { checkStopStrings } from "./stop_strings.ts";
+import { TextWriter } from "./text_writer.ts";
 import { sampleTokens } from "./token_loop.ts";
 
 /** What a generator keeps of what it was loaded from. */
@@ -39,6 +41,13 @@ interface Parts {
   readonly policy: Policy;
   readonly engine: Engine;
   readonly cache: CacheStats;
+}
+
+/** Options of a generation, checked and filled in. */
+interface Resolved extends Pick<ChatOptions, "signal" | "onPrefill"> {
+  readonly maxTokens: number;
+  readonly sampling: ResolvedSampling;
+  readonly stop: readonly string[];
 }
 
 /**
@@ -75,15 +84,23 @@ export class Generator implements AsyncDisposable {
    * @param folder Path or file URL of a Hugging Face model folder.
    * @throws {ModelFormatError} If a file is missing or damaged.
    * @throws {BackendUnavailableError} If the backend cannot be opened.
-   * @throws {RangeError} If the budget does not suit the policy or the model.
+   * @throws {RangeError} If the budget does not suit the policy or the model,
+   * or `sequences` is not a whole number of at least 1.
    */
   static async load(
     folder: string | URL,
     options: LoadOptions = {},
   ): Promise<Generator> {
-    const policy = options.cache ?? keepKV({ budget: { ratio: 0.25 } });
-    validatePolicy(policy);
+    const { cache = keepKV({ budget: { ratio: 0.25 } }), sequences = 1 } =
+      options;
+    if (!Number.isSafeInteger(sequences) || sequences < 1) {
+      throw new RangeError(
+        `Cannot use sequences ${sequences}: expected a whole number of at least 1`,
+      );
+    }
     using model = await openModelFolder(folder);
+    const policy = typeof cache === "function" ? cache(model) : cache;
+    validatePolicy(policy);
     const { config } = model;
     const { backend: wanted = "auto" } = options;
     const ownsBackend = typeof wanted === "string";
@@ -96,12 +113,12 @@ export class Generator implements AsyncDisposable {
       // A bad budget should be known before gigabytes of weights are read.
       resolveBudget(policy, {
         ...config,
-        sequences: 1,
+        sequences,
         stageRows: stageRows(policy),
         halfBytes: backend.halfBytes,
       });
       weights = await loadWeights(backend, model, options);
-      engine = new Engine({ backend, config, weights, policy });
+      engine = new Engine({ backend, config, weights, policy, sequences });
       const cache = await engine.cache.stats();
       return new Generator({
         backend,
@@ -139,10 +156,10 @@ export class Generator implements AsyncDisposable {
     prompt: string | readonly number[],
     options: GenerateOptions = {},
   ): AsyncGenerator<GeneratedToken, void, undefined> {
-    return this.#stream(options, () => {
+    return this.#stream(options, (resolved) => {
       const ids = this.#encode(prompt);
       if (!options.append) this.#context.reset();
-      return this.#context.append(ids);
+      return this.#run(this.#context.append(ids), resolved);
     });
   }
 
@@ -170,10 +187,49 @@ export class Generator implements AsyncDisposable {
     options: ChatOptions = {},
   ): AsyncGenerator<GeneratedToken, void, undefined> {
     const { chatTemplate, tokenizer } = this.#parts.model;
-    return this.#stream(options, () => {
+    return this.#stream(options, (resolved) => {
       const text = chatTemplate.render(messages);
       const ids = tokenizer.encode(text, { addSpecialTokens: false });
-      return this.#context.continueAs(ids);
+      return this.#run(this.#context.continueAs(ids), resolved);
+    });
+  }
+
+  /**
+   * Generates a text for each of several prompts, all together: a step reads
+   * the weights once for all of them. Prompts are read one after the other;
+   * then the tokens of the texts come in turn, and each text ends by itself.
+   * They are those that the prompts would give one by one, with the seed plus
+   * the index of the prompt. Two things may make them differ: a backend that
+   * adds the sums of a batch up in another order, in the last bits, and RoPE
+   * scaling of type `dynamic`, which follows the longest of the texts.
+   *
+   * Leaving the loop stops all texts. There is no text to append to afterwards.
+   *
+   * @param prompts Texts, or ids; at most as many as the `sequences` that the
+   * generator was loaded with.
+   * @throws {RangeError} If there are no prompts or too many, one is empty or
+   * longer than the policy's schedule reads at once, or an option is out of
+   * range.
+   * @throws {CacheFullError} If a cache that does not compress has no room for
+   * a prompt, or had none for the rest of a text; all others have ended then.
+   * @throws {Error} If another generation of this generator is running.
+   */
+  generateBatch(
+    prompts: readonly (string | readonly number[])[],
+    options: ChatOptions = {},
+  ): AsyncGenerator<BatchToken, void, undefined> {
+    return this.#stream(options, (resolved) => {
+      const { engine, model, backend: { stepsPerRead } } = this.#parts;
+      checkBatch(prompts.length, engine.sequences);
+      const feeds = prompts.map((prompt) => this.#encode(prompt));
+      this.#stopwatch.prompt(feeds.reduce((sum, f) => sum + f.length, 0), 0);
+      this.#context.reset();
+      this.#context.begin();
+      const capacity = this.#capacity();
+      return generateTexts(feeds, {
+        ...resolved,
+        ...{ engine, model, capacity, stepsPerRead },
+      });
     });
   }
 
@@ -190,8 +246,9 @@ export class Generator implements AsyncDisposable {
       backend: backend.name,
       device: backend.description,
       policy: policy.name,
+      sequences: engine.sequences,
       ...this.#stopwatch.stats(),
-      contextTokens: engine.position(),
+      contextTokens: engine.contextTokens,
       weightBytes: weights.byteLength,
       workingBytes: engine.workingBytes,
       deviceBytes: backend.bytesAllocated,
@@ -238,14 +295,20 @@ export class Generator implements AsyncDisposable {
     );
   }
 
-  /** Checks options, then runs what `prepare` says must be read. */
-  async *#stream(
+  /** Tokens that a text has room for. */
+  #capacity(): number {
+    const { policy, engine } = this.#parts;
+    return policy.merge.kind === "never" ? engine.cache.capacity : Infinity;
+  }
+
+  /** Checks options, then streams what `start` gives, and counts it. */
+  async *#stream<T>(
     options: ChatOptions,
-    prepare: () => readonly number[],
-  ): AsyncGenerator<GeneratedToken, void, undefined> {
+    start: (resolved: Resolved) => AsyncGenerator<T, void, undefined>,
+  ): AsyncGenerator<T, void, undefined> {
     this.#checkIdle("generate");
     const { model, engine } = this.#parts;
-    const { maxTokens = 256 } = options;
+    const { maxTokens = 256, stop = [], signal, onPrefill } = options;
     if (!Number.isSafeInteger(maxTokens) || maxTokens < 1) {
       throw new RangeError(
         `Cannot use maxTokens ${maxTokens}: expected a whole number of at least 1`,
@@ -256,14 +319,22 @@ export class Generator implements AsyncDisposable {
       stopIds: options.stopIds ?? model.eosIds,
       vocabulary: model.config.sizes.vocabulary,
     });
-    const stops = new StopStrings(options.stop ?? []);
-    options.signal?.throwIfAborted();
+    checkStopStrings(stop);
+    signal?.throwIfAborted();
     this.#state = "running";
     try {
       this.#stopwatch.start();
-      const feed = prepare();
-      this.#stopwatch.prompt(feed.length, engine.position());
-      yield* this.#run(feed, { ...options, maxTokens, sampling, stops });
+      const tokens = start({
+        ...{ maxTokens, sampling, stop },
+        ...(signal && { signal }),
+        ...(onPrefill && { onPrefill }),
+      });
+      for await (const token of tokens) {
+        this.#checkRunning();
+        this.#stopwatch.token();
+        yield token;
+        this.#checkRunning();
+      }
     } finally {
       if (this.#state === "running") {
         this.#state = "idle";
@@ -272,50 +343,36 @@ export class Generator implements AsyncDisposable {
     }
   }
 
+  /** Reads `feed` and generates the one text that follows. */
   async *#run(
     feed: readonly number[],
-    { maxTokens, sampling, stops, signal, onPrefill }: ChatOptions & {
-      maxTokens: number;
-      sampling: ResolvedSampling;
-      stops: StopStrings;
-    },
+    { maxTokens, sampling, stop, signal, onPrefill }: Resolved,
   ): AsyncGenerator<GeneratedToken, void, undefined> {
-    const { engine, policy, model, backend } = this.#parts;
+    const { engine, model, backend: { stepsPerRead } } = this.#parts;
+    this.#stopwatch.prompt(feed.length, engine.position());
     const length = engine.position() + feed.length;
-    const capacity = policy.merge.kind === "never"
-      ? engine.cache.capacity
-      : Infinity;
+    const capacity = this.#capacity();
     if (length > capacity) throw new CacheFullError(capacity, length);
     const pieces = engine.pieces(feed);
     // The last id is sampled, but takes no slot.
     const limit = Math.min(maxTokens, capacity - length + 1);
     engine.start(sampling, limit);
+    for (let other = 1; other < engine.sequences; other++) engine.stop(other);
     this.#context.begin();
     const { stopIds } = sampling;
-    const text = new TextStream(model.tokenizer, { context: feed });
-    let generated = 0;
-    for await (
-      const { id, logprob } of sampleTokens(engine, pieces, {
-        stepsPerRead: backend.stepsPerRead,
-        limit,
-        stopIds,
-        signal,
-        onPrefill,
-      })
-    ) {
-      this.#checkRunning();
-      this.#stopwatch.token();
-      const stop = stopIds.includes(id);
-      const last = stop || ++generated === limit;
-      if (!stop) this.#context.push(id);
-      if (last) this.#context.end();
-      const piece = stop ? "" : text.push(id);
-      const shown = stops.push(last ? piece + text.flush() : piece);
-      const rest = last && !shown.stopped ? stops.flush() : "";
-      const position = length + generated - (stop ? 0 : 1);
-      yield { id, text: shown.text + rest, logprob, position };
-      this.#checkRunning();
-      if (shown.stopped || stop) return;
+    const writer = new TextWriter({
+      ...{ context: feed, position: length },
+      ...{ tokenizer: model.tokenizer, stop, stopIds, limit },
+    });
+    const loop = { stepsPerRead, limit, stopIds, signal, onPrefill };
+    for await (const sampled of sampleTokens(engine, pieces, loop)) {
+      const token = writer.push(sampled);
+      if (writer.end !== "stopId") this.#context.push(token.id);
+      if (writer.end === "stopId" || writer.end === "limit") {
+        this.#context.end();
+      }
+      yield token;
+      if (writer.end !== undefined && writer.end !== "limit") return;
     }
     if (limit < maxTokens) throw new CacheFullError(capacity, length + limit);
   }

@@ -5,8 +5,18 @@
  */
 import type { Backend, BackendName } from "../backends/backend.ts";
 import type { LoadProgress } from "../model/weights.ts";
+import type { HeadLosses } from "../policies/allocations/head_losses.ts";
 import type { Policy } from "../policies/parts.ts";
 import type { SamplingOptions } from "./sampling.ts";
+
+/**
+ * Makes a policy for a model: `({ headLosses: losses }) => steady({ budget:
+ * 256, losses })` spreads its budget as the model's folder says.
+ */
+export type PolicyForModel = (model: {
+  /** `head_losses.json` of the model's folder, where it has one. */
+  readonly headLosses: HeadLosses | undefined;
+}) => Policy;
 
 /** Options of `Generator.load`. */
 export interface LoadOptions {
@@ -15,8 +25,16 @@ export interface LoadOptions {
    * (default `"auto"`).
    */
   readonly backend?: BackendName | "auto" | Backend;
-  /** Cache policy and budget (default: KeepKV, a quarter of the context). */
-  readonly cache?: Policy;
+  /**
+   * Cache policy and budget, or what makes them once the model's folder is
+   * read (default: KeepKV, a quarter of the context).
+   */
+  readonly cache?: Policy | PolicyForModel;
+  /**
+   * Texts that are generated together at most, see `Generator.generateBatch`
+   * (default 1). The cache is so many times as large, whatever is generated.
+   */
+  readonly sequences?: number;
   /** Told how far loading is. */
   readonly onProgress?: (progress: LoadProgress) => void;
   /** Stops loading with the signal's reason; everything is freed. */
@@ -66,4 +84,12 @@ export interface GeneratedToken {
   readonly logprob: number;
   /** Position of the token in the text. */
   readonly position: number;
+}
+
+/** A piece of one of the texts of a batch. */
+export interface BatchToken extends GeneratedToken {
+  /** Index of the text's prompt. */
+  readonly sequence: number;
+  /** Whether the text ends with this piece. */
+  readonly last: boolean;
 }

@@ -14,13 +14,15 @@ export interface GeneratorStats {
   readonly device: string;
   /** Name of the cache policy. */
   readonly policy: string;
-  /** Tokens of the prompt that were read. */
+  /** Texts that can be generated together: the cache has room for each. */
+  readonly sequences: number;
+  /** Tokens of the prompt that were read; of a batch, of all prompts. */
   readonly promptTokens: number;
   /** Tokens of the prompt that were in the cache already. */
   readonly reusedTokens: number;
-  /** Tokens generated. */
+  /** Tokens generated, over all texts. */
   readonly generatedTokens: number;
-  /** Tokens that the cache has seen since it was last emptied. */
+  /** Tokens that the cache has seen since it was last emptied, of all texts. */
   readonly contextTokens: number;
   /** Seconds from the call to the first token. */
   readonly timeToFirstToken: number;

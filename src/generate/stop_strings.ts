@@ -14,11 +14,7 @@ export class StopStrings {
    * @throws {TypeError} If a stop string is empty.
    */
   constructor(stops: readonly string[]) {
-    if (stops.includes("")) {
-      throw new TypeError(
-        "Cannot use an empty stop string: expected at least one character",
-      );
-    }
+    checkStopStrings(stops);
     this.#stops = stops;
   }
 
@@ -42,6 +38,18 @@ export class StopStrings {
     this.#held = "";
     return text;
   }
+}
+
+/**
+ * Checks stop strings before anything is done with them.
+ *
+ * @throws {TypeError} If one is empty.
+ */
+export function checkStopStrings(stops: readonly string[]): void {
+  if (!stops.includes("")) return;
+  throw new TypeError(
+    "Cannot use an empty stop string: expected at least one character",
+  );
 }
 
 /** Length of the longest end of `text` that begins `stop`. */

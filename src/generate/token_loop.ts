@@ -7,8 +7,9 @@
  *
  * @module
  */
-import type { Engine, SampledId } from "./engine.ts";
+import type { Engine } from "./engine.ts";
 import { createBreather, quiet, readPrompt } from "./read_prompt.ts";
+import type { SampledId } from "./sampled_ids.ts";
 
 /** Options of {@link sampleTokens}. */
 export interface TokenLoopOptions {

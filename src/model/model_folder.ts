@@ -6,6 +6,7 @@
  */
 import { fromFileUrl, join } from "@std/path";
 import { ModelFormatError } from "../errors.ts";
+import type { HeadLosses } from "../policies/allocations/head_losses.ts";
 import { ChatTemplate, findChatTemplate } from "../tokens/chat_template.ts";
 import { Tokenizer } from "../tokens/tokenizer.ts";
 import type { SourceText } from "../tokens/tokenizer_files.ts";
@@ -15,6 +16,7 @@ import {
   type GenerationConfig,
   parseGenerationConfig,
 } from "./generation_config.ts";
+import { HEAD_LOSSES_FILE, readHeadLosses } from "./head_losses_file.ts";
 import { exists, isMissing, readText } from "./json.ts";
 
 /** An open model folder. Disposing closes its files. */
@@ -31,14 +33,16 @@ export interface ModelFolder extends Disposable {
   readonly tokenizer: Tokenizer;
   /** `chat_template.jinja`, or what `tokenizer_config.json` has instead. */
   readonly chatTemplate: ChatTemplate;
+  /** `head_losses.json` of `deno task calibrate`, where the folder has one. */
+  readonly headLosses: HeadLosses | undefined;
   /** The weights, still on disk. */
   readonly checkpoint: Checkpoint;
 }
 
 /**
  * Opens a model folder: `config.json`, `tokenizer.json` and the weights must be
- * there, `generation_config.json`, `tokenizer_config.json` and
- * `chat_template.jinja` may be. Needs permission to read the folder.
+ * there, `generation_config.json`, `tokenizer_config.json`,
+ * `chat_template.jinja` and `head_losses.json` may be. Needs permission to read the folder.
  *
  * @param folder Path or `file:` URL.
  * @throws {ModelFormatError} If a file is missing, damaged or contradicts
@@ -73,6 +77,11 @@ export async function openModelFolder(
   const template = await optional("chat_template.jinja") ??
     (settings && findChatTemplate(settings));
   const chatTemplate = new ChatTemplate(template, tokenizer.specialTokens);
+  const lossesFile = join(path, HEAD_LOSSES_FILE);
+  const headLosses = await exists(lossesFile)
+    ? await readHeadLosses(lossesFile)
+    : undefined;
+  checkHeads(headLosses, { config, file: lossesFile });
   // Last, so that an error above leaves no file open.
   const checkpoint = await openCheckpoint(path);
   return {
@@ -82,6 +91,7 @@ export async function openModelFolder(
     eosIds: generation.eosIds ?? config.eosIds,
     tokenizer,
     chatTemplate,
+    headLosses,
     checkpoint,
     [Symbol.dispose]: () => checkpoint[Symbol.dispose](),
   };
@@ -99,6 +109,23 @@ function checkVocabulary(
     `the vocabulary has ids up to ${
       tokenizer.size - 1
     }, expected ids below vocab_size of config.json, which is ${vocabulary}`,
+  );
+}
+
+/** Rejects losses of a model with other heads. */
+function checkHeads(
+  losses: HeadLosses | undefined,
+  { config, file }: { config: ModelConfig; file: string },
+): void {
+  if (losses === undefined) return;
+  const { layers, sizes: { kvHeads } } = config;
+  const found = [losses.loss.length, losses.loss[0]!.length];
+  if (found[0] === layers && found[1] === kvHeads) return;
+  throw new ModelFormatError(
+    file,
+    `loss has ${found[0]} layers of ${
+      found[1]
+    } heads, expected ${layers} layers of ${kvHeads} KV heads as in config.json`,
   );
 }
 

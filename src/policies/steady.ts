@@ -23,7 +23,7 @@ export interface SteadyOptions extends MethodOptions {
   readonly rounds?: number;
   /** How decode steps find the pair (default `"incremental"`). */
   readonly search?: Extract<Merge, { kind: "pair" }>["search"];
-  /** Weight of the past in the moving average of scores (default 0.99). */
+  /** Weight of the past in the moving average of scores (default 0.98). */
   readonly alpha?: number;
   /** First tokens of the text that are never merged (default 4). */
   readonly sinks?: number;
@@ -60,7 +60,7 @@ export function steady(options: SteadyOptions): Policy {
     budget: options.budget,
     score: {
       kind: "ema",
-      alpha: options.alpha ?? 0.99,
+      alpha: options.alpha ?? 0.98,
       scale: "normalized",
       countVotes: true,
     },

@@ -3,14 +3,12 @@
  * backend on an emulated device.
  */
 import type { Backend, BackendName } from "../../src/backends/backend.ts";
-import type { Policy } from "../../src/policies/parts.ts";
 import { BackendUnavailableError } from "../../src/errors.ts";
 import { openBackend } from "../../src/backends/open_backend.ts";
 import {
   emulationMissing,
   openEmulation,
 } from "../cuda_emulation/build_emulation.ts";
-import { unknownPart } from "./unknown_part.ts";
 
 /** A backend that tests run on, or why they cannot. */
 export interface Candidate {
@@ -59,8 +57,6 @@ for (const { label, unavailable } of [...candidates, emulated]) {
 export interface EachBackendOptions {
   /** Backends; all of them unless given. */
   readonly only?: readonly BackendName[];
-  /** What the test runs; ignored where the backend lacks a part of it. */
-  readonly policy?: Policy;
   /** Whether the test is too much for an emulated device. */
   readonly large?: boolean;
 }
@@ -72,15 +68,11 @@ export interface EachBackendOptions {
 export function eachBackend(
   name: string,
   body: (backend: Backend, candidate: Candidate) => Promise<void>,
-  { only, large = false, policy }: EachBackendOptions = {},
+  { only, large = false }: EachBackendOptions = {},
 ): void {
   for (const candidate of [...candidates, ...large ? [] : [emulated]]) {
     if (only !== undefined && !only.includes(candidate.name)) continue;
-    const { label } = candidate;
-    const lacking = policy !== undefined && candidate.name === "cuda"
-      ? unknownPart(policy)
-      : undefined;
-    const unavailable = candidate.unavailable ?? lacking;
+    const { label, unavailable } = candidate;
     Deno.test({
       name: `${name} [${label}]${
         unavailable ? ` (ignored: ${unavailable})` : ""

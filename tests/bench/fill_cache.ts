@@ -42,31 +42,52 @@ export function fillCache(
       table[head * HeadWord.count + word] = count;
     }
   });
+  const known = new Map<string, SideFields>();
   layers.forEach(({ slots, lanes }, l) => {
     const { side, total } = slots;
-    const tokens = new Uint32Array(total);
-    const positions = new Uint32Array(total);
-    const bias = new Float32Array(total).fill(FREE_BIAS);
-    let offset = 0;
-    for (let sequence = 0; sequence < sequences; sequence++) {
-      for (const head of budgets[l]!) {
-        const end = offset + liveOf(head);
-        tokens.fill(1, offset, end);
-        bias.fill(0, offset, end);
-        for (let i = offset; i < end; i++) positions[i] = i - offset;
-        offset += head.capacity;
-      }
-    }
-    backend.write(side, positions, SlotField.position * total);
-    backend.write(side, tokens, SlotField.tokens * total);
+    const heads = budgets[l]!.map((head) => ({ ...head, live: liveOf(head) }));
+    const key = JSON.stringify(heads);
+    // Layers are alike more often than not.
+    const fields = known.get(key) ?? sideFields(heads, { sequences, total });
+    known.set(key, fields);
+    backend.write(side, fields.positions, SlotField.position * total);
+    backend.write(side, fields.tokens, SlotField.tokens * total);
     for (let lane = 0; lane < lanes; lane++) {
-      backend.write(side, bias, (SlotField.bias + lane) * total);
+      backend.write(side, fields.bias, (SlotField.bias + lane) * total);
     }
     if (scores !== undefined) writeScores(slots, { backend, scores });
     fill?.(slots.keys);
     fill?.(slots.values);
   });
   backend.write(layers[0]!.table, table);
+}
+
+/** Fields of all slots of a layer. */
+interface SideFields {
+  readonly positions: Uint32Array;
+  readonly tokens: Uint32Array;
+  readonly bias: Float32Array;
+}
+
+/** What tokens leave beside their keys: live slots, then free ones. */
+function sideFields(
+  heads: readonly (HeadBudget & { readonly live: number })[],
+  { sequences, total }: { sequences: number; total: number },
+): SideFields {
+  const positions = new Uint32Array(total);
+  const tokens = new Uint32Array(total);
+  const bias = new Float32Array(total).fill(FREE_BIAS);
+  let offset = 0;
+  for (let sequence = 0; sequence < sequences; sequence++) {
+    for (const { live, capacity } of heads) {
+      const end = offset + live;
+      tokens.fill(1, offset, end);
+      bias.fill(0, offset, end);
+      for (let i = offset; i < end; i++) positions[i] = i - offset;
+      offset += capacity;
+    }
+  }
+  return { positions, tokens, bias };
 }
 
 /** Rows that have observed each slot, as if the text had been read. */

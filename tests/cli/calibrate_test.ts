@@ -1,11 +1,14 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
-import { readLosses, writeLosses } from "../../src/cli/losses_file.ts";
+import {
+  readHeadLosses,
+  writeHeadLosses,
+} from "../../src/model/head_losses_file.ts";
 import { runCli } from "./run_cli.ts";
 
 Deno.test("calibrate says what is wrong with the command line", async () => {
   const cases: [string[], string][] = [
-    [[], "expected --documents and --out"],
+    [[], "expected --documents"],
     [["--documents=d", "--out=o", "--budgets=x"], "--budgets x: expected a n"],
     [
       ["--documents=d", "--out=o", "--tokens=1"],
@@ -42,7 +45,7 @@ Deno.test("calibrate measures a file that generate takes", async () => {
       stdout: `${out}\n`,
       stderr: "",
     });
-    const losses = await readLosses(out);
+    const losses = await readHeadLosses(out);
     assertEquals([losses.budgets, losses.tokens], [[8], 14]);
     assertEquals(losses.loss.map((layer) => layer.length), Array(8).fill(2));
     assert(losses.loss.flat(2).every((loss) => loss > 0));
@@ -60,11 +63,11 @@ Deno.test("losses are written with four digits", async () => {
   const file = await Deno.makeTempFile();
   try {
     const losses = { budgets: [8, 16], tokens: 64 };
-    await writeLosses(file, {
+    await writeHeadLosses(file, {
       ...losses,
       loss: [[[0.123456, 1.23456e-7]], [[1, 0]]],
     });
-    assertEquals(await readLosses(file), {
+    assertEquals(await readHeadLosses(file), {
       ...losses,
       loss: [[[0.1235, 1.235e-7]], [[1, 0]]],
     });

@@ -126,7 +126,7 @@ Deno.test("generate rejects a wrong command line with status 2", async () => {
     [["--prompt-file", "a", "b"], "Cannot use several prompts"],
     [["--buget=5", "a"], "Cannot use flag --buget"],
     [["--budget=5x", "a"], "--budget 5x: expected slots (256), a share"],
-    [["--policy=best", "a"], "expected one of full, keepkv"],
+    [["--policy=best", "a"], "expected one of full, steady"],
     [["--backend=tpu", "a"], "expected one of auto, cuda, webgpu, cpu"],
     [["--max-tokens=0", "a"], "expected a whole number of at least 1"],
     [["--temperature=-1", "a"], "expected a number from 0 to 100"],
@@ -148,11 +148,11 @@ Deno.test("generate fails with one line and status 1", async () => {
     [["--policy=full", "--budget=3", item.prompt], "does not compress"],
     [
       ["--policy=steady", "--losses=no/such", "a"],
-      "Cannot read losses from no/such: there is no such file",
+      "Cannot load no/such: the file is missing",
     ],
     [
       ["--policy=steady", "--losses=examples/models/docs-7m/config.json", "a"],
-      "losses of examples/models/docs-7m/config.json: budgets is missing",
+      "Cannot load examples/models/docs-7m/config.json: budgets is missing",
     ],
     [["-"], "Cannot generate from an empty prompt"],
   ];

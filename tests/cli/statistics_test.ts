@@ -25,6 +25,7 @@ const stats: GeneratorStats = {
   backend: "cpu",
   device: "one thread",
   policy: "keepkv",
+  sequences: 1,
   promptTokens: 1203,
   reusedTokens: 0,
   generatedTokens: 64,

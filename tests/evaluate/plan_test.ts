@@ -109,7 +109,7 @@ Deno.test("errors name the field", () => {
   );
   fails(
     { ...minimal, policies: [{ policy: "best" }] },
-    'policies.0.policy is "best", expected one of full, keepkv',
+    'policies.0.policy is "best", expected one of full, steady',
   );
   fails(
     { ...minimal, policies: [{ parts: {} }] },

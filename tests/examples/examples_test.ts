@@ -34,6 +34,14 @@ Deno.test("hello streams a text", async () => {
   assert(text.length > 60, stdout);
 });
 
+Deno.test("batch ends each of its texts once", async () => {
+  const stdout = await outputOf("batch");
+  const begun = [...stdout.matchAll(/^(\d): (\w+ \w+)/gm)]
+    .map(([, index, words]) => `${index} ${words}`);
+  assertEquals(begun.sort(), ["1 The SELECT", "2 The CREATE", "3 An index"]);
+  assertMatch(stdout, /^\d+ tokens; 3 caches of 64 slots are /m);
+});
+
 Deno.test("chat remembers what it was told", async () => {
   const stdout = await outputOf("chat");
   assertEquals(
@@ -73,5 +81,8 @@ Deno.test("custom_policy merges and drops", async () => {
 Deno.test("an example that does not exist is an error", async () => {
   const { code, stderr } = await runExample("goodbye");
   assertEquals(code, 2);
-  assertMatch(stderr, /^Cannot run example goodbye: expected hello, chat/);
+  assertMatch(
+    stderr,
+    /^Cannot run example goodbye: expected hello, batch, chat/,
+  );
 });

@@ -3,14 +3,7 @@
  *
  * @module
  */
-import type {
-  Backend,
-  DeviceBuffer,
-  DeviceMatrix,
-  Kernels,
-} from "../../src/backends/backend.ts";
-import type { Policy } from "../../src/policies/parts.ts";
-import { unknownPart } from "../backends/unknown_part.ts";
+import type { Backend } from "../../src/backends/backend.ts";
 import { openCuda } from "../../src/backends/cuda/open_cuda.ts";
 import { probeWebGpu } from "../../src/backends/webgpu/probe.ts";
 import { WebGpuBackend } from "../../src/backends/webgpu/webgpu_backend.ts";
@@ -28,8 +21,6 @@ export interface TestedBackend {
   /** Why it cannot be tested here. */
   readonly missing?: string;
   readonly cases: readonly KernelCase[];
-  /** Why a case is not for this backend, if it is not. */
-  lacks?(kernelCase: KernelCase): string | undefined;
   open(): Promise<Backend>;
 }
 
@@ -53,13 +44,7 @@ export async function testedBackends(): Promise<TestedBackend[]> {
       open: () => WebGpuBackend.open({ maxBlockBytes: SPLIT_BYTES }),
       ...missing,
     },
-    {
-      name: "cuda",
-      cases,
-      lacks: cudaLacks,
-      open: () => openCuda(),
-      ...noCuda,
-    },
+    { name: "cuda", cases, open: () => openCuda(), ...noCuda },
     {
       name: "cuda without a library for products",
       cases: productCases,
@@ -69,7 +54,6 @@ export async function testedBackends(): Promise<TestedBackend[]> {
     {
       name: "cuda (emulated)",
       cases,
-      lacks: cudaLacks,
       open: () => openEmulation(),
       ...noEmulation,
     },
@@ -80,17 +64,4 @@ export async function testedBackends(): Promise<TestedBackend[]> {
       ...noEmulation,
     },
   ];
-}
-
-/** What CUDA kernels lack for a case: a part of its policy. */
-function cudaLacks({ draw }: KernelCase): string | undefined {
-  const nothing = {} as DeviceBuffer & DeviceMatrix;
-  let policy: Policy | undefined;
-  const seen = (args: { policy?: Policy }) => policy = args.policy;
-  const kernels = new Proxy({}, { get: () => seen }) as Kernels;
-  draw(1).scene.record(kernels, {
-    buffer: () => nothing,
-    matrix: () => nothing,
-  });
-  return policy && unknownPart(policy);
 }

@@ -352,6 +352,16 @@ export const decodeCases: readonly KernelCase[] = [
     expect: merged(1),
   }),
   decodeCase({
+    name: "remembers partners, more to be compared than one part of them",
+    policy: testPolicy({ merge: pairs({ search: "incremental" }) }),
+    sizes: modelSizes({ heads: 1, kvHeads: 1, headDim: 8 }),
+    heads: [[
+      { capacity: 951, budget: 940, recent: 20, live: 940, holes: 9 },
+    ]],
+    positions: [2000],
+    expect: merged(1),
+  }),
+  decodeCase({
     name: "remembers partners of 3 sequences, one finished",
     policy: testPolicy({ merge: pairs({ search: "incremental" }) }),
     sizes: gqa,

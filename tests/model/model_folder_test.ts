@@ -73,6 +73,17 @@ Deno.test("chat_template.jinja goes before tokenizer_config.json", async () => {
   );
 });
 
+Deno.test("losses of heads are read with the model", async () => {
+  const heads = [[0.5, 0.25], [1, 0.125]];
+  const losses = { budgets: [8, 16], tokens: 32, loss: [heads, heads] };
+  await using folder = await TestFolder.create({
+    ...tinyFiles(),
+    "head_losses.json": JSON.stringify(losses),
+  });
+  using model = await openModelFolder(folder.path);
+  assertEquals(model.headLosses, losses);
+});
+
 for (const name of ["config.json", "tokenizer.json", "model.safetensors"]) {
   Deno.test(`a folder without ${name} is rejected by that name`, async () => {
     const { [name]: _, ...files } = tinyFiles();
@@ -103,6 +114,16 @@ const badFiles: [string, Files, string][] = [
     "chat_template.jinja",
     { "chat_template.jinja": "{% if %}" },
     "chat_template cannot be parsed",
+  ],
+  ["head_losses.json", { "head_losses.json": "{}" }, "budgets is missing"],
+  [
+    "head_losses.json",
+    {
+      "head_losses.json": JSON.stringify(
+        { budgets: [8], tokens: 9, loss: [[[1], [1]]] },
+      ),
+    },
+    "loss has 1 layers of 2 heads, expected 2 layers of 2 KV heads",
   ],
   [
     "model.safetensors",

@@ -82,7 +82,6 @@ eachBackend(
       });
     }
   },
-  { policy: cam({ budget: 4 }) },
 );
 
 eachBackend("values pass on what was passed to them", async (backend) => {
@@ -101,7 +100,7 @@ eachBackend("values pass on what was passed to them", async (backend) => {
     // Four sums of up to five values of up to 4, rounded to halves.
     assertAlmostEquals(x, sum, 4 * 20 * 2 ** -11);
   });
-}, { policy: cam({ budget: 4 }) });
+});
 
 eachBackend("draws are those of the seed and the place", async (backend) => {
   const attention = Array.from({ length: 60 }, (_, i) => 1 + i);
@@ -123,7 +122,7 @@ eachBackend("draws are those of the seed and the place", async (backend) => {
     const tokens = kept.reduce((sum, slot) => sum + slot.tokens, 0);
     assertEquals(tokens + dropped, 60);
   }
-}, { policy: cam({ budget: 4 }) });
+});
 
 Deno.test("drawUniform() is uniform over places and differs by seed", () => {
   for (const seed of [0, 1, 2, 12345]) {

@@ -90,5 +90,4 @@ eachBackend(
       [2, 3, 4, 5],
     );
   },
-  { policy: d2o({ budget: 4 }) },
 );

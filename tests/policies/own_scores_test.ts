@@ -144,5 +144,4 @@ eachBackend(
       }
     }
   },
-  { policy: ahaKV({ budget: 9, window: 2 }) },
 );

@@ -184,7 +184,6 @@ for (
         }
       }
     },
-    { policy: instant({}) },
   );
 }
 
@@ -257,7 +256,6 @@ for (
       }
       assert(dearer > 0, "both searches choose the same");
     },
-    { policy: instant(options) },
   );
 }
 
@@ -295,4 +293,4 @@ eachBackend("a chunk loses no token while pairs are left", async (backend) => {
     assertEquals(after!.reduce((sum, { tokens }) => sum + tokens, 0), 40);
     for (const kept of [0, 1, 37, 38, 39]) assert(positions.includes(kept));
   }
-}, { policy: instant({}) });
+});

@@ -38,4 +38,9 @@ for (const kernel of kernels) {
     const { isFile } = await Deno.stat(new URL(`shaders/${name}.wgsl`, root));
     assertEquals(isFile, true);
   });
+
+  Deno.test(`${kernel} has a CUDA kernel of its name`, async () => {
+    const { isFile } = await Deno.stat(new URL(`cuda/${name}.cu`, root));
+    assertEquals(isFile, true);
+  });
 }

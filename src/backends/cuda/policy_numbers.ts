@@ -7,6 +7,7 @@ import { floorParts } from "../../cache/adaptive_heads.ts";
 import { remembersPartners } from "../../cache/layout.ts";
 import type { Policy } from "../../policies/parts.ts";
 import type { ModelSizes } from "../backend.ts";
+import { needsScores } from "../policy_needs.ts";
 import type { Layouts, StructValues } from "./structs.ts";
 
 function flag(value: boolean): number {
@@ -22,6 +23,8 @@ const SCORES = {
   last: 4,
   age: 5,
   keyDistance: 6,
+  stepGain: 7,
+  expected: 8,
 } as const;
 const POOLS = { none: 0, mean: 1, max: 2 } as const;
 const MERGES = {
@@ -29,47 +32,16 @@ const MERGES = {
   drop: 1,
   votes: 2,
   rightNeighbour: 3,
+  pair: 4,
+  cosine: 5,
+  nextValues: 6,
+  segments: 7,
 } as const;
 const KEYS = { zip: 0, minNorm: 1, realVotes: 2, convex: 3 } as const;
 
 /** ln of a number that may be 0: far below any logit, and still a number. */
 function safeLog(x: number): number {
   return Math.max(Math.log(x), -1e30);
-}
-
-/**
- * The number of a part's kind.
- *
- * @throws {RangeError} If the kernels do not have it.
- */
-function known(
-  part: string,
-  kind: string,
-  numbers: Readonly<Record<string, number>>,
-): number {
-  const number = numbers[kind];
-  if (number !== undefined) return number;
-  throw new RangeError(
-    `Cannot record CUDA kernels for a ${part} of kind "${kind}": expected one of ${
-      Object.keys(numbers).join(", ")
-    }`,
-  );
-}
-
-/**
- * Whether anything reads the scores of slots. Where nothing does, kernels do
- * not keep them.
- */
-function needsScores({ score, merge }: Policy): boolean {
-  switch (merge.kind) {
-    case "never":
-      return false;
-    case "drop":
-      return score.kind !== "position" && score.kind !== "keyDistance" &&
-        score.kind !== "expected";
-    default:
-      return true;
-  }
 }
 
 /** The numbers of a policy for kernels. */
@@ -90,13 +62,13 @@ export function policyNumbers(
   return {
     probe: PROBES[probe.kind],
     probeRows: probe.kind === "last" ? probe.rows : 0,
-    score: known("score", score.kind, SCORES),
+    score: SCORES[score.kind],
     logAlpha: safeLog(alpha),
     logRest: Math.log1p(-alpha),
     rawScale: flag(ema?.scale === "raw"),
     countVotes: flag(ema?.countVotes ?? false),
     sinks: select.sinks,
-    merge: known("merge", merge.kind, MERGES),
+    merge: MERGES[merge.kind],
     key: keeps === undefined ? 0 : KEYS[keeps.key],
     threshold: votes?.threshold ?? 0,
     mergeFirst: flag(votes?.prefill === "mergeFirst"),

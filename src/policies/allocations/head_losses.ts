@@ -26,17 +26,29 @@ export interface HeadLosses {
  * number is out of range, naming the field.
  */
 export function checkHeadLosses(losses: unknown, from: string): HeadLosses {
-  const fail = (field: string, found: unknown, expected: string) => {
-    throw new TypeError(
-      `Cannot use the losses of ${from}: ${field} is ${
-        JSON.stringify(found) ?? "missing"
-      }: expected ${expected}`,
+  return inspectHeadLosses(losses, (fault) => {
+    throw new TypeError(`Cannot use the losses of ${from}: ${fault}`);
+  });
+}
+
+/**
+ * Hands the first fault of losses that come from JSON, naming the field, to
+ * `reject`.
+ *
+ * @returns The same object.
+ */
+export function inspectHeadLosses(
+  losses: unknown,
+  reject: (fault: string) => never,
+): HeadLosses {
+  const fail = (field: string, found: unknown, expected: string): never =>
+    reject(
+      `${field} is ${JSON.stringify(found) ?? "missing"}: expected ${expected}`,
     );
-  };
   const { budgets, tokens, loss } = (losses ?? {}) as Record<string, unknown>;
   const isSlots = (x: unknown): x is number => Number.isSafeInteger(x);
   if (!Array.isArray(budgets) || budgets.length === 0) {
-    return fail("budgets", budgets, "at least one number of slots")!;
+    return fail("budgets", budgets, "at least one number of slots");
   }
   budgets.forEach((slots: unknown, i) => {
     const least = i === 0 ? 1 : Number(budgets[i - 1]) + 1;
@@ -58,7 +70,7 @@ export function checkHeadLosses(losses: unknown, from: string): HeadLosses {
       field,
       count ?? value,
       `a list of ${length ?? "some"} entries`,
-    )!;
+    );
   };
   const layers = list("loss", loss);
   const kvHeads = list("loss[0]", layers[0]).length;

@@ -51,7 +51,7 @@ export async function measureAttend(
   const buffers = memory.use(
     new WorkingBuffers(backend, { config, policy, sequences: batch }),
   );
-  const block = new RandomBlock(backend, 3);
+  using block = new RandomBlock(backend, 3);
   const { headDim } = config.sizes;
   fillCache(backend, cache, {
     sequences: batch,

@@ -55,7 +55,7 @@ export class Decoder implements Timed, Disposable {
       sequences: batch,
     });
     try {
-      const block = new RandomBlock(backend, 2);
+      using block = new RandomBlock(backend, 2);
       const { headDim } = config.sizes;
       fillCache(backend, this.engine.cache, {
         sequences: batch,

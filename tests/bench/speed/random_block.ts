@@ -9,6 +9,11 @@ import type {
 } from "../../../src/backends/backend.ts";
 import { CudaBuffer } from "../../../src/backends/cuda/buffers.ts";
 import { CudaBackend } from "../../../src/backends/cuda/cuda_backend.ts";
+import {
+  WebGpuBuffer,
+  WebGpuMatrix,
+} from "../../../src/backends/webgpu/buffers.ts";
+import type { WebGpuBackend } from "../../../src/backends/webgpu/webgpu_backend.ts";
 import { randomNormals } from "../../../src/model/random_weights.ts";
 
 /** Values of the block: 16 MiB as 32-bit floats. */
@@ -20,12 +25,18 @@ const PIECE = 2 ** 20;
 /** Values from one beginning to the next: odd, and longer than any row. */
 const STEP = 618_033;
 
-/** Fills device memory with normal numbers. */
-export class RandomBlock {
+/**
+ * Fills device memory with normal numbers. CUDA draws them on the device; on
+ * WebGPU the block lies on the device and is copied from there; elsewhere its
+ * pieces are written.
+ */
+export class RandomBlock implements Disposable {
   readonly #backend: Backend;
   readonly #seed: number;
   /** Blocks by their standard deviation. */
   readonly #blocks = new Map<number, Float32Array>();
+  /** The same on a WebGPU device. */
+  readonly #copies = new Map<number, WebGpuBuffer>();
   #fills = 0;
   #begin = 0;
 
@@ -43,6 +54,10 @@ export class RandomBlock {
       return;
     }
     const { rows, columns } = matrix;
+    if (matrix instanceof WebGpuMatrix && columns % 8 === 0) {
+      for (const { gpu } of matrix.blocks) this.#copy(gpu, deviation);
+      return;
+    }
     const pieceRows = Math.max(1, Math.floor(PIECE / columns));
     for (let firstRow = 0; firstRow < rows; firstRow += pieceRows) {
       const count = Math.min(pieceRows, rows - firstRow);
@@ -61,10 +76,36 @@ export class RandomBlock {
       this.fillMatrix(asMatrix(buffer, columns), deviation);
       return;
     }
+    if (buffer instanceof WebGpuBuffer) {
+      this.#copy(buffer.gpu, deviation);
+      return;
+    }
     for (let offset = 0; offset < length; offset += PIECE) {
       const count = Math.min(PIECE, length - offset);
       this.#backend.write(buffer, this.piece(count, deviation), offset);
     }
+  }
+
+  /** Fills a WebGPU buffer from the block on the device. */
+  #copy(target: GPUBuffer, deviation: number): void {
+    const { device } = this.#backend as WebGpuBackend;
+    let block = this.#copies.get(deviation);
+    if (block === undefined) {
+      const label = "random block";
+      block = this.#backend.allocate(label, "half", BLOCK) as WebGpuBuffer;
+      this.#backend.write(block, this.piece(BLOCK, deviation));
+      this.#copies.set(deviation, block);
+    }
+    const encoder = device.createCommandEncoder({ label: "random numbers" });
+    const pieceBytes = 2 * PIECE;
+    for (let offset = 0; offset < target.size; offset += pieceBytes) {
+      const bytes = Math.min(pieceBytes, target.size - offset);
+      this.#begin = (this.#begin + STEP) % (BLOCK - PIECE + 1);
+      // Copies begin at whole words of two halves.
+      const from = Math.floor(this.#begin / 2) * 4;
+      encoder.copyBufferToBuffer(block.gpu, from, target, offset, bytes);
+    }
+    device.queue.submit([encoder.finish()]);
   }
 
   /** A view of `length` numbers, which are not to be changed. */
@@ -79,6 +120,12 @@ export class RandomBlock {
     }
     this.#begin = (this.#begin + STEP) % (BLOCK - length + 1);
     return block.subarray(this.#begin, this.#begin + length);
+  }
+
+  /** Frees what lies on the device. */
+  [Symbol.dispose](): void {
+    for (const block of this.#copies.values()) block[Symbol.dispose]();
+    this.#copies.clear();
   }
 }
 

@@ -14,7 +14,7 @@ import { RandomBlock } from "./random_block.ts";
  */
 export function speedWeights(backend: Backend, config: ModelConfig): Weights {
   const { weights, targets } = allocateWeights(backend, planWeights(config));
-  const block = new RandomBlock(backend, 1);
+  using block = new RandomBlock(backend, 1);
   try {
     for (const target of targets) {
       if ("matrix" in target) {

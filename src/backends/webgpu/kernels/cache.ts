@@ -10,7 +10,8 @@ import type {
   Slots,
 } from "../../backend.ts";
 import { remembersPartners } from "../../../cache/layout.ts";
-import type { Policy, Score } from "../../../policies/parts.ts";
+import type { Policy } from "../../../policies/parts.ts";
+import { needsScores, takesAllKeys } from "../../policy_needs.ts";
 import type { Constants } from "../pipelines.ts";
 import type { Bindable } from "../recorder.ts";
 
@@ -190,19 +191,4 @@ export function ratingConstants(
     POOL: POOLS[pool.kind],
     POOL_REACH: pool.kind === "none" ? 0 : (pool.width - 1) / 2,
   };
-}
-
-/** Whether a score is worked out from all keys of a head, without any row. */
-export function takesAllKeys({ kind }: Score): boolean {
-  return kind === "keyDistance" || kind === "expected";
-}
-
-/**
- * Whether anything reads the scores of slots. Where nothing does, kernels do
- * not keep them.
- */
-export function needsScores({ score, merge }: Policy): boolean {
-  return merge.kind !== "never" &&
-    (merge.kind !== "drop" ||
-      score.kind !== "position" && !takesAllKeys(score));
 }

@@ -2,6 +2,7 @@ import type { Compress, DeviceBuffer } from "../../backend.ts";
 import { floorParts } from "../../../cache/adaptive_heads.ts";
 import type { Merge } from "../../../policies/parts.ts";
 import type { Constants } from "../pipelines.ts";
+import { takesAllKeys } from "../../policy_needs.ts";
 import type { Recorder } from "../recorder.ts";
 import {
   cacheConstants,
@@ -9,7 +10,6 @@ import {
   policyConstants,
   ratingConstants,
   stagedBindings,
-  takesAllKeys,
 } from "./cache.ts";
 import { searchConstants } from "./search.ts";
 import { stepBindings, stepConstants } from "./step.ts";

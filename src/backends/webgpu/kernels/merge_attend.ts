@@ -1,13 +1,12 @@
 import type { DeviceBuffer, MergeAttend } from "../../backend.ts";
 import { remembersPartners } from "../../../cache/layout.ts";
+import { needsScores, takesAllKeys } from "../../policy_needs.ts";
 import type { Recorder } from "../recorder.ts";
 import {
   cacheConstants,
   cacheParams,
-  needsScores,
   policyConstants,
   slotBindings,
-  takesAllKeys,
 } from "./cache.ts";
 import { searchConstants } from "./search.ts";
 import { tileConstants } from "./score_tile.ts";

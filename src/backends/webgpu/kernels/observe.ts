@@ -1,9 +1,9 @@
 import type { Compress, DeviceBuffer } from "../../backend.ts";
+import { needsScores } from "../../policy_needs.ts";
 import type { Recorder } from "../recorder.ts";
 import {
   cacheConstants,
   cacheParams,
-  needsScores,
   policyConstants,
   stagedBindings,
 } from "./cache.ts";

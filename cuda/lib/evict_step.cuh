@@ -1,0 +1,95 @@
+// The policy's work after a decode step, kernel by kernel.
+#pragma once
+
+#include "pair_step.cuh"
+#include "segment_step.cuh"
+
+// Leaves what is expected of the slots of a head.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kExpectThreads)
+    expect_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ ExpectShared shared;
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.z, blockIdx.y, job)) return;
+  if (blockIdx.x * kExpectSlots >= job.high) return;
+  if (!needs_ratings(args, job)) return;
+  const ExpectedGroup group =
+      expected_group(args.cache, args.sizes, args.policy, job.row, job.kv_head);
+  expect_slots<ALIGNED>(group, job.high, job.expected, shared,
+                        [&](uint32_t i) { return job.slot(args, i); });
+}
+
+// Takes over what attention found of the head and observes the row; evicts; or
+// both in one go where no other head has a say.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kEvictThreads)
+    evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
+                 bool chooses) {
+  __shared__ EvictShared shared;
+  EvictJob job;
+  if (!turn_to_head(args, evidence, blockIdx.y, blockIdx.x, job)) return;
+  if (observes && threadIdx.x == 0) {
+    const uint4 seen = evidence.rows[job.index];
+    job.words[kHeadLive] = seen.y;
+    job.words[kHeadNext] = seen.z;
+    job.words[kHeadHigh] = seen.w;
+  }
+  if (args.policy.merge == SKV_MERGE_NEVER) return;
+  if (threadIdx.x < job.group) {
+    shared.log_sums[threadIdx.x] =
+        evidence.log_sums[job.index * kMaxGroup + threadIdx.x];
+  }
+  __syncthreads();
+  if (observes) {
+    observe_slots(args, job, shared);
+    if (needs_ratings(args, job)) rate_slots(args, job, shared);
+    if (args.policy.merge == SKV_MERGE_PAIR)
+      list_pairs(args, job, evidence.pairs, shared);
+    if (args.policy.merge == SKV_MERGE_SEGMENTS)
+      choose_light(args, job, shared);
+  }
+  if (!chooses || !job.is_over) return;
+  const bool links = args.policy.merge == SKV_MERGE_SEGMENTS;
+  if (links && close_link(args, job, shared)) return;
+  const uint32_t victim = choose_victim(args, job, shared);
+  if (victim != ~0u) evict<ALIGNED>(args, job, victim, shared);
+}
+
+template <bool ALIGNED>
+inline cudaError_t launch_policy(const skv_merge_attend_args &args,
+                                 const Evidence &evidence,
+                                 const Launch &launch) {
+  Launch side;
+  cudaError_t status = fork(launch, &side);
+  const dim3 grid(args.sizes.kv_heads, args.step.rows);
+  if (status == cudaSuccess && args.policy.score == SKV_SCORE_EXPECTED) {
+    const dim3 parts(expect_parts(args.cache.max_capacity), grid.x, grid.y);
+    status = launch_kernel(side, expect_kernel<ALIGNED>, parts, kExpectThreads,
+                           0, args, evidence);
+  }
+  const skv_policy &policy = args.policy;
+  if (status == cudaSuccess && args.policy.merge == SKV_MERGE_PAIR) {
+    const dim3 parts(spread_parts(args.cache.max_capacity), grid.x, grid.y);
+    status = launch_kernel(side, spread_kernel<ALIGNED>, parts, kSpreadThreads,
+                           0, args, evidence);
+  }
+  const auto evict = [&](bool observes, bool chooses) {
+    return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
+                         args, evidence, observes, chooses);
+  };
+  if (status != cudaSuccess) return status;
+  if (policy.merge == SKV_MERGE_PAIR) {
+    status = evict(true, false);
+    return status == cudaSuccess ? launch_pairs(args, evidence, side) : status;
+  }
+  const bool links = policy.merge == SKV_MERGE_SEGMENTS;
+  // Where the heads of a layer choose together, all are scored first.
+  if (!policy.layer_scope && !links) return evict(true, true);
+  status = evict(true, false);
+  if (status == cudaSuccess && links) {
+    const dim3 parts(link_parts(args.cache.max_capacity), grid.x, grid.y);
+    status = launch_kernel(side, link_kernel<ALIGNED>, parts, kLinkThreads, 0,
+                           args, evidence);
+  }
+  return status == cudaSuccess ? evict(false, true) : status;
+}

@@ -1,0 +1,134 @@
+// What attention leaves for the policy, and what the kernels of the policy hand
+// to each other.
+#pragma once
+
+#include "../runtime/launch.cuh"
+#include "expected_attention.cuh"
+#include "value_spread.cuh"
+
+// Slots of a block that looks for links between neighbours.
+constexpr uint32_t kLinkThreads = 256;
+
+__host__ __device__ inline uint32_t link_parts(uint32_t slots) {
+  return (slots + kLinkThreads - 1) / kLinkThreads;
+}
+
+// Splits of the list that is searched, at most.
+constexpr uint32_t kMaxPairParts = 16;
+
+// What a step keeps of the pairs of its heads.
+struct PairWork {
+  // (heads, max_capacity): slots that may go, those without a partner first
+  uint32_t *lists;
+  // (heads): how many these are, how many have no partner, and how far the
+  // values of the head scatter
+  uint4 *headers;
+  // (heads, parts, max_capacity): by place in the list, what was found
+  float *similarities;
+  uint32_t *nearest;
+  uint32_t parts;
+  // (heads, spread_parts, spread_floats): see lib/value_spread.cuh
+  float *spreads;
+  uint32_t spread_pitch;
+
+  __device__ float *spreads_of(uint32_t head) const {
+    return spreads + static_cast<size_t>(head) * spread_pitch;
+  }
+};
+
+// The policy goes on when the next layers are at work already. Attention itself
+// changes no word of a head: blocks that come late, to find that there are no
+// slots for them, still read those.
+struct Evidence {
+  // (heads, group, max_capacity): raw logits
+  float *logits;
+  // (heads, kMaxGroup): ln of the softmax sums
+  float *log_sums;
+  // (heads, group, head_dim), where merges need them
+  float *queries;
+  // (heads, group, head_dim): the output, where merges need it
+  float *outputs;
+  // (heads, max_capacity): scores that take more than a slot's own fields
+  float *ratings;
+  // (heads, max_capacity): what slots stay by, where that is compared first
+  uint64_t *keys;
+  // (heads) and (heads, link_parts), where neighbours are merged: see
+  // lib/segment_step.cuh
+  uint64_t *limits;
+  uint4 *links;
+  // Where the cheapest pair is merged.
+  PairWork pairs;
+  // (heads, group, max_capacity) and (heads, parts, kMaxGroup): see Expectation
+  float *expected_logits;
+  float2 *expected_states;
+  // (heads): the row's position, live slots, the first free one, and how far
+  // slots are used; 0 of them for rows that are not live
+  uint4 *rows;
+};
+
+// Takes the memory of a step.
+inline PairWork take_pairs(const skv_merge_attend_args &args,
+                           uint32_t multiprocessors, Scratch *scratch) {
+  const uint32_t heads = args.step.rows * args.sizes.kv_heads;
+  const size_t capacity = args.cache.max_capacity;
+  const uint32_t tiles = (args.cache.max_capacity + 63) / 64;
+  // Those who look at all candidates: all, or the first tile of each head.
+  const uint32_t searches = heads * (args.policy.partners ? 1 : tiles);
+  PairWork pairs;
+  pairs.parts = max(1u, min(min(kMaxPairParts, (tiles + 3) / 4),
+                            2 * multiprocessors / searches));
+  pairs.lists = scratch->take<uint32_t>(heads * capacity);
+  pairs.headers = scratch->take<uint4>(heads);
+  pairs.similarities = scratch->take<float>(heads * pairs.parts * capacity);
+  pairs.nearest = scratch->take<uint32_t>(heads * pairs.parts * capacity);
+  pairs.spread_pitch = spread_parts(args.cache.max_capacity) *
+                       spread_floats(args.sizes.head_dim);
+  pairs.spreads =
+      scratch->take<float>(static_cast<size_t>(heads) * pairs.spread_pitch);
+  return pairs;
+}
+
+// Takes it from the memory of the call; returns how much that is.
+inline size_t take_evidence(const skv_merge_attend_args &args,
+                            uint32_t multiprocessors, char *memory,
+                            Evidence *evidence) {
+  const skv_policy &policy = args.policy;
+  const size_t heads =
+      static_cast<size_t>(args.step.rows) * args.sizes.kv_heads;
+  const size_t group = args.sizes.heads / args.sizes.kv_heads;
+  const size_t slots = heads * args.cache.max_capacity;
+  const size_t vectors = heads * group * args.sizes.head_dim;
+  *evidence = {};
+  Scratch scratch(memory);
+  evidence->rows = scratch.take<uint4>(heads);
+  if (policy.merge == SKV_MERGE_NEVER) return scratch.taken(memory);
+  evidence->log_sums = scratch.take<float>(heads * kMaxGroup);
+  if (policy.observe) evidence->logits = scratch.take<float>(group * slots);
+  const bool votes =
+      policy.merge == SKV_MERGE_VOTES || policy.merge == SKV_MERGE_PAIR;
+  if (votes && (policy.key == SKV_KEY_MIN_NORM || args.cache.lanes > 1)) {
+    evidence->queries = scratch.take<float>(vectors);
+  }
+  if (policy.exact_values) evidence->outputs = scratch.take<float>(vectors);
+  if (policy.layer_scope || takes_all_keys(policy)) {
+    evidence->ratings = scratch.take<float>(slots);
+  }
+  const bool links = policy.merge == SKV_MERGE_SEGMENTS;
+  if (policy.count_values || links) {
+    evidence->keys = scratch.take<uint64_t>(slots);
+  }
+  if (links) {
+    evidence->limits = scratch.take<uint64_t>(heads);
+    evidence->links =
+        scratch.take<uint4>(heads * link_parts(args.cache.max_capacity));
+  }
+  if (policy.merge == SKV_MERGE_PAIR) {
+    evidence->pairs = take_pairs(args, multiprocessors, &scratch);
+  }
+  if (policy.score == SKV_SCORE_EXPECTED) {
+    evidence->expected_logits = scratch.take<float>(group * slots);
+    evidence->expected_states = scratch.take<float2>(
+        heads * expect_parts(args.cache.max_capacity) * kMaxGroup);
+  }
+  return scratch.taken(memory);
+}

@@ -1,0 +1,232 @@
+// For each query of a list, the best of some candidates: the slot with the most
+// similar key, or the one that is nearest or cheapest to merge with.
+//
+// A block has a tile of queries and goes through the tiles of one part of the
+// candidates: all products of the two lists on tensor cores, exact because keys
+// and values are halves, with the best candidate kept per query. Candidates are
+// read once per tile of queries. Squared distances follow from products and
+// squares. The alternative that lost: one warp per query, which reads all
+// candidates for each of them.
+//
+// Who searches passes a `Source`, whose `view()` a block asks for
+//   queries               how many there are; none if there is nothing to do
+//   candidates(first)     how many the tile from query `first` looks at
+//   part, parts(first)    which part of them is this block's
+//   query(q), candidate(c)   the number of a slot; the same in both lists
+//   slot(number)          the slot
+//   is_open(q, c)         whether the two may be compared
+//   remembered(q)         where a query has a slot to be compared with anyway,
+//                         its number, else kNoItem
+//   inverse_norm(number)  of a key, where keys are compared
+//   spread()              how far values scatter, where pairs are
+//   store(q, best)        takes what was found
+#pragma once
+
+#include "overlap.cuh"
+#include "search_tiles.cuh"
+
+// How pairs are compared: nothing of it counts where keys are.
+struct PairSearch {
+  skv_policy policy;
+  uint32_t lanes;
+  // Whether a query only looks at candidates that are heavier than itself.
+  bool heavier;
+  // Whether the nearest candidate is looked for, whatever the weights.
+  bool by_distance;
+};
+
+template <int DIM, bool PAIRS, class Source>
+__global__ void __launch_bounds__(32 * kSearchWarps<DIM, PAIRS>)
+    search_kernel(Source source, PairSearch pairs, uint32_t head_dim) {
+  constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  constexpr int kTiles = kCandidateTile / 8;
+  uint4 *shared_memory = dynamic_shared_memory();
+  begin_kernel();
+  auto &shared = *reinterpret_cast<SearchShared<DIM, PAIRS> *>(shared_memory);
+  const auto view = source.view();
+  const uint32_t first_query = blockIdx.x * kQueries;
+  if (first_query >= view.queries) return;
+  const uint32_t candidates = view.candidates(first_query);
+  const uint32_t tiles = (candidates + kCandidateTile - 1) / kCandidateTile;
+  const uint32_t parts = view.parts(first_query);
+  const uint32_t per_part = (tiles + parts - 1) / parts;
+  const uint32_t begin = view.part * per_part;
+  const uint32_t end = min(tiles, begin + per_part);
+  const PairCosts costs(pairs.policy, PAIRS ? view.spread() : 0.0f);
+
+  const auto load_queries = [&](skv_half *tile, bool keys) {
+    load_lines<DIM>(tile, kQueries, head_dim,
+                    [&](uint32_t i) -> const skv_half * {
+                      const uint32_t q = first_query + i;
+                      if (q >= view.queries) return nullptr;
+                      const Slot slot = view.slot(view.query(q));
+                      return keys ? slot.key : slot.value;
+                    });
+  };
+  const auto load_candidates = [&](uint32_t first, bool keys) {
+    load_lines<DIM>(shared.candidates, kCandidateTile, head_dim,
+                    [&](uint32_t i) -> const skv_half * {
+                      if (first + i >= candidates) return nullptr;
+                      const Slot slot = view.slot(view.candidate(first + i));
+                      return keys ? slot.key : slot.value;
+                    });
+  };
+  load_queries(shared.queries, true);
+  if constexpr (PAIRS) {
+    load_queries(shared.query_values, false);
+    __syncthreads();
+    square_lines<DIM>(shared.queries, kQueries, shared.query_squares[0]);
+    square_lines<DIM>(shared.query_values, kQueries, shared.query_squares[1]);
+  }
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  uint32_t queries[2], numbers[2], positions[2] = {};
+  float inverse[2] = {}, weights[2] = {};
+  Neighbour best[2] = {kNoNeighbour, kNoNeighbour};
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    queries[h] = first_query + 16 * warp_id() + g + 8 * h;
+    numbers[h] = kNoItem;
+    if (queries[h] >= view.queries) continue;
+    numbers[h] = view.query(queries[h]);
+    if constexpr (PAIRS) {
+      const Slot slot = view.slot(numbers[h]);
+      positions[h] = slot.word(kSlotPosition);
+      weights[h] = log_weight(slot, pairs.policy, pairs.lanes);
+    } else {
+      inverse[h] = view.inverse_norm(numbers[h]);
+    }
+  }
+  for (uint32_t tile = begin; tile < end; tile++) {
+    const uint32_t first = tile * kCandidateTile;
+    __syncthreads();
+    load_candidates(first, true);
+    if (threadIdx.x < kCandidateTile) {
+      const uint32_t c = first + threadIdx.x;
+      const bool exists = c < candidates;
+      const uint32_t number = exists ? view.candidate(c) : kNoItem;
+      shared.numbers[threadIdx.x] = number;
+      if (exists) {
+        const Slot slot = view.slot(number);
+        shared.positions[threadIdx.x] = slot.word(kSlotPosition);
+        if constexpr (PAIRS) {
+          shared.weights[threadIdx.x] =
+              log_weight(slot, pairs.policy, pairs.lanes);
+        } else {
+          shared.inverse_norms[threadIdx.x] = view.inverse_norm(number);
+        }
+      }
+    }
+    __syncthreads();
+    float x[kTiles][4] = {};
+    [[maybe_unused]] float keys[kTiles][4];
+    if constexpr (PAIRS) {
+      // Squared distances of keys first, then the same of values.
+      const auto measure = [&](const skv_half *own, int kind) {
+        square_lines<DIM>(shared.candidates, kCandidateTile, shared.squares);
+        multiply_lines<DIM>(own, shared.candidates, x);
+        __syncthreads();
+#pragma unroll
+        for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            const float mine =
+                shared.query_squares[kind][16 * warp_id() + g + i / 2 * 8];
+            const float other = shared.squares[8 * n + 2 * t + i % 2];
+            x[n][i] = fmaxf(0.0f, mine + other - 2.0f * x[n][i]);
+          }
+        }
+      };
+      measure(shared.queries, 0);
+#pragma unroll
+      for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) keys[n][i] = x[n][i], x[n][i] = 0.0f;
+      }
+      __syncthreads();
+      load_candidates(first, false);
+      __syncthreads();
+      measure(shared.query_values, 1);
+    } else {
+      multiply_lines<DIM>(shared.queries, shared.candidates, x);
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t c = 8 * n + 2 * t + i % 2;
+        const uint32_t number = shared.numbers[c];
+        const int h = i / 2;
+        if (number == kNoItem || number == numbers[h]) continue;
+        if (!view.is_open(queries[h], first + c)) continue;
+        float similarity;
+        if constexpr (PAIRS) {
+          const float weight = shared.weights[c];
+          const bool is_heavier =
+              weight > weights[h] ||
+              (weight == weights[h] && shared.positions[c] < positions[h]);
+          if (pairs.heavier && !is_heavier) continue;
+          const float distance = costs.distance(keys[n][i], x[n][i]);
+          similarity = pairs.by_distance
+                           ? -distance
+                           : -PairCosts::cost(weights[h], weight, distance);
+        } else {
+          // The product of the norms comes first: the similarity of two keys
+          // is the same whichever of them is the query.
+          similarity = x[n][i] * (inverse[h] * shared.inverse_norms[c]);
+        }
+        const Neighbour candidate = {similarity, shared.positions[c], number};
+        if (candidate.beats(best[h])) best[h] = candidate;
+      }
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) best[h] = nearest_of_lanes<2>(best[h]);
+  if constexpr (PAIRS) {
+    if (view.part == 0) {
+      compare_remembered<DIM>(view, costs, first_query, head_dim, shared, best);
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    if (t == 0 && queries[h] < view.queries) view.store(queries[h], best[h]);
+  }
+}
+
+template <int DIM, bool PAIRS, class Source>
+inline cudaError_t launch_search_width(const Source &source,
+                                       const PairSearch &pairs,
+                                       uint32_t head_dim, uint32_t most,
+                                       uint32_t heads, uint32_t parts,
+                                       const Launch &launch) {
+  const auto kernel = search_kernel<DIM, PAIRS, Source>;
+  const size_t bytes = sizeof(SearchShared<DIM, PAIRS>);
+  const cudaError_t status = allow_shared_memory(kernel, bytes);
+  if (status != cudaSuccess) return status;
+  constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  const dim3 grid((most + kQueries - 1) / kQueries, heads, parts);
+  return launch_kernel(launch, kernel, grid, 32 * kSearchWarps<DIM, PAIRS>,
+                       bytes, source, pairs, head_dim);
+}
+
+// Searches for up to `most` queries of each head; `blocks` are those that share
+// a tile of queries, for all rows of the step.
+template <bool PAIRS, class Source>
+inline cudaError_t launch_search(const Source &source, const PairSearch &pairs,
+                                 uint32_t head_dim, uint32_t most,
+                                 uint32_t heads, uint32_t blocks,
+                                 const Launch &launch) {
+  switch (padded_width(head_dim)) {
+    case 32:
+      return launch_search_width<32, PAIRS>(source, pairs, head_dim, most,
+                                            heads, blocks, launch);
+    case 64:
+      return launch_search_width<64, PAIRS>(source, pairs, head_dim, most,
+                                            heads, blocks, launch);
+    case 128:
+      return launch_search_width<128, PAIRS>(source, pairs, head_dim, most,
+                                             heads, blocks, launch);
+    default:
+      return launch_search_width<256, PAIRS>(source, pairs, head_dim, most,
+                                             heads, blocks, launch);
+  }
+}

@@ -5,7 +5,7 @@
  */
 import { assertEquals } from "@std/assert";
 import type { ModelSizes } from "../../src/backends/backend.ts";
-import type { KernelCase } from "./kernel_case.ts";
+import type { KernelCase, Precision } from "./kernel_case.ts";
 import { garbage, Random } from "./random.ts";
 import type { MatrixSpec } from "./scene.ts";
 import {
@@ -15,14 +15,6 @@ import {
   type SceneStep,
 } from "./steps.ts";
 import { assertWithin, expError, F16, F32, sumError } from "./tolerance.ts";
-
-/**
- * Most rows of a step whose products have 32-bit precision on every backend.
- * With more, a backend may round each activation to the 11 bits of a half, in a
- * row that is scaled so that they do not run out of exponents: weights are
- * halves anyway, and the second half would double the work of a tensor core.
- */
-const EXACT_ROWS = 32;
 
 /** Sizes of a model; those a kernel does not use are 1. */
 export function modelSizes(sizes: Partial<ModelSizes>): ModelSizes {
@@ -43,17 +35,18 @@ export class Products {
   readonly #input: Float32Array;
   readonly #norm: Float32Array | undefined;
   readonly #weight: MatrixSpec;
-  /** Relative error of an activation. */
-  readonly #rounding: number;
+  readonly #rows: number;
 
   constructor(
-    { input, norm, weight }: {
+    { input, norm, weight, rows = input.length / weight.columns }: {
       input: Float32Array;
       norm?: Float32Array;
       weight: MatrixSpec;
+      /** Rows that are multiplied, those of the input unless given. */
+      rows?: number;
     },
   ) {
-    this.#rounding = input.length / weight.columns > EXACT_ROWS ? F16 : 0;
+    this.#rows = rows;
     this.#input = input;
     this.#norm = norm;
     this.#weight = weight;
@@ -75,12 +68,13 @@ export class Products {
   }
 
   /**
-   * Error of product `(row, output)`: that of the sum, that of activations which
-   * may be rounded to halves (and have magnitudes of the same order here), and
-   * for a normed input that of its scale, which is a sum of squares whose relative error halves
+   * Error of product `(row, output)`: that of the sum; where the backend is not
+   * exact for so many rows, that of activations rounded to halves, in a row that
+   * is scaled so that they do not run out of exponents; and for a normed input
+   * that of its scale, which is a sum of squares whose relative error halves
    * under the root, an inverse root of 2 units, and two more factors.
    */
-  error(row: number, output: number): number {
+  error(row: number, output: number, { exactRows }: Precision): number {
     const { columns, data } = this.#weight;
     const x = this.#input.subarray(row * columns, (row + 1) * columns);
     let magnitude = 0;
@@ -91,10 +85,11 @@ export class Products {
       squares += x[i]! ** 2;
     }
     if (this.#norm !== undefined) magnitude /= Math.sqrt(squares / columns);
-    const rounded = sumError(columns, magnitude) + this.#rounding * magnitude;
+    const rounding = this.#rows > exactRows ? F16 * magnitude : 0;
+    const error = sumError(columns, magnitude) + rounding;
     return this.#norm === undefined
-      ? rounded
-      : rounded + sumError(columns / 2 + 8, magnitude);
+      ? error
+      : error + sumError(columns / 2 + 8, magnitude);
   }
 }
 
@@ -193,7 +188,7 @@ function projectAddCase(
             step: step.at(stage),
           }),
       },
-      check(actual, expected) {
+      check(actual, expected, precision) {
         assertWithin(actual.hidden!.f32, expected.hidden!.f32, {
           what: "hidden",
           bound: (i) => {
@@ -202,7 +197,7 @@ function projectAddCase(
             // Two more additions: bias and residual.
             const sum = Math.abs(hidden[i]!) + Math.abs(bias[output]!) +
               Math.abs(expected.hidden!.f32[i]!);
-            return products.error(row, output) + 3 * F32 * sum;
+            return products.error(row, output, precision) + 3 * F32 * sum;
           },
         });
       },
@@ -254,7 +249,7 @@ function gateUpCase(
             sizes,
           }),
       },
-      check(actual, expected) {
+      check(actual, expected, precision) {
         assertWithin(actual.output!.f32, expected.output!.f32, {
           what: "output",
           bound: (i) => {
@@ -263,7 +258,7 @@ function gateUpCase(
             const [gate, up] = [2 * at, 2 * at + 1].map((slot) => {
               const term = hasBias ? bias[slot]! : 0;
               const value = products.value(row, slot) + term;
-              const error = products.error(row, slot) +
+              const error = products.error(row, slot, precision) +
                 2 * F32 * Math.abs(value);
               return { value, error };
             }) as [ValueError, ValueError];
@@ -296,8 +291,11 @@ function lmHeadCase(
     columns: hidden,
     data: random.halves(vocabulary * hidden, 0.2),
   };
-  const products = new Products({ input, norm, weight });
   const isLast = rows === "last" && step.kind === "prefill";
+  const products = new Products({
+    ...{ input, norm, weight },
+    ...(isLast && { rows: 1 }),
+  });
   return {
     name: `lm_head ${name}`,
     draw: () => ({
@@ -323,7 +321,7 @@ function lmHeadCase(
             sizes,
           }),
       },
-      check(actual, expected) {
+      check(actual, expected, precision) {
         assertWithin(actual.logits!.f32, expected.logits!.f32, {
           what: "logits",
           bound: (i) => {
@@ -331,7 +329,7 @@ function lmHeadCase(
               ? step.live.at(-1)?.row ?? 0
               : Math.floor(i / vocabulary);
             return isAmong(step.live, row)
-              ? products.error(row, i % vocabulary)
+              ? products.error(row, i % vocabulary, precision)
               : 0;
           },
         });
@@ -431,7 +429,10 @@ export const batchCases: readonly KernelCase[] = [
 
 /** One row of products of every form: many columns, many outputs, few. */
 export const vectorCases: readonly KernelCase[] = [
-  ...[[130, 2100], [901, 40], [3, 4000], [1500, 520], [2, 8], [600, 1100]].map(
+  ...[[130, 2100], [901, 40], [3, 4000], [1500, 520], [2, 8], [600, 1100], [
+    3,
+    12288,
+  ]].map(
     ([rows, columns], i) =>
       projectAddCase(`of one row, ${columns} columns and ${rows} outputs`, {
         step: decodeStep([0]),

@@ -2990,31 +2990,58 @@ inline uint32_t matrix_blocks(const Product &product,
                std::min(uint64_t{multiprocessors} * Shape::kBlocks, useful)));
 }
 
-// Calls \`f\` with the shape for a product's rows.
-template <class F>
-inline auto with_matrix_shape(const Product &product, const F &f) {
-  static_assert(kMostExactRows == 32, "shapes with two halves");
-  if (product.rows <= 8) return f(MatrixShape<8, true>());
-  if (product.rows <= 16) return f(MatrixShape<16, true>());
-  if (product.rows <= 32) return f(MatrixShape<32, true>());
-  if (product.rows <= 64) return f(MatrixShape<64, false>());
-  if (product.rows <= 128) return f(MatrixShape<128, false>());
-  return f(MatrixShape<256, false>());
+// Bytes of the kernel's own variables, and more than that.
+constexpr size_t kMatrixOwnBytes = 256;
+
+// Whether blocks that may have \`shared_bytes\` have room for a shape's stages.
+template <class Shape>
+constexpr bool fits_matrix(size_t shared_bytes) {
+  return Shape::kBytes + kMatrixOwnBytes <= shared_bytes;
 }
 
+// Calls \`f\` with the shape for a product's rows, or with the next best one
+// where it does not fit.
+template <class F>
+inline auto with_matrix_shape(const Product &product, size_t shared_bytes,
+                              const F &f) {
+  using Rows8 = MatrixShape<8, true>;
+  using Rows16 = MatrixShape<16, true>;
+  using Rows32 = MatrixShape<32, true>;
+  using Rows64 = MatrixShape<64, false>;
+  using Rows128 = MatrixShape<128, false>;
+  using Rows256 = MatrixShape<256, false>;
+  static_assert(kMostExactRows == 32, "shapes with two halves");
+  static_assert(fits_matrix<Rows8>(kLeastSharedBytes) &&
+                    fits_matrix<Rows32>(kLeastSharedBytes) &&
+                    fits_matrix<Rows64>(kLeastSharedBytes) &&
+                    fits_matrix<Rows128>(kLeastSharedBytes),
+                "shapes for all devices");
+  const bool has_16 = fits_matrix<Rows16>(shared_bytes);
+  const bool has_256 = fits_matrix<Rows256>(shared_bytes);
+  if (product.rows <= 8) return f(Rows8());
+  if (product.rows <= 16 && has_16) return f(Rows16());
+  if (product.rows <= 32) return f(Rows32());
+  if (product.rows <= 64) return f(Rows64());
+  if (product.rows <= 128 || !has_256) return f(Rows128());
+  return f(Rows256());
+}
+
+// What both the best shape and the one for all devices need.
 inline Needs matrix_product_needs(const Product &product,
                                   uint32_t multiprocessors) {
-  return with_matrix_shape(product, [&](auto shape) {
-    using Shape = decltype(shape);
-    const uint32_t blocks = matrix_blocks<Shape>(product, multiprocessors);
-    const size_t parts =
-        size_t{kPartSlots} * blocks * Shape::kSums * kMatrixThreads;
-    Needs needs;
-    needs.scratch =
-        half_rows_bytes(product) + aligned_bytes(parts * sizeof(float));
-    needs.tickets = blocks;
-    return needs;
-  });
+  Needs needs;
+  for (const size_t shared_bytes : {kLeastSharedBytes, SIZE_MAX}) {
+    with_matrix_shape(product, shared_bytes, [&](auto shape) {
+      using Shape = decltype(shape);
+      const size_t blocks = matrix_blocks<Shape>(product, multiprocessors);
+      const size_t parts = kPartSlots * blocks * Shape::kSums * kMatrixThreads;
+      const size_t scratch =
+          half_rows_bytes(product) + aligned_bytes(parts * sizeof(float));
+      needs.scratch = std::max(needs.scratch, scratch);
+      needs.tickets = std::max(needs.tickets, blocks);
+    });
+  }
+  return needs;
 }
 
 // Multiplies the rows of a step. \`scratch\` has what is needed.
@@ -3024,7 +3051,7 @@ inline cudaError_t multiply_matrix(const Product &product, const Pairs &pairs,
   HalfRows rows;
   const cudaError_t status = make_half_rows(product, scratch, launch, rows);
   if (status != cudaSuccess) return status;
-  return with_matrix_shape(product, [&](auto shape) {
+  return with_matrix_shape(product, launch.shared_bytes, [&](auto shape) {
     using Shape = decltype(shape);
     const uint32_t blocks =
         matrix_blocks<Shape>(product, launch.multiprocessors);
@@ -4998,13 +5025,13 @@ __device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
 #include "matrix_product.cuh"
 #include "vector_product.cuh"
 
-inline bool is_vector(const Product &product) {
-  return product.rows == 1 && vector_row_bytes(product) <= kMostVectorBytes;
+inline bool is_vector(const Product &product, size_t shared_bytes) {
+  return product.rows == 1 && fits_vector(product, shared_bytes);
 }
 
-// Device memory that a product takes.
+// Device memory that a product takes, however much shared memory there is.
 inline Needs product_needs(const Product &product, uint32_t multiprocessors) {
-  if (is_vector(product)) return {};
+  if (is_vector(product, kLeastSharedBytes)) return {};
   Needs needs = matrix_product_needs(product, multiprocessors);
   if (product.rows >= kLeastLibraryRows) {
     needs.library_scratch = library_product_bytes(product);
@@ -5016,7 +5043,9 @@ inline Needs product_needs(const Product &product, uint32_t multiprocessors) {
 template <class Pairs>
 inline cudaError_t multiply(const Product &product, const Pairs &pairs,
                             const Scratch &scratch, const Launch &launch) {
-  if (is_vector(product)) return multiply_vector(product, pairs, launch);
+  if (is_vector(product, launch.shared_bytes)) {
+    return multiply_vector(product, pairs, launch);
+  }
   if (product.rows >= kLeastLibraryRows && launch.library != nullptr) {
     bool done = false;
     const cudaError_t status =
@@ -6966,8 +6995,12 @@ constexpr uint32_t kVectorDepth = 4;
 // Groups of a set between two barriers.
 constexpr uint32_t kRoundGroups = 16;
 
-// Longest row that fits into the shared memory of a block.
-constexpr uint32_t kMostVectorBytes = 200 * 1024;
+static_assert(kRoundGroups % kVectorDepth == 0,
+              "a round ends where a turn of the loads does");
+
+// Bytes of the kernel's own variables.
+constexpr size_t kVectorOwnBytes =
+    (2 * kRoundGroups * kGroupOutputs + 1) * kVectorWarps * sizeof(float);
 
 // Groups of a block: numbers from \`begin\` to \`end\`.
 struct GroupShare {
@@ -7209,6 +7242,11 @@ inline uint32_t vector_parts(const Product &product, uint32_t groups) {
 
 inline size_t vector_row_bytes(const Product &product) {
   return product.weight.pitch * sizeof(float);
+}
+
+// Whether blocks that may have \`shared_bytes\` have room for the row.
+inline bool fits_vector(const Product &product, size_t shared_bytes) {
+  return vector_row_bytes(product) + kVectorOwnBytes <= shared_bytes;
 }
 
 template <class Pairs>
@@ -8417,13 +8455,18 @@ int32_t check_architecture(int index) {
 // Asks for the device's properties, and creates what work is enqueued on.
 cudaError_t create_streams(skv_context *context) {
   const int device = context->device;
-  int multiprocessors = 0, major = 0;
+  int multiprocessors = 0, major = 0, shared_bytes = 0;
   cudaError_t error = cudaDeviceGetAttribute(
       &multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) {
     error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor,
                                    device);
   }
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(
+        &shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  context->shared_bytes = static_cast<size_t>(shared_bytes);
   context->multiprocessors = static_cast<uint32_t>(multiprocessors);
   context->overlaps = major >= 9;
   if (error == cudaSuccess) {
@@ -8604,6 +8647,8 @@ struct skv_context {
   int device = 0;
   uint32_t flags = 0;
   uint32_t multiprocessors = 0;
+  // Most shared memory of a block.
+  size_t shared_bytes = 0;
   cudaStream_t stream = nullptr;
   Sides sides;
   // Whether the device can start a kernel before the one in front has ended.
@@ -8697,6 +8742,9 @@ struct Launch {
   char *own;
   uint32_t *tickets;
   uint32_t multiprocessors;
+  // Most shared memory that a block may have, that of the kernel's own
+  // variables included.
+  size_t shared_bytes;
   // Whether a kernel may start before the one in front of it has ended. All
   // kernels wait for it themselves: see lib/overlap.cuh.
   bool overlaps;
@@ -8743,10 +8791,23 @@ inline cudaError_t start_kernel(cudaStream_t stream,
   return launch_kernel(launch, kernel, grid, threads, 0, arguments...);
 }
 
-// Lets a kernel have more shared memory than the 48 KiB that all devices give.
+// What every device that these kernels are for gives a block: those of compute
+// capability 8.6 give no more, 8.0 gives 163 KiB, 9.0 gives 227 KiB.
+constexpr size_t kLeastSharedBytes = 99 * 1024;
+
+// Lets a kernel have more shared memory than blocks get unasked: 48 KiB, those
+// of its own variables included. What it was given before stays: programs that
+// were recorded rely on it.
 template <class Kernel>
 inline cudaError_t allow_shared_memory(Kernel kernel, size_t bytes) {
-  if (bytes <= 48 * 1024) return cudaSuccess;
+  constexpr size_t kUnasked = 48 * 1024;
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+  if (status != cudaSuccess) return status;
+  if (attributes.sharedSizeBytes + bytes <= kUnasked) return cudaSuccess;
+  const size_t given =
+      static_cast<size_t>(attributes.maxDynamicSharedSizeBytes);
+  if (given > kUnasked && given >= bytes) return cudaSuccess;
   return cudaFuncSetAttribute(kernel,
                               cudaFuncAttributeMaxDynamicSharedMemorySize,
                               static_cast<int>(bytes));
@@ -8959,7 +9020,7 @@ bool MatrixLibrary::multiply(const LibraryProduct &product, void *workspace,
       f.propose(handle_, description.get(), left.get(), right.get(),
                 result.get(), result.get(), preference.get(), 1, &proposal,
                 &found) == kSuccess &&
-      found > 0;
+      found > 0 && proposal.status == kSuccess;
   if (!is_planned) return false;
   const float one = 1.0f, zero = 0.0f;
   return f.multiply(handle_, description.get(), &one, weight.data, left.get(),
@@ -9147,6 +9208,7 @@ int32_t launch_calls(skv_program *program) {
   launch.scratch = program->scratch;
   launch.tickets = program->tickets;
   launch.multiprocessors = context->multiprocessors;
+  launch.shared_bytes = context->shared_bytes;
   launch.overlaps = !checks && context->overlaps;
   launch.sides = checks ? nullptr : &context->sides;
   launch.library = context->library.get();

@@ -440,31 +440,58 @@ inline uint32_t matrix_blocks(const Product &product,
                std::min(uint64_t{multiprocessors} * Shape::kBlocks, useful)));
 }
 
-// Calls `f` with the shape for a product's rows.
-template <class F>
-inline auto with_matrix_shape(const Product &product, const F &f) {
-  static_assert(kMostExactRows == 32, "shapes with two halves");
-  if (product.rows <= 8) return f(MatrixShape<8, true>());
-  if (product.rows <= 16) return f(MatrixShape<16, true>());
-  if (product.rows <= 32) return f(MatrixShape<32, true>());
-  if (product.rows <= 64) return f(MatrixShape<64, false>());
-  if (product.rows <= 128) return f(MatrixShape<128, false>());
-  return f(MatrixShape<256, false>());
+// Bytes of the kernel's own variables, and more than that.
+constexpr size_t kMatrixOwnBytes = 256;
+
+// Whether blocks that may have `shared_bytes` have room for a shape's stages.
+template <class Shape>
+constexpr bool fits_matrix(size_t shared_bytes) {
+  return Shape::kBytes + kMatrixOwnBytes <= shared_bytes;
 }
 
+// Calls `f` with the shape for a product's rows, or with the next best one
+// where it does not fit.
+template <class F>
+inline auto with_matrix_shape(const Product &product, size_t shared_bytes,
+                              const F &f) {
+  using Rows8 = MatrixShape<8, true>;
+  using Rows16 = MatrixShape<16, true>;
+  using Rows32 = MatrixShape<32, true>;
+  using Rows64 = MatrixShape<64, false>;
+  using Rows128 = MatrixShape<128, false>;
+  using Rows256 = MatrixShape<256, false>;
+  static_assert(kMostExactRows == 32, "shapes with two halves");
+  static_assert(fits_matrix<Rows8>(kLeastSharedBytes) &&
+                    fits_matrix<Rows32>(kLeastSharedBytes) &&
+                    fits_matrix<Rows64>(kLeastSharedBytes) &&
+                    fits_matrix<Rows128>(kLeastSharedBytes),
+                "shapes for all devices");
+  const bool has_16 = fits_matrix<Rows16>(shared_bytes);
+  const bool has_256 = fits_matrix<Rows256>(shared_bytes);
+  if (product.rows <= 8) return f(Rows8());
+  if (product.rows <= 16 && has_16) return f(Rows16());
+  if (product.rows <= 32) return f(Rows32());
+  if (product.rows <= 64) return f(Rows64());
+  if (product.rows <= 128 || !has_256) return f(Rows128());
+  return f(Rows256());
+}
+
+// What both the best shape and the one for all devices need.
 inline Needs matrix_product_needs(const Product &product,
                                   uint32_t multiprocessors) {
-  return with_matrix_shape(product, [&](auto shape) {
-    using Shape = decltype(shape);
-    const uint32_t blocks = matrix_blocks<Shape>(product, multiprocessors);
-    const size_t parts =
-        size_t{kPartSlots} * blocks * Shape::kSums * kMatrixThreads;
-    Needs needs;
-    needs.scratch =
-        half_rows_bytes(product) + aligned_bytes(parts * sizeof(float));
-    needs.tickets = blocks;
-    return needs;
-  });
+  Needs needs;
+  for (const size_t shared_bytes : {kLeastSharedBytes, SIZE_MAX}) {
+    with_matrix_shape(product, shared_bytes, [&](auto shape) {
+      using Shape = decltype(shape);
+      const size_t blocks = matrix_blocks<Shape>(product, multiprocessors);
+      const size_t parts = kPartSlots * blocks * Shape::kSums * kMatrixThreads;
+      const size_t scratch =
+          half_rows_bytes(product) + aligned_bytes(parts * sizeof(float));
+      needs.scratch = std::max(needs.scratch, scratch);
+      needs.tickets = std::max(needs.tickets, blocks);
+    });
+  }
+  return needs;
 }
 
 // Multiplies the rows of a step. `scratch` has what is needed.
@@ -474,7 +501,7 @@ inline cudaError_t multiply_matrix(const Product &product, const Pairs &pairs,
   HalfRows rows;
   const cudaError_t status = make_half_rows(product, scratch, launch, rows);
   if (status != cudaSuccess) return status;
-  return with_matrix_shape(product, [&](auto shape) {
+  return with_matrix_shape(product, launch.shared_bytes, [&](auto shape) {
     using Shape = decltype(shape);
     const uint32_t blocks =
         matrix_blocks<Shape>(product, launch.multiprocessors);

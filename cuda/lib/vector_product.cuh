@@ -34,8 +34,12 @@ constexpr uint32_t kVectorDepth = 4;
 // Groups of a set between two barriers.
 constexpr uint32_t kRoundGroups = 16;
 
-// Longest row that fits into the shared memory of a block.
-constexpr uint32_t kMostVectorBytes = 200 * 1024;
+static_assert(kRoundGroups % kVectorDepth == 0,
+              "a round ends where a turn of the loads does");
+
+// Bytes of the kernel's own variables.
+constexpr size_t kVectorOwnBytes =
+    (2 * kRoundGroups * kGroupOutputs + 1) * kVectorWarps * sizeof(float);
 
 // Groups of a block: numbers from `begin` to `end`.
 struct GroupShare {
@@ -277,6 +281,11 @@ inline uint32_t vector_parts(const Product &product, uint32_t groups) {
 
 inline size_t vector_row_bytes(const Product &product) {
   return product.weight.pitch * sizeof(float);
+}
+
+// Whether blocks that may have `shared_bytes` have room for the row.
+inline bool fits_vector(const Product &product, size_t shared_bytes) {
+  return vector_row_bytes(product) + kVectorOwnBytes <= shared_bytes;
 }
 
 template <class Pairs>

@@ -16,6 +16,8 @@ struct skv_context {
   int device = 0;
   uint32_t flags = 0;
   uint32_t multiprocessors = 0;
+  // Most shared memory of a block.
+  size_t shared_bytes = 0;
   cudaStream_t stream = nullptr;
   Sides sides;
   // Whether the device can start a kernel before the one in front has ended.

@@ -167,7 +167,7 @@ bool MatrixLibrary::multiply(const LibraryProduct &product, void *workspace,
       f.propose(handle_, description.get(), left.get(), right.get(),
                 result.get(), result.get(), preference.get(), 1, &proposal,
                 &found) == kSuccess &&
-      found > 0;
+      found > 0 && proposal.status == kSuccess;
   if (!is_planned) return false;
   const float one = 1.0f, zero = 0.0f;
   return f.multiply(handle_, description.get(), &one, weight.data, left.get(),

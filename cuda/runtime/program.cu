@@ -128,6 +128,7 @@ int32_t launch_calls(skv_program *program) {
   launch.scratch = program->scratch;
   launch.tickets = program->tickets;
   launch.multiprocessors = context->multiprocessors;
+  launch.shared_bytes = context->shared_bytes;
   launch.overlaps = !checks && context->overlaps;
   launch.sides = checks ? nullptr : &context->sides;
   launch.library = context->library.get();

@@ -41,9 +41,13 @@ export async function emulationMissing(): Promise<string | undefined> {
   return found?.success ? undefined : "there is no g++";
 }
 
-/** Opens a backend on the emulated device. */
+/**
+ * Opens a backend on an emulated device: 0 is like a Hopper, 1 is older and has
+ * as little shared memory as any.
+ */
 export async function openEmulation(
-  { checkEveryKernel = false, ownProducts = true }: {
+  { device = 0, checkEveryKernel = false, ownProducts = true }: {
+    device?: 0 | 1;
     checkEveryKernel?: boolean;
     ownProducts?: boolean;
   } = {},
@@ -53,7 +57,7 @@ export async function openEmulation(
   if (!ownProducts) Deno.env.set("STEADYKV_CUBLASLT", path);
   const library = new CudaLibrary({ path, named: "the emulation" });
   return CudaBackend.open(library, {
-    device: 0,
+    device,
     checkEveryKernel,
     ownProducts,
   });

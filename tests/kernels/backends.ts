@@ -69,6 +69,13 @@ export async function testedBackends(): Promise<TestedBackend[]> {
       ...noEmulation,
     },
     {
+      name: "cuda (emulated) with less shared memory",
+      cases: productCases,
+      open: () => openEmulation({ device: 1 }),
+      ...CUDA,
+      ...noEmulation,
+    },
+    {
       name: "cuda (emulated) with a library for products",
       cases: productCases,
       open: () => openEmulation({ ownProducts: false }),

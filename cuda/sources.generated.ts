@@ -8791,8 +8791,8 @@ inline cudaError_t start_kernel(cudaStream_t stream,
   return launch_kernel(launch, kernel, grid, threads, 0, arguments...);
 }
 
-// What every device that these kernels are for gives a block: those of compute
-// capability 8.6 give no more, 8.0 gives 163 KiB, 9.0 gives 227 KiB.
+// What every device from compute capability 8.0 on gives a block: 8.6 gives no
+// more, 8.0 gives 163 KiB, 9.0 gives 227 KiB.
 constexpr size_t kLeastSharedBytes = 99 * 1024;
 
 // Lets a kernel have more shared memory than blocks get unasked: 48 KiB, those

@@ -409,7 +409,7 @@ export const batchCases: readonly KernelCase[] = [
         finished: [rows - 1],
       }),
       rows: outputs,
-      columns: [332, 64, 1000, 321][i % 4]!,
+      columns: [332, 64, 1000, 324][i % 4]!,
       hasBias: i % 2 === 0,
     })
   ),

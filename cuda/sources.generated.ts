@@ -392,8 +392,8 @@ Product product_of(const skv_gate_up_args &args) {
 
 }  // namespace
 
-Needs gate_up_needs(const skv_gate_up_args &args, uint32_t) {
-  return {product_bytes(product_of(args))};
+Needs gate_up_needs(const skv_gate_up_args &args, uint32_t multiprocessors) {
+  return product_needs(product_of(args), multiprocessors);
 }
 
 cudaError_t launch_gate_up(const skv_gate_up_args &args, const Launch &launch) {
@@ -2539,6 +2539,157 @@ __device__ inline void load_halves(uint32_t (&out)[COUNT / 2],
   }
 }
 `,
+  "lib/half_rows.cuh": `// Activations as halves, for products with tensor cores: normed, scaled and
+// rounded once, by a kernel of their own, because every tile of outputs reads
+// them again.
+//
+// A row is scaled by a power of two that takes its largest element to
+// [2^14, 2^15). One half of an element has an error of 2^-11 of itself down to
+// 2^-28 of the largest; a second one, of what the first left over, takes that
+// to 2^-22 (see mma.cuh). The alternative that lost: bf16, which needs no scale
+// and has an error of 2^-8.
+#pragma once
+
+#include "mma.cuh"
+#include "overlap.cuh"
+#include "product_args.cuh"
+
+struct HalfRows {
+  // (rows, weight.pitch), zeros beyond the width
+  skv_half *high;
+  // The same, or null where one half is enough.
+  skv_half *low;
+  // (rows): what the products of a row must be multiplied by
+  float *inverse;
+};
+
+// Most rows that are kept in two halves. Products are bound by the weights'
+// bytes up to here, and the second half is free; beyond, it would double the
+// work that bounds them.
+constexpr uint32_t kMostExactRows = 32;
+
+inline bool takes_two_halves(const Product &product) {
+  return product.rows <= kMostExactRows;
+}
+
+inline size_t half_rows_bytes(const Product &product) {
+  const size_t halves =
+      static_cast<size_t>(product.rows) * product.weight.pitch * 2;
+  return aligned_bytes(halves) * (takes_two_halves(product) ? 2 : 1) +
+         aligned_bytes(product.rows * sizeof(float));
+}
+
+constexpr uint32_t kHalfRowThreads = 512;
+
+// Chunks of eight elements that a thread keeps in registers between the two
+// passes over a row; it reads further ones again.
+constexpr uint32_t kHeldChunks = 4;
+
+// Loads eight elements, adds up their squares, and norms them.
+template <bool ALIGNED>
+__device__ inline void load_normed(float (&x)[8], const Product &product,
+                                   const float *row, uint32_t first,
+                                   float &squares) {
+  const uint32_t width = product.weight.columns;
+  load_floats<ALIGNED>(x, row, first, width);
+  if (product.norm == nullptr) return;
+  float norms[8];
+  load_floats<ALIGNED>(norms, product.norm, first, width);
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    squares += x[i] * x[i];
+    x[i] *= norms[i];
+  }
+}
+
+__device__ inline void store_chunk(const HalfRows &to, size_t at,
+                                   const float (&x)[8], float scale) {
+  SplitPair pairs[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    pairs[i] = split_pair(x[2 * i] * scale, x[2 * i + 1] * scale);
+  }
+  *reinterpret_cast<uint4 *>(to.high + at) = {pairs[0].high, pairs[1].high,
+                                              pairs[2].high, pairs[3].high};
+  if (to.low == nullptr) return;
+  *reinterpret_cast<uint4 *>(to.low + at) = {pairs[0].low, pairs[1].low,
+                                             pairs[2].low, pairs[3].low};
+}
+
+// One row per block.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(kHalfRowThreads, 2)
+    half_rows_kernel(Product product, HalfRows to) {
+  __shared__ float shared[2][kHalfRowThreads / 32];
+  begin_kernel();
+  const uint32_t row = blockIdx.x;
+  if (!product.is_wanted(row)) return;
+  const uint32_t chunks = product.weight.pitch / 8;
+  const float *from = product.row(row);
+  float squares = 0.0f, largest = 0.0f;
+  float held[kHeldChunks][8];
+#pragma unroll
+  for (uint32_t i = 0; i < kHeldChunks; i++) {
+    const uint32_t chunk = threadIdx.x + i * kHalfRowThreads;
+    if (chunk >= chunks) break;
+    load_normed<ALIGNED>(held[i], product, from, 8 * chunk, squares);
+#pragma unroll
+    for (int k = 0; k < 8; k++) largest = fmaxf(largest, fabsf(held[i][k]));
+  }
+  for (uint32_t chunk = threadIdx.x + kHeldChunks * kHalfRowThreads;
+       chunk < chunks; chunk += kHalfRowThreads) {
+    float x[8];
+    load_normed<ALIGNED>(x, product, from, 8 * chunk, squares);
+#pragma unroll
+    for (int k = 0; k < 8; k++) largest = fmaxf(largest, fabsf(x[k]));
+  }
+  squares = warp_sum(squares);
+  largest = warp_max(largest);
+  if (lane_id() == 0) {
+    shared[0][warp_id()] = squares;
+    shared[1][warp_id()] = largest;
+  }
+  __syncthreads();
+  const bool exists = lane_id() < kHalfRowThreads / 32;
+  squares = warp_sum(exists ? shared[0][lane_id()] : 0.0f);
+  largest = warp_max(exists ? shared[1][lane_id()] : 0.0f);
+  const Scale scale = scale_for(largest);
+  const size_t base = static_cast<size_t>(row) * product.weight.pitch;
+#pragma unroll
+  for (uint32_t i = 0; i < kHeldChunks; i++) {
+    const uint32_t chunk = threadIdx.x + i * kHalfRowThreads;
+    if (chunk >= chunks) break;
+    store_chunk(to, base + 8 * chunk, held[i], scale.scale);
+  }
+  for (uint32_t chunk = threadIdx.x + kHeldChunks * kHalfRowThreads;
+       chunk < chunks; chunk += kHalfRowThreads) {
+    float x[8], ignored = 0.0f;
+    load_normed<ALIGNED>(x, product, from, 8 * chunk, ignored);
+    store_chunk(to, base + 8 * chunk, x, scale.scale);
+  }
+  if (threadIdx.x != 0) return;
+  const float rms =
+      product.norm == nullptr
+          ? 1.0f
+          : rsqrtf(squares / static_cast<float>(product.weight.columns) +
+                   product.epsilon);
+  to.inverse[row] = scale.inverse * rms;
+}
+
+// Makes the halves of a product's rows, in memory from \`scratch\`.
+inline cudaError_t make_half_rows(const Product &product, Scratch &scratch,
+                                  const Launch &launch, HalfRows &to) {
+  const size_t halves =
+      static_cast<size_t>(product.rows) * product.weight.pitch;
+  to.high = scratch.take<skv_half>(halves);
+  to.low = takes_two_halves(product) ? scratch.take<skv_half>(halves) : nullptr;
+  to.inverse = scratch.take<float>(product.rows);
+  const auto kernel = product.weight.columns % 8 == 0 ? half_rows_kernel<true>
+                                                      : half_rows_kernel<false>;
+  return launch_kernel(launch, kernel, product.rows, kHalfRowThreads, 0,
+                       product, to);
+}
+`,
   "lib/instructions.cuh": `// Instructions that CUDA C++ has no words for, and shared memory whose size a
 // launch decides. Everything that only a GPU's compiler understands is in this
 // file: tests/cuda_emulation has another one in its place.
@@ -2768,6 +2919,604 @@ struct LaneSum {
     }
   }
 };
+`,
+  "lib/library_product.cuh": `// Products of many rows by a library of NVIDIA's (runtime/matrix_library.cuh):
+// it multiplies the halves into scratch memory, and a kernel of ours does what
+// belongs to the outputs.
+#pragma once
+
+#include "../runtime/matrix_library.cuh"
+#include "half_rows.cuh"
+#include "overlap.cuh"
+#include "product_args.cuh"
+
+// Least rows that the library gets. With fewer, products are bound by the
+// weights' bytes, and a pass over the outputs costs more than is won.
+constexpr uint32_t kLeastLibraryRows = 128;
+
+constexpr uint32_t kFinishThreads = 256;
+
+// Pairs that a thread finishes.
+constexpr uint32_t kFinishPairs = 4;
+
+template <class Pairs>
+__global__ void __launch_bounds__(kFinishThreads)
+    finish_pairs_kernel(Product product, Pairs pairs, const float *products,
+                        const float *inverse) {
+  begin_kernel();
+  const uint32_t row = blockIdx.y;
+  if (!product.is_wanted(row)) return;
+  const uint32_t outputs = product.weight.rows;
+  const uint32_t count = pairs_of(product.weight);
+  const float *from = products + static_cast<size_t>(row) * outputs;
+  const float scale = inverse[row];
+  const uint32_t first =
+      blockIdx.x * (kFinishThreads * kFinishPairs) + threadIdx.x;
+  float ends[kFinishPairs][2];
+#pragma unroll
+  for (uint32_t i = 0; i < kFinishPairs; i++) {
+    const uint32_t pair = min(first + i * kFinishThreads, count - 1);
+#pragma unroll
+    for (uint32_t end = 0; end < 2; end++) {
+      ends[i][end] = from[min(pairs.output(pair, end), outputs - 1)];
+    }
+  }
+#pragma unroll
+  for (uint32_t i = 0; i < kFinishPairs; i++) {
+    const uint32_t pair = first + i * kFinishThreads;
+    if (pair >= count) return;
+    pairs.finish(row, pair, ends[i][0] * scale, ends[i][1] * scale);
+  }
+}
+
+inline size_t library_product_bytes(const Product &product) {
+  const size_t outputs =
+      static_cast<size_t>(product.rows) * product.weight.rows;
+  return half_rows_bytes(product) + aligned_bytes(outputs * sizeof(float)) +
+         MatrixLibrary::kWorkspaceBytes;
+}
+
+// Multiplies if the library can, and says so in \`done\`.
+template <class Pairs>
+inline cudaError_t multiply_with_library(const Product &product,
+                                         const Pairs &pairs, Scratch scratch,
+                                         const Launch &launch, bool &done) {
+  const size_t outputs =
+      static_cast<size_t>(product.rows) * product.weight.rows;
+  HalfRows rows;
+  cudaError_t status = make_half_rows(product, scratch, launch, rows);
+  if (status != cudaSuccess) return status;
+  float *products = scratch.take<float>(outputs);
+  void *workspace = scratch.take<char>(MatrixLibrary::kWorkspaceBytes);
+  done = launch.library->multiply(
+      {products, rows.high, product.weight, product.rows}, workspace,
+      launch.stream);
+  if (!done) return cudaSuccess;
+  const uint32_t per_block = kFinishThreads * kFinishPairs;
+  const dim3 grid((pairs_of(product.weight) + per_block - 1) / per_block,
+                  product.rows);
+  return launch_kernel(launch, finish_pairs_kernel<Pairs>, grid, kFinishThreads,
+                       0, product, pairs, products, rows.inverse);
+}
+`,
+  "lib/matrix_product.cuh": `// Products of several rows of activations with a weight matrix, for batches and
+// prefill chunks: tensor cores, and both operands on their way to shared memory
+// several steps before they are needed.
+//
+// A tile is 64 pairs of outputs by 8 to 256 rows; a step of it takes 64
+// columns, in which every lane of a warp finds the operands of two products in
+// 16 consecutive bytes: a dot product does not care about the order of its
+// terms, so both sides may deal the columns alike. Blocks stay for all their
+// tiles and share them evenly (lib/tile_shares.cuh), so that memory never waits
+// for a last wave of blocks. As in the form for one row, weights are on their
+// way before the kernel in front has ended.
+//
+// The alternatives that lost: weights from memory straight to registers, which
+// leaves none for the sums of many rows; tf32 numbers, which need no scale but
+// twice the products, and a conversion of every weight; partial sums that
+// blocks add atomically, which are not the same from run to run.
+#pragma once
+
+#include <algorithm>
+
+#include "half_rows.cuh"
+#include "mma.cuh"
+#include "overlap.cuh"
+#include "product_args.cuh"
+#include "tile_shares.cuh"
+
+constexpr uint32_t kMatrixThreads = 256;
+constexpr uint32_t kTileOutputs = 128;
+constexpr uint32_t kStepColumns = 64;
+
+// Chunks of eight columns in a step.
+constexpr uint32_t kStepChunks = kStepColumns / 8;
+
+// Most blocks that share a tile, and least steps of a block: the last block of
+// a tile reads what all others made.
+constexpr uint32_t kMostSharers = 8;
+constexpr uint32_t kLeastSteps = 2;
+
+// A tile of ROWS rows, of one or two halves each.
+template <uint32_t ROWS, bool TWO_HALVES>
+struct MatrixShape {
+  static constexpr uint32_t kRows = ROWS;
+  static constexpr uint32_t kHalves = TWO_HALVES ? 2 : 1;
+  // Warps side by side over the rows, and over the outputs.
+  static constexpr uint32_t kRowWarps = ROWS <= 16 ? 1 : ROWS <= 128 ? 2 : 4;
+  static constexpr uint32_t kOutputWarps = 8 / kRowWarps;
+  // Tiles of 16 outputs and of 8 rows that a warp makes.
+  static constexpr int kOutputTiles = kTileOutputs / 16 / kOutputWarps;
+  static constexpr int kRowTiles = ROWS / 8 / kRowWarps;
+  static constexpr uint32_t kStageHalves =
+      (kTileOutputs + kHalves * ROWS) * kStepColumns;
+  // Two blocks fit on a multiprocessor, but for the widest tile: the second
+  // is another one of a product that is bound by its arithmetic, or the first
+  // of the next product.
+  static constexpr int kStages = ROWS <= 16    ? 5
+                                 : ROWS <= 64  ? 4
+                                 : ROWS <= 128 ? 3
+                                               : 4;
+  static constexpr uint32_t kResident = ROWS <= 128 ? 2 : 1;
+  static constexpr uint32_t kBlocks = ROWS == 128 ? 2 : 1;
+  static constexpr uint32_t kBytes = kStages * kStageHalves * 2;
+  static constexpr uint32_t kSums = kOutputTiles * kRowTiles * 4;
+};
+
+// Parts that a block has room for: of the first tile that it shares, of the
+// last one, and of one that it makes alone.
+constexpr uint32_t kPartSlots = 3;
+
+// Memory through which blocks that share tiles add up.
+struct TileSums {
+  // (blocks, kPartSlots, row tiles, output tiles, threads) of four floats
+  float4 *parts;
+  // (blocks): how many parts of a shared tile are there.
+  uint32_t *tickets;
+};
+
+// Where chunk \`chunk\` of line \`line\` is in a stage, in halves: eight lines have
+// a chunk in different banks.
+__device__ inline uint32_t chunk_place(uint32_t line, uint32_t chunk) {
+  return line * kStepColumns + (chunk ^ line % 8) * 8;
+}
+
+// Copies the steps of a block's tiles to shared memory, in order.
+template <class Shape, class Pairs>
+class TileFetcher {
+ public:
+  __device__ TileFetcher(const Product &product, const HalfRows &rows,
+                         const Pairs &pairs, const TileShares &shares,
+                         uint32_t row_tiles, uint32_t end)
+      : product_(product),
+        rows_(rows),
+        pairs_(pairs),
+        shares_(shares),
+        row_tiles_(row_tiles),
+        end_(end),
+        cursor_(shares, blockIdx.x),
+        left_(cursor_.left(shares)),
+        chunk_(threadIdx.x % kStepChunks),
+        line_(threadIdx.x / kStepChunks),
+        place_(chunk_place(line_, chunk_)) {
+    if (left_ > 0) turn();
+  }
+
+  // Steps that are not fetched yet.
+  __device__ uint32_t left() const { return left_; }
+
+  // Fetches the weights of the present step in the background.
+  __device__ void fetch_weights(skv_half *stage) const {
+    const uint32_t column = cursor_.step * kStepColumns + 8 * chunk_;
+    const bool exists = column < product_.weight.pitch;
+#pragma unroll
+    for (uint32_t i = 0; i < kWeights; i++) {
+      copy_async(stage + place_ + i * (kLines * kStepColumns),
+                 weights_[i] + column, exists);
+    }
+  }
+
+  // The same for the rows.
+  __device__ void fetch_rows(skv_half *stage) const {
+    const uint32_t column = cursor_.step * kStepColumns + 8 * chunk_;
+    const bool is_column = column < product_.weight.pitch;
+    const size_t first =
+        static_cast<size_t>(row_) * product_.weight.pitch + column;
+#pragma unroll
+    for (uint32_t half = 0; half < Shape::kHalves; half++) {
+      const skv_half *from = (half == 0 ? rows_.high : rows_.low) + first;
+      skv_half *to =
+          stage + place_ + (kTileOutputs + half * Shape::kRows) * kStepColumns;
+#pragma unroll
+      for (uint32_t i = 0; i < Shape::kRows; i += kLines) {
+        if (Shape::kRows < kLines && line_ >= Shape::kRows) break;
+        const bool exists = is_column && row_ + i < end_;
+        copy_async(to + i * kStepColumns,
+                   from + static_cast<size_t>(i) * product_.weight.pitch,
+                   exists);
+      }
+    }
+  }
+
+  // Goes on to the next step.
+  __device__ void advance() {
+    left_--;
+    const uint32_t before = cursor_.tile;
+    cursor_.advance(shares_, blockIdx.x, 1);
+    if (left_ > 0 && cursor_.tile != before) turn();
+  }
+
+ private:
+  // Lines that the block copies at a time.
+  static constexpr uint32_t kLines = kMatrixThreads / kStepChunks;
+  static constexpr uint32_t kWeights = kTileOutputs / kLines;
+
+  // Finds the weights and rows of the cursor's tile.
+  __device__ void turn() {
+    const skv_matrix &weight = product_.weight;
+    const uint32_t count = pairs_of(weight);
+    const uint32_t first = cursor_.tile / row_tiles_ * (kTileOutputs / 2);
+#pragma unroll
+    for (uint32_t i = 0; i < kWeights; i++) {
+      const uint32_t line = line_ + i * kLines;
+      const uint32_t pair = min(first + line / 16 * 8 + line % 8, count - 1);
+      const uint32_t row =
+          min(pairs_.output(pair, line / 8 % 2), weight.rows - 1);
+      weights_[i] = weight.data + static_cast<size_t>(row) * weight.pitch;
+    }
+    row_ = cursor_.tile % row_tiles_ * Shape::kRows + line_;
+  }
+
+  const Product &product_;
+  const HalfRows &rows_;
+  const Pairs &pairs_;
+  const TileShares &shares_;
+  const uint32_t row_tiles_;
+  const uint32_t end_;
+  TileCursor cursor_;
+  uint32_t left_;
+  // What this thread copies: a chunk of some lines, and where the first goes.
+  const uint32_t chunk_;
+  const uint32_t line_;
+  const uint32_t place_;
+  const skv_half *weights_[kWeights];
+  uint32_t row_;
+};
+
+template <class Shape>
+using WarpSums = float[Shape::kOutputTiles][Shape::kRowTiles][4];
+
+// The first output and the first row of a warp, in its tile.
+template <class Shape>
+__device__ inline uint32_t warp_output() {
+  return warp_id() % Shape::kOutputWarps * Shape::kOutputTiles * 16;
+}
+template <class Shape>
+__device__ inline uint32_t warp_row() {
+  return warp_id() / Shape::kOutputWarps * Shape::kRowTiles * 8;
+}
+
+// Adds the products of one step.
+template <class Shape>
+__device__ inline void add_step(const skv_half *stage, WarpSums<Shape> &sums) {
+  const uint32_t lane = lane_id();
+  // Places of the lane's lines in the first operands of a step; the chunks of
+  // others differ by bits that are the same for all lines.
+  const uint32_t left = chunk_place(lane % 16, lane / 16);
+  const uint32_t right = chunk_place(lane % 8, lane / 8);
+  const skv_half *weights = stage + warp_output<Shape>() * kStepColumns;
+  const skv_half *rows =
+      stage + (kTileOutputs + warp_row<Shape>()) * kStepColumns;
+#pragma unroll
+  for (uint32_t part = 0; part < kStepColumns / 32; part++) {
+    uint4 w[2][Shape::kOutputTiles];
+#pragma unroll
+    for (uint32_t k = 0; k < 2; k++) {
+#pragma unroll
+      for (int o = 0; o < Shape::kOutputTiles; o++) {
+        w[k][o] = load_matrices(weights + (left ^ (2 * part + k) * 16) +
+                                16 * o * kStepColumns);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < Shape::kRowTiles; r++) {
+      // The small halves first.
+#pragma unroll
+      for (int half = Shape::kHalves - 1; half >= 0; half--) {
+        const uint4 x =
+            load_matrices(rows + (right ^ part * 32) +
+                          (half * static_cast<int>(Shape::kRows) + 8 * r) *
+                              static_cast<int>(kStepColumns));
+#pragma unroll
+        for (int o = 0; o < Shape::kOutputTiles; o++) {
+          mma(sums[o][r], w[0][o], x.x, x.y);
+        }
+#pragma unroll
+        for (int o = 0; o < Shape::kOutputTiles; o++) {
+          mma(sums[o][r], w[1][o], x.z, x.w);
+        }
+      }
+    }
+  }
+}
+
+// Sums of a warp for eight rows.
+template <class Shape>
+using SliceSums = float[Shape::kOutputTiles][4];
+
+// The parts of a tile, which blocks \`first\` to \`last\` make: one, where the tile
+// is not shared. Sums leave the registers in any case: what is done with them
+// need not be unrolled then, and leaves all registers to the products.
+template <class Shape>
+struct TileParts {
+  const TileShares &shares;
+  const TileSums &memory;
+  uint32_t tile;
+  uint32_t first;
+  uint32_t last;
+
+  __device__ TileParts(const TileShares &shares, const TileSums &memory,
+                       uint32_t tile)
+      : shares(shares),
+        memory(memory),
+        tile(tile),
+        first(blockIdx.x),
+        last(blockIdx.x) {
+    if (tile >= shares.shared_tiles()) return;
+    first = shares.block_of(tile * shares.steps);
+    last = shares.block_of((tile + 1) * shares.steps - 1);
+  }
+
+  // Where this thread's part of a block's slice is.
+  __device__ float4 *at(uint32_t block, int slice) const {
+    const uint32_t slot = tile >= shares.shared_tiles()                ? 2
+                          : shares.begin(block) / shares.steps == tile ? 0
+                                                                       : 1;
+    return memory.parts +
+           ((kPartSlots * block + slot) * Shape::kRowTiles + slice) *
+               (Shape::kOutputTiles * kMatrixThreads) +
+           threadIdx.x;
+  }
+  // Keeps this block's part.
+  __device__ void keep(const WarpSums<Shape> &sums) const {
+    float4 *const to = at(blockIdx.x, 0);
+#pragma unroll
+    for (int r = 0; r < Shape::kRowTiles; r++) {
+#pragma unroll
+      for (int o = 0; o < Shape::kOutputTiles; o++) {
+        const float(&from)[4] = sums[o][r];
+        to[(r * Shape::kOutputTiles + o) * kMatrixThreads] = {from[0], from[1],
+                                                              from[2], from[3]};
+      }
+    }
+  }
+  // Whether all parts are there now: the last block to come sees them.
+  __device__ bool is_complete() const {
+    __shared__ bool is_last;
+    if (first == last) return true;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      is_last = atomicAdd(memory.tickets + tile, 1u) == last - first;
+      if (is_last) memory.tickets[tile] = 0;
+      __threadfence();
+    }
+    __syncthreads();
+    return is_last;
+  }
+  // Adds up a slice, in the order of the blocks.
+  __device__ void add(int r, SliceSums<Shape> &slice) const {
+#pragma unroll
+    for (int o = 0; o < Shape::kOutputTiles; o++) {
+      slice[o][0] = slice[o][1] = slice[o][2] = slice[o][3] = 0.0f;
+    }
+#pragma unroll 4
+    for (uint32_t block = first; block <= last; block++) {
+      const float4 *from = at(block, r);
+#pragma unroll
+      for (int o = 0; o < Shape::kOutputTiles; o++) {
+        const float4 x = __ldcg(from + o * kMatrixThreads);
+        slice[o][0] += x.x, slice[o][1] += x.y;
+        slice[o][2] += x.z, slice[o][3] += x.w;
+      }
+    }
+  }
+};
+
+// Hands the products of a tile over.
+template <class Shape, class Pairs>
+__device__ inline void finish_tile(const Product &product, const HalfRows &rows,
+                                   const Pairs &pairs,
+                                   const TileParts<Shape> &parts,
+                                   uint32_t row_tiles) {
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  const uint32_t count = pairs_of(product.weight);
+  const uint32_t first =
+      (parts.tile / row_tiles * kTileOutputs + warp_output<Shape>()) / 2 + g;
+  const uint32_t first_row =
+      parts.tile % row_tiles * Shape::kRows + warp_row<Shape>() + 2 * t;
+#pragma unroll 1
+  for (int r = 0; r < Shape::kRowTiles; r++) {
+    SliceSums<Shape> slice;
+    parts.add(r, slice);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const uint32_t row = first_row + 8 * r + i;
+      if (row >= product.rows || !product.is_wanted(row)) continue;
+      const float inverse = rows.inverse[row];
+#pragma unroll
+      for (int o = 0; o < Shape::kOutputTiles; o++) {
+        const uint32_t pair = first + 8 * o;
+        if (pair >= count) continue;
+        pairs.finish(row, pair, slice[o][i] * inverse,
+                     slice[o][2 + i] * inverse);
+      }
+    }
+  }
+}
+
+template <class Shape, class Pairs>
+__global__ void __launch_bounds__(kMatrixThreads, Shape::kResident)
+    matrix_product_kernel(Product product, HalfRows rows, Pairs pairs,
+                          TileSums memory) {
+  skv_half *const stages =
+      reinterpret_cast<skv_half *>(dynamic_shared_memory());
+  let_next_start();
+  // How many rows a chunk has is not known before; those of a batch are.
+  const bool is_chunk = product.step.kind == SKV_PREFILL;
+  if (is_chunk) wait_for_previous();
+  const uint32_t end = is_chunk ? product.end() : product.rows;
+  const uint32_t row_tiles = (end + Shape::kRows - 1) / Shape::kRows;
+  const uint32_t output_tiles =
+      (product.weight.rows + kTileOutputs - 1) / kTileOutputs;
+  const TileShares shares = {
+      output_tiles * row_tiles,
+      (product.weight.pitch + kStepColumns - 1) / kStepColumns, gridDim.x};
+  TileFetcher<Shape, Pairs> fetcher(product, rows, pairs, shares, row_tiles,
+                                    end);
+  uint32_t left = fetcher.left();
+  constexpr uint32_t kAhead = Shape::kStages - 1;
+  auto early = fetcher;
+  for (uint32_t stage = 0; stage < kAhead && early.left() > 0; stage++) {
+    early.fetch_weights(stages + stage * Shape::kStageHalves);
+    early.advance();
+  }
+  if (!is_chunk) wait_for_previous();
+  for (uint32_t stage = 0; stage < kAhead && fetcher.left() > 0; stage++) {
+    fetcher.fetch_rows(stages + stage * Shape::kStageHalves);
+    fetcher.advance();
+  }
+  commit_copies();
+  wait_copies<0>();
+
+  const skv_half *const end_stage =
+      stages + Shape::kStages * Shape::kStageHalves;
+  skv_half *full = stages;
+  skv_half *free = stages + kAhead * Shape::kStageHalves;
+  TileCursor now(shares, blockIdx.x);
+  while (left > 0) {
+    const uint32_t run = now.run(shares);
+    WarpSums<Shape> sums = {};
+    for (uint32_t i = 0; i < run; i++) {
+      wait_copies<Shape::kStages - 2>();
+      __syncthreads();
+      if (fetcher.left() > 0) {
+        fetcher.fetch_weights(free);
+        fetcher.fetch_rows(free);
+        fetcher.advance();
+      }
+      commit_copies();
+      add_step<Shape>(full, sums);
+      free = full;
+      full += Shape::kStageHalves;
+      if (full == end_stage) full = stages;
+    }
+    const TileParts<Shape> parts(shares, memory, now.tile);
+    parts.keep(sums);
+    if (parts.is_complete()) {
+      finish_tile<Shape>(product, rows, pairs, parts, row_tiles);
+    }
+    now.advance(shares, blockIdx.x, run);
+    left -= run;
+  }
+  wait_copies<0>();
+}
+
+template <class Shape>
+inline uint32_t matrix_tiles(const Product &product) {
+  return (product.weight.rows + kTileOutputs - 1) / kTileOutputs *
+         ((product.rows + Shape::kRows - 1) / Shape::kRows);
+}
+
+template <class Shape>
+inline uint32_t matrix_blocks(const Product &product,
+                              uint32_t multiprocessors) {
+  const uint64_t tiles = matrix_tiles<Shape>(product);
+  const uint64_t steps =
+      (product.weight.pitch + kStepColumns - 1) / kStepColumns;
+  const uint64_t useful =
+      std::min(tiles * kMostSharers, tiles * steps / kLeastSteps);
+  return static_cast<uint32_t>(
+      std::max(uint64_t{1},
+               std::min(uint64_t{multiprocessors} * Shape::kBlocks, useful)));
+}
+
+// Bytes of the kernel's own variables, and more than that.
+constexpr size_t kMatrixOwnBytes = 256;
+
+// Whether blocks that may have \`shared_bytes\` have room for a shape's stages.
+template <class Shape>
+constexpr bool fits_matrix(size_t shared_bytes) {
+  return Shape::kBytes + kMatrixOwnBytes <= shared_bytes;
+}
+
+// Calls \`f\` with the shape for a product's rows, or with the next best one
+// where it does not fit.
+template <class F>
+inline auto with_matrix_shape(const Product &product, size_t shared_bytes,
+                              const F &f) {
+  using Rows8 = MatrixShape<8, true>;
+  using Rows16 = MatrixShape<16, true>;
+  using Rows32 = MatrixShape<32, true>;
+  using Rows64 = MatrixShape<64, false>;
+  using Rows128 = MatrixShape<128, false>;
+  using Rows256 = MatrixShape<256, false>;
+  static_assert(kMostExactRows == 32, "shapes with two halves");
+  static_assert(fits_matrix<Rows8>(kLeastSharedBytes) &&
+                    fits_matrix<Rows32>(kLeastSharedBytes) &&
+                    fits_matrix<Rows64>(kLeastSharedBytes) &&
+                    fits_matrix<Rows128>(kLeastSharedBytes),
+                "shapes for all devices");
+  const bool has_16 = fits_matrix<Rows16>(shared_bytes);
+  const bool has_256 = fits_matrix<Rows256>(shared_bytes);
+  if (product.rows <= 8) return f(Rows8());
+  if (product.rows <= 16 && has_16) return f(Rows16());
+  if (product.rows <= 32) return f(Rows32());
+  if (product.rows <= 64) return f(Rows64());
+  if (product.rows <= 128 || !has_256) return f(Rows128());
+  return f(Rows256());
+}
+
+// What both the best shape and the one for all devices need.
+inline Needs matrix_product_needs(const Product &product,
+                                  uint32_t multiprocessors) {
+  Needs needs;
+  for (const size_t shared_bytes : {kLeastSharedBytes, SIZE_MAX}) {
+    with_matrix_shape(product, shared_bytes, [&](auto shape) {
+      using Shape = decltype(shape);
+      const size_t blocks = matrix_blocks<Shape>(product, multiprocessors);
+      const size_t parts = kPartSlots * blocks * Shape::kSums * kMatrixThreads;
+      const size_t scratch =
+          half_rows_bytes(product) + aligned_bytes(parts * sizeof(float));
+      needs.scratch = std::max(needs.scratch, scratch);
+      needs.tickets = std::max(needs.tickets, blocks);
+    });
+  }
+  return needs;
+}
+
+// Multiplies the rows of a step. \`scratch\` has what is needed.
+template <class Pairs>
+inline cudaError_t multiply_matrix(const Product &product, const Pairs &pairs,
+                                   Scratch scratch, const Launch &launch) {
+  HalfRows rows;
+  const cudaError_t status = make_half_rows(product, scratch, launch, rows);
+  if (status != cudaSuccess) return status;
+  return with_matrix_shape(product, launch.shared_bytes, [&](auto shape) {
+    using Shape = decltype(shape);
+    const uint32_t blocks =
+        matrix_blocks<Shape>(product, launch.multiprocessors);
+    const TileSums memory = {
+        scratch.take<float4>(size_t{kPartSlots} * blocks * Shape::kSums / 4 *
+                             kMatrixThreads),
+        launch.tickets};
+    const auto kernel = matrix_product_kernel<Shape, Pairs>;
+    const cudaError_t allowed = allow_shared_memory(kernel, Shape::kBytes);
+    if (allowed != cudaSuccess) return allowed;
+    return launch_kernel(launch, kernel, blocks, kMatrixThreads, Shape::kBytes,
+                         product, rows, pairs, memory);
+  });
+}
 `,
   "lib/merge_one.cuh": `// What becomes of the slot that goes after a decode step: where it is merged,
 // or that it is dropped.
@@ -4749,8 +5498,8 @@ __device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
 }
 `,
   "lib/product.cuh": `// Products of activations with a weight matrix, in one of three forms by the
-// number of rows: lib/vector_product.cuh for one, lib/stream_product.cuh for
-// the few of a batch, lib/tile_product.cuh for the many of a chunk.
+// number of rows: lib/vector_product.cuh for one, lib/matrix_product.cuh for
+// more, lib/library_product.cuh for many where there is that library.
 //
 // Outputs come in pairs that are finished together: neighbours, such as a gate
 // and its up value, or the two ends of a RoPE pair. A kernel describes them as
@@ -4765,29 +5514,38 @@ __device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
 //   };
 #pragma once
 
-#include "stream_product.cuh"
-#include "tile_product.cuh"
+#include "library_product.cuh"
+#include "matrix_product.cuh"
 #include "vector_product.cuh"
 
-// Scratch memory of a product.
-inline size_t product_bytes(const Product &product) {
-  return product.rows <= kMostStreamRows ? 0 : tile_product_bytes(product);
+inline bool is_vector(const Product &product, size_t shared_bytes) {
+  return product.rows == 1 && fits_vector(product, shared_bytes);
 }
 
-// Whether pairs may be other than neighbours: tiles have no other.
-inline bool takes_any_pairs(const Product &product) {
-  return product.rows <= kMostStreamRows;
+// Device memory that a product takes, however much shared memory there is.
+inline Needs product_needs(const Product &product, uint32_t multiprocessors) {
+  if (is_vector(product, kLeastSharedBytes)) return {};
+  Needs needs = matrix_product_needs(product, multiprocessors);
+  if (product.rows >= kLeastLibraryRows) {
+    needs.library_scratch = library_product_bytes(product);
+  }
+  return needs;
 }
 
-// Multiplies. \`scratch\` has product_bytes.
+// Multiplies. \`scratch\` has what is needed.
 template <class Pairs>
 inline cudaError_t multiply(const Product &product, const Pairs &pairs,
                             const Scratch &scratch, const Launch &launch) {
-  if (product.rows == 1) return multiply_vector(product, pairs, launch);
-  if (product.rows <= kMostStreamRows) {
-    return multiply_stream(product, pairs, launch);
+  if (is_vector(product, launch.shared_bytes)) {
+    return multiply_vector(product, pairs, launch);
   }
-  return multiply_tiles(product, pairs, scratch, launch);
+  if (product.rows >= kLeastLibraryRows && launch.library != nullptr) {
+    bool done = false;
+    const cudaError_t status =
+        multiply_with_library(product, pairs, scratch, launch, done);
+    if (status != cudaSuccess || done) return status;
+  }
+  return multiply_matrix(product, pairs, scratch, launch);
 }
 `,
   "lib/product_args.cuh": `// What all forms of a product share: see lib/product.cuh.
@@ -6761,485 +7519,83 @@ __device__ inline uint32_t forward_end(const skv_step &step) {
   return min(step.rows, step.chunk[kChunkRows] + step.chunk[kChunkGuests]);
 }
 `,
-  "lib/stream_product.cuh": `// Products of a few rows of activations with a weight matrix, for decode steps
-// of a batch: each weight is read once, 16 bytes per lane and load, and goes
-// from memory to the registers of the tensor cores.
+  "lib/tile_shares.cuh": `// How the blocks of a product share its tiles: each gets the same number of
+// steps, give or take one, whatever the number of tiles.
 //
-// A warp makes eight pairs of outputs of all rows. \`parts\` warps of a block
-// share the columns and add up through shared memory. As in the form for one
-// row, weights are on their way before the kernel in front has ended, and the
-// squares of an RMS norm are summed along the way.
-//
-// Weights are halves, which tf32 numbers hold exactly; activations are split
-// into two tf32 numbers, which keep 21 bits and need no scale. The alternative
-// that lost: activations as halves, which need a pass of their own to be
-// scaled.
+// Whole tiles go round as long as every block gets one. The steps of the tiles
+// that are left over are cut into one run of steps per block, so such a tile
+// has contributions of several blocks (Osama et al., "Stream-K", 2023, section
+// 4.3, arXiv 2301.03598).
 #pragma once
 
-#include "instructions.cuh"
-#include "overlap.cuh"
-#include "product_args.cuh"
-#include "reduce.cuh"
+#include <stdint.h>
 
-// Most rows that go this way: beyond, splitting them takes longer than reading
-// the weights.
-constexpr uint32_t kMostStreamRows = 32;
+struct TileShares {
+  uint32_t tiles;
+  // Steps of a tile.
+  uint32_t steps;
+  uint32_t blocks;
 
-constexpr uint32_t kStreamWarps = 8;
-constexpr uint32_t kStreamThreads = 32 * kStreamWarps;
-
-// Pairs of outputs of one warp.
-constexpr uint32_t kStreamPairs = 8;
-
-// Columns that the lanes of a row load at a time, and how many times in a row.
-constexpr uint32_t kStreamColumns = 32;
-constexpr int kStreamUnroll = 4;
-
-// The part of a float that a tf32 number holds.
-__device__ inline float tf32_part(float x) {
-  return __uint_as_float(__float_as_uint(x) & 0xffffe000u);
-}
-
-// Words of a round: both ends of the lane's pair.
-struct StreamWords {
-  uint4 ends[kStreamUnroll][2];
+  // Tiles from 0 that several blocks share.
+  __host__ __device__ uint32_t shared_tiles() const { return tiles % blocks; }
+  __device__ uint32_t shared_steps() const { return shared_tiles() * steps; }
+  // The first shared step of a block.
+  __device__ uint32_t begin(uint32_t block) const {
+    const uint32_t all = shared_steps();
+    return block * (all / blocks) + min(block, all % blocks);
+  }
+  // The block that has a shared step.
+  __device__ uint32_t block_of(uint32_t step) const {
+    const uint32_t all = shared_steps();
+    const uint32_t least = all / blocks, longer = all % blocks;
+    const uint32_t boundary = longer * (least + 1);
+    return step < boundary ? step / (least + 1)
+                           : longer + (step - boundary) / least;
+  }
 };
 
-__device__ inline void load_round(StreamWords &words,
-                                  const skv_half *const (&weights)[2],
-                                  uint32_t first, uint32_t pitch) {
-#pragma unroll
-  for (int u = 0; u < kStreamUnroll; u++) {
-    const uint32_t column = first + u * kStreamColumns;
-#pragma unroll
-    for (int end = 0; end < 2; end++) {
-      words.ends[u][end] = {};
-      if (column < pitch) {
-        words.ends[u][end] = load_weights(weights[end] + column);
+// A place on a block's way through its steps: shared ones first, then those of
+// whole tiles.
+struct TileCursor {
+  uint32_t tile;
+  uint32_t step;
+  // Shared steps from here on, with this one.
+  uint32_t shared;
+
+  __device__ TileCursor(const TileShares &shares, uint32_t block) {
+    const uint32_t begin = shares.begin(block);
+    shared = shares.begin(block + 1) - begin;
+    tile = shared > 0 ? begin / shares.steps : shares.shared_tiles() + block;
+    step = shared > 0 ? begin % shares.steps : 0;
+  }
+  // Steps of the block from here on.
+  __device__ uint32_t left(const TileShares &shares) const {
+    return shared + shares.tiles / shares.blocks * shares.steps;
+  }
+  // Steps of the tile from here on.
+  __device__ uint32_t run(const TileShares &shares) const {
+    const uint32_t rest = shares.steps - step;
+    return shared > 0 ? min(rest, shared) : rest;
+  }
+  // Goes on by some steps of the tile, at most all.
+  __device__ void advance(const TileShares &shares, uint32_t block,
+                          uint32_t steps) {
+    step += steps;
+    if (shared > 0) {
+      shared -= steps;
+      if (shared == 0) {
+        tile = shares.shared_tiles() + block;
+        step = 0;
+      } else if (step == shares.steps) {
+        tile++;
+        step = 0;
       }
+    } else if (step == shares.steps) {
+      tile += shares.blocks;
+      step = 0;
     }
   }
-}
-
-// Sums of this warp's share of the columns. \`squares\` are those of row 8 n + g.
-template <int TILES, bool NORMED, bool ALIGNED>
-__device__ inline void sum_stream(const Product &product,
-                                  const skv_half *const (&weights)[2],
-                                  uint32_t part, uint32_t parts,
-                                  float (&sums)[TILES][4],
-                                  float (&squares)[TILES]) {
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  const uint32_t width = product.weight.columns, pitch = product.weight.pitch;
-  constexpr uint32_t kRound = kStreamColumns * kStreamUnroll;
-  uint32_t first = part * kRound + 8 * t;
-  StreamWords words;
-  load_round(words, weights, first, pitch);
-  wait_for_previous();
-  const float *rows[TILES];
-#pragma unroll
-  for (int n = 0; n < TILES; n++) rows[n] = product.row(8 * n + g);
-  // All lanes of a warp go through the same rounds.
-  for (uint32_t round = part * kRound; round < pitch; round += parts * kRound) {
-    StreamWords next;
-    load_round(next, weights, first + parts * kRound, pitch);
-#pragma unroll
-    for (int u = 0; u < kStreamUnroll; u++) {
-      const uint32_t column = first + u * kStreamColumns;
-      float norms[8];
-      if constexpr (NORMED) {
-        load_floats<ALIGNED>(norms, product.norm, column, width);
-      }
-      const uint4 w[2] = {words.ends[u][0], words.ends[u][1]};
-      const uint32_t halves[2][4] = {{w[0].x, w[0].y, w[0].z, w[0].w},
-                                     {w[1].x, w[1].y, w[1].z, w[1].w}};
-#pragma unroll
-      for (int n = 0; n < TILES; n++) {
-        float x[8];
-        load_floats<ALIGNED>(x, rows[n], column, width);
-        if constexpr (NORMED) {
-#pragma unroll
-          for (int i = 0; i < 8; i++) {
-            squares[n] += x[i] * x[i];
-            x[i] *= norms[i];
-          }
-        }
-        // The terms of a sum may come in any order: each step takes two
-        // neighbours of every lane.
-#pragma unroll
-        for (int s = 0; s < 4; s++) {
-          const float2 a = to_floats(halves[0][s]);
-          const float2 b = to_floats(halves[1][s]);
-          const float operand[4] = {a.x, b.x, a.y, b.y};
-          const float x0 = tf32_part(x[2 * s]), x1 = tf32_part(x[2 * s + 1]);
-          mma_tf32(sums[n], operand, x[2 * s] - x0, x[2 * s + 1] - x1);
-          mma_tf32(sums[n], operand, x0, x1);
-        }
-      }
-    }
-    words = next;
-    first += parts * kRound;
-  }
-}
-
-template <int TILES, bool NORMED, class Pairs>
-__global__ void __launch_bounds__(kStreamThreads)
-    stream_product_kernel(Product product, Pairs pairs, uint32_t parts) {
-  __shared__ float shared[kStreamWarps][TILES * 5][32];
-  let_next_start();
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  const uint32_t part = warp_id() % parts;
-  const uint32_t tile = blockIdx.x * (kStreamWarps / parts) + warp_id() / parts;
-  const uint32_t count = pairs_of(product.weight);
-  const bool is_needed = tile * kStreamPairs < count;
-  const uint32_t pair = tile * kStreamPairs + g;
-  float sums[TILES][4] = {};
-  float squares[TILES] = {};
-  if (is_needed) {
-    const skv_half *weights[2];
-#pragma unroll
-    for (uint32_t end = 0; end < 2; end++) {
-      const uint32_t row =
-          min(pairs.output(min(pair, count - 1), end), product.weight.rows - 1);
-      weights[end] =
-          product.weight.data + static_cast<size_t>(row) * product.weight.pitch;
-    }
-    if (product.weight.columns % 8 == 0) {
-      sum_stream<TILES, NORMED, true>(product, weights, part, parts, sums,
-                                      squares);
-    } else {
-      sum_stream<TILES, NORMED, false>(product, weights, part, parts, sums,
-                                       squares);
-    }
-  } else {
-    wait_for_previous();
-  }
-  if (parts > 1) {
-    if (part != 0) {
-#pragma unroll
-      for (int n = 0; n < TILES; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          shared[warp_id()][5 * n + i][lane_id()] = sums[n][i];
-        }
-        shared[warp_id()][5 * n + 4][lane_id()] = squares[n];
-      }
-    }
-    __syncthreads();
-    if (part != 0) return;
-    for (uint32_t p = 1; p < parts; p++) {
-#pragma unroll
-      for (int n = 0; n < TILES; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          sums[n][i] += shared[warp_id() + p][5 * n + i][lane_id()];
-        }
-        squares[n] += shared[warp_id() + p][5 * n + 4][lane_id()];
-      }
-    }
-  }
-  if (!is_needed) return;
-#pragma unroll
-  for (int n = 0; n < TILES; n++) {
-    float scale = 1.0f;
-    if constexpr (NORMED) {
-      float sum = squares[n];
-      sum += __shfl_xor_sync(kAllLanes, sum, 1);
-      sum += __shfl_xor_sync(kAllLanes, sum, 2);
-      scale = rsqrtf(sum / product.weight.columns + product.epsilon);
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const uint32_t inner = 2 * t + i;
-      // The scale of a row is in the lanes of its number.
-      const float factor =
-          NORMED ? __shfl_sync(kAllLanes, scale, 4 * inner) : 1.0f;
-      const uint32_t row = 8 * n + inner;
-      if (pair >= count || row >= product.rows || !product.is_wanted(row)) {
-        continue;
-      }
-      pairs.finish(row, pair, sums[n][i] * factor, sums[n][2 + i] * factor);
-    }
-  }
-}
-
-template <int TILES, class Pairs>
-inline cudaError_t launch_stream(const Product &product, const Pairs &pairs,
-                                 const Launch &launch) {
-  const uint32_t tiles =
-      (pairs_of(product.weight) + kStreamPairs - 1) / kStreamPairs;
-  // Every multiprocessor should have 8 warps, and each warp a round to do.
-  uint32_t parts = 1;
-  while (parts < kStreamWarps && tiles * parts < 8 * launch.multiprocessors &&
-         product.weight.pitch > kStreamColumns * kStreamUnroll * parts) {
-    parts *= 2;
-  }
-  const uint32_t per_block = kStreamWarps / parts;
-  const uint32_t blocks = (tiles + per_block - 1) / per_block;
-  return product.norm == nullptr
-             ? launch_kernel(launch, stream_product_kernel<TILES, false, Pairs>,
-                             blocks, kStreamThreads, 0, product, pairs, parts)
-             : launch_kernel(launch, stream_product_kernel<TILES, true, Pairs>,
-                             blocks, kStreamThreads, 0, product, pairs, parts);
-}
-
-template <class Pairs>
-inline cudaError_t multiply_stream(const Product &product, const Pairs &pairs,
-                                   const Launch &launch) {
-  if (product.rows <= 8) return launch_stream<1>(product, pairs, launch);
-  if (product.rows <= 16) return launch_stream<2>(product, pairs, launch);
-  return launch_stream<4>(product, pairs, launch);
-}
-`,
-  "lib/tile_product.cuh": `// Products of many rows of activations with a weight matrix, for prefill chunks
-// and large batches: tensor cores, tiles of weights and activations in shared
-// memory, three of them under way.
-//
-// Activations are normed, scaled and split into two halves once, by a kernel of
-// their own (see mma.cuh), because every tile of outputs reads them again. The
-// alternative that lost: products of tf32 numbers, half as fast for the same
-// precision.
-#pragma once
-
-#include "mma.cuh"
-#include "overlap.cuh"
-#include "product_args.cuh"
-
-// Activations as halves: see mma.cuh.
-struct SplitRows {
-  // (rows, weight.pitch) each
-  skv_half *high;
-  skv_half *low;
-  // (rows): what the products of a row must be multiplied by
-  float *inverse;
 };
-
-constexpr uint32_t kSplitThreads = 256;
-
-// Norms, scales and splits one row per block.
-static __global__ void __launch_bounds__(kSplitThreads)
-    split_rows_kernel(Product product, SplitRows split) {
-  __shared__ float shared[2][kSplitThreads / 32];
-  begin_kernel();
-  const uint32_t row = blockIdx.x;
-  if (!product.is_wanted(row)) return;
-  const uint32_t width = product.weight.columns;
-  const float *input = product.row(row);
-  const auto value = [&](uint32_t i) {
-    return product.norm == nullptr ? input[i] : input[i] * product.norm[i];
-  };
-  float squares = 0.0f, largest = 0.0f;
-  for (uint32_t i = threadIdx.x; i < width; i += kSplitThreads) {
-    squares += input[i] * input[i];
-    largest = fmaxf(largest, fabsf(value(i)));
-  }
-  squares = warp_sum(squares);
-  largest = warp_max(largest);
-  if (lane_id() == 0) {
-    shared[0][warp_id()] = squares;
-    shared[1][warp_id()] = largest;
-  }
-  __syncthreads();
-  squares = 0.0f;
-  for (uint32_t w = 0; w < kSplitThreads / 32; w++) {
-    squares += shared[0][w];
-    largest = fmaxf(largest, shared[1][w]);
-  }
-  const float rms =
-      product.norm == nullptr
-          ? 1.0f
-          : rsqrtf(squares / static_cast<float>(width) + product.epsilon);
-  const Scale scale = scale_for(largest);
-  const size_t base = static_cast<size_t>(row) * product.weight.pitch;
-  for (uint32_t i = threadIdx.x; i < product.weight.pitch; i += kSplitThreads) {
-    const Split parts = split_float(i < width ? value(i) * scale.scale : 0.0f);
-    split.high[base + i] = parts.high;
-    split.low[base + i] = parts.low;
-  }
-  if (threadIdx.x == 0) split.inverse[row] = scale.inverse * rms;
-}
-
-constexpr int kTileColumns = 32;
-constexpr int kTilePitch = kTileColumns + 8;
-constexpr int kTileStages = 3;
-
-// A tile of OUTPUTS x ROWS by WARPS_O x WARPS_R warps.
-template <int OUTPUTS, int ROWS, int WARPS_O, int WARPS_R>
-struct TileShape {
-  static constexpr int kOutputs = OUTPUTS;
-  static constexpr int kRows = ROWS;
-  static constexpr int kThreads = 32 * WARPS_O * WARPS_R;
-  static constexpr int kWarpsOutputs = WARPS_O;
-  static constexpr int kOutputTiles = OUTPUTS / WARPS_O / 16;
-  static constexpr int kRowTiles = ROWS / WARPS_R / 8;
-  static constexpr int kStageHalves = (OUTPUTS + 2 * ROWS) * kTilePitch;
-  static constexpr int kResultPitch = OUTPUTS + 2;
-  static constexpr int kStagesBytes = kTileStages * kStageHalves * 2;
-  static constexpr int kResultBytes = ROWS * kResultPitch * 4;
-  static constexpr int kBytes =
-      kStagesBytes > kResultBytes ? kStagesBytes : kResultBytes;
-  static_assert(kOutputTiles > 0 && kRowTiles % 2 == 0, "whole fragments");
-};
-
-// Makes one tile. Pairs are neighbours.
-template <class Shape, class Pairs>
-__global__ void __launch_bounds__(Shape::kThreads)
-    tile_product_kernel(Product product, SplitRows split, Pairs pairs) {
-  uint4 *tile_memory = dynamic_shared_memory();
-  begin_kernel();
-  skv_half *stages = reinterpret_cast<skv_half *>(tile_memory);
-  const uint32_t first_output = blockIdx.x * Shape::kOutputs;
-  const uint32_t first_row = blockIdx.y * Shape::kRows;
-  const uint32_t end_row = product.end();
-  if (first_row >= end_row) return;
-  const skv_matrix &weight = product.weight;
-  const uint32_t steps = (weight.pitch + kTileColumns - 1) / kTileColumns;
-
-  const auto fetch = [&](uint32_t step) {
-    if (step < steps) {
-      skv_half *stage = stages + step % kTileStages * Shape::kStageHalves;
-      constexpr int kChunks = kTileColumns / 8;
-      constexpr int kTotal = (Shape::kOutputs + 2 * Shape::kRows) * kChunks;
-#pragma unroll
-      for (int i = 0; i < kTotal; i += Shape::kThreads) {
-        const uint32_t chunk = i + threadIdx.x;
-        if (kTotal % Shape::kThreads != 0 && chunk >= kTotal) break;
-        const uint32_t line = chunk / kChunks;
-        const uint32_t column = step * kTileColumns + chunk % kChunks * 8;
-        const skv_half *from;
-        bool wanted = column < weight.pitch;
-        if (line < Shape::kOutputs) {
-          const uint32_t row = first_output + line;
-          wanted = wanted && row < weight.rows;
-          from = weight.data + static_cast<size_t>(row) * weight.pitch;
-        } else {
-          const bool is_low = line >= Shape::kOutputs + Shape::kRows;
-          const uint32_t row =
-              first_row + line - Shape::kOutputs - (is_low ? Shape::kRows : 0);
-          wanted = wanted && row < end_row;
-          from = (is_low ? split.low : split.high) +
-                 static_cast<size_t>(row) * weight.pitch;
-        }
-        copy_async(stage + line * kTilePitch + chunk % kChunks * 8,
-                   wanted ? from + column : weight.data, wanted);
-      }
-    }
-    commit_copies();
-  };
-
-  const uint32_t lane = lane_id();
-  const uint32_t warp_output =
-      warp_id() % Shape::kWarpsOutputs * Shape::kOutputTiles * 16;
-  const uint32_t warp_row =
-      warp_id() / Shape::kWarpsOutputs * Shape::kRowTiles * 8;
-  float sums[Shape::kOutputTiles][Shape::kRowTiles][4] = {};
-  for (int step = 0; step < kTileStages - 1; step++) fetch(step);
-  for (uint32_t step = 0; step < steps; step++) {
-    wait_copies<kTileStages - 2>();
-    __syncthreads();
-    fetch(step + kTileStages - 1);
-    const skv_half *stage = stages + step % kTileStages * Shape::kStageHalves;
-    const skv_half *high = stage + Shape::kOutputs * kTilePitch;
-    const skv_half *low = high + Shape::kRows * kTilePitch;
-#pragma unroll
-    for (int column = 0; column < kTileColumns; column += 16) {
-      uint4 a[Shape::kOutputTiles];
-#pragma unroll
-      for (int o = 0; o < Shape::kOutputTiles; o++) {
-        a[o] = load_matrices(stage +
-                             (warp_output + 16 * o + lane % 16) * kTilePitch +
-                             column + lane / 16 * 8);
-      }
-#pragma unroll
-      for (int r = 0; r < Shape::kRowTiles; r += 2) {
-        const uint32_t at =
-            (warp_row + 8 * r + lane % 8 + lane / 16 * 8) * kTilePitch +
-            column + lane / 8 % 2 * 8;
-        const uint4 h = load_matrices(high + at);
-        const uint4 l = load_matrices(low + at);
-#pragma unroll
-        for (int o = 0; o < Shape::kOutputTiles; o++) {
-          mma(sums[o][r], a[o], l.x, l.y);
-          mma(sums[o][r + 1], a[o], l.z, l.w);
-          mma(sums[o][r], a[o], h.x, h.y);
-          mma(sums[o][r + 1], a[o], h.z, h.w);
-        }
-      }
-    }
-  }
-  wait_copies<0>();
-  __syncthreads();
-
-  // Through shared memory, so that neighbours in memory are written together.
-  float *result = reinterpret_cast<float *>(tile_memory);
-#pragma unroll
-  for (int o = 0; o < Shape::kOutputTiles; o++) {
-#pragma unroll
-    for (int r = 0; r < Shape::kRowTiles; r++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const uint32_t output = warp_output + 16 * o + lane / 4 + i / 2 * 8;
-        const uint32_t row = warp_row + 8 * r + lane % 4 * 2 + i % 2;
-        result[row * Shape::kResultPitch + output] = sums[o][r][i];
-      }
-    }
-  }
-  __syncthreads();
-  constexpr uint32_t kPairs = Shape::kOutputs / 2;
-  for (uint32_t i = threadIdx.x; i < Shape::kRows * kPairs;
-       i += Shape::kThreads) {
-    const uint32_t row = i / kPairs, pair = i % kPairs * 2;
-    if (first_output + pair >= weight.rows) continue;
-    if (!product.is_wanted(first_row + row)) continue;
-    const float inverse = split.inverse[first_row + row];
-    const float *values = result + row * Shape::kResultPitch + pair;
-    pairs.finish(first_row + row, (first_output + pair) / 2,
-                 values[0] * inverse, values[1] * inverse);
-  }
-}
-
-// Scratch memory of a product.
-inline size_t tile_product_bytes(const Product &product) {
-  return aligned_bytes(static_cast<size_t>(product.rows) *
-                       product.weight.pitch * 2) *
-             2 +
-         aligned_bytes(product.rows * sizeof(float));
-}
-
-template <class Shape, class Pairs>
-inline cudaError_t launch_tile_shape(const Product &product,
-                                     const SplitRows &split, const Pairs &pairs,
-                                     const Launch &launch) {
-  const dim3 grid((product.weight.rows + Shape::kOutputs - 1) / Shape::kOutputs,
-                  (product.rows + Shape::kRows - 1) / Shape::kRows);
-  const auto kernel = tile_product_kernel<Shape, Pairs>;
-  const cudaError_t status = allow_shared_memory(kernel, Shape::kBytes);
-  if (status != cudaSuccess) return status;
-  return launch_kernel(launch, kernel, grid, Shape::kThreads, Shape::kBytes,
-                       product, split, pairs);
-}
-
-// Multiplies the rows of a step. \`scratch\` has tile_product_bytes.
-template <class Pairs>
-inline cudaError_t multiply_tiles(const Product &product, const Pairs &pairs,
-                                  Scratch scratch, const Launch &launch) {
-  const uint32_t rows = product.rows;
-  const size_t halves = static_cast<size_t>(rows) * product.weight.pitch;
-  SplitRows split;
-  split.high = scratch.take<skv_half>(halves);
-  split.low = scratch.take<skv_half>(halves);
-  split.inverse = scratch.take<float>(rows);
-  const cudaError_t status = launch_kernel(launch, split_rows_kernel, rows,
-                                           kSplitThreads, 0, product, split);
-  if (status != cudaSuccess) return status;
-  const uint32_t large =
-      (product.weight.rows + 127) / 128 * ((rows + 127) / 128);
-  if (rows <= 64 || large < launch.multiprocessors) {
-    using Shape = TileShape<64, 64, 2, 2>;
-    return launch_tile_shape<Shape>(product, split, pairs, launch);
-  }
-  using Shape = TileShape<128, 128, 2, 4>;
-  return launch_tile_shape<Shape>(product, split, pairs, launch);
-}
 `,
   "lib/value_spread.cuh": `// How far the values of a head scatter: their mean squared distance from their
 // mean, every slot counted once.
@@ -7381,19 +7737,22 @@ __device__ inline float join_spread(uint32_t count, uint32_t head_dim,
   "lib/vector_product.cuh": `// Products of one row of activations with a weight matrix, for decode steps of
 // one sequence: each weight is read once, 16 bytes per lane and load.
 //
-// A warp makes two pairs of outputs. Where there are too few outputs to fill
-// the device, \`parts\` warps of a block share the columns of an output and add
-// up through shared memory. Eight loads per lane are in flight before the
-// kernel in front has ended, and from then on those of the next round while one
-// is multiplied.
+// One block per multiprocessor makes an equal share of the outputs, four at a
+// time, so that memory never waits for a last wave of blocks, and the next
+// kernel has room to start its own loads. The warps of a block share the
+// columns of four outputs and add up through shared memory, or split into sets
+// that do where there are few columns. Each lane has 16 loads under way from
+// before the kernel in front has ended to the end.
 //
-// An RMS norm scales the whole row by one number, which is a factor of every
-// product. So the squares are summed while the row streams by, and no pass or
-// barrier of their own is needed: Σ w·(x·n) first, then times 1 / rms(x).
+// The row waits in shared memory, normed but for the factor of the whole row,
+// by which sums are multiplied.
 //
-// The alternative that lost: activations in shared memory. They come from the
-// L1 cache as fast, and no warp waits for another.
+// The alternatives that lost: a block for every few outputs, which leaves
+// memory idle while the first and the last of them run; the row from the L1
+// cache, and its squares, again for every four outputs.
 #pragma once
+
+#include <algorithm>
 
 #include "overlap.cuh"
 #include "product_args.cuh"
@@ -7402,159 +7761,283 @@ __device__ inline float join_spread(uint32_t count, uint32_t head_dim,
 constexpr uint32_t kVectorWarps = 8;
 constexpr uint32_t kVectorThreads = 32 * kVectorWarps;
 
-// Outputs of one warp.
-constexpr uint32_t kOutputs = 4;
+// Outputs that a set of warps makes at a time, two pairs.
+constexpr uint32_t kGroupOutputs = 4;
 
-// Loads of 16 bytes of each weight row that a lane has in flight.
-constexpr int kUnroll = 2;
+// Chunks of eight columns of a group that a lane has under way.
+constexpr uint32_t kVectorDepth = 4;
 
-// Starts to load this lane's words of the weight rows; those beyond the end
-// stay as they are.
-__device__ inline void load_words(uint4 (&words)[kUnroll][kOutputs],
-                                  const skv_half *const (&weights)[kOutputs],
-                                  uint32_t first, uint32_t stride,
-                                  uint32_t chunks) {
+// Groups of a set between two barriers.
+constexpr uint32_t kRoundGroups = 16;
+
+static_assert(kRoundGroups % kVectorDepth == 0,
+              "a round ends where a turn of the loads does");
+
+// Bytes of the kernel's own variables.
+constexpr size_t kVectorOwnBytes =
+    (2 * kRoundGroups * kGroupOutputs + 1) * kVectorWarps * sizeof(float);
+
+// Groups of a block: numbers from \`begin\` to \`end\`.
+struct GroupShare {
+  uint32_t begin;
+  uint32_t end;
+
+  __device__ GroupShare(uint32_t groups) {
+    const uint32_t least = groups / gridDim.x, longer = groups % gridDim.x;
+    begin = blockIdx.x * least + min(blockIdx.x, longer);
+    end = begin + least + (blockIdx.x < longer ? 1 : 0);
+  }
+};
+
+// The groups that a set of \`parts\` warps makes, and the chunks of this lane.
+template <class Pairs>
+class GroupLoader {
+ public:
+  __device__ GroupLoader(const Product &product, const Pairs &pairs,
+                         const GroupShare &share, uint32_t parts)
+      : product_(product),
+        pairs_(pairs),
+        end_(share.end),
+        chunks_(product.weight.pitch / 8),
+        sets_(kVectorWarps / parts),
+        stride_(32 * parts),
+        first_(warp_id() % parts * 32 + lane_id()),
+        group_(share.begin + warp_id() / parts),
+        chunk_(first_) {
+    find_rows();
+  }
+
+  // Starts to load the lane's chunk of the present group, if there is one, and
+  // goes on to the next.
+  __device__ void load(uint4 (&words)[kGroupOutputs]) {
+    if (group_ < end_ && chunk_ < chunks_) {
 #pragma unroll
-  for (int u = 0; u < kUnroll; u++) {
-    const uint32_t chunk = first + u * stride;
-    if (chunk >= chunks) continue;
+      for (uint32_t o = 0; o < kGroupOutputs; o++) {
+        words[o] = load_weights(rows_[o] + 8 * chunk_);
+      }
+    }
+    chunk_ += stride_;
+    if (chunk_ - first_ < chunks_) return;
+    chunk_ = first_;
+    group_ += sets_;
+    find_rows();
+  }
+
+ private:
+  __device__ void find_rows() {
+    const skv_matrix &weight = product_.weight;
+    const uint32_t count = pairs_of(weight);
 #pragma unroll
-    for (uint32_t o = 0; o < kOutputs; o++) {
-      words[u][o] = load_weights(weights[o] + 8 * chunk);
+    for (uint32_t o = 0; o < kGroupOutputs; o++) {
+      const uint32_t pair = min(2 * group_ + o / 2, count - 1);
+      const uint32_t row = min(pairs_.output(pair, o % 2), weight.rows - 1);
+      rows_[o] = weight.data + static_cast<size_t>(row) * weight.pitch;
+    }
+  }
+
+  const Product &product_;
+  const Pairs &pairs_;
+  const uint32_t end_;
+  const uint32_t chunks_;
+  const uint32_t sets_;
+  const uint32_t stride_;
+  const uint32_t first_;
+  uint32_t group_;
+  uint32_t chunk_;
+  const skv_half *rows_[kGroupOutputs];
+};
+
+// The row in shared memory: the first four floats of every chunk, and the last
+// four, so that lanes next to each other read what is next to each other.
+struct VectorRow {
+  float4 *first;
+  float4 *last;
+};
+
+// Fills the row; returns this thread's part of the sum of squares.
+template <bool NORMED, bool ALIGNED>
+__device__ inline float fill_row(const Product &product, const VectorRow &row) {
+  const float *from = product.row(0);
+  const uint32_t width = product.weight.columns;
+  const uint32_t chunks = product.weight.pitch / 8;
+  float squares = 0.0f;
+#pragma unroll 2
+  for (uint32_t chunk = threadIdx.x; chunk < chunks; chunk += kVectorThreads) {
+    float x[8];
+    load_floats<ALIGNED>(x, from, 8 * chunk, width);
+    if constexpr (NORMED) {
+      float n[8];
+      load_floats<ALIGNED>(n, product.norm, 8 * chunk, width);
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        squares += x[i] * x[i];
+        x[i] *= n[i];
+      }
+    }
+    row.first[chunk] = {x[0], x[1], x[2], x[3]};
+    row.last[chunk] = {x[4], x[5], x[6], x[7]};
+  }
+  return squares;
+}
+
+__device__ inline void add_chunk(float (&sums)[kGroupOutputs],
+                                 const uint4 (&words)[kGroupOutputs],
+                                 const VectorRow &row, uint32_t chunk) {
+  const float4 a = row.first[chunk], b = row.last[chunk];
+  const float x[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+  for (uint32_t o = 0; o < kGroupOutputs; o++) {
+    const uint32_t pairs[4] = {words[o].x, words[o].y, words[o].z, words[o].w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const float2 pair = to_floats(pairs[i]);
+      sums[o] += pair.x * x[2 * i];
+      sums[o] += pair.y * x[2 * i + 1];
     }
   }
 }
 
-// Sums of this warp's share of the columns, in every lane; the last one is that
-// of the squares.
-template <bool NORMED, bool ALIGNED>
-__device__ inline void sum_columns(const Product &product,
-                                   const skv_half *const (&weights)[kOutputs],
-                                   uint32_t part, uint32_t parts,
-                                   float (&sums)[kOutputs + 1]) {
-  const uint32_t width = product.weight.columns;
-  const uint32_t chunks = product.weight.pitch / 8;
-  const uint32_t stride = 32 * parts;
-  uint32_t first = 32 * part + lane_id();
-  uint4 words[kUnroll][kOutputs];
-  load_words(words, weights, first, stride, chunks);
-  wait_for_previous();
-  const float *row = product.row(0);
-  while (first < chunks) {
-    const uint32_t following = first + kUnroll * stride;
-    uint4 next[kUnroll][kOutputs];
-    load_words(next, weights, following, stride, chunks);
+// Sums over the lanes of a warp: lanes 8 o to 8 o + 7 get that of output o.
+__device__ inline float sum_lanes(const float (&sums)[kGroupOutputs]) {
+  const bool is_upper = (lane_id() & 16) != 0, is_odd = (lane_id() & 8) != 0;
+  float pair[2];
 #pragma unroll
-    for (int u = 0; u < kUnroll; u++) {
-      const uint32_t chunk = first + u * stride;
-      if (chunk >= chunks) continue;
-      float x[8];
-      load_floats<ALIGNED>(x, row, 8 * chunk, width);
-      if constexpr (NORMED) {
-        float n[8];
-        load_floats<ALIGNED>(n, product.norm, 8 * chunk, width);
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-          sums[kOutputs] += x[i] * x[i];
-          x[i] *= n[i];
-        }
-      }
-#pragma unroll
-      for (uint32_t o = 0; o < kOutputs; o++) {
-        const uint4 w = words[u][o];
-        const uint32_t pairs[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const float2 pair = to_floats(pairs[i]);
-          sums[o] += pair.x * x[2 * i];
-          sums[o] += pair.y * x[2 * i + 1];
-        }
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; u++) {
-#pragma unroll
-      for (uint32_t o = 0; o < kOutputs; o++) words[u][o] = next[u][o];
-    }
-    first = following;
+  for (int i = 0; i < 2; i++) {
+    const float kept = is_upper ? sums[2 + i] : sums[i];
+    const float given = is_upper ? sums[i] : sums[2 + i];
+    pair[i] = kept + __shfl_xor_sync(kAllLanes, given, 16);
   }
+  float sum = is_odd ? pair[1] : pair[0];
+  sum += __shfl_xor_sync(kAllLanes, is_odd ? pair[0] : pair[1], 8);
 #pragma unroll
-  for (uint32_t o = 0; o <= kOutputs; o++) {
-    if (NORMED || o < kOutputs) sums[o] = warp_sum(sums[o]);
+  for (int offset = 4; offset > 0; offset /= 2) {
+    sum += __shfl_xor_sync(kAllLanes, sum, offset);
   }
+  return sum;
 }
 
 template <class Pairs, bool NORMED>
-__global__ void __launch_bounds__(kVectorThreads)
+__global__ void __launch_bounds__(kVectorThreads, 2)
     vector_product_kernel(Product product, Pairs pairs, uint32_t parts) {
-  __shared__ float shared[kVectorWarps][kOutputs + 1];
+  // Sums of all warps, by the set and the group of a round; those of a round
+  // are finished while others of the next arrive.
+  __shared__ float table[2][kRoundGroups * kVectorWarps][kGroupOutputs];
+  __shared__ float squares[kVectorWarps];
   let_next_start();
-  const uint32_t part = warp_id() % parts;
-  const uint32_t group =
-      blockIdx.x * (kVectorWarps / parts) + warp_id() / parts;
+  const uint32_t chunks = product.weight.pitch / 8;
   const uint32_t count = pairs_of(product.weight);
-  const bool is_needed = 2 * group < count;
-  float sums[kOutputs + 1] = {};
-  if (is_needed) {
-    const skv_half *weights[kOutputs];
+  const GroupShare share((count + 1) / 2);
+  const uint32_t sets = kVectorWarps / parts;
+  const uint32_t set = warp_id() / parts, part = warp_id() % parts;
+  const uint32_t first_chunk = part * 32 + lane_id();
+  // All sets go through as many groups, and all lanes through as many chunks.
+  const uint32_t groups = (share.end - share.begin + sets - 1) / sets;
+  const uint32_t turns = (chunks + 32 * parts - 1) / (32 * parts);
+  GroupLoader<Pairs> loader(product, pairs, share, parts);
+  uint4 words[kVectorDepth][kGroupOutputs];
 #pragma unroll
-    for (uint32_t o = 0; o < kOutputs; o++) {
-      const uint32_t pair = min(2 * group + o / 2, count - 1);
-      const uint32_t row =
-          min(pairs.output(pair, o % 2), product.weight.rows - 1);
-      weights[o] =
-          product.weight.data + static_cast<size_t>(row) * product.weight.pitch;
-    }
-    if (product.weight.columns % 8 == 0) {
-      sum_columns<NORMED, true>(product, weights, part, parts, sums);
-    } else {
-      sum_columns<NORMED, false>(product, weights, part, parts, sums);
-    }
-  } else {
-    wait_for_previous();
+  for (uint32_t i = 0; i < kVectorDepth; i++) loader.load(words[i]);
+  wait_for_previous();
+
+  float4 *const memory = reinterpret_cast<float4 *>(dynamic_shared_memory());
+  const VectorRow row = {memory, memory + chunks};
+  const float square = product.weight.columns % 8 == 0
+                           ? fill_row<NORMED, true>(product, row)
+                           : fill_row<NORMED, false>(product, row);
+  if constexpr (NORMED) {
+    const float sum = warp_sum(square);
+    if (lane_id() == 0) squares[warp_id()] = sum;
   }
-  if (parts > 1) {
-    if (lane_id() == 0) {
-#pragma unroll
-      for (uint32_t o = 0; o <= kOutputs; o++) shared[warp_id()][o] = sums[o];
-    }
+  __syncthreads();
+
+  const auto finish_round = [&](uint32_t round) {
     __syncthreads();
-    if (part != 0) return;
-    for (uint32_t p = 1; p < parts; p++) {
-#pragma unroll
-      for (uint32_t o = 0; o <= kOutputs; o++) {
-        sums[o] += shared[warp_id() + p][o];
-      }
+    const uint32_t at = threadIdx.x / 2, end = threadIdx.x % 2 * 2;
+    const uint32_t group = share.begin + round * kRoundGroups * sets + at;
+    const uint32_t pair = 2 * group + threadIdx.x % 2;
+    if (at >= kRoundGroups * sets || group >= share.end || pair >= count ||
+        !product.is_wanted(0)) {
+      return;
     }
+    float a = 0.0f, b = 0.0f;
+    for (uint32_t p = 0; p < parts; p++) {
+      const float *sums = table[round % 2][at * parts + p];
+      a += sums[end];
+      b += sums[end + 1];
+    }
+    float scale = 1.0f;
+    if constexpr (NORMED) {
+      float sum = 0.0f;
+#pragma unroll
+      for (uint32_t w = 0; w < kVectorWarps; w++) sum += squares[w];
+      scale = rsqrtf(sum / product.weight.columns + product.epsilon);
+    }
+    pairs.finish(0, pair, a * scale, b * scale);
+  };
+
+  float sums[kGroupOutputs] = {};
+  uint32_t group = 0, turn = 0, round = 0;
+  while (group < groups) {
+#pragma unroll
+    for (uint32_t i = 0; i < kVectorDepth; i++) {
+      if (group >= groups) break;
+      const uint32_t chunk = first_chunk + turn * (32 * parts);
+      if (chunk < chunks) add_chunk(sums, words[i], row, chunk);
+      loader.load(words[i]);
+      turn++;
+      if (turn < turns) continue;
+      const float sum = sum_lanes(sums);
+      const uint32_t at = group % kRoundGroups * sets + set;
+      if (lane_id() % 8 == 0) {
+        table[group / kRoundGroups % 2][at * parts + part][lane_id() / 8] = sum;
+      }
+#pragma unroll
+      for (uint32_t o = 0; o < kGroupOutputs; o++) sums[o] = 0.0f;
+      turn = 0;
+      group++;
+    }
+    // A round is longer than what is under way, so at most one has ended.
+    if (group / kRoundGroups > round) finish_round(round++);
   }
-  if (!is_needed || lane_id() >= 2 || !product.is_wanted(0)) return;
-  const float scale =
-      NORMED ? rsqrtf(sums[kOutputs] / product.weight.columns + product.epsilon)
-             : 1.0f;
-  const bool is_second = lane_id() == 1;
-  const uint32_t pair = 2 * group + lane_id();
-  if (pair >= count) return;
-  pairs.finish(0, pair, (is_second ? sums[2] : sums[0]) * scale,
-               (is_second ? sums[3] : sums[1]) * scale);
+  if (group % kRoundGroups != 0) finish_round(round);
+}
+
+// Warps that share the columns of a group: as many as keep all lanes busiest.
+inline uint32_t vector_parts(const Product &product, uint32_t groups) {
+  const uint32_t chunks = product.weight.pitch / 8;
+  uint32_t best = kVectorWarps, least = ~0u;
+  for (uint32_t parts = kVectorWarps; parts > 0; parts /= 2) {
+    const uint32_t sets = kVectorWarps / parts;
+    const uint32_t turns =
+        (groups + sets - 1) / sets * ((chunks + 32 * parts - 1) / (32 * parts));
+    if (turns < least) best = parts, least = turns;
+  }
+  return best;
+}
+
+inline size_t vector_row_bytes(const Product &product) {
+  return product.weight.pitch * sizeof(float);
+}
+
+// Whether blocks that may have \`shared_bytes\` have room for the row.
+inline bool fits_vector(const Product &product, size_t shared_bytes) {
+  return vector_row_bytes(product) + kVectorOwnBytes <= shared_bytes;
 }
 
 template <class Pairs>
 inline cudaError_t multiply_vector(const Product &product, const Pairs &pairs,
                                    const Launch &launch) {
   const uint32_t groups = (pairs_of(product.weight) + 1) / 2;
-  // Every multiprocessor should have 16 warps, and each warp a full load.
-  uint32_t parts = 1;
-  while (parts < kVectorWarps && groups * parts < 16 * launch.multiprocessors &&
-         product.weight.pitch / 8 > 32 * kUnroll * parts) {
-    parts *= 2;
-  }
-  const uint32_t per_block = kVectorWarps / parts;
-  const uint32_t blocks = (groups + per_block - 1) / per_block;
-  return product.norm == nullptr
-             ? launch_kernel(launch, vector_product_kernel<Pairs, false>,
-                             blocks, kVectorThreads, 0, product, pairs, parts)
-             : launch_kernel(launch, vector_product_kernel<Pairs, true>, blocks,
-                             kVectorThreads, 0, product, pairs, parts);
+  const uint32_t blocks = std::min(groups, launch.multiprocessors);
+  const uint32_t parts = vector_parts(product, (groups + blocks - 1) / blocks);
+  const size_t bytes = vector_row_bytes(product);
+  const auto kernel = product.norm == nullptr
+                          ? vector_product_kernel<Pairs, false>
+                          : vector_product_kernel<Pairs, true>;
+  const cudaError_t status = allow_shared_memory(kernel, bytes);
+  if (status != cudaSuccess) return status;
+  return launch_kernel(launch, kernel, blocks, kVectorThreads, bytes, product,
+                       pairs, parts);
 }
 `,
   "lm_head.cu": `// Final RMS norm and the logits of every id.
@@ -7576,8 +8059,12 @@ struct LogitPairs {
   }
   __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
     float *to = logits + static_cast<size_t>(row) * vocabulary + 2 * pair;
-    to[0] = a;
-    if (2 * pair + 1 < vocabulary) to[1] = b;
+    if (vocabulary % 2 == 0) {
+      *reinterpret_cast<float2 *>(to) = {a, b};
+    } else {
+      to[0] = a;
+      if (2 * pair + 1 < vocabulary) to[1] = b;
+    }
   }
 };
 
@@ -7591,8 +8078,8 @@ Product product_of(const skv_lm_head_args &args) {
 
 }  // namespace
 
-Needs lm_head_needs(const skv_lm_head_args &args, uint32_t) {
-  return {product_bytes(product_of(args))};
+Needs lm_head_needs(const skv_lm_head_args &args, uint32_t multiprocessors) {
+  return product_needs(product_of(args), multiprocessors);
 }
 
 cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
@@ -8332,14 +8819,22 @@ struct AddPairs {
   __device__ uint32_t output(uint32_t pair, uint32_t end) const {
     return 2 * pair + end;
   }
-  __device__ void add(uint32_t row, uint32_t i, float x) const {
-    if (i >= width) return;
-    hidden[static_cast<size_t>(row) * width + i] +=
-        x + (bias == nullptr ? 0.0f : bias[i]);
-  }
   __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
-    add(row, output(pair, 0), a);
-    add(row, output(pair, 1), b);
+    const uint32_t i = 2 * pair;
+    const bool is_pair = i + 1 < width;
+    if (bias != nullptr) {
+      a += bias[i];
+      if (is_pair) b += bias[i + 1];
+    }
+    float *to = hidden + static_cast<size_t>(row) * width + i;
+    if (width % 2 == 0) {
+      float2 *both = reinterpret_cast<float2 *>(to);
+      const float2 before = *both;
+      *both = {before.x + a, before.y + b};
+    } else {
+      to[0] += a;
+      if (is_pair) to[1] += b;
+    }
   }
 };
 
@@ -8350,8 +8845,9 @@ Product product_of(const skv_project_add_args &args) {
 
 }  // namespace
 
-Needs project_add_needs(const skv_project_add_args &args, uint32_t) {
-  return {product_bytes(product_of(args))};
+Needs project_add_needs(const skv_project_add_args &args,
+                        uint32_t multiprocessors) {
+  return product_needs(product_of(args), multiprocessors);
 }
 
 cudaError_t launch_project_add(const skv_project_add_args &args,
@@ -8366,11 +8862,10 @@ cudaError_t launch_project_add(const skv_project_add_args &args,
 //
 // Streams the weight once, 2 bytes per element, where there are few rows: see
 // lib/product.cuh; writes 4 bytes per query element and 2 per key and value
-// element. With few rows both ends of a RoPE pair are made together and
-// finished where they are made. With many rows, and where the model norms
-// heads, products go to scratch memory and \`append\` finishes one head per
-// block. The alternative that lost: \`append\` for decode steps too, one launch
-// per layer more.
+// element. Both ends of a RoPE pair are made together and finished where they
+// are made. Where the model norms heads, products go to scratch memory and
+// \`append\` finishes one head per block. The alternative that lost: \`append\` for
+// all, one launch per layer more.
 #include "lib/product.cuh"
 #include "lib/rope.cuh"
 #include "lib/slots.cuh"
@@ -8472,9 +8967,8 @@ struct ProductPairs {
   }
   __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
     // Heads are even, and so is the number of outputs.
-    float *to = products + static_cast<size_t>(row) * width + 2 * pair;
-    to[0] = a;
-    to[1] = b;
+    *reinterpret_cast<float2 *>(products + static_cast<size_t>(row) * width +
+                                2 * pair) = {a, b};
   }
 };
 
@@ -8527,8 +9021,7 @@ Product product_of(const skv_qkv_rope_append_args &args) {
 }
 
 bool is_fused(const skv_qkv_rope_append_args &args) {
-  return takes_any_pairs(product_of(args)) && args.query_norm == nullptr &&
-         args.key_norm == nullptr;
+  return args.query_norm == nullptr && args.key_norm == nullptr;
 }
 
 // Floats of the products of all rows.
@@ -8538,10 +9031,15 @@ size_t product_count(const skv_qkv_rope_append_args &args) {
 
 }  // namespace
 
-Needs qkv_rope_append_needs(const skv_qkv_rope_append_args &args, uint32_t) {
-  if (is_fused(args)) return {};
-  return {aligned_bytes(product_count(args) * sizeof(float)) +
-          product_bytes(product_of(args))};
+Needs qkv_rope_append_needs(const skv_qkv_rope_append_args &args,
+                            uint32_t multiprocessors) {
+  Needs needs = product_needs(product_of(args), multiprocessors);
+  if (!is_fused(args)) {
+    const size_t bytes = aligned_bytes(product_count(args) * sizeof(float));
+    needs.scratch += bytes;
+    if (needs.library_scratch > 0) needs.library_scratch += bytes;
+  }
+  return needs;
 }
 
 cudaError_t launch_qkv_rope_append(const skv_qkv_rope_append_args &args,
@@ -8781,13 +9279,18 @@ int32_t check_architecture(int index) {
 // Asks for the device's properties, and creates what work is enqueued on.
 cudaError_t create_streams(skv_context *context) {
   const int device = context->device;
-  int multiprocessors = 0, major = 0;
+  int multiprocessors = 0, major = 0, shared_bytes = 0;
   cudaError_t error = cudaDeviceGetAttribute(
       &multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) {
     error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor,
                                    device);
   }
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(
+        &shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  context->shared_bytes = static_cast<size_t>(shared_bytes);
   context->multiprocessors = static_cast<uint32_t>(multiprocessors);
   context->overlaps = major >= 9;
   if (error == cudaSuccess) {
@@ -8883,6 +9386,7 @@ void skv_close(skv_context *context) {
   cudaSetDevice(context->device);
   cudaStreamSynchronize(context->stream);
   for (void *allocation : context->allocations) cudaFree(allocation);
+  context->library.reset();
   context->writes.release();
   context->reads.release();
   for (const cudaStream_t side : context->sides.streams) {
@@ -8954,21 +9458,28 @@ int32_t skv_synchronize(skv_context *context) {
 
 #include <cuda_runtime.h>
 
+#include <memory>
 #include <mutex>
 #include <set>
 
 #include "../steadykv.h"
 #include "launch.cuh"
+#include "matrix_library.cuh"
 #include "staging.cuh"
 
 struct skv_context {
   int device = 0;
   uint32_t flags = 0;
   uint32_t multiprocessors = 0;
+  // Most shared memory of a block.
+  size_t shared_bytes = 0;
   cudaStream_t stream = nullptr;
   Sides sides;
   // Whether the device can start a kernel before the one in front has ended.
   bool overlaps = false;
+  // Whether the library was looked for, and what was found.
+  bool has_looked = false;
+  std::unique_ptr<MatrixLibrary> library;
   std::set<void *> allocations;
   WriteRing writes;
   ReadPool reads;
@@ -9027,11 +9538,15 @@ class Scratch {
 struct Needs {
   // Bytes that the next call may overwrite.
   size_t scratch = 0;
+  // The same where the library multiplies; 0 where it has no part in the call.
+  size_t library_scratch = 0;
   // Words that are zero before each call and that the kernel leaves zero.
   size_t tickets = 0;
   // Bytes that no other call of the program overwrites.
   size_t own = 0;
 };
+
+class MatrixLibrary;
 
 // Streams for work that the rest of the program does not wait for.
 struct Sides {
@@ -9051,11 +9566,16 @@ struct Launch {
   char *own;
   uint32_t *tickets;
   uint32_t multiprocessors;
+  // Most shared memory that a block may have, that of the kernel's own
+  // variables included.
+  size_t shared_bytes;
   // Whether a kernel may start before the one in front of it has ended. All
   // kernels wait for it themselves: see lib/overlap.cuh.
   bool overlaps;
   // Null where everything runs in order.
   Sides *sides;
+  // Null where all products are ours.
+  MatrixLibrary *library;
 };
 
 // A launch on a stream that goes on beside the main one, from here on; the end
@@ -9095,10 +9615,23 @@ inline cudaError_t start_kernel(cudaStream_t stream,
   return launch_kernel(launch, kernel, grid, threads, 0, arguments...);
 }
 
-// Lets a kernel have more shared memory than the 48 KiB that all devices give.
+// What every device from compute capability 8.0 on gives a block: 8.6 gives no
+// more, 8.0 gives 163 KiB, 9.0 gives 227 KiB.
+constexpr size_t kLeastSharedBytes = 99 * 1024;
+
+// Lets a kernel have more shared memory than blocks get unasked: 48 KiB, those
+// of its own variables included. What it was given before stays: programs that
+// were recorded rely on it.
 template <class Kernel>
 inline cudaError_t allow_shared_memory(Kernel kernel, size_t bytes) {
-  if (bytes <= 48 * 1024) return cudaSuccess;
+  constexpr size_t kUnasked = 48 * 1024;
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+  if (status != cudaSuccess) return status;
+  if (attributes.sharedSizeBytes + bytes <= kUnasked) return cudaSuccess;
+  const size_t given =
+      static_cast<size_t>(attributes.maxDynamicSharedSizeBytes);
+  if (given > kUnasked && given >= bytes) return cudaSuccess;
   return cudaFuncSetAttribute(kernel,
                               cudaFuncAttributeMaxDynamicSharedMemorySize,
                               static_cast<int>(bytes));
@@ -9141,6 +9674,233 @@ Needs lm_head_needs(const skv_lm_head_args &args, uint32_t multiprocessors);
 cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch);
 Needs sample_needs(const skv_sample_args &args, uint32_t multiprocessors);
 cudaError_t launch_sample(const skv_sample_args &args, const Launch &launch);
+`,
+  "runtime/matrix_library.cu": `// cuBLASLt by its documented binary interface: the library of any version from
+// 11 to 13 has these functions and numbers.
+#include <dlfcn.h>
+#include <stdlib.h>
+
+#include "matrix_library.cuh"
+
+namespace {
+
+using Status = int;
+using Handle = void *;
+using Description = void *;
+using Layout = void *;
+using Preference = void *;
+
+constexpr Status kSuccess = 0;
+
+// cudaDataType_t and cublasComputeType_t.
+constexpr int kFloat = 0;
+constexpr int kHalf = 2;
+constexpr int kComputeFloat = 68;
+
+// Attributes of a product's description: what is done to its left matrix.
+constexpr int kTransposeLeft = 3;
+constexpr int32_t kTransposed = 1;
+
+// Attributes of a preference.
+constexpr int kMaxWorkspaceBytes = 1;
+
+// How a product is made, as the heuristics propose it.
+struct Proposal {
+  uint64_t algorithm[8];
+  size_t workspace_bytes;
+  Status status;
+  float waves;
+  int reserved[4];
+};
+static_assert(sizeof(Proposal) == 96, "as the library writes it");
+
+}  // namespace
+
+struct MatrixLibrary::Functions {
+  Status (*create)(Handle *);
+  Status (*destroy)(Handle);
+  Status (*create_description)(Description *, int compute, int scale);
+  Status (*destroy_description)(Description);
+  Status (*set_description)(Description, int attribute, const void *value,
+                            size_t bytes);
+  Status (*create_layout)(Layout *, int type, uint64_t rows, uint64_t columns,
+                          int64_t pitch);
+  Status (*destroy_layout)(Layout);
+  Status (*create_preference)(Preference *);
+  Status (*destroy_preference)(Preference);
+  Status (*set_preference)(Preference, int attribute, const void *value,
+                           size_t bytes);
+  Status (*propose)(Handle, Description, Layout a, Layout b, Layout c, Layout d,
+                    Preference, int wanted, Proposal *proposals, int *found);
+  Status (*multiply)(Handle, Description, const void *alpha, const void *a,
+                     Layout, const void *b, Layout, const void *beta,
+                     const void *c, Layout, void *d, Layout,
+                     const uint64_t *algorithm, void *workspace,
+                     size_t workspace_bytes, cudaStream_t);
+};
+
+namespace {
+
+template <class Function>
+bool find(void *file, const char *name, Function &function) {
+  function = reinterpret_cast<Function>(dlsym(file, name));
+  return function != nullptr;
+}
+
+void *open_file() {
+  const char *named = getenv("STEADYKV_CUBLASLT");
+  if (named != nullptr && *named != '\\0') {
+    return dlopen(named, RTLD_NOW | RTLD_LOCAL);
+  }
+  static const char *const kNames[] = {"libcublasLt.so.13", "libcublasLt.so.12",
+                                       "/usr/local/cuda/lib64/libcublasLt.so"};
+  for (const char *name : kNames) {
+    void *file = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    if (file != nullptr) return file;
+  }
+  return nullptr;
+}
+
+// Something of the library's that is destroyed at the end of a block.
+template <class T>
+class Owned {
+ public:
+  explicit Owned(Status (*destroy)(T)) : destroy_(destroy) {}
+  ~Owned() {
+    if (it_ != nullptr) destroy_(it_);
+  }
+  Owned(const Owned &) = delete;
+  Owned &operator=(const Owned &) = delete;
+
+  T *address() { return &it_; }
+  T get() const { return it_; }
+
+ private:
+  T it_ = nullptr;
+  Status (*destroy_)(T);
+};
+
+}  // namespace
+
+MatrixLibrary::MatrixLibrary() = default;
+
+std::unique_ptr<MatrixLibrary> MatrixLibrary::open() {
+  std::unique_ptr<MatrixLibrary> library(new MatrixLibrary);
+  void *file = open_file();
+  if (file == nullptr) return nullptr;
+  library->functions_ = std::make_unique<Functions>();
+  Functions &f = *library->functions_;
+  const bool complete =
+      find(file, "cublasLtCreate", f.create) &&
+      find(file, "cublasLtDestroy", f.destroy) &&
+      find(file, "cublasLtMatmulDescCreate", f.create_description) &&
+      find(file, "cublasLtMatmulDescDestroy", f.destroy_description) &&
+      find(file, "cublasLtMatmulDescSetAttribute", f.set_description) &&
+      find(file, "cublasLtMatrixLayoutCreate", f.create_layout) &&
+      find(file, "cublasLtMatrixLayoutDestroy", f.destroy_layout) &&
+      find(file, "cublasLtMatmulPreferenceCreate", f.create_preference) &&
+      find(file, "cublasLtMatmulPreferenceDestroy", f.destroy_preference) &&
+      find(file, "cublasLtMatmulPreferenceSetAttribute", f.set_preference) &&
+      find(file, "cublasLtMatmulAlgoGetHeuristic", f.propose) &&
+      find(file, "cublasLtMatmul", f.multiply);
+  if (!complete || f.create(&library->handle_) != kSuccess) return nullptr;
+  return library;
+}
+
+// The file stays open: libraries that use the device are not made to be closed
+// before the process ends.
+MatrixLibrary::~MatrixLibrary() {
+  if (handle_ != nullptr) functions_->destroy(handle_);
+}
+
+// The library's matrices go down their columns. So the weights are a matrix of
+// \`pitch\` rows, which is transposed, and input and output have a column for
+// each of our rows.
+bool MatrixLibrary::multiply(const LibraryProduct &product, void *workspace,
+                             cudaStream_t stream) {
+  const Functions &f = *functions_;
+  const skv_matrix &weight = product.weight;
+  Owned<Description> description(f.destroy_description);
+  Owned<Layout> left(f.destroy_layout), right(f.destroy_layout),
+      result(f.destroy_layout);
+  Owned<Preference> preference(f.destroy_preference);
+  const size_t workspace_bytes = kWorkspaceBytes;
+  Proposal proposal = {};
+  int found = 0;
+  const bool is_planned =
+      f.create_description(description.address(), kComputeFloat, kFloat) ==
+          kSuccess &&
+      f.set_description(description.get(), kTransposeLeft, &kTransposed,
+                        sizeof(kTransposed)) == kSuccess &&
+      f.create_layout(left.address(), kHalf, weight.pitch, weight.rows,
+                      weight.pitch) == kSuccess &&
+      f.create_layout(right.address(), kHalf, weight.pitch, product.rows,
+                      weight.pitch) == kSuccess &&
+      f.create_layout(result.address(), kFloat, weight.rows, product.rows,
+                      weight.rows) == kSuccess &&
+      f.create_preference(preference.address()) == kSuccess &&
+      f.set_preference(preference.get(), kMaxWorkspaceBytes, &workspace_bytes,
+                       sizeof(workspace_bytes)) == kSuccess &&
+      f.propose(handle_, description.get(), left.get(), right.get(),
+                result.get(), result.get(), preference.get(), 1, &proposal,
+                &found) == kSuccess &&
+      found > 0 && proposal.status == kSuccess;
+  if (!is_planned) return false;
+  const float one = 1.0f, zero = 0.0f;
+  return f.multiply(handle_, description.get(), &one, weight.data, left.get(),
+                    product.input, right.get(), &zero, product.output,
+                    result.get(), product.output, result.get(),
+                    proposal.algorithm, workspace, kWorkspaceBytes,
+                    stream) == kSuccess;
+}
+`,
+  "runtime/matrix_library.cuh": `// Products of large matrices by NVIDIA's cuBLASLt, where it is installed: it is
+// opened when the first program needs it, and nothing is linked.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <memory>
+
+#include "../steadykv.h"
+
+// output = input · weightᵀ, in halves with f32 sums.
+struct LibraryProduct {
+  // (rows, weight.rows)
+  float *output;
+  // (rows, weight.pitch)
+  const skv_half *input;
+  skv_matrix weight;
+  uint32_t rows;
+};
+
+class MatrixLibrary {
+ public:
+  // Device memory that a product may use beside its matrices.
+  static constexpr size_t kWorkspaceBytes = size_t{1} << 25;
+
+  // Opens the library: the file that STEADYKV_CUBLASLT names, or else the one
+  // that the system finds. Null where there is none.
+  static std::unique_ptr<MatrixLibrary> open();
+  ~MatrixLibrary();
+  MatrixLibrary(const MatrixLibrary &) = delete;
+  MatrixLibrary &operator=(const MatrixLibrary &) = delete;
+
+  // Enqueues a product. False where the library has no way to make it, and
+  // nothing was enqueued. \`workspace\` has kWorkspaceBytes.
+  bool multiply(const LibraryProduct &product, void *workspace,
+                cudaStream_t stream);
+
+ private:
+  struct Functions;
+
+  MatrixLibrary();
+
+  std::unique_ptr<Functions> functions_;
+  void *handle_ = nullptr;
+};
 `,
   "runtime/program.cu": `// Programs: kernel calls are kept while a program is recorded, and captured
 // into a graph when it ends, in one go and by one thread. Nothing else happens
@@ -9254,6 +10014,15 @@ bool has_flag(const skv_context *context, uint32_t flag) {
   return (context->flags & flag) != 0;
 }
 
+// The library, looked for when the first program wants it.
+const MatrixLibrary *library_of(skv_context *context) {
+  if (!context->has_looked && !has_flag(context, SKV_OWN_PRODUCTS)) {
+    context->library = MatrixLibrary::open();
+  }
+  context->has_looked = true;
+  return context->library.get();
+}
+
 // Launches all calls; waits for each where the context is to check them.
 int32_t launch_calls(skv_program *program) {
   skv_context *context = program->context;
@@ -9263,8 +10032,10 @@ int32_t launch_calls(skv_program *program) {
   launch.scratch = program->scratch;
   launch.tickets = program->tickets;
   launch.multiprocessors = context->multiprocessors;
+  launch.shared_bytes = context->shared_bytes;
   launch.overlaps = !checks && context->overlaps;
   launch.sides = checks ? nullptr : &context->sides;
+  launch.library = context->library.get();
   for (const Call &call : program->calls) {
     launch.own = program->own + call.own;
     cudaError_t error = call.kernel->launch(call.args, launch);
@@ -9346,6 +10117,9 @@ int32_t skv_end_record(skv_program *program, uint64_t *scratch_bytes) {
   for (Call &call : program->calls) {
     const Needs needs = call.kernel->needs(call.args, context->multiprocessors);
     most.scratch = std::max(most.scratch, needs.scratch);
+    if (needs.library_scratch > 0 && library_of(context) != nullptr) {
+      most.scratch = std::max(most.scratch, needs.library_scratch);
+    }
     most.tickets = std::max(most.tickets, needs.tickets);
     call.own = most.own;
     most.own += aligned_bytes(needs.own);
@@ -10414,6 +11188,9 @@ enum skv_element { SKV_WORD = 0, SKV_HALF = 1 };
 
 /** Flag of skv_open: every kernel is waited for, so that faults have a name. */
 #define SKV_CHECK_EVERY_KERNEL 1u
+
+/** Flag of skv_open: no product is left to NVIDIA's library. */
+#define SKV_OWN_PRODUCTS 2u
 
 /** A weight matrix, one row per output. */
 typedef struct skv_matrix {

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <atomic>
 #include <chrono>
 #include <map>
 #include <mutex>
@@ -61,8 +62,9 @@ struct Model {
 constexpr int kDevices = 2;
 constexpr Model kModels[kDevices] = {{9, 0, 227 * 1024}, {8, 6, 99 * 1024}};
 
-// The device of this thread.
-thread_local int current = 0;
+// The device that was chosen last. On a real machine each thread chooses its
+// own; tests use one device at a time.
+std::atomic<int> current{0};
 
 // Guards everything below, and the memory that the devices share.
 std::mutex &mutex() {

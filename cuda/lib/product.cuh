@@ -19,13 +19,9 @@
 #include "matrix_product.cuh"
 #include "vector_product.cuh"
 
-inline bool is_vector(const Product &product, size_t shared_bytes) {
-  return product.rows == 1 && fits_vector(product, shared_bytes);
-}
-
 // Device memory that a product takes, however much shared memory there is.
 inline Needs product_needs(const Product &product, uint32_t multiprocessors) {
-  if (is_vector(product, kLeastSharedBytes)) return {};
+  if (product.rows == 1) return {};
   Needs needs = matrix_product_needs(product, multiprocessors);
   if (product.rows >= kLeastLibraryRows) {
     needs.library_scratch = library_product_bytes(product);
@@ -37,9 +33,7 @@ inline Needs product_needs(const Product &product, uint32_t multiprocessors) {
 template <class Pairs>
 inline cudaError_t multiply(const Product &product, const Pairs &pairs,
                             const Scratch &scratch, const Launch &launch) {
-  if (is_vector(product, launch.shared_bytes)) {
-    return multiply_vector(product, pairs, launch);
-  }
+  if (product.rows == 1) return multiply_vector(product, pairs, launch);
   if (product.rows >= kLeastLibraryRows && launch.library != nullptr) {
     bool done = false;
     const cudaError_t status =

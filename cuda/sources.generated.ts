@@ -8392,6 +8392,9 @@ cudaError_t launch_observe(const skv_chunk_args &args, const Launch &launch) {
 // Where scores have a scale of their own, a second sum at that scale runs
 // along.
 //
+// Where a device has no shared memory for the next tile, there is one at a
+// time, and the queries of sinks take the place of the others for a while.
+//
 // The alternative that lost: a tile of rows of one query head, which reads keys
 // and values once per query head. Another: one tile of slots at a time, which
 // tensor cores wait for.
@@ -8412,10 +8415,10 @@ struct SlotTile {
   bool is_sink[kTile<DIM>];
 };
 
-template <int DIM>
+template <int DIM, bool ROOMY>
 struct Shared {
-  // The one that is attended to, and the next.
-  SlotTile<DIM> tiles[2];
+  // The one that is attended to, and the next where there is room.
+  SlotTile<DIM> tiles[ROOMY ? 2 : 1];
   float inverse[2][kPairs<DIM>];
 };
 
@@ -8430,17 +8433,25 @@ struct TilePlace {
 };
 
 // Queries follow the other shared memory: those of sinks only where there are
-// any. One set is [warp][operand] of the high and then of the low halves.
+// any, and room. One set is [warp][operand] of the high and then of the low
+// halves.
 template <int DIM>
 constexpr size_t kQueryBytes = 2 * kWarps<DIM> *kOperands<DIM> * sizeof(uint4);
 
-template <int DIM, bool GAINED>
+template <int DIM, bool ROOMY>
+constexpr size_t shared_bytes(bool has_sinks) {
+  return sizeof(Shared<DIM, ROOMY>) +
+         kQueryBytes<DIM> * (ROOMY && has_sinks ? 2 : 1);
+}
+
+template <int DIM, bool GAINED, bool ROOMY>
 __global__ void __launch_bounds__(32 * kWarps<DIM>)
     prefill_attend_kernel(skv_chunk_args args) {
   uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
-  Shared<DIM> &shared = *reinterpret_cast<Shared<DIM> *>(shared_memory);
-  uint4 *queries = shared_memory + sizeof(Shared<DIM>) / sizeof(uint4);
+  using Memory = Shared<DIM, ROOMY>;
+  Memory &shared = *reinterpret_cast<Memory *>(shared_memory);
+  uint4 *queries = shared_memory + sizeof(Memory) / sizeof(uint4);
   const skv_sizes &sizes = args.sizes;
   const skv_cache &cache = args.cache;
   const uint32_t head_dim = sizes.head_dim;
@@ -8459,9 +8470,14 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   // Pair p of the block is query head p % group of row p / group.
   const uint32_t warp = warp_id();
   const float root = rsqrtf(static_cast<float>(head_dim));
-  for (uint32_t kind = 0; kind < (has_sinks ? 2u : 1u); kind++) {
+  // Where the high halves of this warp's queries of a kind are: 1 for sinks.
+  const auto set_of = [&](uint32_t kind) {
+    return queries + (ROOMY ? kind * 2 * kWarps<DIM> * kOperands<DIM> : 0) +
+           warp * kOperands<DIM>;
+  };
+  const auto split_queries = [&](uint32_t kind) {
     const float *all = kind == 0 ? args.queries : args.sink_queries;
-    uint4 *set = queries + kind * 2 * kWarps<DIM> * kOperands<DIM>;
+    uint4 *set = set_of(kind);
     for (uint32_t i = 0; i < 16; i++) {
       const uint32_t pair = 16 * warp + i;
       const size_t query =
@@ -8469,11 +8485,12 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
           kv_head * group + pair % group;
       const float inverse = split_row<DIM, true>(
           pair < rows * group ? all + query * head_dim : nullptr, head_dim, i,
-          set + warp * kOperands<DIM>,
-          set + (kWarps<DIM> + warp) * kOperands<DIM>);
+          set, set + kWarps<DIM> * kOperands<DIM>);
       if (lane_id() == 0) shared.inverse[kind][pair] = inverse * root;
     }
-  }
+  };
+  split_queries(0);
+  if (ROOMY && has_sinks) split_queries(1);
 
   const uint32_t g = lane_id() / 4, t = lane_id() % 4;
   uint32_t row[2], head[2];
@@ -8507,7 +8524,7 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   // Starts to copy keys and values of a tile.
   const auto fetch = [&](uint32_t tile) {
     const TilePlace place = place_of(tile);
-    SlotTile<DIM> &to = shared.tiles[tile % 2];
+    SlotTile<DIM> &to = shared.tiles[ROOMY ? tile % 2 : 0];
     const auto line_of = [&](const skv_half *all, uint32_t i) {
       return i < place.count
                  ? all + static_cast<size_t>(place.base + i) * head_dim
@@ -8536,7 +8553,7 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   const auto store_ahead = [&](uint32_t tile) {
     if (threadIdx.x >= kTile<DIM>) return;
     const TilePlace place = place_of(tile);
-    SlotTile<DIM> &to = shared.tiles[tile % 2];
+    SlotTile<DIM> &to = shared.tiles[ROOMY ? tile % 2 : 0];
     to.biases[0][threadIdx.x] = bias_ahead;
     to.is_sink[threadIdx.x] = sink_ahead;
     for (uint32_t lane = 1; lane < cache.lanes; lane++) {
@@ -8546,23 +8563,31 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
     }
   };
   // A block has rows, hence tiles.
-  fetch(0);
-  look_ahead(0);
-  store_ahead(0);
+  if constexpr (ROOMY) {
+    fetch(0);
+    look_ahead(0);
+    store_ahead(0);
+  }
   for (uint32_t tile = 0; tile < tiles; tile++) {
     const bool staged = tile >= slot_tiles;
     const uint32_t first = place_of(tile).first;
-    const SlotTile<DIM> &here = shared.tiles[tile % 2];
+    const SlotTile<DIM> &here = shared.tiles[ROOMY ? tile % 2 : 0];
+    if constexpr (!ROOMY) {
+      __syncthreads();
+      fetch(tile);
+      look_ahead(tile);
+      store_ahead(tile);
+    }
     wait_copies<0>();
     // The tile is there, and nobody reads the one before it any more.
     const bool any_sink = __syncthreads_or(sink_ahead);
-    if (tile + 1 < tiles) {
+    if (ROOMY && tile + 1 < tiles) {
       fetch(tile + 1);
       look_ahead(tile + 1);
     }
 
     float x[kTile<DIM> / 8][4] = {};
-    const uint4 *set = queries + warp * kOperands<DIM>;
+    const uint4 *set = set_of(0);
     multiply_keys<DIM>(set, set + kWarps<DIM> * kOperands<DIM>, here.keys, x);
 #pragma unroll
     for (int n = 0; n < kTile<DIM> / 8; n++) {
@@ -8572,8 +8597,14 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
       }
     }
     if (any_sink) {
+      const auto exchange = [&](uint32_t kind) {
+        __syncwarp();
+        split_queries(kind);
+        __syncwarp();
+      };
+      if constexpr (!ROOMY) exchange(1);
       float other[kTile<DIM> / 8][4] = {};
-      const uint4 *sinks = set + 2 * kWarps<DIM> * kOperands<DIM>;
+      const uint4 *sinks = set_of(1);
       multiply_keys<DIM>(sinks, sinks + kWarps<DIM> * kOperands<DIM>, here.keys,
                          other);
 #pragma unroll
@@ -8584,6 +8615,7 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
           x[n][i] = other[n][i] * shared.inverse[1][16 * warp + g + i / 2 * 8];
         }
       }
+      if constexpr (!ROOMY) exchange(0);
     }
 #pragma unroll
     for (int n = 0; n < kTile<DIM> / 8; n++) {
@@ -8598,7 +8630,7 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
       }
     }
     attention.add(x, here.values);
-    if (tile + 1 < tiles) store_ahead(tile + 1);
+    if (ROOMY && tile + 1 < tiles) store_ahead(tile + 1);
   }
 
 #pragma unroll
@@ -8630,13 +8662,14 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   }
 }
 
-template <int DIM, bool GAINED>
-cudaError_t launch_gained(const skv_chunk_args &args, const Launch &launch) {
-  static_assert(sizeof(Shared<DIM>) % sizeof(uint4) == 0, "queries follow");
-  const auto kernel = prefill_attend_kernel<DIM, GAINED>;
-  const size_t bytes =
-      sizeof(Shared<DIM>) +
-      kQueryBytes<DIM> * (args.sink_queries == nullptr ? 1 : 2);
+template <int DIM, bool GAINED, bool ROOMY>
+cudaError_t launch_form(const skv_chunk_args &args, const Launch &launch) {
+  static_assert(sizeof(Shared<DIM, ROOMY>) % sizeof(uint4) == 0,
+                "queries follow");
+  static_assert(ROOMY || shared_bytes<DIM, false>(true) <= kLeastSharedBytes,
+                "a form for all devices");
+  const auto kernel = prefill_attend_kernel<DIM, GAINED, ROOMY>;
+  const size_t bytes = shared_bytes<DIM, ROOMY>(args.sink_queries != nullptr);
   const cudaError_t status = allow_shared_memory(kernel, bytes);
   if (status != cudaSuccess) return status;
   const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
@@ -8644,6 +8677,17 @@ cudaError_t launch_gained(const skv_chunk_args &args, const Launch &launch) {
   const dim3 grid((args.step.rows + rows_per_block - 1) / rows_per_block,
                   args.sizes.kv_heads);
   return launch_kernel(launch, kernel, grid, 32 * kWarps<DIM>, bytes, args);
+}
+
+template <int DIM, bool GAINED>
+cudaError_t launch_gained(const skv_chunk_args &args, const Launch &launch) {
+  if constexpr (shared_bytes<DIM, true>(true) > kLeastSharedBytes) {
+    if (shared_bytes<DIM, true>(args.sink_queries != nullptr) >
+        launch.shared_bytes) {
+      return launch_form<DIM, GAINED, false>(args, launch);
+    }
+  }
+  return launch_form<DIM, GAINED, true>(args, launch);
 }
 
 template <int DIM>

@@ -12,7 +12,13 @@ import {
   emulationMissing,
   openEmulation,
 } from "../cuda_emulation/build_emulation.ts";
-import { cases, productCases, SPLIT_BYTES, splitCases } from "./cases.ts";
+import {
+  cases,
+  productCases,
+  sharedMemoryCases,
+  SPLIT_BYTES,
+  splitCases,
+} from "./cases.ts";
 import type { KernelCase } from "./kernel_case.ts";
 
 /** A backend under test. */
@@ -70,7 +76,7 @@ export async function testedBackends(): Promise<TestedBackend[]> {
     },
     {
       name: "cuda (emulated) with less shared memory",
-      cases: productCases,
+      cases: sharedMemoryCases,
       open: () => openEmulation({ device: 1 }),
       ...CUDA,
       ...noEmulation,

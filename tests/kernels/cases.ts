@@ -1,5 +1,5 @@
 import { adaptiveCases } from "./adaptive_cases.ts";
-import { chunkCases } from "./chunk_cases.ts";
+import { attentionCases, chunkCases } from "./chunk_cases.ts";
 import { decodeCases } from "./decode_cases.ts";
 import type { KernelCase } from "./kernel_case.ts";
 import { batchCases, matrixCases, vectorCases } from "./matrix_cases.ts";
@@ -36,6 +36,12 @@ export const splitCases: readonly KernelCase[] = [
   ...matrixCases,
   ...qkvCases,
   ...valueNormsCases,
+];
+
+/** The cases whose kernels have forms for less shared memory. */
+export const sharedMemoryCases: readonly KernelCase[] = [
+  ...productCases,
+  ...attentionCases,
 ];
 
 /** Bytes that split every matrix of {@linkcode splitCases}. */

@@ -14,13 +14,14 @@
 // over the budget is dropped. Adaptive heads first get their budgets.
 //
 // Searching reads every key once per 64 of the others, and every value where
-// pairs are priced; the rest is one block per head that reads side fields and
-// writes what it changes. In order: list_items, [allocate_heads, list_items],
-// norms or spread, [search, pair] once per round with list_items between them,
-// or the kernels of lib/merge_segments.cuh, choose, search or right_neighbours,
-// settle; policies that only drop skip the searches. Where scores are not the
-// slots' own they are rated before each step that compares them: see
-// lib/ratings.cuh.
+// pairs are priced; victims are merged by many blocks; the rest is one block
+// per head that reads side fields and writes what it changes. In order:
+// list_items, [allocate_heads, list_items], norms or spread, [search, pair]
+// once per round with list_items between them, or the kernels of
+// lib/merge_segments.cuh, choose, then search, find_targets and merge_victims
+// or right_neighbours, settle; policies that only drop skip the searches. Where
+// scores are not the slots' own they are rated before each step that compares
+// them: see lib/ratings.cuh.
 #include "lib/allocate_heads.cuh"
 #include "lib/choose_victims.cuh"
 #include "lib/merge_runs.cuh"
@@ -129,7 +130,8 @@ __device__ inline void copy_slot(const Slot &from, const Slot &to,
   }
 }
 
-// Merges or drops victims, and moves the staged rows that are left.
+// Drops victims, or merges them where other slots take only their values, and
+// moves the staged rows that are left.
 __global__ void __launch_bounds__(kCompressThreads)
     settle_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
@@ -146,8 +148,10 @@ __global__ void __launch_bounds__(kCompressThreads)
       merge_runs(args, head, work, victims);
     } else if (args.policy.merge == SKV_MERGE_NEXT_VALUES) {
       pass_values(args, head, work, victims, followers, scratch);
+    } else if (merges_victims(args.policy)) {
+      add_divergences(head, work, victims, scratch);
     } else {
-      merge_victims(args, head, all_work, work, victims, scratch);
+      find_targets(args, head, all_work, work, victims, scratch);
     }
     __syncthreads();
     for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
@@ -271,7 +275,10 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     status = rate();
   }
   if (status == cudaSuccess) status = per_head(choose_kernel);
-  if (status == cudaSuccess && searches) status = search(false);
+  if (status == cudaSuccess && searches) {
+    status = search(false);
+    if (status == cudaSuccess) status = launch_merges(args, work, launch);
+  }
   if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
     status = launch_right_neighbours(args, work, launch);
   }

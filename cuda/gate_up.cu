@@ -31,8 +31,8 @@ Product product_of(const skv_gate_up_args &args) {
 
 }  // namespace
 
-Needs gate_up_needs(const skv_gate_up_args &args, uint32_t) {
-  return {product_bytes(product_of(args))};
+Needs gate_up_needs(const skv_gate_up_args &args, uint32_t multiprocessors) {
+  return product_needs(product_of(args), multiprocessors);
 }
 
 cudaError_t launch_gate_up(const skv_gate_up_args &args, const Launch &launch) {

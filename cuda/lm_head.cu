@@ -17,8 +17,12 @@ struct LogitPairs {
   }
   __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
     float *to = logits + static_cast<size_t>(row) * vocabulary + 2 * pair;
-    to[0] = a;
-    if (2 * pair + 1 < vocabulary) to[1] = b;
+    if (vocabulary % 2 == 0) {
+      *reinterpret_cast<float2 *>(to) = {a, b};
+    } else {
+      to[0] = a;
+      if (2 * pair + 1 < vocabulary) to[1] = b;
+    }
   }
 };
 
@@ -32,8 +36,8 @@ Product product_of(const skv_lm_head_args &args) {
 
 }  // namespace
 
-Needs lm_head_needs(const skv_lm_head_args &args, uint32_t) {
-  return {product_bytes(product_of(args))};
+Needs lm_head_needs(const skv_lm_head_args &args, uint32_t multiprocessors) {
+  return product_needs(product_of(args), multiprocessors);
 }
 
 cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {

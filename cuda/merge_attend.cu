@@ -4,7 +4,7 @@
 // that of the uncompressed slots.
 //
 // Attention reads keys and values once, 4 head_dim bytes per slot, and the vote
-// biases. The slots of a head are split over blocks, 16 to a warp at a time:
+// biases. The slots of a head are split over blocks, and by tiles over warps:
 // see lib/attend_slots.cuh. The last block of a head to finish adds the parts
 // up: see lib/attend_parts.cuh.
 //
@@ -24,73 +24,45 @@
 
 namespace {
 
-// Asks for the first slots of a block while the kernel before still runs: they
-// are as the step before left them, but for the newest, and the L2 cache is
-// where all kernels meet.
-template <int DIM>
-__device__ inline void prefetch_slots(const skv_merge_attend_args &args,
-                                      const AttendParts &parts) {
-  const Row row = row_of(args.step, blockIdx.z);
-  if (!row.live) return;
-  const HeadJob job = job_of(args, row);
-  const uint32_t splits = splits_of(parts, job.high);
-  const uint32_t tiles = (job.high + kWarpSlots - 1) / kWarpSlots;
-  const uint32_t per_split = (tiles + splits - 1) / splits * kWarpSlots;
-  const uint32_t slot = blockIdx.x * per_split;
-  if (slot >= job.high) return;
-  const uint32_t end = min(job.high, slot + per_split);
-  const size_t first =
-      static_cast<size_t>(job.offset + slot) * args.sizes.head_dim;
-  const size_t halves = static_cast<size_t>(end - slot) * args.sizes.head_dim;
-  const size_t mine = threadIdx.x * 64;
-  if (mine >= halves) return;
-  prefetch(args.cache.slots.keys + first + mine);
-  prefetch(args.cache.slots.values + first + mine);
-}
-
 template <int DIM, bool ALIGNED>
-__global__ void __launch_bounds__(kAttendThreads)
+__global__ void __launch_bounds__(kAttendThreads, DIM == 256 ? 1 : 2)
     attend_kernel(skv_merge_attend_args args, AttendParts parts,
                   Evidence evidence) {
   uint4 *shared_memory = dynamic_shared_memory();
   AttendShared<DIM> &shared =
       *reinterpret_cast<AttendShared<DIM> *>(shared_memory);
   let_next_start();
-  prefetch_slots<DIM>(args, parts);
-  wait_for_previous();
+  // What is read here is as it was before the step: see lib/overlap.cuh.
   const Row row = row_of(args.step, blockIdx.z);
   if (!row.live) {
-    if (blockIdx.x == 0 && threadIdx.x == 0) {
-      evidence.rows[blockIdx.z * args.sizes.kv_heads + blockIdx.y] = {};
+    wait_for_previous();
+    const uint32_t tiles = head_tiles(args.sizes.heads / args.sizes.kv_heads);
+    if (blockIdx.x == 0 && blockIdx.y % tiles == 0 && threadIdx.x == 0) {
+      evidence.rows[blockIdx.z * args.sizes.kv_heads + blockIdx.y / tiles] = {};
     }
     return;
   }
   const HeadJob job = job_of(args, row);
   const uint32_t splits = splits_of(parts, job.high);
-  if (blockIdx.x >= splits) return;
-  load_queries(args, job, shared);
-  __syncthreads();
-
-  float *logits = evidence.logits + static_cast<size_t>(job.index) * job.group *
-                                        args.cache.max_capacity;
-  const uint32_t tiles = (job.high + kWarpSlots - 1) / kWarpSlots;
-  const uint32_t per_split = (tiles + splits - 1) / splits * kWarpSlots;
-  const uint32_t begin = blockIdx.x * per_split;
-  const uint32_t end = min(job.high, begin + per_split);
-  WarpAttention<DIM, ALIGNED> warp;
-  for (uint32_t first = begin + warp_id() * kWarpSlots; first < end;
-       first += kBlockSlots) {
-    warp.add(args, job, shared, logits, first, end);
+  if (blockIdx.x >= splits) {
+    wait_for_previous();
+    return;
   }
-  merge_warps(job, warp, shared);
+  const size_t first_logit =
+      static_cast<size_t>(job.index) * job.group + job.first_head;
+  WarpAttention<DIM, ALIGNED> warp;
+  warp.run(args, job, share_of(job.high, splits), shared.tiles[warp_id()][0],
+           evidence.logits + first_logit * args.cache.max_capacity);
+  if (blockIdx.x == 0) keep_queries(args, job, evidence);
+  gather_warps(job, warp, shared);
   uint2 counts;
   if (splits == 1) {
-    counts = finish_alone(args, job, evidence, shared);
+    counts = finish_alone<DIM, ALIGNED>(args, job, evidence, shared);
   } else {
     if (!publish(job, parts, splits, shared)) return;
-    counts = combine(args, job, parts, evidence, splits, shared);
+    counts = combine<DIM, ALIGNED>(args, job, parts, evidence, splits, shared);
   }
-  leave_evidence(args, job, evidence, counts, shared);
+  leave_evidence(job, evidence, counts, shared);
 }
 
 // How the slots of a head are split, and the sizes that follow.
@@ -104,15 +76,37 @@ struct Plan {
   size_t parts;
 };
 
+// Waves of blocks that a launch takes at most, and the share of a device that
+// is worth more splits.
+constexpr uint32_t kMostWaves = 4;
+constexpr float kWorthwhile = 0.05f;
+
+// Splits of each of `heads` that leave the least of a device that runs `blocks`
+// blocks at a time without work in the last wave.
+uint32_t splits_for(uint32_t heads, uint32_t blocks) {
+  uint32_t best = 1;
+  float most = 0.0f;
+  for (uint32_t splits = 1; splits <= kMaxSplits; splits++) {
+    const uint32_t waves = (heads * splits + blocks - 1) / blocks;
+    if (waves > kMostWaves && splits > 1) break;
+    const float used =
+        static_cast<float>(heads * splits) / static_cast<float>(waves * blocks);
+    if (used < most + kWorthwhile) continue;
+    most = used;
+    best = splits;
+  }
+  return best;
+}
+
 Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
   Plan plan;
   plan.heads = args.step.rows * args.sizes.kv_heads;
   plan.group = args.sizes.heads / args.sizes.kv_heads;
   plan.dim = 32;
   while (plan.dim < args.sizes.head_dim) plan.dim *= 2;
-  // Two blocks for each multiprocessor, but no block without slots.
-  plan.wanted_splits =
-      min((2 * multiprocessors + plan.heads - 1) / plan.heads, kMaxSplits);
+  const uint32_t blocks = multiprocessors * (plan.dim == 256 ? 1 : 2);
+  plan.wanted_splits = splits_for(plan.heads * head_tiles(plan.group), blocks);
+  // No block without slots.
   plan.most_splits =
       max(1u, min(plan.wanted_splits,
                   (args.cache.max_capacity + kBlockSlots - 1) / kBlockSlots));
@@ -130,7 +124,9 @@ cudaError_t launch_attend(const skv_merge_attend_args &args,
   const size_t bytes = sizeof(AttendShared<DIM>);
   const cudaError_t status = allow_shared_memory(kernel, bytes);
   if (status != cudaSuccess) return status;
-  const dim3 grid(parts.most_splits, args.sizes.kv_heads, args.step.rows);
+  const uint32_t tiles = head_tiles(args.sizes.heads / args.sizes.kv_heads);
+  const dim3 grid(parts.most_splits, args.sizes.kv_heads * tiles,
+                  args.step.rows);
   return launch_kernel(launch, kernel, grid, kAttendThreads, bytes, args, parts,
                        evidence);
 }
@@ -168,7 +164,7 @@ Needs merge_attend_needs(const skv_merge_attend_args &args,
       aligned_bytes(plan.parts * plan.group * plan.dim * sizeof(float)) +
       aligned_bytes(plan.parts * kMaxGroup * sizeof(float2)) +
       aligned_bytes(plan.parts * sizeof(uint2));
-  needs.tickets = plan.parts == 0 ? 0 : plan.heads;
+  needs.tickets = plan.parts == 0 ? 0 : plan.heads * head_tiles(plan.group);
   needs.own = take_evidence(args, multiprocessors, nullptr, &evidence);
   return needs;
 }

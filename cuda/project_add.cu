@@ -16,14 +16,22 @@ struct AddPairs {
   __device__ uint32_t output(uint32_t pair, uint32_t end) const {
     return 2 * pair + end;
   }
-  __device__ void add(uint32_t row, uint32_t i, float x) const {
-    if (i >= width) return;
-    hidden[static_cast<size_t>(row) * width + i] +=
-        x + (bias == nullptr ? 0.0f : bias[i]);
-  }
   __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
-    add(row, output(pair, 0), a);
-    add(row, output(pair, 1), b);
+    const uint32_t i = 2 * pair;
+    const bool is_pair = i + 1 < width;
+    if (bias != nullptr) {
+      a += bias[i];
+      if (is_pair) b += bias[i + 1];
+    }
+    float *to = hidden + static_cast<size_t>(row) * width + i;
+    if (width % 2 == 0) {
+      float2 *both = reinterpret_cast<float2 *>(to);
+      const float2 before = *both;
+      *both = {before.x + a, before.y + b};
+    } else {
+      to[0] += a;
+      if (is_pair) to[1] += b;
+    }
   }
 };
 
@@ -34,8 +42,9 @@ Product product_of(const skv_project_add_args &args) {
 
 }  // namespace
 
-Needs project_add_needs(const skv_project_add_args &args, uint32_t) {
-  return {product_bytes(product_of(args))};
+Needs project_add_needs(const skv_project_add_args &args,
+                        uint32_t multiprocessors) {
+  return product_needs(product_of(args), multiprocessors);
 }
 
 cudaError_t launch_project_add(const skv_project_add_args &args,

@@ -4,11 +4,10 @@
 //
 // Streams the weight once, 2 bytes per element, where there are few rows: see
 // lib/product.cuh; writes 4 bytes per query element and 2 per key and value
-// element. With few rows both ends of a RoPE pair are made together and
-// finished where they are made. With many rows, and where the model norms
-// heads, products go to scratch memory and `append` finishes one head per
-// block. The alternative that lost: `append` for decode steps too, one launch
-// per layer more.
+// element. Both ends of a RoPE pair are made together and finished where they
+// are made. Where the model norms heads, products go to scratch memory and
+// `append` finishes one head per block. The alternative that lost: `append` for
+// all, one launch per layer more.
 #include "lib/product.cuh"
 #include "lib/rope.cuh"
 #include "lib/slots.cuh"
@@ -110,9 +109,8 @@ struct ProductPairs {
   }
   __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
     // Heads are even, and so is the number of outputs.
-    float *to = products + static_cast<size_t>(row) * width + 2 * pair;
-    to[0] = a;
-    to[1] = b;
+    *reinterpret_cast<float2 *>(products + static_cast<size_t>(row) * width +
+                                2 * pair) = {a, b};
   }
 };
 
@@ -165,8 +163,7 @@ Product product_of(const skv_qkv_rope_append_args &args) {
 }
 
 bool is_fused(const skv_qkv_rope_append_args &args) {
-  return takes_any_pairs(product_of(args)) && args.query_norm == nullptr &&
-         args.key_norm == nullptr;
+  return args.query_norm == nullptr && args.key_norm == nullptr;
 }
 
 // Floats of the products of all rows.
@@ -176,10 +173,15 @@ size_t product_count(const skv_qkv_rope_append_args &args) {
 
 }  // namespace
 
-Needs qkv_rope_append_needs(const skv_qkv_rope_append_args &args, uint32_t) {
-  if (is_fused(args)) return {};
-  return {aligned_bytes(product_count(args) * sizeof(float)) +
-          product_bytes(product_of(args))};
+Needs qkv_rope_append_needs(const skv_qkv_rope_append_args &args,
+                            uint32_t multiprocessors) {
+  Needs needs = product_needs(product_of(args), multiprocessors);
+  if (!is_fused(args)) {
+    const size_t bytes = aligned_bytes(product_count(args) * sizeof(float));
+    needs.scratch += bytes;
+    if (needs.library_scratch > 0) needs.library_scratch += bytes;
+  }
+  return needs;
 }
 
 cudaError_t launch_qkv_rope_append(const skv_qkv_rope_append_args &args,

@@ -64,6 +64,9 @@ enum skv_element { SKV_WORD = 0, SKV_HALF = 1 };
 /** Flag of skv_open: every kernel is waited for, so that faults have a name. */
 #define SKV_CHECK_EVERY_KERNEL 1u
 
+/** Flag of skv_open: no product is left to NVIDIA's library. */
+#define SKV_OWN_PRODUCTS 2u
+
 /** A weight matrix, one row per output. */
 typedef struct skv_matrix {
   /** (rows, pitch) */

@@ -13,11 +13,31 @@ struct AttendParts {
   float2 *states;
   // (heads, most_splits): live slots, and the first free one
   uint2 *counts;
-  // (heads)
+  // (heads, head_tiles)
   uint32_t *tickets;
   uint32_t most_splits;
   // Splits that would fill the device.
   uint32_t wanted_splits;
+};
+
+// From one query head to the next: lanes of different heads write to different
+// banks.
+template <int DIM>
+constexpr int kSumPitch = DIM + 8;
+
+template <int DIM>
+struct AttendShared {
+  // Tiles of slots while warps attend, then what they found.
+  union {
+    alignas(16) skv_half tiles[kAttendWarps][kStages<DIM>][kTileHalves<DIM>];
+    float values[kAttendWarps][kTileHeads][kSumPitch<DIM>];
+  };
+  SoftmaxState states[kAttendWarps][kTileHeads];
+  float factors[kMaxSplits][kTileHeads];
+  float log_sums[kTileHeads];
+  uint32_t live[kAttendWarps];
+  uint32_t first_free[kAttendWarps];
+  uint32_t ticket;
 };
 
 // Splits of a head with slots up to `high`. They do not depend on the capacity:
@@ -27,61 +47,40 @@ __device__ inline uint32_t splits_of(const AttendParts &parts, uint32_t high) {
   return max(1u, min(min(parts.wanted_splits, most), parts.most_splits));
 }
 
-// Adds the states of the block's warps up; values stay in the order of
-// `value_index`.
+__device__ inline Share share_of(uint32_t high, uint32_t splits) {
+  const uint32_t tiles = (high + kWarpSlots - 1) / kWarpSlots;
+  const uint32_t per_split = (tiles + splits - 1) / splits * kWarpSlots;
+  const uint32_t begin = blockIdx.x * per_split;
+  return {begin, min(high, begin + per_split)};
+}
+
+// Leaves what a warp found in shared memory. Called by the whole block.
 template <int DIM, bool ALIGNED>
-__device__ inline void merge_warps(const HeadJob &job,
-                                   WarpAttention<DIM, ALIGNED> &warp,
-                                   AttendShared<DIM> &shared) {
+__device__ inline void gather_warps(const HeadJob &job,
+                                    WarpAttention<DIM, ALIGNED> &warp,
+                                    AttendShared<DIM> &shared) {
   const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    float &sum = warp.state[h].sum;
-    sum += __shfl_xor_sync(kAllLanes, sum, 1);
-    sum += __shfl_xor_sync(kAllLanes, sum, 2);
-    if (t == 0) shared.warp_states[warp_id()][g + 8 * h] = warp.state[h];
-  }
-  warp.live = __reduce_add_sync(kAllLanes, warp.live);
-  warp.first_free = __reduce_min_sync(kAllLanes, warp.first_free);
-  if (lane_id() == 0) {
-    shared.live[warp_id()] = warp.live;
-    shared.first_free[warp_id()] = warp.first_free;
-  }
+  float sum = warp.state.sum;
+  sum += __shfl_xor_sync(kAllLanes, sum, 1);
+  sum += __shfl_xor_sync(kAllLanes, sum, 2);
+  uint32_t live = warp.live;
+  live += __shfl_xor_sync(kAllLanes, live, 1);
+  live += __shfl_xor_sync(kAllLanes, live, 2);
+  const uint32_t first_free = __reduce_min_sync(kAllLanes, warp.first_free);
+  // All warps are through with their tiles.
   __syncthreads();
-  if (threadIdx.x < kMaxGroup) {
-    SoftmaxState state = init_softmax();
-    for (uint32_t w = 0; w < kAttendWarps; w++) {
-      state = merge_softmax(state, shared.warp_states[w][threadIdx.x]);
+  if (g < job.heads) {
+    float *to = shared.values[warp_id()][g] + 2 * t;
+#pragma unroll
+    for (int n = 0; n < DIM / 8; n++) {
+      const float(&x)[4] = warp.values[n];
+      *reinterpret_cast<float2 *>(to + 8 * n) = {x[0] + x[2], x[1] + x[3]};
     }
-    shared.states[threadIdx.x] = state;
+    if (t == 0) shared.states[warp_id()][g] = {warp.state.max, sum};
   }
-  for (uint32_t i = threadIdx.x; i < kMaxGroup * DIM; i += kAttendThreads) {
-    shared.values[i] = 0.0f;
-  }
-  for (uint32_t w = 0; w < kAttendWarps; w++) {
-    __syncthreads();
-    // A warp without slots has nothing to add.
-    if (warp_id() != w || warp.state[0].max == -INFINITY) continue;
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const uint32_t head = g + 8 * h;
-      if (head >= job.group) continue;
-      const float scale =
-          softmax_scale(warp.state[h].max, shared.states[head].max);
-#pragma unroll
-      for (int c = 0; c < WarpAttention<DIM, ALIGNED>::kChunks; c++) {
-#pragma unroll
-        for (int d = 0; d < WarpAttention<DIM, ALIGNED>::kDims; d++) {
-          const uint32_t tile = c * WarpAttention<DIM, ALIGNED>::kDims + d;
-          float2 *to = reinterpret_cast<float2 *>(
-              shared.values + (tile * kMaxGroup + head) * 8 + 2 * t);
-          float2 sum = *to;
-          sum.x += warp.values[c][d][2 * h] * scale;
-          sum.y += warp.values[c][d][2 * h + 1] * scale;
-          *to = sum;
-        }
-      }
-    }
+  if (lane_id() == 0) {
+    shared.live[warp_id()] = live;
+    shared.first_free[warp_id()] = first_free;
   }
   __syncthreads();
 }
@@ -89,7 +88,7 @@ __device__ inline void merge_warps(const HeadJob &job,
 // Live slots and the first free one, over the block's warps.
 template <int DIM>
 __device__ inline uint2 block_counts(const AttendShared<DIM> &shared) {
-  uint2 counts = {0, ~0u};
+  uint2 counts = {0, kNoSlot};
   for (uint32_t w = 0; w < kAttendWarps; w++) {
     counts.x += shared.live[w];
     counts.y = min(counts.y, shared.first_free[w]);
@@ -97,132 +96,238 @@ __device__ inline uint2 block_counts(const AttendShared<DIM> &shared) {
   return counts;
 }
 
+// The softmax state of head g over the block's warps.
+template <int DIM>
+__device__ inline SoftmaxState block_state(const AttendShared<DIM> &shared,
+                                           uint32_t g) {
+  SoftmaxState state = init_softmax();
+#pragma unroll
+  for (uint32_t w = 0; w < kAttendWarps; w++) {
+    state.max = fmaxf(state.max, shared.states[w][g].max);
+  }
+#pragma unroll
+  for (uint32_t w = 0; w < kAttendWarps; w++) {
+    const SoftmaxState other = shared.states[w][g];
+    state.sum += other.sum * __expf(other.max - finite(state.max));
+  }
+  return state;
+}
+
+// Four dimensions of head g over the block's warps, at the scale of `max`.
+template <int DIM>
+__device__ inline float4 block_values(const AttendShared<DIM> &shared,
+                                      uint32_t g, uint32_t d, float max) {
+  float4 sum = {};
+#pragma unroll
+  for (uint32_t w = 0; w < kAttendWarps; w++) {
+    const float scale = __expf(shared.states[w][g].max - finite(max));
+    const float4 x = *reinterpret_cast<const float4 *>(shared.values[w][g] + d);
+    sum.x += x.x * scale, sum.y += x.y * scale;
+    sum.z += x.z * scale, sum.w += x.w * scale;
+  }
+  return sum;
+}
+
+// Calls `use(g, d)` for every four dimensions of the block's heads.
+template <int DIM, class Use>
+__device__ inline void for_each_four(const HeadJob &job, Use use) {
+#pragma unroll 1
+  for (uint32_t i = threadIdx.x; i < job.heads * (DIM / 4);
+       i += kAttendThreads) {
+    use(i / (DIM / 4), i % (DIM / 4) * 4);
+  }
+}
+
 // Leaves the block's part for the last one; true in that.
 template <int DIM>
 __device__ inline bool publish(const HeadJob &job, const AttendParts &parts,
                                uint32_t splits, AttendShared<DIM> &shared) {
-  const uint32_t part = job.index * parts.most_splits + blockIdx.x;
-  float *values = parts.values + static_cast<size_t>(part) * job.group * DIM;
-  for (uint32_t i = threadIdx.x; i < job.group * DIM; i += kAttendThreads) {
-    values[i] = shared.values[value_index<DIM>(i / DIM, i % DIM)];
+  const size_t part =
+      static_cast<size_t>(job.index) * parts.most_splits + blockIdx.x;
+  float *values = parts.values + (part * job.group + job.first_head) * DIM;
+  for_each_four<DIM>(job, [&](uint32_t g, uint32_t d) {
+    const SoftmaxState state = block_state(shared, g);
+    *reinterpret_cast<float4 *>(values + g * DIM + d) =
+        block_values(shared, g, d, state.max);
+    if (d == 0) {
+      parts.states[part * kMaxGroup + job.first_head + g] = {state.max,
+                                                             state.sum};
+    }
+  });
+  if (threadIdx.x == 0 && job.first_head == 0) {
+    parts.counts[part] = block_counts(shared);
   }
-  if (threadIdx.x < kMaxGroup) {
-    const SoftmaxState state = shared.states[threadIdx.x];
-    parts.states[part * kMaxGroup + threadIdx.x] = {state.max, state.sum};
-  }
-  if (threadIdx.x == 0) parts.counts[part] = block_counts(shared);
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    const uint32_t ticket = atomicAdd(parts.tickets + job.index, 1);
-    shared.is_last = ticket == splits - 1;
-    if (shared.is_last) parts.tickets[job.index] = 0;
+    uint32_t *tickets = parts.tickets + job.index * head_tiles(job.group) +
+                        job.first_head / kTileHeads;
+    shared.ticket = atomicAdd(tickets, 1);
+    if (shared.ticket == splits - 1) *tickets = 0;
   }
   __syncthreads();
-  if (shared.is_last) __threadfence();
-  return shared.is_last;
+  if (shared.ticket != splits - 1) return false;
+  __threadfence();
+  return true;
 }
 
-// Writes one dimension of the output of a query head.
+// Writes four dimensions of the output of a query head.
+template <bool ALIGNED>
 __device__ inline void store_output(const skv_merge_attend_args &args,
                                     const HeadJob &job,
                                     const Evidence &evidence, uint32_t g,
-                                    uint32_t d, float x) {
+                                    uint32_t d, float4 x) {
   const uint32_t head_dim = args.sizes.head_dim;
-  const size_t head = static_cast<size_t>(job.row) * args.sizes.heads +
-                      job.kv_head * job.group + g;
-  args.output[head * head_dim + d] = x;
+  if (d >= head_dim) return;
+  const auto store = [&](float *to) {
+    if constexpr (ALIGNED) {
+      *reinterpret_cast<float4 *>(to) = x;
+    } else {
+      // The width is even.
+      *reinterpret_cast<float2 *>(to) = {x.x, x.y};
+      if (d + 2 < head_dim) *reinterpret_cast<float2 *>(to + 2) = {x.z, x.w};
+    }
+  };
+  store(args.output + query_row(args, job, g) * head_dim + d);
   if (evidence.outputs == nullptr) return;
-  const size_t own = static_cast<size_t>(job.index) * job.group + g;
-  evidence.outputs[own * head_dim + d] = x;
+  const size_t own =
+      static_cast<size_t>(job.index) * job.group + job.first_head + g;
+  store(evidence.outputs + own * head_dim + d);
 }
 
+// Parts whose values are read at a time.
+constexpr uint32_t kPartsAhead = 8;
+
 // Adds the parts of all blocks up and writes the output. Returns the counts of
-// live slots and of the first free one.
-template <int DIM>
+// live slots and of the first free one, in the first thread.
+template <int DIM, bool ALIGNED>
 __device__ inline uint2 combine(const skv_merge_attend_args &args,
                                 const HeadJob &job, const AttendParts &parts,
                                 const Evidence &evidence, uint32_t splits,
                                 AttendShared<DIM> &shared) {
-  const uint32_t first = job.index * parts.most_splits;
-  const volatile float2 *states = parts.states;
-  if (threadIdx.x < job.group) {
-    const uint32_t g = threadIdx.x;
-    SoftmaxState all = init_softmax();
-    for (uint32_t s = 0; s < splits; s++) {
-      const uint32_t at = (first + s) * kMaxGroup + g;
-      all = merge_softmax(all, {states[at].x, states[at].y});
+  static_assert(kMaxSplits % 32 == 0, "lanes share the splits");
+  const size_t first = static_cast<size_t>(job.index) * parts.most_splits;
+  const auto load = [&](uint32_t g, uint32_t d, uint32_t begin,
+                        float4(&x)[kPartsAhead]) {
+#pragma unroll
+    for (uint32_t i = 0; i < kPartsAhead; i++) {
+      x[i] = {};
+      if (begin + i >= splits || g >= job.heads) continue;
+      const size_t head = (first + begin + i) * job.group + job.first_head + g;
+      x[i] = __ldcg(
+          reinterpret_cast<const float4 *>(parts.values + head * DIM + d));
     }
-    for (uint32_t s = 0; s < splits; s++) {
-      const float max = states[(first + s) * kMaxGroup + g].x;
-      shared.factors[s][g] = softmax_scale(max, all.max) / all.sum;
+  };
+  // All that is read first is on its way together.
+  float4 ahead[kPartsAhead];
+  load(threadIdx.x / (DIM / 4), threadIdx.x % (DIM / 4) * 4, 0, ahead);
+  uint2 counts = {0, kNoSlot};
+  if (warp_id() == 0) {
+#pragma unroll 1
+    for (uint32_t s = lane_id(); s < splits; s += 32) {
+      const uint2 other = __ldcg(parts.counts + first + s);
+      counts.x += other.x;
+      counts.y = min(counts.y, other.y);
     }
-    shared.log_sums[g] = log_sum(all);
+    counts.x = __reduce_add_sync(kAllLanes, counts.x);
+    counts.y = __reduce_min_sync(kAllLanes, counts.y);
+  }
+#pragma unroll 1
+  for (uint32_t g = warp_id(); g < job.heads; g += kAttendWarps) {
+    SoftmaxState states[kMaxSplits / 32];
+    float max = -INFINITY;
+#pragma unroll
+    for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
+      const uint32_t s = lane_id() + 32 * k;
+      states[k] = init_softmax();
+      if (s >= splits) continue;
+      const float2 state =
+          __ldcg(parts.states + (first + s) * kMaxGroup + job.first_head + g);
+      states[k] = {state.x, state.y};
+      max = fmaxf(max, state.x);
+    }
+    max = warp_max(max);
+    float sum = 0.0f;
+#pragma unroll
+    for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
+      sum += states[k].sum * __expf(states[k].max - finite(max));
+    }
+    sum = warp_sum(sum);
+#pragma unroll
+    for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
+      const uint32_t s = lane_id() + 32 * k;
+      if (s >= splits) continue;
+      shared.factors[s][g] = __expf(states[k].max - finite(max)) / sum;
+    }
+    if (lane_id() == 0) shared.log_sums[g] = log_sum({max, sum});
   }
   __syncthreads();
-  const uint32_t head_dim = args.sizes.head_dim;
-  for (uint32_t i = threadIdx.x; i < job.group * DIM; i += kAttendThreads) {
-    const uint32_t g = i / DIM, d = i % DIM;
-    if (d >= head_dim) continue;
-    float sum = 0.0f;
-    for (uint32_t s = 0; s < splits; s++) {
-      const float *values =
-          parts.values + static_cast<size_t>(first + s) * job.group * DIM;
-      sum += __ldcg(values + i) * shared.factors[s][g];
+  for_each_four<DIM>(job, [&](uint32_t g, uint32_t d) {
+    float4 sum = {};
+#pragma unroll 1
+    for (uint32_t begin = 0; begin < splits; begin += kPartsAhead) {
+      const bool is_here = begin == 0 && g * (DIM / 4) + d / 4 == threadIdx.x;
+      if (!is_here) load(g, d, begin, ahead);
+#pragma unroll
+      for (uint32_t i = 0; i < kPartsAhead; i++) {
+        if (begin + i >= splits) continue;
+        const float factor = shared.factors[begin + i][g];
+        sum.x += ahead[i].x * factor, sum.y += ahead[i].y * factor;
+        sum.z += ahead[i].z * factor, sum.w += ahead[i].w * factor;
+      }
     }
-    store_output(args, job, evidence, g, d, sum);
-  }
-  uint2 counts = {0, ~0u};
-  const volatile uint2 *others = parts.counts + first;
-  for (uint32_t s = 0; s < splits; s++) {
-    counts.x += others[s].x;
-    counts.y = min(counts.y, others[s].y);
-  }
+    store_output<ALIGNED>(args, job, evidence, g, d, sum);
+  });
   return counts;
 }
 
 // The same where the block had all slots.
-template <int DIM>
+template <int DIM, bool ALIGNED>
 __device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
                                      const HeadJob &job,
                                      const Evidence &evidence,
                                      AttendShared<DIM> &shared) {
-  const uint32_t head_dim = args.sizes.head_dim;
-  for (uint32_t i = threadIdx.x; i < job.group * DIM; i += kAttendThreads) {
-    const uint32_t g = i / DIM, d = i % DIM;
-    if (d >= head_dim) continue;
-    store_output(args, job, evidence, g, d,
-                 shared.values[value_index<DIM>(g, d)] / shared.states[g].sum);
+  for_each_four<DIM>(job, [&](uint32_t g, uint32_t d) {
+    const SoftmaxState state = block_state(shared, g);
+    float4 x = block_values(shared, g, d, state.max);
+    x.x /= state.sum, x.y /= state.sum, x.z /= state.sum, x.w /= state.sum;
+    store_output<ALIGNED>(args, job, evidence, g, d, x);
+  });
+  if (threadIdx.x < job.heads) {
+    shared.log_sums[threadIdx.x] = log_sum(block_state(shared, threadIdx.x));
   }
-  if (threadIdx.x < kMaxGroup) {
-    shared.log_sums[threadIdx.x] = log_sum(shared.states[threadIdx.x]);
-  }
-  const uint2 counts = block_counts(shared);
   __syncthreads();
-  return counts;
+  return block_counts(shared);
 }
 
 // Notes what the policy needs to know; `log_sums` are in shared memory.
 template <int DIM>
-__device__ inline void leave_evidence(const skv_merge_attend_args &args,
-                                      const HeadJob &job,
+__device__ inline void leave_evidence(const HeadJob &job,
                                       const Evidence &evidence, uint2 counts,
                                       const AttendShared<DIM> &shared) {
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0 && job.first_head == 0) {
     evidence.rows[job.index] = {job.position, counts.x, min(counts.y, job.high),
                                 job.high};
   }
-  if (evidence.log_sums != nullptr && threadIdx.x < job.group) {
-    evidence.log_sums[job.index * kMaxGroup + threadIdx.x] =
+  if (evidence.log_sums != nullptr && threadIdx.x < job.heads) {
+    evidence.log_sums[job.index * kMaxGroup + job.first_head + threadIdx.x] =
         shared.log_sums[threadIdx.x];
   }
+}
+
+// Keeps the queries for the policy, which the next layer overwrites. Called by
+// one block of each KV head.
+__device__ inline void keep_queries(const skv_merge_attend_args &args,
+                                    const HeadJob &job,
+                                    const Evidence &evidence) {
   if (evidence.queries == nullptr) return;
-  const uint32_t count = job.group * args.sizes.head_dim;
-  const float *queries =
-      args.queries + (static_cast<size_t>(job.row) * args.sizes.heads +
-                      job.kv_head * job.group) *
-                         args.sizes.head_dim;
+  const uint32_t count = job.heads * args.sizes.head_dim;
+  const float *from =
+      args.queries + query_row(args, job, 0) * args.sizes.head_dim;
+  const size_t own =
+      static_cast<size_t>(job.index) * job.group + job.first_head;
+#pragma unroll 1
   for (uint32_t i = threadIdx.x; i < count; i += kAttendThreads) {
-    evidence.queries[static_cast<size_t>(job.index) * count + i] = queries[i];
+    evidence.queries[own * args.sizes.head_dim + i] = __ldcg(from + i);
   }
 }

@@ -1,314 +1,396 @@
 // Decode attention of one warp over its share of the slots of a KV head.
 //
-// All query heads of the group ride in one tensor core tile, so that a key is
-// read once for the group. Keys and values go from memory to registers in 16
-// byte loads, and become operands there: the columns of keys are dealt to the
-// lanes as they come (fragment_index in lib/mma.cuh), and pairs of values are
-// put side by side by byte permutations.
+// Query heads of the group ride in one tensor core tile, so that a key is read
+// once for all of them. The tile has 16 rows: 8 heads, once their high and once
+// their low halves (lib/mma.cuh), so that one product has 32-bit precision.
+//
+// A warp has tiles of slots of its own in shared memory, which asynchronous
+// copies fill ahead: warps wait for nobody until they are through. The first
+// tiles are on their way before the kernel in front has ended: only the newest
+// slot is written by it (see lib/overlap.cuh).
+//
+// The alternative that lost: keys and values straight to registers. Loads then
+// have to wait for the arithmetic in front of them.
 #pragma once
 
-#include "mma.cuh"
+#include "overlap.cuh"
+#include "row_tiles.cuh"
 #include "slots.cuh"
 #include "softmax_state.cuh"
 #include "step.cuh"
 
-constexpr uint32_t kAttendWarps = 8;
+constexpr uint32_t kAttendWarps = 4;
 constexpr uint32_t kAttendThreads = 32 * kAttendWarps;
 
-// Slots that a warp takes at a time, and that a block takes.
+// Slots of a tile, and the fewest that are worth a block.
 constexpr uint32_t kWarpSlots = 16;
 constexpr uint32_t kBlockSlots = kAttendWarps * kWarpSlots;
 
-constexpr uint32_t kMaxSplits = 64;
+// Query heads that a block takes. Larger groups are shared by several blocks.
+constexpr uint32_t kTileHeads = 8;
 
-// One (sequence, KV head) of a step.
+constexpr uint32_t kMaxSplits = 128;
+
+// Tiles that a warp has in shared memory.
+template <int DIM>
+constexpr int kStages = DIM >= 128 ? 2 : 4;
+
+// Halves of a tile: keys, then values.
+template <int DIM>
+constexpr int kTileHalves = 2 * kWarpSlots *kLinePitch<DIM>;
+
+constexpr uint32_t kNoSlot = ~0u;
+
+__host__ __device__ inline uint32_t head_tiles(uint32_t group) {
+  return (group + kTileHeads - 1) / kTileHeads;
+}
+
+// Some query heads of one (sequence, KV head) of a step.
 struct HeadJob {
   uint32_t row;
   uint32_t kv_head;
   uint32_t position;
   uint32_t group;
-  // Index among the heads of the step, for `AttendParts`.
+  // Query heads of this block: first of the group, and how many.
+  uint32_t first_head;
+  uint32_t heads;
+  // Index among the (sequence, KV head) of the step.
   uint32_t index;
-  uint32_t *words;
   uint32_t offset;
-  uint32_t capacity;
   uint32_t high;
+  // The slot that the step appended, if there was room.
+  uint32_t newest;
 };
 
 __device__ inline HeadJob job_of(const skv_merge_attend_args &args,
                                  const Row &row) {
   HeadJob job;
-  job.row = blockIdx.z;
-  job.kv_head = blockIdx.y;
-  job.position = row.position;
   job.group = args.sizes.heads / args.sizes.kv_heads;
+  const uint32_t tiles = head_tiles(job.group);
+  job.row = blockIdx.z;
+  job.kv_head = blockIdx.y / tiles;
+  job.first_head = blockIdx.y % tiles * kTileHeads;
+  job.heads = min(kTileHeads, job.group - job.first_head);
+  job.position = row.position;
   job.index = job.row * args.sizes.kv_heads + job.kv_head;
-  job.words = head_words(args.cache, args.sizes, row.sequence, job.kv_head);
-  job.offset = job.words[kHeadOffset];
-  job.capacity = job.words[kHeadCapacity];
-  const uint32_t used = min(job.words[kHeadNext] + 1, job.capacity);
-  job.high = max(job.words[kHeadHigh], used);
+  const uint32_t *words =
+      head_words(args.cache, args.sizes, row.sequence, job.kv_head);
+  job.offset = words[kHeadOffset];
+  const uint32_t next = words[kHeadNext], capacity = words[kHeadCapacity];
+  job.newest = next < capacity ? next : kNoSlot;
+  job.high = max(words[kHeadHigh], min(next + 1, capacity));
   return job;
 }
 
-// Dimensions of a value that one lane loads at a time.
-template <int DIM>
-constexpr int kValueDims = DIM >= 64 ? 8 : 4;
+// Tiles of slots of a block: `begin`, and those after it by steps of
+// kAttendWarps, up to `end`.
+struct Share {
+  uint32_t begin;
+  // End of the block's slots.
+  uint32_t end;
 
-// Where dimension `d` of query head `g` is among the sums of a block: in the
-// order of the accumulators, so that a warp adds its own without conflicts.
-template <int DIM>
-__device__ inline uint32_t value_index(uint32_t g, uint32_t d) {
-  constexpr uint32_t kDims = kValueDims<DIM>;
-  const uint32_t chunk = d / (8 * kDims), inner = d % (8 * kDims);
-  const uint32_t tile = chunk * kDims + inner % kDims;
-  return (tile * kMaxGroup + g) * 8 + inner / kDims;
-}
-
-template <int DIM>
-struct AttendShared {
-  // Queries, and queries of sinks, as tensor core operands.
-  uint4 high[2][DIM / 16 * 32];
-  uint4 low[2][DIM / 16 * 32];
-  float inverse[2][kMaxGroup];
-  float values[kMaxGroup * DIM];
-  SoftmaxState warp_states[kAttendWarps][kMaxGroup];
-  SoftmaxState states[kMaxGroup];
-  float log_sums[kMaxGroup];
-  float factors[kMaxSplits][kMaxGroup];
-  uint32_t live[kAttendWarps];
-  uint32_t first_free[kAttendWarps];
-  bool is_last;
+  __device__ uint32_t first_slot(uint32_t i) const {
+    return begin + (warp_id() + i * kAttendWarps) * kWarpSlots;
+  }
+  __device__ bool has(uint32_t i) const { return first_slot(i) < end; }
 };
 
-// Attention of one warp over its share of the slots.
-template <int DIM, bool ALIGNED>
-struct WarpAttention {
-  static constexpr int kDims = kValueDims<DIM>;
-  static constexpr int kChunks = DIM / (8 * kDims);
-  SoftmaxState state[2] = {init_softmax(), init_softmax()};
-  float values[kChunks][kDims][4] = {};
-  uint32_t live = 0;
-  uint32_t first_free = ~0u;
+// Query heads as left operands: head g in rows g, high halves, and g + 8, low
+// halves.
+template <int DIM>
+struct QueryOperands {
+  uint4 steps[DIM / 16];
+  // What products of head g = lane / 4 must be multiplied by.
+  float inverse;
 
-  // Adds the slots `first .. first + 16` of the head, those before `end`.
-  __device__ void add(const skv_merge_attend_args &args, const HeadJob &job,
-                      const AttendShared<DIM> &shared, float *logits,
-                      uint32_t first, uint32_t end) {
-    const skv_slots &slots = args.cache.slots;
-    const uint32_t head_dim = args.sizes.head_dim;
-    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-    uint32_t k[2][DIM / 32][4];
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-      const uint32_t slot = job.offset + min(first + 8 * n + g, end - 1);
-      const skv_half *key = slots.keys + static_cast<size_t>(slot) * head_dim;
-#pragma unroll
-      for (int c = 0; c < DIM / 32; c++) {
-        load_halves<8, ALIGNED>(k[n][c], key, 32 * c + 8 * t, head_dim);
-      }
-    }
-    // Rows 2t, 2t + 1, 2t + 8 and 2t + 9 of the values.
-    uint32_t v[4][kChunks][kDims / 2];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const uint32_t inner = 2 * t + i % 2 + i / 2 * 8;
-      const uint32_t slot = job.offset + min(first + inner, end - 1);
-      const skv_half *value =
-          slots.values + static_cast<size_t>(slot) * head_dim;
-#pragma unroll
-      for (int c = 0; c < kChunks; c++) {
-        load_halves<kDims, ALIGNED>(v[i][c], value, (8 * c + g) * kDims,
-                                    head_dim);
-      }
-    }
-    float bias[2][4];
-    load_biases(args, job, first, end, bias);
-    float raw[2][4] = {};
-    multiply_keys(shared, 0, k, raw);
-    if (args.sink_queries != nullptr) {
-      replace_sinks(args, job, shared, k, first, end, raw);
-    }
-    if (args.policy.observe) store_logits(args, job, logits, raw, first, end);
-
-    // Weights, as the left operand of the product with the values.
-    float x[2][4];
-    float top[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const bool counts = bias[n][i] > kLiveBias;
-        x[n][i] = counts ? raw[n][i] + bias[n][i] : -INFINITY;
-        top[i / 2] = fmaxf(top[i / 2], x[n][i]);
-      }
-    }
-    float keep[2];
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      top[h] = fmaxf(top[h], __shfl_xor_sync(kAllLanes, top[h], 1));
-      top[h] = fmaxf(top[h], __shfl_xor_sync(kAllLanes, top[h], 2));
-      const float max = fmaxf(state[h].max, top[h] - kHeadroom);
-      keep[h] = softmax_scale(state[h].max, max);
-      state[h].max = max;
-      state[h].sum *= keep[h];
-    }
-    SplitPair weights[2][2];
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const float max = state[h].max;
-        const float a = softmax_scale(x[n][2 * h], max);
-        const float b = softmax_scale(x[n][2 * h + 1], max);
-        state[h].sum += a + b;
-        weights[n][h] = split_pair(a, b);
-      }
-    }
-    const uint4 high = {weights[0][0].high, weights[0][1].high,
-                        weights[1][0].high, weights[1][1].high};
-    const uint4 low = {weights[0][0].low, weights[0][1].low, weights[1][0].low,
-                       weights[1][1].low};
-#pragma unroll
-    for (int c = 0; c < kChunks; c++) {
-#pragma unroll
-      for (int d = 0; d < kDims; d++) {
-        float(&sum)[4] = values[c][d];
-        sum[0] *= keep[0], sum[1] *= keep[0];
-        sum[2] *= keep[1], sum[3] *= keep[1];
-        // Dimension d of two neighbouring rows, side by side.
-        const uint32_t pick = d % 2 == 0 ? 0x5410 : 0x7632;
-        const uint32_t b0 = __byte_perm(v[0][c][d / 2], v[1][c][d / 2], pick);
-        const uint32_t b1 = __byte_perm(v[2][c][d / 2], v[3][c][d / 2], pick);
-        mma(sum, low, b0, b1);
-        mma(sum, high, b0, b1);
-      }
-    }
-  }
-
-  // Vote biases of slots 2t, 2t + 1 of both tiles for heads g and g + 8; those
-  // beyond the end look free.
-  __device__ void load_biases(const skv_merge_attend_args &args,
-                              const HeadJob &job, uint32_t first, uint32_t end,
-                              float (&bias)[2][4]) {
-    const skv_slots &slots = args.cache.slots;
-    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-    const bool shared_votes = args.cache.lanes == 1;
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const uint32_t slot = first + 8 * n + 2 * t + i % 2;
-        const uint32_t head = g + i / 2 * 8;
-        bias[n][i] = kFreeBias;
-        if (slot >= end || head >= job.group) continue;
-        const size_t field = kSlotBias + (shared_votes ? 0 : head);
-        bias[n][i] = slots.side[field * slots.total + job.offset + slot];
-        if (head != 0) continue;
-        if (bias[n][i] > kLiveBias) {
-          live++;
-        } else {
-          first_free = min(first_free, slot);
-        }
-      }
-    }
-  }
-
-  __device__ void multiply_keys(const AttendShared<DIM> &shared, int which,
-                                const uint32_t (&k)[2][DIM / 32][4],
-                                float (&raw)[2][4]) {
+  // A null pointer stands for zeros.
+  __device__ void load(const float *query, uint32_t head_dim) {
+    const uint32_t t = lane_id() % 4;
+    float2 x[DIM / 16][2];
+    float largest = 0.0f;
 #pragma unroll
     for (int step = 0; step < DIM / 16; step++) {
-      const uint4 high = shared.high[which][step * 32 + lane_id()];
-      const uint4 low = shared.low[which][step * 32 + lane_id()];
 #pragma unroll
-      for (int n = 0; n < 2; n++) {
-        const uint32_t b0 = k[n][step / 2][step % 2 * 2];
-        const uint32_t b1 = k[n][step / 2][step % 2 * 2 + 1];
-        mma(raw[n], low, b0, b1);
-        mma(raw[n], high, b0, b1);
+      for (int i = 0; i < 2; i++) {
+        const uint32_t column = 16 * step + 8 * i + 2 * t;
+        x[step][i] = {};
+        if (query != nullptr && column < head_dim) {
+          x[step][i] = __ldcg(reinterpret_cast<const float2 *>(query + column));
+        }
+        largest =
+            fmaxf(largest, fmaxf(fabsf(x[step][i].x), fabsf(x[step][i].y)));
       }
     }
-    const uint32_t g = lane_id() / 4;
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+    const Scale scale = scale_for(largest);
 #pragma unroll
-    for (int n = 0; n < 2; n++) {
+    for (int step = 0; step < DIM / 16; step++) {
+      const SplitPair a =
+          split_pair(x[step][0].x * scale.scale, x[step][0].y * scale.scale);
+      const SplitPair b =
+          split_pair(x[step][1].x * scale.scale, x[step][1].y * scale.scale);
+      steps[step] = {a.high, a.low, b.high, b.low};
+    }
+    inverse = scale.inverse * rsqrtf(static_cast<float>(head_dim));
+  }
+
+  // Raw logits of slots 2t, 2t + 1, 2t + 8 and 2t + 9 of a tile for head g.
+  __device__ void multiply(const skv_half *keys, float (&logits)[4]) const {
+    // Two sums each: products wait for those of the same sum.
+    float x[2][2][4] = {};
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        raw[n][i] *= shared.inverse[which][g + i / 2 * 8];
+    for (int step = 0; step < DIM / 16; step++) {
+      const uint4 k = key_operands<DIM>(keys, 0, 16 * step);
+      mma(x[step % 2][0], steps[step], k.x, k.y);
+      mma(x[step % 2][1], steps[step], k.z, k.w);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int n = i / 2, at = i % 2;
+      const float high = x[0][n][at] + x[1][n][at];
+      const float low = x[0][n][at + 2] + x[1][n][at + 2];
+      logits[i] = (high + low) * inverse;
+    }
+  }
+};
+
+// Row of a query head of the job.
+__device__ inline size_t query_row(const skv_merge_attend_args &args,
+                                   const HeadJob &job, uint32_t g) {
+  return static_cast<size_t>(job.row) * args.sizes.heads +
+         job.kv_head * job.group + job.first_head + g;
+}
+
+// This lane's query head of `queries`, or null where there is none.
+__device__ inline const float *query_of_lane(const skv_merge_attend_args &args,
+                                             const HeadJob &job,
+                                             const float *queries) {
+  const uint32_t g = lane_id() / 4;
+  if (g >= job.heads) return nullptr;
+  return queries + query_row(args, job, g) * args.sizes.head_dim;
+}
+
+// Which of a lane's four slots of a tile is which.
+__device__ inline uint32_t tile_slot(int i) {
+  return 2 * (lane_id() % 4) + i % 2 + i / 2 * 8;
+}
+
+// Attention of one warp over its tiles of a share.
+template <int DIM, bool ALIGNED>
+struct WarpAttention {
+  QueryOperands<DIM> queries;
+  // Of head g = lane / 4; the sum is that of this lane's slots.
+  SoftmaxState state = init_softmax();
+  // Dimensions 8 n + 2t, 8 n + 2t + 1 of head g, by high and by low halves.
+  float values[DIM / 8][4] = {};
+  uint32_t live = 0;
+  uint32_t first_free = kNoSlot;
+
+  // Starts to copy 16 bytes of a row to shared memory, zeros beyond its end.
+  __device__ static void copy_chunk(skv_half *to, const skv_half *row,
+                                    uint32_t column, uint32_t head_dim,
+                                    bool wanted) {
+    if constexpr (ALIGNED) {
+      copy_async(to, row + column, wanted && column < head_dim);
+    } else {
+      uint32_t halves[4] = {};
+      if (wanted) load_halves<8, false>(halves, row, column, head_dim);
+      *reinterpret_cast<uint4 *>(to) = {halves[0], halves[1], halves[2],
+                                        halves[3]};
+    }
+  }
+
+  // Starts to copy `LINES` slots from `slot` on to lines of a tile, but for
+  // slot `missing`. A lane has the same columns of every line that it copies.
+  template <uint32_t LINES>
+  __device__ static void fetch(const skv_merge_attend_args &args,
+                               const HeadJob &job, uint32_t slot, uint32_t end,
+                               uint32_t missing, skv_half *tile) {
+    constexpr uint32_t kChunks = DIM / 8, kLines = 32 / kChunks;
+    const uint32_t head_dim = args.sizes.head_dim;
+    const uint32_t line = lane_id() / kChunks;
+    const uint32_t column = lane_id() % kChunks * 8;
+    const size_t row = static_cast<size_t>(job.offset + slot + line) * head_dim;
+    const skv_half *key = args.cache.slots.keys + row;
+    const skv_half *value = args.cache.slots.values + row;
+    skv_half *to = tile + line * kLinePitch<DIM> + column;
+    slot += line;
+#pragma unroll
+    for (uint32_t c = 0; c < (LINES + kLines - 1) / kLines; c++) {
+      if (slot != missing && (LINES >= kLines || line < LINES)) {
+        copy_chunk(to, key, column, head_dim, slot < end);
+        copy_chunk(to + kWarpSlots * kLinePitch<DIM>, value, column, head_dim,
+                   slot < end);
       }
+      to += kLines * kLinePitch<DIM>;
+      key += kLines * head_dim;
+      value += kLines * head_dim;
+      slot += kLines;
+    }
+  }
+
+  // Vote biases of this lane's slots of tile i; those beyond the end look free.
+  // That of the newest slot, which may not be there yet, is known.
+  __device__ static void load_biases(const skv_merge_attend_args &args,
+                                     const HeadJob &job, const Share &share,
+                                     uint32_t i, float (&bias)[4]) {
+    const skv_slots &slots = args.cache.slots;
+    const uint32_t g = lane_id() / 4;
+    const uint32_t lane =
+        args.cache.lanes == 1 ? 0 : job.first_head + min(g, job.heads - 1);
+    const float *from = slots.side +
+                        static_cast<size_t>(kSlotBias + lane) * slots.total +
+                        job.offset;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      const uint32_t slot = share.first_slot(i) + tile_slot(k);
+      bias[k] = kFreeBias;
+      if (slot >= share.end) continue;
+      bias[k] = slot == job.newest ? 0.0f : from[slot];
+    }
+  }
+
+  // Adds tile i of the share, which is in shared memory.
+  __device__ void add(const skv_merge_attend_args &args, const HeadJob &job,
+                      const Share &share, uint32_t i, const skv_half *tile,
+                      const float (&bias)[4], float *logits) {
+    const uint32_t first = share.first_slot(i);
+    const uint32_t g = lane_id() / 4;
+    float raw[4];
+    queries.multiply(tile, raw);
+    if (args.sink_queries != nullptr) {
+      replace_sinks(args, job, share, first, tile, raw);
+    }
+    if (args.policy.observe) {
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        const uint32_t slot = first + tile_slot(k);
+        if (slot >= share.end || g >= job.heads) continue;
+        logits[static_cast<size_t>(g) * args.cache.max_capacity + slot] =
+            raw[k];
+      }
+    }
+
+    // Weights, as the left operand of the product with the values.
+    float x[4];
+    float top = -INFINITY;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      const bool counts = bias[k] > kLiveBias;
+      x[k] = counts ? raw[k] + bias[k] : -INFINITY;
+      top = fmaxf(top, x[k]);
+      const uint32_t slot = first + tile_slot(k);
+      if (slot >= share.end) continue;
+      live += counts ? 1 : 0;
+      if (!counts) first_free = min(first_free, slot);
+    }
+    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+    const float max = fmaxf(state.max, top - kHeadroom);
+    const float keep = __expf(state.max - finite(max));
+#pragma unroll
+    for (int k = 0; k < 4; k++) x[k] = __expf(x[k] - finite(max));
+    state.sum = state.sum * keep + ((x[0] + x[1]) + (x[2] + x[3]));
+    state.max = max;
+    const SplitPair a = split_pair(x[0], x[1]), b = split_pair(x[2], x[3]);
+    const uint4 weights = {a.high, a.low, b.high, b.low};
+    if (__any_sync(kAllLanes, keep != 1.0f)) {
+#pragma unroll
+      for (int n = 0; n < DIM / 8; n++) {
+#pragma unroll
+        for (int k = 0; k < 4; k++) values[n][k] *= keep;
+      }
+    }
+    const skv_half *rows = tile + kWarpSlots * kLinePitch<DIM>;
+#pragma unroll
+    for (int column = 0; column < DIM; column += 16) {
+      const uint4 v = value_operands<DIM>(rows, 0, column);
+      mma(values[column / 8], weights, v.x, v.y);
+      mma(values[column / 8 + 1], weights, v.z, v.w);
     }
   }
 
   // Logits of sinks are those of the queries at their cache positions.
   __device__ void replace_sinks(const skv_merge_attend_args &args,
-                                const HeadJob &job,
-                                const AttendShared<DIM> &shared,
-                                const uint32_t (&k)[2][DIM / 32][4],
-                                uint32_t first, uint32_t end,
-                                float (&raw)[2][4]) {
+                                const HeadJob &job, const Share &share,
+                                uint32_t first, const skv_half *tile,
+                                float (&raw)[4]) {
     const skv_slots &slots = args.cache.slots;
     const float *positions = slots.side +
                              static_cast<size_t>(kSlotPosition) * slots.total +
                              job.offset;
-    bool is_sink[2][2];
+    bool is_sink[4];
     bool any = false;
 #pragma unroll
-    for (int n = 0; n < 2; n++) {
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const uint32_t slot = first + 8 * n + 2 * (lane_id() % 4) + i;
-        is_sink[n][i] =
-            slot < end && __float_as_uint(positions[slot]) < args.policy.sinks;
-        any = any || is_sink[n][i];
-      }
+    for (int k = 0; k < 4; k++) {
+      const uint32_t slot = first + tile_slot(k);
+      const uint32_t position = slot == job.newest || slot >= share.end
+                                    ? job.position
+                                    : __float_as_uint(positions[slot]);
+      is_sink[k] = slot < share.end && position < args.policy.sinks;
+      any = any || is_sink[k];
     }
     if (!__any_sync(kAllLanes, any)) return;
-    float other[2][4] = {};
-    multiply_keys(shared, 1, k, other);
+    QueryOperands<DIM> sinks;
+    sinks.load(query_of_lane(args, job, args.sink_queries),
+               args.sizes.head_dim);
+    float other[4];
+    sinks.multiply(tile, other);
 #pragma unroll
-    for (int n = 0; n < 2; n++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        if (is_sink[n][i % 2]) raw[n][i] = other[n][i];
-      }
+    for (int k = 0; k < 4; k++) {
+      if (is_sink[k]) raw[k] = other[k];
     }
   }
 
-  __device__ void store_logits(const skv_merge_attend_args &args,
-                               const HeadJob &job, float *logits,
-                               const float (&raw)[2][4], uint32_t first,
-                               uint32_t end) {
-    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const uint32_t slot = first + 8 * n + 2 * t + i % 2;
-        const uint32_t head = g + i / 2 * 8;
-        if (slot >= end || head >= job.group) continue;
-        logits[static_cast<size_t>(head) * args.cache.max_capacity + slot] =
-            raw[n][i];
+  // Attends to all tiles of the share. `tiles` has room for kStages of them,
+  // for this warp alone.
+  __device__ void run(const skv_merge_attend_args &args, const HeadJob &job,
+                      const Share &share, skv_half *tiles, float *logits) {
+    constexpr uint32_t kAhead = kStages<DIM>;
+    float bias[4];
+    // All but the newest slot is as the step before left it.
+#pragma unroll 1
+    for (uint32_t i = 0; i < kAhead; i++) {
+      if (share.has(i)) {
+        fetch<kWarpSlots>(args, job, share.first_slot(i), share.end, job.newest,
+                          tiles + i * kTileHalves<DIM>);
       }
+      commit_copies();
+    }
+    load_biases(args, job, share, 0, bias);
+    wait_for_previous();
+    const uint32_t tile = (job.newest - share.begin) / kWarpSlots;
+    const uint32_t at = tile / kAttendWarps;
+    if (job.newest >= share.begin && job.newest < share.end &&
+        tile % kAttendWarps == warp_id() && at < kAhead) {
+      fetch<1>(args, job, job.newest, share.end, kNoSlot,
+               tiles + at * kTileHalves<DIM> +
+                   (job.newest - share.begin) % kWarpSlots * kLinePitch<DIM>);
+    }
+    commit_copies();
+    queries.load(query_of_lane(args, job, args.queries), args.sizes.head_dim);
+#pragma unroll 1
+    for (uint32_t i = 0; share.has(i); i++) {
+      // The newest slot may be in any of the first tiles.
+      if (i == 0) {
+        wait_copies<0>();
+      } else {
+        wait_copies<kAhead - 1>();
+      }
+      __syncwarp();
+      skv_half *tile = tiles + i % kAhead * kTileHalves<DIM>;
+      float next[4];
+      load_biases(args, job, share, i + 1, next);
+      add(args, job, share, i, tile, bias, logits);
+      __syncwarp();
+      if (share.has(i + kAhead)) {
+        fetch<kWarpSlots>(args, job, share.first_slot(i + kAhead), share.end,
+                          kNoSlot, tile);
+      }
+      commit_copies();
+#pragma unroll
+      for (int k = 0; k < 4; k++) bias[k] = next[k];
     }
   }
 };
-
-// Splits the queries of the group into tensor core operands.
-template <int DIM>
-__device__ inline void load_queries(const skv_merge_attend_args &args,
-                                    const HeadJob &job,
-                                    AttendShared<DIM> &shared) {
-  const uint32_t head_dim = args.sizes.head_dim;
-  const float root = rsqrtf(static_cast<float>(head_dim));
-  const uint32_t kinds = args.sink_queries == nullptr ? 1 : 2;
-  for (uint32_t i = warp_id(); i < kinds * kMaxGroup; i += kAttendWarps) {
-    const uint32_t kind = i / kMaxGroup, g = i % kMaxGroup;
-    const float *all = kind == 0 ? args.queries : args.sink_queries;
-    const size_t head = static_cast<size_t>(job.row) * args.sizes.heads +
-                        job.kv_head * job.group + g;
-    const float inverse =
-        split_row<DIM, false>(g < job.group ? all + head * head_dim : nullptr,
-                              head_dim, g, shared.high[kind], shared.low[kind]);
-    if (lane_id() == 0) shared.inverse[kind][g] = inverse * root;
-  }
-}

@@ -53,7 +53,10 @@ __device__ inline bool turn_to_head(const skv_merge_attend_args &args,
                                     const Evidence &evidence, uint32_t row,
                                     uint32_t kv_head, EvictJob &job) {
   const uint32_t index = row * args.sizes.kv_heads + kv_head;
+  // All that is read is on its way before any of it is looked at.
+  uint32_t *words = head_words(args.cache, args.sizes, row, kv_head);
   const uint4 seen = evidence.rows[index];
+  const uint32_t offset = words[kHeadOffset], budget = words[kHeadBudget];
   if (seen.w == 0) return false;
   const size_t capacity = args.cache.max_capacity;
   const size_t group = args.sizes.heads / args.sizes.kv_heads;
@@ -64,9 +67,9 @@ __device__ inline bool turn_to_head(const skv_merge_attend_args &args,
   job.group = static_cast<uint32_t>(group);
   job.position = seen.x;
   job.high = seen.w;
-  job.words = head_words(args.cache, args.sizes, row, kv_head);
-  job.offset = job.words[kHeadOffset];
-  job.is_over = seen.y > job.words[kHeadBudget];
+  job.words = words;
+  job.offset = offset;
+  job.is_over = seen.y > budget;
   job.logits = evidence.logits + index * group * capacity;
   job.queries = evidence.queries + first_query;
   job.outputs = evidence.outputs + first_query;

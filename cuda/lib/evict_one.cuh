@@ -23,11 +23,15 @@ struct EvictShared {
   SelectScratch select;
   // What one policy has no two of.
   union {
-    KeyScratch keys;
     ListScratch list;
     Followers followers;
   };
 };
+
+// Bytes of shared memory beside that, which few policies need.
+inline size_t evict_bytes(const skv_policy &policy) {
+  return policy.score == SKV_SCORE_KEY_DISTANCE ? sizeof(KeyScratch) : 0;
+}
 
 // Sums up the row's softmax at the scale of scores. The sum of the attention is
 // at least its largest term, so nothing overflows. Called by the whole block.
@@ -35,11 +39,13 @@ __device__ inline void sum_gained(const skv_merge_attend_args &args,
                                   const EvictJob &job, float gain,
                                   EvictShared &shared) {
   const uint32_t lanes = args.cache.lanes;
+#pragma unroll 1
   for (uint32_t g = 0; g < job.group; g++) {
     const float *logits =
         job.logits + static_cast<size_t>(g) * args.cache.max_capacity;
     const float log_sum = shared.log_sums[g];
     float sum = 0.0f;
+#pragma unroll 1
     for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
       const Slot slot = job.slot(args, i);
       if (slot.word(kSlotTokens) == 0) continue;
@@ -51,9 +57,25 @@ __device__ inline void sum_gained(const skv_merge_attend_args &args,
   __syncthreads();
 }
 
-// Adds this step to the scores of all slots. Called by the whole block.
-__device__ inline void observe_slots(const skv_merge_attend_args &args,
-                                     const EvictJob &job, EvictShared &shared) {
+// A slot and what eviction sorts it by.
+struct Candidate {
+  uint64_t key;
+  uint32_t slot;
+};
+
+constexpr Candidate kNoCandidate = {kNoKey, ~0u};
+
+// Whether a slot's own fields say which goes first.
+__device__ inline bool own_fields_decide(const skv_merge_attend_args &args,
+                                         const EvictJob &job) {
+  return job.ratings == nullptr && !args.policy.count_values;
+}
+
+// Adds this step to the scores of all slots. Where their own fields decide,
+// returns the one of this thread that goes first. Called by the whole block.
+__device__ inline Candidate observe_slots(const skv_merge_attend_args &args,
+                                          const EvictJob &job,
+                                          EvictShared &shared) {
   const skv_policy &policy = args.policy;
   const uint32_t lanes = args.cache.lanes;
   const uint32_t capacity = args.cache.max_capacity;
@@ -61,11 +83,17 @@ __device__ inline void observe_slots(const skv_merge_attend_args &args,
   const bool gains = policy.observe && policy.score == SKV_SCORE_STEP_GAIN;
   if (gains) sum_gained(args, job, gain, shared);
   const float *log_sums = gains ? shared.score_sums : shared.log_sums;
+  const bool ranks = job.is_over && own_fields_decide(args, job);
+  const uint32_t recent = job.words[kHeadRecent];
+  Candidate first = kNoCandidate;
+#pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
     const Slot slot = job.slot(args, i);
-    if (slot.word(kSlotTokens) == 0) continue;
+    const uint32_t tokens = slot.word(kSlotTokens);
+    const uint32_t position = slot.word(kSlotPosition);
+    Scores scores = load_scores(slot);
+    if (tokens == 0) continue;
     if (policy.observe) {
-      Scores scores = load_scores(slot);
       observe_row(
           scores, policy, job.group, job.position,
           [&](uint32_t g) {
@@ -76,9 +104,16 @@ __device__ inline void observe_slots(const skv_merge_attend_args &args,
       store_scores(slot, scores);
     }
     if (job.own_ratings != nullptr && !takes_all_keys(policy)) {
-      job.own_ratings[i] = own_score(slot, policy, lanes);
+      job.own_ratings[i] = own_score(scores, slot, policy, lanes);
     }
+    if (!ranks || !is_evictable(position, policy, recent, job.position)) {
+      continue;
+    }
+    const float score = own_score(scores, slot, policy, lanes);
+    const uint64_t key = order_key(score, position);
+    if (key < first.key) first = {key, i};
   }
+  return first;
 }
 
 // What the policy's score says of slot `i`: where heads share their scores,
@@ -90,6 +125,7 @@ __device__ inline float slot_score(const skv_merge_attend_args &args,
     return own_score(slot, args.policy, args.cache.lanes);
   }
   float sum = no_scores(args.policy);
+#pragma unroll 1
   for (uint32_t h = 0; h < job.rating_heads; h++) {
     const size_t at = static_cast<size_t>(h) * args.cache.max_capacity + i;
     sum = add_score(sum, job.ratings[at], args.policy);
@@ -103,7 +139,8 @@ __device__ inline void rate_slots(const skv_merge_attend_args &args,
   static_assert(kEvictWarps == kKeyWarps, "as many warps as rate keys");
   const auto slot_of = [&](uint32_t i) { return job.slot(args, i); };
   if (args.policy.score == SKV_SCORE_KEY_DISTANCE) {
-    rate_by_key(job.high, args.sizes.head_dim, job.own_ratings, shared.keys,
+    rate_by_key(job.high, args.sizes.head_dim, job.own_ratings,
+                *reinterpret_cast<KeyScratch *>(dynamic_shared_memory()),
                 slot_of);
   } else if (args.policy.score == SKV_SCORE_EXPECTED) {
     rate_by_expectation(
@@ -127,6 +164,7 @@ __device__ inline uint32_t lowest_of_block(uint64_t key, uint32_t slot,
   __syncthreads();
   uint64_t best = kNoKey;
   uint32_t found = ~0u;
+#pragma unroll 1
   for (uint32_t w = 0; w < kEvictWarps; w++) {
     if (shared.lowest_keys[w] >= best) continue;
     best = shared.lowest_keys[w];
@@ -142,6 +180,7 @@ __device__ inline Neighbour nearest_of_block(Neighbour best,
   if (lane_id() == 0) shared.neighbours[warp_id()] = best;
   __syncthreads();
   best = kNoNeighbour;
+#pragma unroll 1
   for (uint32_t w = 0; w < kEvictWarps; w++) {
     if (shared.neighbours[w].beats(best)) best = shared.neighbours[w];
   }
@@ -154,6 +193,7 @@ __device__ inline uint32_t key_scores_of(const skv_merge_attend_args &args,
                                          const EvictJob &job,
                                          EvictShared &shared) {
   uint32_t mine = 0, evictable;
+#pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
     const Slot slot = job.slot(args, i);
     const bool goes = job.may_go(args, slot);
@@ -179,14 +219,14 @@ __device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
                          evictable - first_stage(policy, evictable - 1),
                          shared.select);
   }
-  uint64_t best = kNoKey;
-  uint32_t victim = ~0u;
+  Candidate first = kNoCandidate;
+#pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
     const Slot slot = job.slot(args, i);
     if (!job.may_go(args, slot)) continue;
     if (policy.count_values && job.keys[i] > limit) continue;
     const uint64_t key = rank_key(slot_score(args, job, slot, i), slot, policy);
-    if (key < best) best = key, victim = i;
+    if (key < first.key) first = {key, i};
   }
-  return lowest_of_block(best, victim, shared);
+  return lowest_of_block(first.key, first.slot, shared);
 }

@@ -21,8 +21,11 @@ __global__ void __launch_bounds__(kExpectThreads)
 
 // Takes over what attention found of the head and observes the row; evicts; or
 // both in one go where no other head has a say.
-template <bool ALIGNED>
-__global__ void __launch_bounds__(kEvictThreads)
+//
+// A kernel has the code of one kind of merge: half a multiprocessor is left to
+// the products beside it, and there is less code on the way.
+template <uint32_t MERGE, bool ALIGNED, bool QUERIES>
+__global__ void __launch_bounds__(kEvictThreads, 2)
     evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
                  bool chooses) {
   __shared__ EvictShared shared;
@@ -34,25 +37,62 @@ __global__ void __launch_bounds__(kEvictThreads)
     job.words[kHeadNext] = seen.z;
     job.words[kHeadHigh] = seen.w;
   }
-  if (args.policy.merge == SKV_MERGE_NEVER) return;
-  if (threadIdx.x < job.group) {
-    shared.log_sums[threadIdx.x] =
-        evidence.log_sums[job.index * kMaxGroup + threadIdx.x];
+  if constexpr (MERGE != SKV_MERGE_NEVER) {
+    if (threadIdx.x < job.group) {
+      shared.log_sums[threadIdx.x] =
+          evidence.log_sums[job.index * kMaxGroup + threadIdx.x];
+    }
+    __syncthreads();
+    Candidate first = kNoCandidate;
+    if (observes) {
+      first = observe_slots(args, job, shared);
+      if (needs_ratings(args, job)) rate_slots(args, job, shared);
+      if constexpr (MERGE == SKV_MERGE_PAIR) {
+        list_pairs(args, job, evidence.pairs, shared);
+      }
+      if constexpr (MERGE == SKV_MERGE_SEGMENTS) {
+        choose_light(args, job, shared);
+      }
+    }
+    if constexpr (MERGE != SKV_MERGE_PAIR) {
+      if (!chooses || !job.is_over) return;
+      if constexpr (MERGE == SKV_MERGE_SEGMENTS) {
+        if (close_link(args, job, shared)) return;
+      }
+      const uint32_t victim =
+          observes && own_fields_decide(args, job)
+              ? lowest_of_block(first.key, first.slot, shared)
+              : choose_victim(args, job, shared);
+      if (victim == ~0u) return;
+      evict<MERGE, ALIGNED, QUERIES>(args, job, victim, shared);
+    }
   }
-  __syncthreads();
-  if (observes) {
-    observe_slots(args, job, shared);
-    if (needs_ratings(args, job)) rate_slots(args, job, shared);
-    if (args.policy.merge == SKV_MERGE_PAIR)
-      list_pairs(args, job, evidence.pairs, shared);
-    if (args.policy.merge == SKV_MERGE_SEGMENTS)
-      choose_light(args, job, shared);
+}
+
+using EvictKernel = void (*)(skv_merge_attend_args, Evidence, bool, bool);
+
+template <bool ALIGNED>
+inline EvictKernel evict_kernel_of(const skv_merge_attend_args &args) {
+  switch (args.policy.merge) {
+    case SKV_MERGE_NEVER:
+      return evict_kernel<SKV_MERGE_NEVER, false, false>;
+    case SKV_MERGE_VOTES:
+      return takes_queries(args)
+                 ? evict_kernel<SKV_MERGE_VOTES, ALIGNED, true>
+                 : evict_kernel<SKV_MERGE_VOTES, ALIGNED, false>;
+    case SKV_MERGE_RIGHT_NEIGHBOUR:
+      return evict_kernel<SKV_MERGE_RIGHT_NEIGHBOUR, false, false>;
+    case SKV_MERGE_PAIR:
+      return evict_kernel<SKV_MERGE_PAIR, false, false>;
+    case SKV_MERGE_COSINE:
+      return evict_kernel<SKV_MERGE_COSINE, ALIGNED, false>;
+    case SKV_MERGE_NEXT_VALUES:
+      return evict_kernel<SKV_MERGE_NEXT_VALUES, false, false>;
+    case SKV_MERGE_SEGMENTS:
+      return evict_kernel<SKV_MERGE_SEGMENTS, false, false>;
+    default:
+      return evict_kernel<SKV_MERGE_DROP, false, false>;
   }
-  if (!chooses || !job.is_over) return;
-  const bool links = args.policy.merge == SKV_MERGE_SEGMENTS;
-  if (links && close_link(args, job, shared)) return;
-  const uint32_t victim = choose_victim(args, job, shared);
-  if (victim != ~0u) evict<ALIGNED>(args, job, victim, shared);
 }
 
 template <bool ALIGNED>
@@ -73,9 +113,13 @@ inline cudaError_t launch_policy(const skv_merge_attend_args &args,
     status = launch_kernel(side, spread_kernel<ALIGNED>, parts, kSpreadThreads,
                            0, args, evidence);
   }
+  // One thread takes over what attention found; nobody else has work where
+  // nothing is ever evicted.
+  const uint32_t threads = policy.merge == SKV_MERGE_NEVER ? 32 : kEvictThreads;
   const auto evict = [&](bool observes, bool chooses) {
-    return launch_kernel(side, evict_kernel<ALIGNED>, grid, kEvictThreads, 0,
-                         args, evidence, observes, chooses);
+    return launch_kernel(side, evict_kernel_of<ALIGNED>(args), grid, threads,
+                         evict_bytes(policy), args, evidence, observes,
+                         chooses);
   };
   if (status != cudaSuccess) return status;
   if (policy.merge == SKV_MERGE_PAIR) {

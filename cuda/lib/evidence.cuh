@@ -88,6 +88,14 @@ inline PairWork take_pairs(const skv_merge_attend_args &args,
   return pairs;
 }
 
+// Whether merges look at the queries of the row.
+inline bool takes_queries(const skv_merge_attend_args &args) {
+  const skv_policy &policy = args.policy;
+  const bool votes =
+      policy.merge == SKV_MERGE_VOTES || policy.merge == SKV_MERGE_PAIR;
+  return votes && (policy.key == SKV_KEY_MIN_NORM || args.cache.lanes > 1);
+}
+
 // Takes it from the memory of the call; returns how much that is.
 inline size_t take_evidence(const skv_merge_attend_args &args,
                             uint32_t multiprocessors, char *memory,
@@ -104,11 +112,7 @@ inline size_t take_evidence(const skv_merge_attend_args &args,
   if (policy.merge == SKV_MERGE_NEVER) return scratch.taken(memory);
   evidence->log_sums = scratch.take<float>(heads * kMaxGroup);
   if (policy.observe) evidence->logits = scratch.take<float>(group * slots);
-  const bool votes =
-      policy.merge == SKV_MERGE_VOTES || policy.merge == SKV_MERGE_PAIR;
-  if (votes && (policy.key == SKV_KEY_MIN_NORM || args.cache.lanes > 1)) {
-    evidence->queries = scratch.take<float>(vectors);
-  }
+  if (takes_queries(args)) evidence->queries = scratch.take<float>(vectors);
   if (policy.exact_values) evidence->outputs = scratch.take<float>(vectors);
   if (policy.layer_scope || takes_all_keys(policy)) {
     evidence->ratings = scratch.take<float>(slots);

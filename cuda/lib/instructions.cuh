@@ -24,11 +24,6 @@ __device__ inline uint4 load_weights(const skv_half *address) {
   return v;
 }
 
-// Asks for what is at an address, which may be anything.
-__device__ inline void prefetch(const skv_half *address) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-}
-
 // c += a · b for tiles of 16 x 16 and 16 x 8 halves. Lane 4 g + t holds
 //   a: (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8) and the next columns
 //   b: (2t, g), (2t + 8, g) and the next rows

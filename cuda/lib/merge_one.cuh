@@ -13,6 +13,7 @@ __device__ inline uint32_t find_right(const skv_merge_attend_args &args,
   const uint32_t position = job.slot(args, victim).word(kSlotPosition);
   uint64_t best = kNoKey;
   uint32_t nearest = ~0u;
+#pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
     const Slot slot = job.slot(args, i);
     const uint32_t other = slot.word(kSlotPosition);
@@ -49,6 +50,8 @@ __device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
        first += 8 * kEvictWarps) {
     const uint32_t i = first + lane_id() / 4;
     const Slot slot = job.slot(args, min(i, job.high - 1));
+    const uint32_t tokens = slot.word(kSlotTokens);
+    const uint32_t position = slot.word(kSlotPosition);
     float dot = 0.0f, square = 0.0f;
 #pragma unroll 4
     for (uint32_t d = 8 * t; d < head_dim; d += 32) {
@@ -67,11 +70,11 @@ __device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
     dot += __shfl_xor_sync(kAllLanes, dot, 2);
     square += __shfl_xor_sync(kAllLanes, square, 1);
     square += __shfl_xor_sync(kAllLanes, square, 2);
-    if (i >= job.high || i == victim || slot.word(kSlotTokens) == 0) continue;
+    if (i >= job.high || i == victim || tokens == 0) continue;
+    if (position < args.policy.sinks) continue;
     const float norms = sqrtf(own_square) * sqrtf(square);
-    const Neighbour candidate = {norms == 0.0f ? 0.0f : dot / norms,
-                                 slot.word(kSlotPosition), i};
-    if (candidate.position < args.policy.sinks) continue;
+    const Neighbour candidate = {norms == 0.0f ? 0.0f : dot / norms, position,
+                                 i};
     if (candidate.beats(best)) best = candidate;
   }
   return nearest_of_block(best, shared);
@@ -136,13 +139,14 @@ __device__ inline void merge_value(const skv_merge_attend_args &args,
 
 // Merges two slots so that the one that stays has the mass of both. Called by
 // one warp.
+template <bool QUERIES>
 __device__ inline Merged merge_two(const skv_merge_attend_args &args,
                                    const EvictJob &job, uint32_t stays,
                                    uint32_t goes) {
   const Slot kept = job.slot(args, stays), gone = job.slot(args, goes);
   const MergeContext context = {job.queries, job.group, args.sizes.head_dim,
                                 args.cache.lanes};
-  return merge_slots(
+  return merge_slots<QUERIES>(
       2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
       args.policy);
 }
@@ -169,62 +173,51 @@ __device__ inline void remove_slot(const skv_merge_attend_args &args,
 
 // Merges the victim where the policy says, or drops it. Called by the whole
 // block.
-template <bool ALIGNED>
+template <uint32_t MERGE, bool ALIGNED, bool QUERIES>
 __device__ inline void evict(const skv_merge_attend_args &args,
                              const EvictJob &job, uint32_t victim,
                              EvictShared &shared) {
   const skv_policy &policy = args.policy;
   uint32_t target = ~0u;
   bool is_merged = false;
-  switch (policy.merge) {
-    case SKV_MERGE_VOTES: {
-      const Neighbour nearest =
-          find_nearest<ALIGNED>(args, job, victim, shared);
-      if (nearest.similarity > policy.threshold) target = nearest.item;
-      break;
-    }
-    case SKV_MERGE_COSINE: {
-      const float past = __uint_as_float(job.words[kHeadThreshold]);
-      const Neighbour nearest =
-          find_nearest<ALIGNED>(args, job, victim, shared);
-      if (!nearest.exists()) break;
+  if constexpr (MERGE == SKV_MERGE_VOTES) {
+    const Neighbour nearest = find_nearest<ALIGNED>(args, job, victim, shared);
+    if (nearest.similarity > policy.threshold) target = nearest.item;
+  } else if constexpr (MERGE == SKV_MERGE_COSINE) {
+    const float past = __uint_as_float(job.words[kHeadThreshold]);
+    const Neighbour nearest = find_nearest<ALIGNED>(args, job, victim, shared);
+    if (nearest.exists()) {
       const float threshold = next_threshold(policy, past, nearest.similarity);
       if (threadIdx.x == 0) {
         job.words[kHeadThreshold] = __float_as_uint(threshold);
       }
       if (nearest.similarity >= threshold) target = nearest.item;
-      break;
     }
-    case SKV_MERGE_RIGHT_NEIGHBOUR:
-      target = find_right(args, job, victim, shared);
-      break;
-    case SKV_MERGE_NEXT_VALUES: {
-      const PassedOn place = {job.slot(args, victim), args.cache.layer,
-                              job.kv_head, args.sizes.head_dim};
-      is_merged = pass_on(
-          policy, place, job.high, shared.followers, shared.select,
-          [&](uint32_t i) {
-            const Slot slot = job.slot(args, i);
-            return slot.word(kSlotTokens) == 0 ? 0 : slot.word(kSlotPosition);
-          },
-          [&](uint32_t i) { return job.slot(args, i); });
-      break;
-    }
-    default:
-      break;
+  } else if constexpr (MERGE == SKV_MERGE_RIGHT_NEIGHBOUR) {
+    target = find_right(args, job, victim, shared);
+  } else if constexpr (MERGE == SKV_MERGE_NEXT_VALUES) {
+    const PassedOn place = {job.slot(args, victim), args.cache.layer,
+                            job.kv_head, args.sizes.head_dim};
+    is_merged = pass_on(
+        policy, place, job.high, shared.followers, shared.select,
+        [&](uint32_t i) {
+          const Slot slot = job.slot(args, i);
+          return slot.word(kSlotTokens) == 0 ? 0 : slot.word(kSlotPosition);
+        },
+        [&](uint32_t i) { return job.slot(args, i); });
   }
   if (warp_id() != 0) return;
   Merged merged = {};
   if (target != ~0u) {
     is_merged = true;
-    if (policy.merge == SKV_MERGE_VOTES) {
-      merged = merge_two(args, job, target, victim);
-    } else if (policy.merge == SKV_MERGE_COSINE) {
+    if constexpr (MERGE == SKV_MERGE_VOTES) {
+      merged = merge_two<QUERIES>(args, job, target, victim);
+    } else if constexpr (MERGE == SKV_MERGE_COSINE) {
       const Slot kept = job.slot(args, target), gone = job.slot(args, victim);
       blend_slots(
           2, [&](uint32_t i) { return i == 0 ? kept : gone; },
           args.sizes.head_dim);
-    } else {
+    } else if constexpr (MERGE == SKV_MERGE_RIGHT_NEIGHBOUR) {
       merge_value(args, job, shared, victim, target);
     }
   }

@@ -130,7 +130,7 @@ __device__ inline void merge_pairs(const skv_chunk_args &args,
       gone = kept;
       kept = slot;
     }
-    const Merged merged = merge_slots(
+    const Merged merged = merge_slots<true>(
         2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
         args.policy);
     if (lane_id() == 0) {

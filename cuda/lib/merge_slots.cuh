@@ -52,14 +52,15 @@ __device__ inline void shift_key(float (&key)[kLaneDims],
   const bool mine = lane < group;
   const float *own = context.queries + (mine ? lane : 0) * head_dim;
   const double root = sqrt(static_cast<double>(head_dim));
+  // In local memory: rows are short, and kept in registers they make this the
+  // longest part of any kernel that merges.
   double row[kMaxGroup];
   double diagonal = 0.0;
-#pragma unroll
-  for (uint32_t j = 0; j < kMaxGroup; j++) {
-    row[j] = 0.0;
-    if (j >= group) continue;
+#pragma unroll 1
+  for (uint32_t j = 0; j < group; j++) {
     const float *other = context.queries + j * head_dim;
     double sum = 0.0;
+#pragma unroll 4
     for (uint32_t d = 0; d < head_dim; d++) {
       sum += static_cast<double>(own[d]) * static_cast<double>(other[d]);
     }
@@ -75,27 +76,24 @@ __device__ inline void shift_key(float (&key)[kLaneDims],
   mean /= group;
   if (mean == 0.0) return;
   double solution = mine ? static_cast<double>(shift) : 0.0;
-#pragma unroll
-  for (uint32_t j = 0; j < kMaxGroup; j++) {
-    if (j == lane && mine) row[j] += kRidge * mean;
-  }
-  // Gram matrices are positive definite: elimination needs no pivoting.
-#pragma unroll
-  for (uint32_t column = 0; column < kMaxGroup; column++) {
-    if (column >= group) continue;
+  if (mine) row[lane] += kRidge * mean;
+    // Gram matrices are positive definite: elimination needs no pivoting.
+#pragma unroll 1
+  for (uint32_t column = 0; column < group; column++) {
     const double pivot = __shfl_sync(kAllLanes, row[column], column);
     const double factor = lane == column ? 0.0 : row[column] / pivot;
-#pragma unroll
-    for (uint32_t j = column; j < kMaxGroup; j++) {
+#pragma unroll 1
+    for (uint32_t j = column; j < group; j++) {
       row[j] -= factor * __shfl_sync(kAllLanes, row[j], column);
     }
     solution -= factor * __shfl_sync(kAllLanes, solution, column);
     if (lane == column) {
       solution /= pivot;
-#pragma unroll
-      for (uint32_t j = column; j < kMaxGroup; j++) row[j] /= pivot;
+#pragma unroll 1
+      for (uint32_t j = column; j < group; j++) row[j] /= pivot;
     }
   }
+#pragma unroll 1
   for (uint32_t g = 0; g < group; g++) {
     const float weight =
         static_cast<float>(__shfl_sync(kAllLanes, solution, g));
@@ -109,8 +107,10 @@ __device__ inline void shift_key(float (&key)[kLaneDims],
 }
 
 // Merges `count` members into the first of them, which keeps its position. The
-// caller frees the others. `member(i)` returns a Slot. Called by a whole warp.
-template <class Member>
+// caller frees the others. `member(i)` returns a Slot. QUERIES is false where
+// merges are known not to look at the queries: with one vote lane, and any form
+// of keys but the one with the smallest change. Called by a whole warp.
+template <bool QUERIES, class Member>
 __device__ inline Merged merge_slots(uint32_t count, Member member,
                                      const MergeContext &context,
                                      const skv_policy &policy) {
@@ -136,9 +136,10 @@ __device__ inline Merged merge_slots(uint32_t count, Member member,
   uint32_t tokens = 0, observations = 0;
   for (uint32_t i = lane; i < count; i += 32) {
     const Slot slot = member(i);
-    score_sum += weight_of(slot) * log_score(slot, policy);
+    const float weight = weight_of(slot);
+    score_sum += weight * log_score(slot, policy);
     accumulated += slot.get(kSlotAccumulated);
-    norm_sum += weight_of(slot) * slot.get(kSlotValueNorm);
+    norm_sum += weight * slot.get(kSlotValueNorm);
     tokens += slot.word(kSlotTokens);
     observations = max(observations, slot.word(kSlotObservations));
   }
@@ -151,23 +152,29 @@ __device__ inline Merged merge_slots(uint32_t count, Member member,
   const float divergence = mean_score - (mass - votes);
 
   float key[kLaneDims] = {}, value[kLaneDims] = {};
-  for (uint32_t m = 0; m < count; m++) {
-    const Slot slot = member(m);
-    const float weight = weight_of(slot);
+  for (uint32_t first = 0; first < count; first += 32) {
+    const uint32_t members = min(count - first, 32u);
+    float own = 0.0f;
+    if (lane < members) own = weight_of(member(first + lane));
+    for (uint32_t m = 0; m < members; m++) {
+      const Slot slot = member(first + m);
+      const float weight = __shfl_sync(kAllLanes, own, m);
 #pragma unroll
-    for (int i = 0; i < kLaneDims; i++) {
-      const uint32_t d = lane + 32 * i;
-      if (d >= head_dim) continue;
-      key[i] += weight * to_float(slot.key[d]);
-      value[i] += weight * to_float(slot.value[d]);
+      for (int i = 0; i < kLaneDims; i++) {
+        const uint32_t d = lane + 32 * i;
+        if (d >= head_dim) continue;
+        key[i] += weight * to_float(slot.key[d]);
+        value[i] += weight * to_float(slot.value[d]);
+      }
     }
   }
 
   // Per query head, one in each lane: ln of the members' votes, and by how much
   // the mean key overstates their mass for the current query.
   float lane_votes = votes, excess = 0.0f;
-  if (lanes > 1 || policy.key == SKV_KEY_MIN_NORM) {
+  if (QUERIES && (lanes > 1 || policy.key == SKV_KEY_MIN_NORM)) {
     const float root = rsqrtf(static_cast<float>(head_dim));
+#pragma unroll 1
     for (uint32_t g = 0; g < group; g++) {
       const float *query = context.queries + g * head_dim;
       SoftmaxState exact = init_softmax(), shares = init_softmax();
@@ -208,7 +215,7 @@ __device__ inline Merged merge_slots(uint32_t count, Member member,
 #pragma unroll
       for (int i = 0; i < kLaneDims; i++) key[i] *= scale;
     }
-  } else if (policy.key == SKV_KEY_MIN_NORM) {
+  } else if (QUERIES && policy.key == SKV_KEY_MIN_NORM) {
     shift_key(key, context, -excess);
   }
 

@@ -67,17 +67,35 @@ __device__ inline void find_targets(const skv_chunk_args &args,
   __syncthreads();
 }
 
-// Merges each victim into its target, all of a target together, or drops it.
-__device__ inline void merge_victims(const skv_chunk_args &args,
-                                     const ChunkHead &head,
-                                     const CompressWork &all_work,
-                                     const HeadWork &work, uint32_t victims,
-                                     SelectScratch &scratch) {
-  find_targets(args, head, all_work, work, victims, scratch);
-  if (!merges_victims(args.policy)) return;
+// Finds the targets of a head.
+static __global__ void __launch_bounds__(kCompressThreads)
+    find_targets_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t victims = work.counters[kQueries];
+  if (victims == 0) return;
+  find_targets(args, chunk_head(args, blockIdx.x), all_work, work, victims,
+               scratch);
+}
+
+constexpr uint32_t kMergeWarps = 4;
+
+// Merges each victim into its target, all of a target together. A warp has a
+// target; merges wait for memory more than for anything else, so many blocks
+// share those of a head.
+static __global__ void __launch_bounds__(32 * kMergeWarps)
+    merge_victims_kernel(skv_chunk_args args, CompressWork all_work) {
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t victims = work.counters[kQueries];
   const MergeContext context = merge_context(args, head);
   uint32_t merged_slots = 0;
-  for (uint32_t v = warp_id(); v < victims; v += kCompressWarps) {
+  for (uint32_t v = blockIdx.y * kMergeWarps + warp_id(); v < victims;
+       v += gridDim.y * kMergeWarps) {
     const uint32_t target = work.mates[v];
     if (target == ~0u) continue;
     // The first victim of a target merges all of them.
@@ -116,7 +134,7 @@ __device__ inline void merge_victims(const skv_chunk_args &args,
     if (args.policy.merge == SKV_MERGE_COSINE) {
       blend_slots(count + 1, member, args.sizes.head_dim);
     } else {
-      merged = merge_slots(count + 1, member, context, args.policy);
+      merged = merge_slots<true>(count + 1, member, context, args.policy);
     }
     if (lane_id() == 0) {
       work.divergences[v] = merged.divergence;
@@ -125,7 +143,12 @@ __device__ inline void merge_victims(const skv_chunk_args &args,
     }
   }
   if (merged_slots > 0) atomicAdd(head.words + kHeadMerged, merged_slots);
-  __syncthreads();
+}
+
+// Adds up what the merges of a head cost. Called by the whole block.
+__device__ inline void add_divergences(const ChunkHead &head,
+                                       const HeadWork &work, uint32_t victims,
+                                       SelectScratch &scratch) {
   float divergence = 0.0f;
   for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
     divergence += work.divergences[v];
@@ -135,4 +158,18 @@ __device__ inline void merge_victims(const skv_chunk_args &args,
     head.words[kHeadDivergence] = __float_as_uint(
         __uint_as_float(head.words[kHeadDivergence]) + divergence);
   }
+}
+
+inline cudaError_t launch_merges(const skv_chunk_args &args,
+                                 const CompressWork &work,
+                                 const Launch &launch) {
+  const uint32_t heads = args.sizes.kv_heads;
+  const cudaError_t status = launch_kernel(launch, find_targets_kernel, heads,
+                                           kCompressThreads, 0, args, work);
+  if (status != cudaSuccess) return status;
+  const uint32_t wanted = 4 * launch.multiprocessors / heads;
+  const uint32_t most = (work.most + kMergeWarps - 1) / kMergeWarps;
+  return launch_kernel(launch, merge_victims_kernel,
+                       dim3(heads, max(1u, min(wanted, most))),
+                       32 * kMergeWarps, 0, args, work);
 }

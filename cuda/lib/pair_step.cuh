@@ -140,7 +140,8 @@ __device__ inline void remember_partners(const skv_merge_attend_args &args,
 }
 
 // Merges the cheapest pair of a head.
-static __global__ void __launch_bounds__(kEvictThreads)
+template <bool QUERIES>
+__global__ void __launch_bounds__(kEvictThreads, 2)
     merge_pair_kernel(skv_merge_attend_args args, Evidence evidence) {
   __shared__ EvictShared shared;
   const PairWork &pairs = evidence.pairs;
@@ -199,7 +200,7 @@ static __global__ void __launch_bounds__(kEvictThreads)
   __syncthreads();
   if (warp_id() != 0) return;
   Merged merged = {};
-  if (stays != kNoItem) merged = merge_two(args, job, stays, goes);
+  if (stays != kNoItem) merged = merge_two<QUERIES>(args, job, stays, goes);
   __syncwarp();
   if (lane_id() == 0) remove_slot(args, job, goes, stays != kNoItem, merged);
 }
@@ -207,14 +208,16 @@ static __global__ void __launch_bounds__(kEvictThreads)
 inline cudaError_t launch_pairs(const skv_merge_attend_args &args,
                                 const Evidence &evidence, const Launch &side) {
   const bool remembers = args.policy.partners != 0;
-  const PairSearch search = {args.policy, args.cache.lanes, !remembers,
-                             remembers};
+  const PairSearch pairs = {args.policy, args.cache.lanes, !remembers};
   const PairSource source = {args, evidence};
-  const cudaError_t status = launch_search<true>(
-      source, search, args.sizes.head_dim, args.cache.max_capacity,
-      args.sizes.kv_heads, args.step.rows * evidence.pairs.parts, side);
+  const auto search = remembers ? launch_search<Search::kNearest, PairSource>
+                                : launch_search<Search::kCheapest, PairSource>;
+  const cudaError_t status =
+      search(source, pairs, args.sizes.head_dim, args.cache.max_capacity,
+             args.sizes.kv_heads, args.step.rows * evidence.pairs.parts, side);
   if (status != cudaSuccess) return status;
-  return launch_kernel(side, merge_pair_kernel,
-                       dim3(args.sizes.kv_heads, args.step.rows), kEvictThreads,
-                       0, args, evidence);
+  const auto merge =
+      takes_queries(args) ? merge_pair_kernel<true> : merge_pair_kernel<false>;
+  return launch_kernel(side, merge, dim3(args.sizes.kv_heads, args.step.rows),
+                       kEvictThreads, 0, args, evidence);
 }

@@ -1,6 +1,6 @@
 // Products of activations with a weight matrix, in one of three forms by the
-// number of rows: lib/vector_product.cuh for one, lib/stream_product.cuh for
-// the few of a batch, lib/tile_product.cuh for the many of a chunk.
+// number of rows: lib/vector_product.cuh for one, lib/matrix_product.cuh for
+// more, lib/library_product.cuh for many where there is that library.
 //
 // Outputs come in pairs that are finished together: neighbours, such as a gate
 // and its up value, or the two ends of a RoPE pair. A kernel describes them as
@@ -15,27 +15,30 @@
 //   };
 #pragma once
 
-#include "stream_product.cuh"
-#include "tile_product.cuh"
+#include "library_product.cuh"
+#include "matrix_product.cuh"
 #include "vector_product.cuh"
 
-// Scratch memory of a product.
-inline size_t product_bytes(const Product &product) {
-  return product.rows <= kMostStreamRows ? 0 : tile_product_bytes(product);
+// Device memory that a product takes, however much shared memory there is.
+inline Needs product_needs(const Product &product, uint32_t multiprocessors) {
+  if (product.rows == 1) return {};
+  Needs needs = matrix_product_needs(product, multiprocessors);
+  if (product.rows >= kLeastLibraryRows) {
+    needs.library_scratch = library_product_bytes(product);
+  }
+  return needs;
 }
 
-// Whether pairs may be other than neighbours: tiles have no other.
-inline bool takes_any_pairs(const Product &product) {
-  return product.rows <= kMostStreamRows;
-}
-
-// Multiplies. `scratch` has product_bytes.
+// Multiplies. `scratch` has what is needed.
 template <class Pairs>
 inline cudaError_t multiply(const Product &product, const Pairs &pairs,
                             const Scratch &scratch, const Launch &launch) {
   if (product.rows == 1) return multiply_vector(product, pairs, launch);
-  if (product.rows <= kMostStreamRows) {
-    return multiply_stream(product, pairs, launch);
+  if (product.rows >= kLeastLibraryRows && launch.library != nullptr) {
+    bool done = false;
+    const cudaError_t status =
+        multiply_with_library(product, pairs, scratch, launch, done);
+    if (status != cudaSuccess || done) return status;
   }
-  return multiply_tiles(product, pairs, scratch, launch);
+  return multiply_matrix(product, pairs, scratch, launch);
 }

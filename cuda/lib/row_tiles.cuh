@@ -44,6 +44,25 @@ __device__ inline void load_lines(skv_half *tile, uint32_t lines,
   }
 }
 
+// Starts to fill them; whoever reads them waits for the copies first. Lines are
+// dealt to threads as by load_lines.
+template <int DIM, class Line>
+__device__ inline void copy_lines(skv_half *tile, uint32_t lines,
+                                  uint32_t head_dim, Line line) {
+  if (head_dim % 8 != 0) {
+    fill_lines<DIM, false>(tile, lines, head_dim, line);
+    return;
+  }
+  constexpr uint32_t kChunks = DIM / 8;
+#pragma unroll 4
+  for (uint32_t i = threadIdx.x; i < lines * kChunks; i += blockDim.x) {
+    const uint32_t at = i / kChunks, first = i % kChunks * 8;
+    const skv_half *from = line(at);
+    copy_async(tile + at * kLinePitch<DIM> + first, from + first,
+               from != nullptr && first < head_dim);
+  }
+}
+
 // Right operands for the product with lines `line .. line + 16` of a tile, dims
 // `column .. column + 16`: two for each eight lines.
 template <int DIM>

@@ -43,6 +43,9 @@ __device__ inline float score_gain(const skv_policy &policy, uint32_t position,
   return sqrtf(2.0f * fmaxf(0.0f, logf(ratio)));
 }
 
+// Query heads whose logits are on their way at a time.
+constexpr uint32_t kRowHeads = 4;
+
 // Adds the row at `position` of the text. At the scale that its scores have,
 // `logit(g)` are the raw logits of the slot, `log_sum(g)` the ln of the row's
 // softmax sums and `bias(g)` the vote biases.
@@ -55,15 +58,33 @@ __device__ inline void observe_row(Scores &scores, const skv_policy &policy,
                                    Logit logit, LogSum log_sum, Bias bias) {
   const bool raw = policy.raw_scale != 0;
   float max = -INFINITY;
-  for (uint32_t g = 0; g < group; g++) {
-    max = fmaxf(max, raw ? logit(g) : logit(g) - log_sum(g));
-  }
   float sum = 0.0f;
   float weight = 0.0f;
-  for (uint32_t g = 0; g < group; g++) {
-    const float share = logit(g) - log_sum(g);
-    sum += expf((raw ? logit(g) : share) - max);
-    weight += expf(share + bias(g));
+#pragma unroll 1
+  for (uint32_t first = 0; first < group; first += kRowHeads) {
+    // All are read before any is used: they may come from far.
+    float logits[kRowHeads], biases[kRowHeads];
+#pragma unroll
+    for (uint32_t k = 0; k < kRowHeads; k++) {
+      const uint32_t g = min(first + k, group - 1);
+      logits[k] = logit(g);
+      biases[k] = bias(g);
+    }
+    const float before = max;
+#pragma unroll
+    for (uint32_t k = 0; k < kRowHeads; k++) {
+      const uint32_t g = min(first + k, group - 1);
+      biases[k] += logits[k] - log_sum(g);
+      if (!raw) logits[k] -= log_sum(g);
+      max = fmaxf(max, logits[k]);
+    }
+    sum *= expf(before - max);
+#pragma unroll
+    for (uint32_t k = 0; k < kRowHeads; k++) {
+      if (first + k >= group) continue;
+      sum += expf(logits[k] - max);
+      weight += expf(biases[k]);
+    }
   }
   const float count = static_cast<float>(group);
   const float score = max + logf(sum) - logf(count);
@@ -89,14 +110,20 @@ __device__ inline float ema_correction(const skv_policy &policy, uint32_t n) {
 }
 
 // ln of the corrected score; 0 if no row observed the slot yet.
+__device__ inline float log_score(const Scores &scores,
+                                  const skv_policy &policy) {
+  const uint32_t n = scores.observations;
+  return n == 0 ? 0.0f : scores.ema - ema_correction(policy, n);
+}
+
 __device__ inline float log_score(const Slot &slot, const skv_policy &policy) {
-  const uint32_t n = slot.word(kSlotObservations);
-  return n == 0 ? 0.0f : slot.get(kSlotEma) - ema_correction(policy, n);
+  return log_score(load_scores(slot), policy);
 }
 
 // ln votes for the group: the mean over the lanes.
 __device__ inline float pooled_bias(const Slot &slot, uint32_t lanes) {
   float sum = 0.0f;
+#pragma unroll 1
   for (uint32_t lane = 0; lane < lanes; lane++) {
     sum += slot.get(kSlotBias + lane);
   }
@@ -110,9 +137,12 @@ __device__ inline float vote_bias(const Slot &slot, uint32_t g,
 }
 
 // Mean attention weight of the rows that observed a slot.
+__device__ inline float mean_attention(const Scores &scores) {
+  return scores.accumulated / static_cast<float>(max(1u, scores.observations));
+}
+
 __device__ inline float mean_attention(const Slot &slot) {
-  return slot.get(kSlotAccumulated) /
-         static_cast<float>(max(1u, slot.word(kSlotObservations)));
+  return mean_attention(load_scores(slot));
 }
 
 // Whether a score is worked out from all keys of a head, without any row.
@@ -121,22 +151,27 @@ __host__ __device__ inline bool takes_all_keys(const skv_policy &policy) {
          policy.score == SKV_SCORE_EXPECTED;
 }
 
-// What the policy's score says of a slot. A position too large for a float is
-// rounded; ties go by position and put it right.
-__device__ inline float own_score(const Slot &slot, const skv_policy &policy,
-                                  uint32_t lanes) {
+// What the policy's score says of a slot with these scores. A position too
+// large for a float is rounded; ties go by position and put it right.
+__device__ inline float own_score(const Scores &scores, const Slot &slot,
+                                  const skv_policy &policy, uint32_t lanes) {
   switch (policy.score) {
     case SKV_SCORE_POSITION:
       return static_cast<float>(slot.word(kSlotPosition));
     case SKV_SCORE_EMA:
-      return log_score(slot, policy) +
+      return log_score(scores, policy) +
              (policy.count_votes ? pooled_bias(slot, lanes) : 0.0f);
     case SKV_SCORE_MEAN:
     case SKV_SCORE_STEP_GAIN:
-      return mean_attention(slot);
+      return mean_attention(scores);
     default:
-      return slot.get(kSlotAccumulated);
+      return scores.accumulated;
   }
+}
+
+__device__ inline float own_score(const Slot &slot, const skv_policy &policy,
+                                  uint32_t lanes) {
+  return own_score(load_scores(slot), slot, policy, lanes);
 }
 
 // Whether the numbers that a score says are logarithms.

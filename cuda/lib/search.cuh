@@ -31,13 +31,12 @@ struct PairSearch {
   uint32_t lanes;
   // Whether a query only looks at candidates that are heavier than itself.
   bool heavier;
-  // Whether the nearest candidate is looked for, whatever the weights.
-  bool by_distance;
 };
 
-template <int DIM, bool PAIRS, class Source>
-__global__ void __launch_bounds__(32 * kSearchWarps<DIM, PAIRS>)
+template <int DIM, Search SEARCH, class Source>
+__global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
     search_kernel(Source source, PairSearch pairs, uint32_t head_dim) {
+  constexpr bool PAIRS = kFindsPairs<SEARCH>;
   constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
   constexpr int kTiles = kCandidateTile / 8;
   uint4 *shared_memory = dynamic_shared_memory();
@@ -166,7 +165,7 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, PAIRS>)
               (weight == weights[h] && shared.positions[c] < positions[h]);
           if (pairs.heavier && !is_heavier) continue;
           const float distance = costs.distance(keys[n][i], x[n][i]);
-          similarity = pairs.by_distance
+          similarity = SEARCH == Search::kNearest
                            ? -distance
                            : -PairCosts::cost(weights[h], weight, distance);
         } else {
@@ -192,13 +191,14 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, PAIRS>)
   }
 }
 
-template <int DIM, bool PAIRS, class Source>
+template <int DIM, Search SEARCH, class Source>
 inline cudaError_t launch_search_width(const Source &source,
                                        const PairSearch &pairs,
                                        uint32_t head_dim, uint32_t most,
                                        uint32_t heads, uint32_t parts,
                                        const Launch &launch) {
-  const auto kernel = search_kernel<DIM, PAIRS, Source>;
+  constexpr bool PAIRS = kFindsPairs<SEARCH>;
+  const auto kernel = search_kernel<DIM, SEARCH, Source>;
   const size_t bytes = sizeof(SearchShared<DIM, PAIRS>);
   const cudaError_t status = allow_shared_memory(kernel, bytes);
   if (status != cudaSuccess) return status;
@@ -210,23 +210,23 @@ inline cudaError_t launch_search_width(const Source &source,
 
 // Searches for up to `most` queries of each head; `blocks` are those that share
 // a tile of queries, for all rows of the step.
-template <bool PAIRS, class Source>
+template <Search SEARCH, class Source>
 inline cudaError_t launch_search(const Source &source, const PairSearch &pairs,
                                  uint32_t head_dim, uint32_t most,
                                  uint32_t heads, uint32_t blocks,
                                  const Launch &launch) {
   switch (padded_width(head_dim)) {
     case 32:
-      return launch_search_width<32, PAIRS>(source, pairs, head_dim, most,
-                                            heads, blocks, launch);
+      return launch_search_width<32, SEARCH>(source, pairs, head_dim, most,
+                                             heads, blocks, launch);
     case 64:
-      return launch_search_width<64, PAIRS>(source, pairs, head_dim, most,
-                                            heads, blocks, launch);
+      return launch_search_width<64, SEARCH>(source, pairs, head_dim, most,
+                                             heads, blocks, launch);
     case 128:
-      return launch_search_width<128, PAIRS>(source, pairs, head_dim, most,
-                                             heads, blocks, launch);
+      return launch_search_width<128, SEARCH>(source, pairs, head_dim, most,
+                                              heads, blocks, launch);
     default:
-      return launch_search_width<256, PAIRS>(source, pairs, head_dim, most,
-                                             heads, blocks, launch);
+      return launch_search_width<256, SEARCH>(source, pairs, head_dim, most,
+                                              heads, blocks, launch);
   }
 }

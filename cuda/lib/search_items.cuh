@@ -87,11 +87,11 @@ __device__ inline Neighbour nearest_of_query(const skv_chunk_args &args,
 inline cudaError_t launch_item_search(const skv_chunk_args &args,
                                       const CompressWork &work, bool heavier,
                                       const Launch &launch) {
-  const PairSearch pairs = {args.policy, args.cache.lanes, heavier, false};
+  const PairSearch pairs = {args.policy, args.cache.lanes, heavier};
   const ItemSource source = {args, work};
   const auto search = merges_cheapest(args.policy)
-                          ? launch_search<true, ItemSource>
-                          : launch_search<false, ItemSource>;
+                          ? launch_search<Search::kCheapest, ItemSource>
+                          : launch_search<Search::kKeys, ItemSource>;
   return search(source, pairs, args.sizes.head_dim, work.most,
                 args.sizes.kv_heads, work.parts, launch);
 }

@@ -10,6 +10,13 @@ constexpr uint32_t kNoItem = ~0u;
 
 constexpr uint32_t kCandidateTile = 64;
 
+// What is looked for: the most similar key, the cheapest to merge with, or the
+// nearest by key and value, whatever the weights.
+enum class Search { kKeys, kCheapest, kNearest };
+
+template <Search SEARCH>
+constexpr bool kFindsPairs = SEARCH != Search::kKeys;
+
 // Two tiles of queries and one of candidates fit where pairs are compared.
 template <int DIM, bool PAIRS>
 constexpr uint32_t kSearchWarps = DIM == 256 && PAIRS ? 2 : 4;
@@ -90,7 +97,7 @@ __device__ inline void compare_remembered(const View &view,
   constexpr uint32_t kChunks = DIM / 8;
   constexpr uint32_t kSteps = (2 * kChunks + 31) / 32;
   constexpr uint32_t kBatch = 4;
-#pragma unroll
+#pragma unroll 1
   for (uint32_t first = 0; first < 16; first += kBatch) {
     uint32_t others[kBatch];
     uint32_t theirs[kBatch][kSteps][4];
@@ -141,8 +148,11 @@ __device__ inline void compare_remembered(const View &view,
           costs.distance(warp_sum(squares[0]), warp_sum(squares[1]));
       const Neighbour known = {
           -distance, view.slot(others[b]).word(kSlotPosition), others[b]};
-      Neighbour &mine = best[r / 8];
-      if (lane_id() / 4 == r % 8 && known.beats(mine)) mine = known;
+#pragma unroll
+      for (uint32_t h = 0; h < 2; h++) {
+        const bool is_mine = lane_id() / 4 + 8 * h == r;
+        if (is_mine && known.beats(best[h])) best[h] = known;
+      }
     }
   }
 }

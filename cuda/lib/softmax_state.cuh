@@ -20,6 +20,9 @@ __device__ inline float softmax_scale(float from, float to) {
   return from == -INFINITY ? 0.0f : __expf(from - to);
 }
 
+// The same for many that have one reference: exp(from - finite(to)).
+__device__ inline float finite(float to) { return to == -INFINITY ? 0.0f : to; }
+
 // What is not a number makes the sum that, too.
 __device__ inline void add_softmax(SoftmaxState &state, float logit) {
   if (logit == -INFINITY) return;

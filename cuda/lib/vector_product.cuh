@@ -11,8 +11,11 @@
 // product. So the squares are summed while the row streams by, and no pass or
 // barrier of their own is needed: Σ w·(x·n) first, then times 1 / rms(x).
 //
-// The alternative that lost: activations in shared memory. They come from the
-// L1 cache as fast, and no warp waits for another.
+// The alternatives that lost: activations in shared memory. They come from the
+// L1 cache as fast, and no warp waits for another. And equal shares of the
+// outputs for one block per multiprocessor, with the row in shared memory: a
+// decode step of the shape of Llama 3.1 8B took 5.56 ms instead of 4.81 ms on
+// an H200.
 #pragma once
 
 #include "overlap.cuh"

@@ -108,13 +108,18 @@ int32_t check_architecture(int index) {
 // Asks for the device's properties, and creates what work is enqueued on.
 cudaError_t create_streams(skv_context *context) {
   const int device = context->device;
-  int multiprocessors = 0, major = 0;
+  int multiprocessors = 0, major = 0, shared_bytes = 0;
   cudaError_t error = cudaDeviceGetAttribute(
       &multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) {
     error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor,
                                    device);
   }
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(
+        &shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  context->shared_bytes = static_cast<size_t>(shared_bytes);
   context->multiprocessors = static_cast<uint32_t>(multiprocessors);
   context->overlaps = major >= 9;
   if (error == cudaSuccess) {
@@ -210,6 +215,7 @@ void skv_close(skv_context *context) {
   cudaSetDevice(context->device);
   cudaStreamSynchronize(context->stream);
   for (void *allocation : context->allocations) cudaFree(allocation);
+  context->library.reset();
   context->writes.release();
   context->reads.release();
   for (const cudaStream_t side : context->sides.streams) {

@@ -3,21 +3,28 @@
 
 #include <cuda_runtime.h>
 
+#include <memory>
 #include <mutex>
 #include <set>
 
 #include "../steadykv.h"
 #include "launch.cuh"
+#include "matrix_library.cuh"
 #include "staging.cuh"
 
 struct skv_context {
   int device = 0;
   uint32_t flags = 0;
   uint32_t multiprocessors = 0;
+  // Most shared memory of a block.
+  size_t shared_bytes = 0;
   cudaStream_t stream = nullptr;
   Sides sides;
   // Whether the device can start a kernel before the one in front has ended.
   bool overlaps = false;
+  // Whether the library was looked for, and what was found.
+  bool has_looked = false;
+  std::unique_ptr<MatrixLibrary> library;
   std::set<void *> allocations;
   WriteRing writes;
   ReadPool reads;

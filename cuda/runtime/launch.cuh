@@ -37,11 +37,15 @@ class Scratch {
 struct Needs {
   // Bytes that the next call may overwrite.
   size_t scratch = 0;
+  // The same where the library multiplies; 0 where it has no part in the call.
+  size_t library_scratch = 0;
   // Words that are zero before each call and that the kernel leaves zero.
   size_t tickets = 0;
   // Bytes that no other call of the program overwrites.
   size_t own = 0;
 };
+
+class MatrixLibrary;
 
 // Streams for work that the rest of the program does not wait for.
 struct Sides {
@@ -61,11 +65,16 @@ struct Launch {
   char *own;
   uint32_t *tickets;
   uint32_t multiprocessors;
+  // Most shared memory that a block may have, that of the kernel's own
+  // variables included.
+  size_t shared_bytes;
   // Whether a kernel may start before the one in front of it has ended. All
   // kernels wait for it themselves: see lib/overlap.cuh.
   bool overlaps;
   // Null where everything runs in order.
   Sides *sides;
+  // Null where all products are ours.
+  MatrixLibrary *library;
 };
 
 // A launch on a stream that goes on beside the main one, from here on; the end
@@ -105,10 +114,23 @@ inline cudaError_t start_kernel(cudaStream_t stream,
   return launch_kernel(launch, kernel, grid, threads, 0, arguments...);
 }
 
-// Lets a kernel have more shared memory than the 48 KiB that all devices give.
+// What every device from compute capability 8.0 on gives a block: 8.6 gives no
+// more, 8.0 gives 163 KiB, 9.0 gives 227 KiB.
+constexpr size_t kLeastSharedBytes = 99 * 1024;
+
+// Lets a kernel have more shared memory than blocks get unasked: 48 KiB, those
+// of its own variables included. What it was given before stays: programs that
+// were recorded rely on it.
 template <class Kernel>
 inline cudaError_t allow_shared_memory(Kernel kernel, size_t bytes) {
-  if (bytes <= 48 * 1024) return cudaSuccess;
+  constexpr size_t kUnasked = 48 * 1024;
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+  if (status != cudaSuccess) return status;
+  if (attributes.sharedSizeBytes + bytes <= kUnasked) return cudaSuccess;
+  const size_t given =
+      static_cast<size_t>(attributes.maxDynamicSharedSizeBytes);
+  if (given > kUnasked && given >= bytes) return cudaSuccess;
   return cudaFuncSetAttribute(kernel,
                               cudaFuncAttributeMaxDynamicSharedMemorySize,
                               static_cast<int>(bytes));

@@ -110,6 +110,15 @@ bool has_flag(const skv_context *context, uint32_t flag) {
   return (context->flags & flag) != 0;
 }
 
+// The library, looked for when the first program wants it.
+const MatrixLibrary *library_of(skv_context *context) {
+  if (!context->has_looked && !has_flag(context, SKV_OWN_PRODUCTS)) {
+    context->library = MatrixLibrary::open();
+  }
+  context->has_looked = true;
+  return context->library.get();
+}
+
 // Launches all calls; waits for each where the context is to check them.
 int32_t launch_calls(skv_program *program) {
   skv_context *context = program->context;
@@ -119,8 +128,10 @@ int32_t launch_calls(skv_program *program) {
   launch.scratch = program->scratch;
   launch.tickets = program->tickets;
   launch.multiprocessors = context->multiprocessors;
+  launch.shared_bytes = context->shared_bytes;
   launch.overlaps = !checks && context->overlaps;
   launch.sides = checks ? nullptr : &context->sides;
+  launch.library = context->library.get();
   for (const Call &call : program->calls) {
     launch.own = program->own + call.own;
     cudaError_t error = call.kernel->launch(call.args, launch);
@@ -202,6 +213,9 @@ int32_t skv_end_record(skv_program *program, uint64_t *scratch_bytes) {
   for (Call &call : program->calls) {
     const Needs needs = call.kernel->needs(call.args, context->multiprocessors);
     most.scratch = std::max(most.scratch, needs.scratch);
+    if (needs.library_scratch > 0 && library_of(context) != nullptr) {
+      most.scratch = std::max(most.scratch, needs.library_scratch);
+    }
     most.tickets = std::max(most.tickets, needs.tickets);
     call.own = most.own;
     most.own += aligned_bytes(needs.own);

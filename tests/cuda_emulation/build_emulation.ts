@@ -41,13 +41,26 @@ export async function emulationMissing(): Promise<string | undefined> {
   return found?.success ? undefined : "there is no g++";
 }
 
-/** Opens a backend on the emulated device. */
+/**
+ * Opens a backend on an emulated device: 0 is like a Hopper, 1 is older and has
+ * as little shared memory as any.
+ */
 export async function openEmulation(
-  { checkEveryKernel = false }: { checkEveryKernel?: boolean } = {},
+  { device = 0, checkEveryKernel = false, ownProducts = true }: {
+    device?: 0 | 1;
+    checkEveryKernel?: boolean;
+    ownProducts?: boolean;
+  } = {},
 ): Promise<Backend> {
   const path = await buildEmulation();
+  // The emulation has its own cuBLASLt: see emulator/matrix_library.cu.
+  if (!ownProducts) Deno.env.set("STEADYKV_CUBLASLT", path);
   const library = new CudaLibrary({ path, named: "the emulation" });
-  return CudaBackend.open(library, { device: 0, checkEveryKernel });
+  return CudaBackend.open(library, {
+    device,
+    checkEveryKernel,
+    ownProducts,
+  });
 }
 
 /**

@@ -12,7 +12,13 @@ import {
   emulationMissing,
   openEmulation,
 } from "../cuda_emulation/build_emulation.ts";
-import { cases, SPLIT_BYTES, splitCases } from "./cases.ts";
+import {
+  cases,
+  productCases,
+  sharedMemoryCases,
+  SPLIT_BYTES,
+  splitCases,
+} from "./cases.ts";
 import type { KernelCase } from "./kernel_case.ts";
 
 /** A backend under test. */
@@ -21,8 +27,17 @@ export interface TestedBackend {
   /** Why it cannot be tested here. */
   readonly missing?: string;
   readonly cases: readonly KernelCase[];
+  /** Most rows of a step whose products have 32-bit precision, if not any. */
+  readonly exactRows?: number;
   open(): Promise<Backend>;
 }
+
+/**
+ * The CUDA backend rounds the activations of longer steps to the 11 bits of a
+ * half: weights are halves anyway, and a second half would double the work of
+ * the tensor cores, which bound such steps.
+ */
+const CUDA = { exactRows: 32 };
 
 /** All backends beside the reference, and whether they are there. */
 export async function testedBackends(): Promise<TestedBackend[]> {
@@ -44,11 +59,33 @@ export async function testedBackends(): Promise<TestedBackend[]> {
       open: () => WebGpuBackend.open({ maxBlockBytes: SPLIT_BYTES }),
       ...missing,
     },
-    { name: "cuda", cases, open: () => openCuda(), ...noCuda },
+    { name: "cuda", cases, open: () => openCuda(), ...CUDA, ...noCuda },
+    {
+      name: "cuda without a library for products",
+      cases: productCases,
+      open: () => openCuda({ ownProducts: true }),
+      ...CUDA,
+      ...noCuda,
+    },
     {
       name: "cuda (emulated)",
       cases,
       open: () => openEmulation(),
+      ...CUDA,
+      ...noEmulation,
+    },
+    {
+      name: "cuda (emulated) with less shared memory",
+      cases: sharedMemoryCases,
+      open: () => openEmulation({ device: 1 }),
+      ...CUDA,
+      ...noEmulation,
+    },
+    {
+      name: "cuda (emulated) with a library for products",
+      cases: productCases,
+      open: () => openEmulation({ ownProducts: false }),
+      ...CUDA,
       ...noEmulation,
     },
   ];

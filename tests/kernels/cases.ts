@@ -1,8 +1,8 @@
 import { adaptiveCases } from "./adaptive_cases.ts";
-import { chunkCases } from "./chunk_cases.ts";
+import { attentionCases, chunkCases } from "./chunk_cases.ts";
 import { decodeCases } from "./decode_cases.ts";
 import type { KernelCase } from "./kernel_case.ts";
-import { matrixCases, wideCase } from "./matrix_cases.ts";
+import { batchCases, matrixCases, vectorCases } from "./matrix_cases.ts";
 import { qkvCases } from "./qkv_cases.ts";
 import { queryStatisticsCases } from "./query_statistics_cases.ts";
 import { sampleCases } from "./sample_cases.ts";
@@ -10,11 +10,17 @@ import { segmentCases } from "./segment_cases.ts";
 import { selectionCases } from "./selection_cases.ts";
 import { valueNormsCases } from "./value_norms_cases.ts";
 
+/** The cases of products with weights, and of `embed`. */
+export const productCases: readonly KernelCase[] = [
+  ...matrixCases,
+  ...vectorCases,
+  ...batchCases,
+  ...qkvCases,
+];
+
 /** The cases that every backend is tested with. */
 export const cases: readonly KernelCase[] = [
-  ...matrixCases,
-  wideCase,
-  ...qkvCases,
+  ...productCases,
   ...decodeCases,
   ...chunkCases,
   ...adaptiveCases,
@@ -30,6 +36,12 @@ export const splitCases: readonly KernelCase[] = [
   ...matrixCases,
   ...qkvCases,
   ...valueNormsCases,
+];
+
+/** The cases whose kernels have forms for less shared memory. */
+export const sharedMemoryCases: readonly KernelCase[] = [
+  ...productCases,
+  ...attentionCases,
 ];
 
 /** Bytes that split every matrix of {@linkcode splitCases}. */

@@ -342,11 +342,14 @@ export function does(
   };
 }
 
+/** The cases of the attention of a chunk. */
+export const attentionCases: readonly KernelCase[] = attention.map((options) =>
+  chunkCase({ ...options, kernel: "prefillAttend" })
+);
+
 /** All cases. */
 export const chunkCases: readonly KernelCase[] = [
-  ...attention.map((options) =>
-    chunkCase({ ...options, kernel: "prefillAttend" })
-  ),
+  ...attentionCases,
   ...attention.map((options) => chunkCase({ ...options, kernel: "observe" })),
   chunkCase({
     name: "of the last 4 rows",

@@ -197,6 +197,15 @@ const d2o = testPolicy({
   merge: { kind: "cosine", keep: 0.5 },
 });
 
+/** More than a kernel has in flight at once. */
+const manySlots: SceneHead = {
+  capacity: 401,
+  budget: 390,
+  recent: 20,
+  live: 390,
+  holes: 9,
+};
+
 /** All cases. */
 export const decodeCases: readonly KernelCase[] = [
   ...(["realVotes", "convex", "minNorm", "zip"] as const).flatMap((key) =>
@@ -253,6 +262,32 @@ export const decodeCases: readonly KernelCase[] = [
     ]],
     positions: [30],
     expect: merged(0),
+  }),
+  decodeCase({
+    name: "attends with a group of many query heads to many slots",
+    policy: testPolicy({ merge: votes({ votesPerQueryHead: true }) }),
+    sizes: modelSizes({ heads: 24, kvHeads: 2, headDim: 120 }),
+    heads: [
+      [manySlots, { ...manySlots, live: 301 }],
+      [{ ...manySlots, live: 0 }, manySlots],
+      [manySlots, { ...manySlots, holes: 0, live: 202 }],
+    ],
+    positions: [900, 700, 800],
+    clusters: 3,
+    expect: merged(3),
+  }),
+  decodeCase({
+    name: "attends with queries for sinks to many slots",
+    policy: testPolicy({
+      score: { kind: "position" },
+      merge: { kind: "drop" },
+      sinkPositions: "cache",
+      sinks: 3,
+    }),
+    sizes: modelSizes({ heads: 24, kvHeads: 12, headDim: 40 }),
+    heads: [Array.from({ length: 12 }, () => manySlots)],
+    positions: [900],
+    expect: dropped(12),
   }),
   decodeCase({
     name: "finds nothing to evict among sinks and recent tokens",

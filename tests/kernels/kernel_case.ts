@@ -18,7 +18,21 @@ export interface Draw {
   /** By how much rounding may move what choices hang on, if there are any. */
   readonly jitter?: Jitter;
   /** Compares a backend with the reference. */
-  check(actual: Outcome, expected: Outcome): void;
+  check(actual: Outcome, expected: Outcome, precision: Precision): void;
+}
+
+/** How precise a backend is. */
+export interface Precision {
+  /** Most rows of a step whose products have 32-bit precision. */
+  readonly exactRows: number;
+}
+
+/** What {@link tryCase} compares. */
+export interface TryCaseOptions {
+  readonly backend: Backend;
+  readonly reference: Backend;
+  /** See {@link Precision}; any number of rows unless given. */
+  readonly exactRows?: number | undefined;
 }
 
 /** Seeds that are tried for inputs whose choices rounding cannot turn. */
@@ -27,7 +41,7 @@ const SEEDS = 40;
 /** Plays a case on the reference and on `backend`, and compares. */
 export async function tryCase(
   kernelCase: KernelCase,
-  { backend, reference }: { backend: Backend; reference: Backend },
+  { backend, reference, exactRows = Infinity }: TryCaseOptions,
 ): Promise<void> {
   for (let seed = 1;; seed++) {
     const { scene, jitter, check } = kernelCase.draw(seed);
@@ -41,7 +55,7 @@ export async function tryCase(
       }
     }
     kernelCase.expect?.(scene, expected);
-    check(await play(backend, scene), expected);
+    check(await play(backend, scene), expected, { exactRows });
     return;
   }
 }

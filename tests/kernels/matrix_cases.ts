@@ -5,7 +5,7 @@
  */
 import { assertEquals } from "@std/assert";
 import type { ModelSizes } from "../../src/backends/backend.ts";
-import type { KernelCase } from "./kernel_case.ts";
+import type { KernelCase, Precision } from "./kernel_case.ts";
 import { garbage, Random } from "./random.ts";
 import type { MatrixSpec } from "./scene.ts";
 import {
@@ -14,7 +14,7 @@ import {
   type SceneRow,
   type SceneStep,
 } from "./steps.ts";
-import { assertWithin, expError, F32, sumError } from "./tolerance.ts";
+import { assertWithin, expError, F16, F32, sumError } from "./tolerance.ts";
 
 /** Sizes of a model; those a kernel does not use are 1. */
 export function modelSizes(sizes: Partial<ModelSizes>): ModelSizes {
@@ -35,14 +35,18 @@ export class Products {
   readonly #input: Float32Array;
   readonly #norm: Float32Array | undefined;
   readonly #weight: MatrixSpec;
+  readonly #rows: number;
 
   constructor(
-    { input, norm, weight }: {
+    { input, norm, weight, rows = input.length / weight.columns }: {
       input: Float32Array;
       norm?: Float32Array;
       weight: MatrixSpec;
+      /** Rows that are multiplied, those of the input unless given. */
+      rows?: number;
     },
   ) {
+    this.#rows = rows;
     this.#input = input;
     this.#norm = norm;
     this.#weight = weight;
@@ -64,11 +68,13 @@ export class Products {
   }
 
   /**
-   * Error of product `(row, output)`: that of the sum, and for a normed input
+   * Error of product `(row, output)`: that of the sum; where the backend is not
+   * exact for so many rows, that of activations rounded to halves, in a row that
+   * is scaled so that they do not run out of exponents; and for a normed input
    * that of its scale, which is a sum of squares whose relative error halves
    * under the root, an inverse root of 2 units, and two more factors.
    */
-  error(row: number, output: number): number {
+  error(row: number, output: number, { exactRows }: Precision): number {
     const { columns, data } = this.#weight;
     const x = this.#input.subarray(row * columns, (row + 1) * columns);
     let magnitude = 0;
@@ -78,9 +84,12 @@ export class Products {
       magnitude += Math.abs(x[i]! * n * data[output * columns + i]!);
       squares += x[i]! ** 2;
     }
-    if (this.#norm === undefined) return sumError(columns, magnitude);
-    magnitude /= Math.sqrt(squares / columns);
-    return sumError(columns, magnitude) + sumError(columns / 2 + 8, magnitude);
+    if (this.#norm !== undefined) magnitude /= Math.sqrt(squares / columns);
+    const rounding = this.#rows > exactRows ? F16 * magnitude : 0;
+    const error = sumError(columns, magnitude) + rounding;
+    return this.#norm === undefined
+      ? error
+      : error + sumError(columns / 2 + 8, magnitude);
   }
 }
 
@@ -179,7 +188,7 @@ function projectAddCase(
             step: step.at(stage),
           }),
       },
-      check(actual, expected) {
+      check(actual, expected, precision) {
         assertWithin(actual.hidden!.f32, expected.hidden!.f32, {
           what: "hidden",
           bound: (i) => {
@@ -188,7 +197,7 @@ function projectAddCase(
             // Two more additions: bias and residual.
             const sum = Math.abs(hidden[i]!) + Math.abs(bias[output]!) +
               Math.abs(expected.hidden!.f32[i]!);
-            return products.error(row, output) + 3 * F32 * sum;
+            return products.error(row, output, precision) + 3 * F32 * sum;
           },
         });
       },
@@ -240,7 +249,7 @@ function gateUpCase(
             sizes,
           }),
       },
-      check(actual, expected) {
+      check(actual, expected, precision) {
         assertWithin(actual.output!.f32, expected.output!.f32, {
           what: "output",
           bound: (i) => {
@@ -249,7 +258,7 @@ function gateUpCase(
             const [gate, up] = [2 * at, 2 * at + 1].map((slot) => {
               const term = hasBias ? bias[slot]! : 0;
               const value = products.value(row, slot) + term;
-              const error = products.error(row, slot) +
+              const error = products.error(row, slot, precision) +
                 2 * F32 * Math.abs(value);
               return { value, error };
             }) as [ValueError, ValueError];
@@ -282,8 +291,11 @@ function lmHeadCase(
     columns: hidden,
     data: random.halves(vocabulary * hidden, 0.2),
   };
-  const products = new Products({ input, norm, weight });
   const isLast = rows === "last" && step.kind === "prefill";
+  const products = new Products({
+    ...{ input, norm, weight },
+    ...(isLast && { rows: 1 }),
+  });
   return {
     name: `lm_head ${name}`,
     draw: () => ({
@@ -309,7 +321,7 @@ function lmHeadCase(
             sizes,
           }),
       },
-      check(actual, expected) {
+      check(actual, expected, precision) {
         assertWithin(actual.logits!.f32, expected.logits!.f32, {
           what: "logits",
           bound: (i) => {
@@ -317,7 +329,7 @@ function lmHeadCase(
               ? step.live.at(-1)?.row ?? 0
               : Math.floor(i / vocabulary);
             return isAmong(step.live, row)
-              ? products.error(row, i % vocabulary)
+              ? products.error(row, i % vocabulary, precision)
               : 0;
           },
         });
@@ -382,10 +394,55 @@ export const matrixCases: readonly KernelCase[] = [
   ]),
 ];
 
-/** Many columns: most of a product is in its loop. */
-export const wideCase: KernelCase = projectAddCase("of a wide input", {
-  step: decodeStep([0]),
-  rows: 130,
-  columns: 2100,
-  hasBias: false,
-});
+/** Rows of batches, and outputs, for tiles of every height in every division. */
+const batches: readonly (readonly [rows: number, outputs: number])[] = [
+  ...[[2, 300], [3, 1000], [8, 2], [9, 300], [16, 1100], [17, 300]] as const,
+  ...[[31, 130], [33, 300], [64, 129], [65, 300], [100, 900]] as const,
+  ...[[128, 62], [129, 300], [200, 130], [300, 200]] as const,
+];
+
+/** Cases of products whose tiles are shared by blocks, or that a library makes. */
+export const batchCases: readonly KernelCase[] = [
+  ...batches.map(([rows, outputs], i) =>
+    projectAddCase(`of ${rows} rows and ${outputs} outputs`, {
+      step: decodeStep(Array.from({ length: rows }, (_, i) => i), {
+        finished: [rows - 1],
+      }),
+      rows: outputs,
+      columns: [332, 64, 1000, 324][i % 4]!,
+      hasBias: i % 2 === 0,
+    })
+  ),
+  ...[[40, 40], [150, 149], [300, 17], [300, 290]].map(([rows, live]) =>
+    gateUpCase(`of a chunk of ${live} of ${rows} rows, many outputs`, {
+      step: prefillStep({ rows: rows!, live: live! }),
+      hidden: 136,
+      ffn: 330,
+      hasBias: true,
+    })
+  ),
+  lmHeadCase("for 140 rows, an odd number of outputs", {
+    step: decodeStep(Array.from({ length: 140 }, (_, i) => i)),
+    ...{ hidden: 68, vocabulary: 301, rows: "all" },
+  }),
+];
+
+/** One row of products of every form: many columns, many outputs, few. */
+export const vectorCases: readonly KernelCase[] = [
+  ...[[130, 2100], [901, 40], [3, 4000], [1500, 520], [2, 8], [600, 1100], [
+    3,
+    12288,
+  ]].map(
+    ([rows, columns], i) =>
+      projectAddCase(`of one row, ${columns} columns and ${rows} outputs`, {
+        step: decodeStep([0]),
+        rows: rows!,
+        columns: columns!,
+        hasBias: i % 2 === 1,
+      }),
+  ),
+  gateUpCase("for one row, many outputs", {
+    step: decodeStep([3]),
+    ...{ hidden: 700, ffn: 450, hasBias: true },
+  }),
+];

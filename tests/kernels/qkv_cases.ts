@@ -7,7 +7,7 @@ import { assertEquals } from "@std/assert";
 import type { ModelSizes } from "../../src/backends/backend.ts";
 import { inverseFrequencies, ropeTable } from "../../src/model/rope.ts";
 import { makeCache, type SceneHead } from "./cache_scene.ts";
-import type { Draw, KernelCase } from "./kernel_case.ts";
+import type { Draw, KernelCase, Precision } from "./kernel_case.ts";
 import { modelSizes, Products } from "./matrix_cases.ts";
 import { garbage, Random } from "./random.ts";
 import type { Outcome, Scene } from "./scene.ts";
@@ -110,16 +110,17 @@ function drawQkv(options: QkvOptions, random: Random): Draw {
       }),
   };
   const products = new Products({ input, norm, weight });
-  const bound = elementBound(step, products, {
-    outputs,
-    headDim,
-    headNorm: options.hasHeadNorms
-      ? largest(headNorms.flatMap((n) => [...n]))
-      : 0,
-  });
   return {
     scene,
-    check(actual, expected) {
+    check(actual, expected, precision) {
+      const bound = elementBound(step, products, {
+        outputs,
+        headDim,
+        headNorm: options.hasHeadNorms
+          ? largest(headNorms.flatMap((n) => [...n]))
+          : 0,
+        precision,
+      });
       const near = (name: string, stored: (x: number) => number) =>
         assertWithin(actual[name]!.f32, expected[name]!.f32, {
           what: name,
@@ -161,17 +162,18 @@ function same(
 function elementBound(
   step: SceneStep,
   products: Products,
-  { outputs, headDim, headNorm }: {
+  { outputs, headDim, headNorm, precision }: {
     outputs: number;
     headDim: number;
     headNorm: number;
+    precision: Precision;
   },
 ): number {
   const magnitude = 16;
   let product = 0;
   for (const { row } of step.forwarded) {
     for (let i = 0; i < outputs; i++) {
-      product = Math.max(product, products.error(row, i));
+      product = Math.max(product, products.error(row, i, precision));
     }
   }
   let error = product + F32 * magnitude;

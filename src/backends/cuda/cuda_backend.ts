@@ -31,6 +31,7 @@ import {
   CHECK_EVERY_KERNEL,
   type CudaSymbols,
   Element,
+  OWN_PRODUCTS,
   Status,
 } from "./symbols.ts";
 
@@ -74,13 +75,15 @@ export class CudaBackend implements Backend {
    */
   static open(
     library: CudaLibrary,
-    { device, checkEveryKernel }: {
+    { device, checkEveryKernel, ownProducts }: {
       device: number;
       checkEveryKernel: boolean;
+      ownProducts: boolean;
     },
   ): CudaBackend {
     const context = new BigUint64Array(1);
-    const flags = checkEveryKernel ? CHECK_EVERY_KERNEL : 0;
+    const flags = (checkEveryKernel ? CHECK_EVERY_KERNEL : 0) |
+      (ownProducts ? OWN_PRODUCTS : 0);
     const status = library.symbols.skv_open(device, flags, context);
     const pointer = Deno.UnsafePointer.create(context[0]!);
     if (status !== 0 || pointer === null) {

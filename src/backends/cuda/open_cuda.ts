@@ -21,6 +21,13 @@ export interface CudaOptions {
    * slow. By default where `STEADYKV_CUDA_CHECK` is 1.
    */
   readonly checkEveryKernel?: boolean;
+  /**
+   * Whether all products are made by kernels of this package. Otherwise those
+   * of 128 rows and more, which prompts have, go to NVIDIA's cuBLASLt where
+   * that is installed, or `STEADYKV_CUBLASLT` has its path. By default where
+   * `STEADYKV_CUDA_OWN_PRODUCTS` is 1.
+   */
+  readonly ownProducts?: boolean;
 }
 
 /**
@@ -50,6 +57,8 @@ export async function openCuda(options: CudaOptions = {}): Promise<Backend> {
       device: options.device ?? 0,
       checkEveryKernel: options.checkEveryKernel ??
         readVariable("STEADYKV_CUDA_CHECK") === "1",
+      ownProducts: options.ownProducts ??
+        readVariable("STEADYKV_CUDA_OWN_PRODUCTS") === "1",
     });
   } catch (error) {
     library.close();

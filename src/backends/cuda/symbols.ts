@@ -25,6 +25,9 @@ export const Status = {
 /** Flag of `skv_open`: `SKV_CHECK_EVERY_KERNEL`. */
 export const CHECK_EVERY_KERNEL = 1;
 
+/** Flag of `skv_open`: `SKV_OWN_PRODUCTS`. */
+export const OWN_PRODUCTS = 2;
+
 /** What `skv_read` reads: `enum skv_element`. */
 export const Element = { word: 0, half: 1 } as const;
 

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <atomic>
 #include <chrono>
 #include <map>
 #include <mutex>
@@ -46,10 +47,26 @@ namespace {
 
 constexpr int kMultiprocessors = 6;
 constexpr int kVersion = 12000;
-constexpr size_t kPlainShared = 48 * 1024;
-constexpr size_t kMostShared = 227 * 1024;
 
-// Guards everything below, and the one device there is.
+// What blocks get unasked, and what of it a kernel's own variables are taken to
+// have: how much they really have is not known here.
+constexpr size_t kPlainShared = 48 * 1024;
+constexpr size_t kOwnShared = 256;
+
+// The devices: one like a Hopper, and one that has as little as any.
+struct Model {
+  int major;
+  int minor;
+  size_t most_shared;
+};
+constexpr int kDevices = 2;
+constexpr Model kModels[kDevices] = {{9, 0, 227 * 1024}, {8, 6, 99 * 1024}};
+
+// The device that was chosen last. On a real machine each thread chooses its
+// own; tests use one device at a time.
+std::atomic<int> current{0};
+
+// Guards everything below, and the memory that the devices share.
 std::mutex &mutex() {
   static std::mutex *const it = new std::mutex;
   return *it;
@@ -59,11 +76,16 @@ struct Device {
   int streams = 0;
   // Shared memory that kernels were allowed.
   std::map<const void *, size_t> allowed;
+
+  size_t allowed_to(const void *kernel) const {
+    const auto found = allowed.find(kernel);
+    return found == allowed.end() ? kPlainShared - kOwnShared : found->second;
+  }
 };
 
 Device &device() {
-  static Device *const it = new Device;
-  return *it;
+  static Device *const them = new Device[kDevices];
+  return them[current];
 }
 
 using Lock = std::lock_guard<std::mutex>;
@@ -71,14 +93,11 @@ using Lock = std::lock_guard<std::mutex>;
 bool is_good_launch(const Launch &launch) {
   const size_t threads =
       size_t{launch.block.x} * launch.block.y * launch.block.z;
-  const auto allowed = device().allowed.find(launch.work.kernel);
-  const size_t most =
-      allowed == device().allowed.end() ? kPlainShared : allowed->second;
   return launch.grid.x > 0 && launch.grid.y > 0 && launch.grid.z > 0 &&
          launch.grid.x < 1u << 31 && launch.grid.y < 65536 &&
          launch.grid.z < 65536 && threads > 0 && threads <= kMostThreads &&
          threads % 32 == 0 && threads == launch.block.x &&
-         launch.shared_bytes <= most;
+         launch.shared_bytes <= device().allowed_to(launch.work.kernel);
 }
 
 // Nodes in an order that the graph allows: that of the capture, or one in which
@@ -134,8 +153,18 @@ cudaError_t launch(const cudaLaunchConfig_t &config, const Work &work) {
 
 cudaError_t set_shared_memory(const void *kernel, size_t bytes) {
   const Lock lock(mutex());
-  if (bytes > kMostShared) return cudaErrorInvalidValue;
+  if (bytes + kOwnShared > kModels[current].most_shared) {
+    return cudaErrorInvalidValue;
+  }
   device().allowed[kernel] = bytes;
+  return failure;
+}
+
+cudaError_t get_attributes(const void *kernel, cudaFuncAttributes *attributes) {
+  const Lock lock(mutex());
+  attributes->sharedSizeBytes = kOwnShared;
+  attributes->maxDynamicSharedSizeBytes =
+      static_cast<int>(device().allowed_to(kernel));
   return failure;
 }
 
@@ -155,28 +184,44 @@ cudaError_t cudaRuntimeGetVersion(int *version) {
 }
 
 cudaError_t cudaGetDeviceCount(int *count) {
-  *count = 1;
+  *count = emulation::kDevices;
   return failure;
 }
 
 cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? failure : cudaErrorInvalidDevice;
+  if (device < 0 || device >= emulation::kDevices) {
+    return cudaErrorInvalidDevice;
+  }
+  emulation::current = device;
+  return failure;
 }
 
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int) {
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties,
+                                    int device) {
   const Lock lock(emulation::mutex());
   *properties = {};
   snprintf(properties->name, sizeof(properties->name), "emulated device");
   size_t free = 0;
   emulation::memory_sizes(&free, &properties->totalGlobalMem);
-  properties->major = 9;
+  properties->major = emulation::kModels[device].major;
+  properties->minor = emulation::kModels[device].minor;
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount
-               ? emulation::kMultiprocessors
-               : 9;
+cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute,
+                                   int device) {
+  const emulation::Model &model = emulation::kModels[device];
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = emulation::kMultiprocessors;
+      break;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = model.major;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = static_cast<int>(model.most_shared);
+      break;
+  }
   return failure;
 }
 

@@ -78,7 +78,8 @@ enum cudaError_t {
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
-  cudaDevAttrComputeCapabilityMajor = 75
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed = 2 };
@@ -99,6 +100,7 @@ struct cudaDeviceProp {
 };
 struct cudaFuncAttributes {
   size_t sharedSizeBytes;
+  int maxDynamicSharedSizeBytes;
 };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
@@ -179,6 +181,7 @@ struct Work {
 // Takes the arguments, which were allocated by malloc.
 cudaError_t launch(const cudaLaunchConfig_t &config, const Work &work);
 cudaError_t set_shared_memory(const void *kernel, size_t bytes);
+cudaError_t get_attributes(const void *kernel, cudaFuncAttributes *attributes);
 
 template <class... P>
 struct Call {
@@ -214,9 +217,9 @@ inline cudaError_t cudaFuncSetAttribute(Kernel kernel, cudaFuncAttribute,
 
 template <class Kernel>
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes,
-                                         Kernel) {
-  *attributes = {};
-  return cudaSuccess;
+                                         Kernel kernel) {
+  return emulation::get_attributes(reinterpret_cast<const void *>(kernel),
+                                   attributes);
 }
 
 #include "device_functions.h"

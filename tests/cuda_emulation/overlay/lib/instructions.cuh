@@ -30,8 +30,6 @@ inline uint4 load_weights(const skv_half *address) {
   return emulation::load_constant(address);
 }
 
-inline void prefetch(const skv_half *) {}
-
 inline void mma(float (&c)[4], const uint4 &a, uint32_t b0, uint32_t b1,
                 SKV_PLACE) {
   emulation::mma_halves(c, a, b0, b1, SKV_HERE);

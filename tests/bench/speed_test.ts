@@ -37,7 +37,7 @@ eachBackend("measurements do what they say", async (backend, { label }) => {
     sections: sectionNames.filter((name) => flat || name !== "flat"),
     ...{ caches: CACHES, batches: [1, 2] },
     ...{ steps: STEPS, rounds: ROUNDS, tokens: 1 },
-    ...{ prompt: 48, chunks: [16], memory: 2 ** 19 },
+    ...{ prompt: 48, chunks: [16], memory: 2 ** 20 },
     ceilings: { stream: 1e9 },
   });
   const results: Result[] = [];

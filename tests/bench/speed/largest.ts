@@ -18,8 +18,9 @@ export interface LargestOptions extends Repeats {
 }
 
 /**
- * Predicts the largest batch from the memory that decoders of one and of two
- * sequences take, tries it, and takes a smaller one while there is no room.
+ * Predicts the largest batch from the memory that decoders of two and of four
+ * sequences take, tries it, and takes a smaller one while there is no room. One
+ * sequence says less: products of a single row need no memory of their own.
  *
  * @throws {RangeError} If nothing says how much memory there is, or not even
  * one sequence fits.
@@ -34,12 +35,12 @@ export async function measureLargest(
       "Cannot look for the largest batch: expected --memory, since nvidia-smi does not say what is free",
     );
   }
-  const [one, two] = [1, 2].map((batch) => {
+  const [two, four] = [2, 4].map((batch) => {
     using decoder = new Decoder(setup, { cache, batch, ...rest });
     void decoder;
     return setup.backend.bytesAllocated - setup.weights.byteLength;
   }) as [number, number];
-  let batch = Math.floor((free - one) / (two - one)) + 1;
+  let batch = Math.max(1, Math.floor(2 + 2 * (free - two) / (four - two)));
   for (let attempt = 0; attempt < TRIES && batch > 0; attempt++) {
     let decoder: Decoder;
     try {

@@ -56,6 +56,14 @@ export async function planOf(
   }
 }
 
+/** Where files of losses are. */
+interface Folders {
+  /** That of the plan. */
+  readonly folder: string;
+  /** That of the model. */
+  readonly model: string;
+}
+
 /**
  * Puts in place of every field `losses` of a policy, its own or that of an
  * allocation, what the file says: a path from the plan, or, where it is `true`,
@@ -63,7 +71,7 @@ export async function planOf(
  */
 async function withLosses(
   plan: unknown,
-  folders: { readonly folder: string; readonly model: string },
+  folders: Folders,
 ): Promise<unknown> {
   if (!isObject(plan)) return plan;
   const { policies, ...rest } = plan;
@@ -76,7 +84,7 @@ async function withLosses(
 
 async function readInside(
   value: unknown,
-  folders: { readonly folder: string; readonly model: string },
+  folders: Folders,
 ): Promise<unknown> {
   if (Array.isArray(value)) {
     return await Promise.all(value.map((item) => readInside(item, folders)));

@@ -131,19 +131,16 @@ export async function policyOf(
       "Cannot read a prompt in chunks and whole: expected --chunk or --whole",
     );
   }
-  const share = name === "full" ? 1 : 0.25;
-  const own = createPolicy(name, budget ?? { ratio: share });
+  const amount = budget ?? { ratio: name === "full" ? 1 : 0.25 };
   const given = file === undefined ? undefined : await readHeadLosses(file);
-  return ({ headLosses }) => {
-    return {
-      ...name === "steady"
-        ? steady({ budget: own.budget, losses: given ?? headLosses })
-        : own,
-      ...longest !== undefined
-        ? { schedule: { kind: "whole", longest } }
-        : chunk !== undefined && { schedule: { kind: "streaming", chunk } },
-    };
-  };
+  return ({ headLosses }) => ({
+    ...name === "steady"
+      ? steady({ budget: amount, losses: given ?? headLosses })
+      : createPolicy(name, amount),
+    ...longest !== undefined
+      ? { schedule: { kind: "whole", longest } }
+      : chunk !== undefined && { schedule: { kind: "streaming", chunk } },
+  });
 }
 
 /** Options of a generation that the flags describe. */

@@ -25,12 +25,17 @@ function argmax(values: Float32Array): number {
   return best;
 }
 
-/**
- * KL(p ‖ q) in nats of the distributions that two rows of logits give:
- * `Σ pᵢ (ln pᵢ − ln qᵢ)`, where `ln pᵢ` is a logit less `ln Σ exp`.
- */
-export function logitDivergence(p: Float32Array, q: Float32Array): number {
-  const [maxP, maxQ] = [p[argmax(p)]!, q[argmax(q)]!];
+/** What two rows of logits have in common. */
+interface RowComparison {
+  /** Whether the largest logits are those of the same id. */
+  readonly sameTop: boolean;
+  /** KL(p ‖ q) in nats. */
+  readonly divergence: number;
+}
+
+function compareRows(p: Float32Array, q: Float32Array): RowComparison {
+  const [topP, topQ] = [argmax(p), argmax(q)];
+  const [maxP, maxQ] = [p[topP]!, q[topQ]!];
   let sumP = 0;
   let sumQ = 0;
   let difference = 0;
@@ -40,7 +45,17 @@ export function logitDivergence(p: Float32Array, q: Float32Array): number {
     sumQ += Math.exp(q[i]! - maxQ);
     difference += weight * (p[i]! - q[i]!);
   }
-  return difference / sumP - (maxP - maxQ) - Math.log(sumP / sumQ);
+  const divergence = difference / sumP - (maxP - maxQ) -
+    Math.log(sumP / sumQ);
+  return { sameTop: topP === topQ, divergence };
+}
+
+/**
+ * KL(p ‖ q) in nats of the distributions that two rows of logits give:
+ * `Σ pᵢ (ln pᵢ − ln qᵢ)`, where `ln pᵢ` is a logit less `ln Σ exp`.
+ */
+export function logitDivergence(p: Float32Array, q: Float32Array): number {
+  return compareRows(p, q).divergence;
 }
 
 /**
@@ -63,9 +78,9 @@ export async function compareLogits(
   for await (const rows of other) {
     if (tokens++ >= expected) break;
     rows.forEach((row, text) => {
-      const reference = full[text]![tokens - 1]!;
-      if (argmax(reference) === argmax(row)) sums[text]!.same++;
-      sums[text]!.divergence += logitDivergence(reference, row);
+      const own = compareRows(full[text]![tokens - 1]!, row);
+      if (own.sameTop) sums[text]!.same++;
+      sums[text]!.divergence += own.divergence;
     });
   }
   if (tokens !== expected || tokens === 0) {

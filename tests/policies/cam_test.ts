@@ -2,26 +2,18 @@
  * What CaM states, on every backend.
  */
 import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
-import type { ModelSizes } from "../../src/backends/backend.ts";
 import { cam } from "../../src/policies/cam.ts";
 import { drawUniform } from "../../src/reference/next_values.ts";
 import { eachBackend } from "../backends/each_backend.ts";
 import {
   freshSlot,
   LayerHarness,
+  layerSizes,
   randomNumbers,
   type TestSlot,
 } from "./layer_harness.ts";
 
-const sizes: ModelSizes = {
-  hidden: 64,
-  ffn: 64,
-  vocabulary: 32,
-  normEpsilon: 1e-5,
-  heads: 1,
-  kvHeads: 1,
-  headDim: 8,
-};
+const sizes = layerSizes({ headDim: 8 });
 
 function slotsOf(attention: readonly number[]): TestSlot[] {
   const random = randomNumbers(11);

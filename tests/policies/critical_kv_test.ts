@@ -2,7 +2,6 @@
  * What CriticalKV states, on every backend.
  */
 import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
-import type { ModelSizes } from "../../src/backends/backend.ts";
 import { criticalKV } from "../../src/policies/critical_kv.ts";
 import { h2o } from "../../src/policies/h2o.ts";
 import type { Policy } from "../../src/policies/parts.ts";
@@ -13,6 +12,7 @@ import {
   exactAttention,
   freshSlot,
   LayerHarness,
+  layerSizes,
   normalVector,
   randomNumbers,
   type TestSlot,
@@ -20,18 +20,6 @@ import {
 
 const HIDDEN = 48;
 const HEAD_DIM = 16;
-
-function sizesOf(heads: number): ModelSizes {
-  return {
-    hidden: HIDDEN,
-    ffn: 64,
-    vocabulary: 32,
-    normEpsilon: 1e-5,
-    heads,
-    kvHeads: 1,
-    headDim: HEAD_DIM,
-  };
-}
 
 /** `v · W_O[h]` for `W_O` as `(hidden, heads * headDim)`. */
 function project(
@@ -71,7 +59,7 @@ async function positionsKept(
   },
 ): Promise<number[]> {
   using layer = new LayerHarness(backend, {
-    sizes: sizesOf(1),
+    sizes: layerSizes({ heads: 1, headDim: HEAD_DIM, hidden: HIDDEN }),
     policy,
     capacity: budget + 1,
     stageRows: rows.length,
@@ -91,7 +79,7 @@ eachBackend("norms are those of projected values", async (backend) => {
   const heads = 3;
   const policy = criticalKV({ base: h2o({ budget: 8 }) });
   using layer = new LayerHarness(backend, {
-    sizes: sizesOf(heads),
+    sizes: layerSizes({ heads: heads, headDim: HEAD_DIM, hidden: HIDDEN }),
     policy,
     capacity: 9,
   });
@@ -110,7 +98,11 @@ eachBackend("norms are those of projected values", async (backend) => {
   backend.writeRows(weight, data, { firstRow: 0 });
   const step = layer.decodeStep(7);
   using program = backend.record("norms", (kernels) => {
-    const args = { cache: layer.cache, step, sizes: sizesOf(heads) };
+    const args = {
+      cache: layer.cache,
+      step,
+      sizes: layerSizes({ heads: heads, headDim: HEAD_DIM, hidden: HIDDEN }),
+    };
     kernels.valueNorms({ ...args, weight });
   });
   program.run();
@@ -165,7 +157,7 @@ eachBackend(
       }));
       const policy = criticalKV({ base: h2o({ budget: 11 }) });
       using layer = new LayerHarness(backend, {
-        sizes: sizesOf(1),
+        sizes: layerSizes({ heads: 1, headDim: HEAD_DIM, hidden: HIDDEN }),
         policy,
         capacity: 12,
       });
@@ -362,7 +354,7 @@ eachBackend(
       criticalKV({ base: weightedKV({ budget: 3, recent: 0 }) }),
     );
     using layer = new LayerHarness(backend, {
-      sizes: sizesOf(1),
+      sizes: layerSizes({ heads: 1, headDim: HEAD_DIM, hidden: HIDDEN }),
       policy,
       capacity: 4,
       stageRows: 4,

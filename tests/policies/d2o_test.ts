@@ -2,25 +2,17 @@
  * What D2O states, on every backend.
  */
 import { assertAlmostEquals, assertEquals } from "@std/assert";
-import type { ModelSizes } from "../../src/backends/backend.ts";
 import { d2o } from "../../src/policies/d2o.ts";
 import { eachBackend } from "../backends/each_backend.ts";
 import {
   freshSlot,
   LayerHarness,
+  layerSizes,
   randomNumbers,
   type TestSlot,
 } from "./layer_harness.ts";
 
-const sizes: ModelSizes = {
-  hidden: 64,
-  ffn: 64,
-  vocabulary: 32,
-  normEpsilon: 1e-5,
-  heads: 1,
-  kvHeads: 1,
-  headDim: 4,
-};
+const sizes = layerSizes({ headDim: 4 });
 
 /** A slot whose key points `degrees` from the first axis. */
 function slotAt(position: number, degrees: number, value: number): TestSlot {

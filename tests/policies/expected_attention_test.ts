@@ -6,7 +6,6 @@ import type {
   Backend,
   DeviceBuffer,
   Kernels,
-  ModelSizes,
 } from "../../src/backends/backend.ts";
 import { CpuBackend } from "../../src/backends/cpu/cpu_backend.ts";
 import { SlotCache } from "../../src/cache/slot_cache.ts";
@@ -25,6 +24,7 @@ import { tinyConfig } from "../generate/tiny_model.ts";
 import {
   freshSlot,
   LayerHarness,
+  layerSizes,
   normalVector,
   randomNumbers,
   type TestSlot,
@@ -32,15 +32,7 @@ import {
 
 const headDim = 16;
 const pairs = headDim / 2;
-const sizes: ModelSizes = {
-  hidden: 64,
-  ffn: 64,
-  vocabulary: 32,
-  normEpsilon: 1e-5,
-  heads: 2,
-  kvHeads: 1,
-  headDim,
-};
+const sizes = layerSizes({ heads: 2, headDim });
 const HORIZON = 40;
 /** What the table scales rotations with, as YaRN's does. */
 const SCALE = 1.1;

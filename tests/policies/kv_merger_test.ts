@@ -2,25 +2,17 @@
  * What KVMerger states, on every backend.
  */
 import { assertAlmostEquals, assertEquals } from "@std/assert";
-import type { ModelSizes } from "../../src/backends/backend.ts";
 import { kvMerger } from "../../src/policies/kv_merger.ts";
 import { eachBackend } from "../backends/each_backend.ts";
 import {
   freshSlot,
   LayerHarness,
+  layerSizes,
   randomNumbers,
   type TestSlot,
 } from "./layer_harness.ts";
 
-const sizes: ModelSizes = {
-  hidden: 64,
-  ffn: 64,
-  vocabulary: 32,
-  normEpsilon: 1e-5,
-  heads: 1,
-  kvHeads: 1,
-  headDim: 4,
-};
+const sizes = layerSizes({ headDim: 4 });
 
 /** Keys below are halves of at most 4; means of them are rounded to halves. */
 const UNIT = 4 * 2 ** -11;

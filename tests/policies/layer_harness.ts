@@ -39,6 +39,19 @@ export interface TestSlot {
   valueNorm?: number;
 }
 
+/** Sizes of a layer, of which tests of attention only choose the heads. */
+export function layerSizes(
+  { heads = 1, kvHeads = 1, headDim, hidden = 64 }: {
+    heads?: number;
+    kvHeads?: number;
+    headDim: number;
+    hidden?: number;
+  },
+): ModelSizes {
+  const others = { ffn: 64, vocabulary: 32, normEpsilon: 1e-5 };
+  return { ...others, hidden, heads, kvHeads, headDim };
+}
+
 /** Deterministic numbers in [0, 1): a linear congruential generator. */
 export function randomNumbers(seed: number): () => number {
   let state = seed >>> 0;

@@ -2,7 +2,6 @@
  * Which slots KeyDiff, CORM and AhaKV let go, on every backend.
  */
 import { assertAlmostEquals, assertEquals } from "@std/assert";
-import type { ModelSizes } from "../../src/backends/backend.ts";
 import { ahaKV } from "../../src/policies/aha_kv.ts";
 import { corm } from "../../src/policies/corm.ts";
 import { keyDiff } from "../../src/policies/key_diff.ts";
@@ -11,19 +10,12 @@ import {
   exactAttention,
   freshSlot,
   LayerHarness,
+  layerSizes,
   normalVector,
   randomNumbers,
 } from "./layer_harness.ts";
 
-const sizes: ModelSizes = {
-  hidden: 64,
-  ffn: 64,
-  vocabulary: 32,
-  normEpsilon: 1e-5,
-  heads: 2,
-  kvHeads: 1,
-  headDim: 16,
-};
+const sizes = layerSizes({ heads: 2, headDim: 16 });
 
 eachBackend(
   "KeyDiff drops the keys nearest to the mean direction",

@@ -2,7 +2,6 @@
  * What merging the cheapest pair states, on every backend.
  */
 import { assert, assertEquals } from "@std/assert";
-import type { ModelSizes } from "../../src/backends/backend.ts";
 import { steady, type SteadyOptions } from "../../src/policies/steady.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 import { eachBackend } from "../backends/each_backend.ts";
@@ -10,6 +9,7 @@ import {
   exactAttention,
   freshSlot,
   LayerHarness,
+  layerSizes,
   mergeTolerance,
   normalVector,
   randomNumbers,
@@ -20,15 +20,7 @@ import {
 const HEAD_DIM = 16;
 const BUDGET = 11;
 
-const sizes: ModelSizes = {
-  hidden: 64,
-  ffn: 64,
-  vocabulary: 32,
-  normEpsilon: 1e-5,
-  heads: 1,
-  kvHeads: 1,
-  headDim: HEAD_DIM,
-};
+const sizes = layerSizes({ headDim: HEAD_DIM });
 
 /** The policy whose scores are those of the current step alone. */
 function instant(options: Partial<SteadyOptions>): Policy {

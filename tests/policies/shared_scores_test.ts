@@ -3,7 +3,6 @@
  * other heads (TOVA), on every backend.
  */
 import { assertEquals } from "@std/assert";
-import type { ModelSizes } from "../../src/backends/backend.ts";
 import type { Pool } from "../../src/policies/parts.ts";
 import { snapKV } from "../../src/policies/snap_kv.ts";
 import { tova } from "../../src/policies/tova.ts";
@@ -12,21 +11,10 @@ import {
   exactAttention,
   freshSlot,
   LayerHarness,
+  layerSizes,
   normalVector,
   randomNumbers,
 } from "./layer_harness.ts";
-
-function sizesOf(heads: number, kvHeads: number): ModelSizes {
-  return {
-    hidden: 64,
-    ffn: 64,
-    vocabulary: 32,
-    normEpsilon: 1e-5,
-    heads,
-    kvHeads,
-    headDim: 16,
-  };
-}
 
 eachBackend(
   "SnapKV keeps what surrounds an important token",
@@ -39,7 +27,7 @@ eachBackend(
         probe: { kind: "none" },
       } as const;
       using layer = new LayerHarness(backend, {
-        sizes: sizesOf(1, 1),
+        sizes: layerSizes({ heads: 1, kvHeads: 1, headDim: 16 }),
         policy,
         capacity: budget + 1,
         stageRows: scores.length,
@@ -78,7 +66,7 @@ eachBackend(
   async (backend) => {
     for (let seed = 1; seed <= 8; seed++) {
       const random = randomNumbers(seed);
-      const sizes = sizesOf(4, 2);
+      const sizes = layerSizes({ heads: 4, kvHeads: 2, headDim: 16 });
       using layer = new LayerHarness(backend, {
         sizes,
         policy: tova({ budget: 9 }),

@@ -3,7 +3,6 @@
  * every backend.
  */
 import { assert, assertEquals } from "@std/assert";
-import type { ModelSizes } from "../../src/backends/backend.ts";
 import { eachBackend } from "../backends/each_backend.ts";
 import {
   exactAttention,
@@ -11,6 +10,7 @@ import {
   halfBound,
   instantKeepKV,
   LayerHarness,
+  layerSizes,
   mergeTolerance,
   normalVector,
   randomNumbers,
@@ -19,18 +19,6 @@ import {
 } from "./layer_harness.ts";
 
 const KEYS = ["zip", "minNorm", "realVotes"] as const;
-
-function sizesOf(heads: number, kvHeads: number, headDim: number): ModelSizes {
-  return {
-    hidden: 64,
-    ffn: 64,
-    vocabulary: 32,
-    normEpsilon: 1e-5,
-    heads,
-    kvHeads,
-    headDim,
-  };
-}
 
 function randomSlots(
   random: () => number,
@@ -53,7 +41,7 @@ for (const key of KEYS) {
     async (backend) => {
       for (let seed = 1; seed <= 25; seed++) {
         const random = randomNumbers(seed);
-        const sizes = sizesOf(2, 2, 64);
+        const sizes = layerSizes({ heads: 2, kvHeads: 2, headDim: 64 });
         const policy = instantKeepKV({ key });
         using layer = new LayerHarness(backend, {
           sizes,
@@ -90,7 +78,7 @@ for (const key of KEYS) {
       for (const prefill of ["mergeFirst", "evictFirst"] as const) {
         for (let seed = 1; seed <= 8; seed++) {
           const random = randomNumbers(seed);
-          const sizes = sizesOf(1, 1, 32);
+          const sizes = layerSizes({ heads: 1, kvHeads: 1, headDim: 32 });
           const policy = instantKeepKV({ key, prefill });
           using layer = new LayerHarness(backend, {
             sizes,
@@ -136,7 +124,7 @@ eachBackend("summed votes alone change the output", async (backend) => {
   // Guards the tests above: with the released code's convex merge they fail.
   const random = randomNumbers(3);
   const policy = instantKeepKV({ key: "convex" });
-  const sizes = sizesOf(1, 1, 64);
+  const sizes = layerSizes({ heads: 1, kvHeads: 1, headDim: 64 });
   using layer = new LayerHarness(backend, { sizes, policy, capacity: 17 });
   const slots = randomSlots(random, { count: 17, headDim: 64, lanes: 1 });
   layer.writeSlots([slots], { budget: 16, recent: 3, live: 16 });
@@ -157,7 +145,7 @@ eachBackend(
     // masses the differences cancel over the group.
     for (let seed = 1; seed <= 10; seed++) {
       const random = randomNumbers(seed);
-      const sizes = sizesOf(4, 1, 32);
+      const sizes = layerSizes({ heads: 4, kvHeads: 1, headDim: 32 });
       const policy = instantKeepKV({
         key: "realVotes",
         votesPerQueryHead: true,
@@ -195,7 +183,7 @@ eachBackend(
     for (let seed = 1; seed <= 25; seed++) {
       const random = randomNumbers(seed);
       const policy = instantKeepKV({ key: "realVotes" });
-      const sizes = sizesOf(1, 1, 16);
+      const sizes = layerSizes({ heads: 1, kvHeads: 1, headDim: 16 });
       using layer = new LayerHarness(backend, { sizes, policy, capacity: 9 });
       const slots = randomSlots(random, { count: 9, headDim: 16, lanes: 1 });
       layer.writeSlots([slots], { budget: 8, recent: 2, live: 8 });
@@ -226,7 +214,7 @@ eachBackend(
 
 eachBackend("integer votes equal duplicated slots", async (backend) => {
   const random = randomNumbers(11);
-  const sizes = sizesOf(2, 1, 48);
+  const sizes = layerSizes({ heads: 2, kvHeads: 1, headDim: 48 });
   const policy = instantKeepKV({ key: "realVotes", threshold: 1 });
   const slots = randomSlots(random, { count: 7, headDim: 48, lanes: 1 });
   const copies = slots.flatMap((slot) =>
@@ -260,7 +248,7 @@ eachBackend(
   async (backend) => {
     for (const threshold of [-1, 0.1, 0.9]) {
       const random = randomNumbers(5);
-      const sizes = sizesOf(2, 1, 32);
+      const sizes = layerSizes({ heads: 2, kvHeads: 1, headDim: 32 });
       const policy = instantKeepKV({ key: "zip", threshold, sinks: 2 });
       using layer = new LayerHarness(backend, {
         sizes,

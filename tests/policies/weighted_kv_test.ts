@@ -2,7 +2,6 @@
  * What WeightedKV states, on every backend.
  */
 import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
-import type { ModelSizes } from "../../src/backends/backend.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 import { weightedKV } from "../../src/policies/weighted_kv.ts";
 import { eachBackend } from "../backends/each_backend.ts";
@@ -11,22 +10,11 @@ import {
   freshSlot,
   halfBound,
   LayerHarness,
+  layerSizes,
   normalVector,
   randomNumbers,
   type TestSlot,
 } from "./layer_harness.ts";
-
-function sizesOf(heads: number, headDim: number): ModelSizes {
-  return {
-    hidden: 64,
-    ffn: 64,
-    vocabulary: 32,
-    normEpsilon: 1e-5,
-    heads,
-    kvHeads: 1,
-    headDim,
-  };
-}
 
 /** Slots whose mean attention weights are `means`. */
 function slotsOf(
@@ -94,7 +82,7 @@ eachBackend(
     const random = randomNumbers(3);
     const policy = unobserved(weightedKV({ budget: 3, sinks: 0, recent: 0 }));
     using layer = new LayerHarness(backend, {
-      sizes: sizesOf(1, 8),
+      sizes: layerSizes({ heads: 1, headDim: 8 }),
       policy,
       capacity: 4,
       stageRows: 4,
@@ -138,7 +126,7 @@ eachBackend(
       const [budget, recent] = [4 + seed % 9, 1 + seed % 3];
       const policy = unobserved(weightedKV({ budget, sinks: 0 }));
       using layer = new LayerHarness(backend, {
-        sizes: sizesOf(1, 12),
+        sizes: layerSizes({ heads: 1, headDim: 12 }),
         policy,
         capacity: budget + 1,
         stageRows: count,
@@ -187,7 +175,7 @@ async function decode(
   },
 ): Promise<{ output: Float32Array; after: TestSlot[] }> {
   using layer = new LayerHarness(backend, {
-    sizes: sizesOf(heads, 32),
+    sizes: layerSizes({ heads: heads, headDim: 32 }),
     policy,
     capacity: 12,
   });

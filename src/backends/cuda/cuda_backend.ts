@@ -16,6 +16,7 @@ import type {
   Program,
   WriteRowsOptions,
 } from "../backend.ts";
+import { checkRange, countRows } from "../ranges.ts";
 import {
   CudaBuffer,
   CudaMatrix,
@@ -234,14 +235,8 @@ export class CudaBackend implements Backend {
     { firstRow, rowStep = 1 }: WriteRowsOptions,
   ): void {
     this.#checkUsable();
-    const { columns, pitch, label } = matrix as CudaMatrix;
-    const rows = data.length / columns;
-    const end = firstRow + (rows - 1) * rowStep + 1;
-    if (!Number.isInteger(rows) || firstRow < 0 || end > matrix.rows) {
-      throw new RangeError(
-        `Cannot write ${data.length} elements from row ${firstRow} of ${label}: expected whole rows of ${columns} up to row ${matrix.rows}`,
-      );
-    }
+    const { columns, pitch } = matrix as CudaMatrix;
+    const rows = countRows(matrix, data.length, { firstRow, rowStep });
     if (rows === 0) return;
     this.#writeHalves(data, matrix as CudaMatrix, {
       offset: firstRow * pitch,
@@ -258,13 +253,7 @@ export class CudaBackend implements Backend {
   ): Promise<HostTensor> {
     this.#checkUsable();
     const { address, type, label } = buffer as CudaBuffer;
-    if (offset < 0 || length < 0 || offset + length > buffer.length) {
-      throw new RangeError(
-        `Cannot read elements ${offset} to ${
-          offset + length
-        } of ${label}: it has ${buffer.length}`,
-      );
-    }
+    checkRange(buffer, offset, length);
     const ticket = new Uint32Array(1);
     this.#check(
       this.#symbols.skv_read(

@@ -7,6 +7,13 @@ import { floorParts } from "../../cache/adaptive_heads.ts";
 import { remembersPartners } from "../../cache/layout.ts";
 import type { Policy } from "../../policies/parts.ts";
 import type { ModelSizes } from "../backend.ts";
+import {
+  KEY_CODES,
+  MERGE_CODES,
+  POOL_CODES,
+  safeLog,
+  SCORE_CODES,
+} from "../policy_codes.ts";
 import { needsScores } from "../policy_needs.ts";
 import type { Layouts, StructValues } from "./structs.ts";
 
@@ -15,34 +22,6 @@ function flag(value: boolean): number {
 }
 
 const PROBES = { none: 0, all: 1, last: 2, instruction: 3 } as const;
-const SCORES = {
-  position: 0,
-  accumulated: 1,
-  ema: 2,
-  mean: 3,
-  last: 4,
-  age: 5,
-  keyDistance: 6,
-  stepGain: 7,
-  expected: 8,
-} as const;
-const POOLS = { none: 0, mean: 1, max: 2 } as const;
-const MERGES = {
-  never: 0,
-  drop: 1,
-  votes: 2,
-  rightNeighbour: 3,
-  pair: 4,
-  cosine: 5,
-  nextValues: 6,
-  segments: 7,
-} as const;
-const KEYS = { zip: 0, minNorm: 1, realVotes: 2, convex: 3 } as const;
-
-/** ln of a number that may be 0: far below any logit, and still a number. */
-function safeLog(x: number): number {
-  return Math.max(Math.log(x), -1e30);
-}
 
 /** The numbers of a policy for kernels. */
 export function policyNumbers(
@@ -62,14 +41,14 @@ export function policyNumbers(
   return {
     probe: PROBES[probe.kind],
     probeRows: probe.kind === "last" ? probe.rows : 0,
-    score: SCORES[score.kind],
+    score: SCORE_CODES[score.kind],
     logAlpha: safeLog(alpha),
     logRest: Math.log1p(-alpha),
     rawScale: flag(ema?.scale === "raw"),
     countVotes: flag(ema?.countVotes ?? false),
     sinks: select.sinks,
-    merge: MERGES[merge.kind],
-    key: keeps === undefined ? 0 : KEYS[keeps.key],
+    merge: MERGE_CODES[merge.kind],
+    key: keeps === undefined ? 0 : KEY_CODES[keeps.key],
     threshold: votes?.threshold ?? 0,
     mergeFirst: flag(votes?.prefill === "mergeFirst"),
     guardLow: keeps?.guard[0] ?? 0,
@@ -80,7 +59,7 @@ export function policyNumbers(
     valueEpsilon: norm?.epsilon ?? 0,
     logValueEpsilon: safeLog(norm?.epsilon ?? 0),
     firstStage: norm?.first ?? 0,
-    pool: POOLS[pool.kind],
+    pool: POOL_CODES[pool.kind],
     poolReach: pool.kind === "none" ? 0 : (pool.width - 1) / 2,
     layerScope: flag(select.scope === "layer"),
     exactValues: flag(right?.rule === "exact"),

@@ -1,3 +1,4 @@
+import { countRows } from "../ranges.ts";
 import type { BufferFactory, WebGpuMatrix } from "./buffers.ts";
 import { toHalves } from "./half.ts";
 
@@ -30,13 +31,7 @@ export class RowWriter {
     { firstRow, rowStep }: { firstRow: number; rowStep: number },
   ): void {
     const { columns, paddedColumns, label } = matrix;
-    const rows = data.length / columns;
-    const end = firstRow + (rows - 1) * rowStep + 1;
-    if (!Number.isInteger(rows) || end > matrix.rows) {
-      throw new RangeError(
-        `Cannot write ${data.length} elements from row ${firstRow} of ${label}: expected whole rows of ${columns} up to row ${matrix.rows}`,
-      );
-    }
+    const rows = countRows(matrix, data.length, { firstRow, rowStep });
     const rowBytes = paddedColumns * 2;
     const pieceRows = Math.max(1, Math.floor(this.#pieceBytes / rowBytes));
     const piece = new Float16Array(Math.min(rows, pieceRows) * paddedColumns);

@@ -19,6 +19,7 @@ import type {
   Program,
   WriteRowsOptions,
 } from "../backend.ts";
+import { checkRange } from "../ranges.ts";
 import { type BufferFactory, WebGpuBuffer, WebGpuMatrix } from "./buffers.ts";
 import { DeviceMonitor } from "./device_monitor.ts";
 import { forHalves } from "./half.ts";
@@ -282,13 +283,7 @@ export class WebGpuBackend implements Backend {
   ): Promise<HostTensor> {
     this.#check();
     const { gpu, type, label } = buffer as WebGpuBuffer;
-    if (offset < 0 || length < 0 || offset + length > buffer.length) {
-      throw new RangeError(
-        `Cannot read elements ${offset} to ${
-          offset + length
-        } of ${label}: it has ${buffer.length}`,
-      );
-    }
+    checkRange(buffer, offset, length);
     this.#unflushed = 0;
     return await this.#reader.read(gpu, { label, type, offset, length });
   }

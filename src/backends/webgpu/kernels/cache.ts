@@ -11,6 +11,13 @@ import type {
 } from "../../backend.ts";
 import { remembersPartners } from "../../../cache/layout.ts";
 import type { Policy } from "../../../policies/parts.ts";
+import {
+  KEY_CODES,
+  MERGE_CODES,
+  POOL_CODES,
+  safeLog,
+  SCORE_CODES,
+} from "../../policy_codes.ts";
 import { needsScores, takesAllKeys } from "../../policy_needs.ts";
 import type { Constants } from "../pipelines.ts";
 import type { Bindable } from "../recorder.ts";
@@ -96,37 +103,8 @@ export function stagedBindings(
   };
 }
 
-const SCORES = {
-  position: 0,
-  accumulated: 1,
-  ema: 2,
-  mean: 3,
-  last: 4,
-  age: 5,
-  keyDistance: 6,
-  stepGain: 7,
-  expected: 8,
-} as const;
-const POOLS = { none: 0, mean: 1, max: 2 } as const;
-const MERGES = {
-  never: 0,
-  drop: 1,
-  votes: 2,
-  rightNeighbour: 3,
-  pair: 4,
-  cosine: 5,
-  nextValues: 6,
-  segments: 7,
-} as const;
-const KEYS = { zip: 0, minNorm: 1, realVotes: 2, convex: 3 } as const;
-
 /** Largest float that fits in the guard of a shader. */
 const GUARD_MAX = 3e38;
-
-/** ln of a number that may be 0, for shaders without infinities. */
-function safeLog(x: number): number {
-  return Math.max(Math.log(x), -1e30);
-}
 
 /** Constants of `lib/policy.wgsl` and of the merges. */
 export function policyConstants(
@@ -139,7 +117,7 @@ export function policyConstants(
     Math.max(-GUARD_MAX, Math.min(GUARD_MAX, bound));
   return {
     SINKS: select.sinks,
-    SCORE: SCORES[score.kind],
+    SCORE: SCORE_CODES[score.kind],
     LOG_ALPHA: safeLog(alpha),
     LOG_REST: Math.log1p(-alpha),
     RAW_SCALE: score.kind === "ema" && score.scale === "raw",
@@ -154,7 +132,7 @@ export function policyConstants(
       LOG_VALUE_EPSILON: safeLog(values.epsilon),
     }),
     LAYER_SCOPE: select.scope === "layer",
-    MERGE: MERGES[merge.kind],
+    MERGE: MERGE_CODES[merge.kind],
     PARTNERS: remembersPartners(policy),
     ...(merge.kind === "votes" && { THRESHOLD: merge.threshold }),
     ...(merge.kind === "cosine" && { THRESHOLD_KEEP: merge.keep }),
@@ -170,7 +148,7 @@ export function policyConstants(
       VALUE_WEIGHT: merge.valueWeight,
     }),
     ...("votesPerQueryHead" in merge && {
-      KEY_FORM: KEYS[merge.key],
+      KEY_FORM: KEY_CODES[merge.key],
       GUARD_LOW: guard(merge.guard[0]),
       GUARD_HIGH: guard(merge.guard[1]),
     }),
@@ -188,7 +166,7 @@ export function ratingConstants(
   return {
     RATED: pool.kind !== "none" || scope === "layer" ||
       takesAllKeys(score),
-    POOL: POOLS[pool.kind],
+    POOL: POOL_CODES[pool.kind],
     POOL_REACH: pool.kind === "none" ? 0 : (pool.width - 1) / 2,
   };
 }

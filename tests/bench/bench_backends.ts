@@ -13,12 +13,17 @@ const SLOT_COUNTS = [256, 1024, 4096];
 /**
  * Registers benchmarks of `operation`. Names are those of the backends, with
  * the variant where there are several; the first one is the baseline.
+ *
+ * @param rounds How often each is run. Without `n` Deno decides: at least ten
+ * times, and for half a second.
  */
 export async function benchBackends(
   operation: string,
   variants: Readonly<
     Record<string, (backend: Backend, slots: number) => Promise<Subject>>
   >,
+  // The CPU takes seconds for what a GPU does in milliseconds.
+  rounds: Pick<Deno.BenchDefinition, "n" | "warmup"> = { n: 4, warmup: 1 },
 ): Promise<void> {
   const backends = await openBackends();
   for (const slots of SLOT_COUNTS) {
@@ -30,8 +35,7 @@ export async function benchBackends(
           name: variant === "" ? backend.name : `${backend.name}, ${variant}`,
           group: `${operation}, ${slots} slots`,
           baseline,
-          // The CPU takes seconds for what a GPU does in milliseconds.
-          ...{ n: 4, warmup: 1 },
+          ...rounds,
           async fn(bench) {
             subject ??= await prepare(backend, slots);
             subject.restore?.();

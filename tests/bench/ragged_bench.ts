@@ -3,9 +3,9 @@
 import { benchBackends } from "./bench_backends.ts";
 import { decodingEvenHeads, decodingRaggedHeads, STEPS } from "./subjects.ts";
 
-// A few percent are looked for. Four rounds after one that warms up were not
-// enough for that: on a CPU the first second is that of the compiler, and the
-// variant that happens to come first pays for it.
+// A few percent are looked for, and four rounds after one that warms up do not
+// show them: the compiler is at work for the first second on a CPU, and a GPU is
+// done with four rounds in milliseconds.
 await benchBackends(`head-wise budgets, ${STEPS} decode steps`, {
   "even heads": decodingEvenHeads,
   "ragged heads": decodingRaggedHeads,

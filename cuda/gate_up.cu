@@ -16,11 +16,18 @@ struct GatePairs {
   __device__ uint32_t output(uint32_t pair, uint32_t end) const {
     return 2 * pair + end;
   }
-  __device__ void finish(uint32_t row, uint32_t pair, float gate,
-                         float up) const {
-    if (bias != nullptr) gate += bias[2 * pair], up += bias[2 * pair + 1];
-    outputs[static_cast<size_t>(row) * ffn + pair] =
-        gate / (1.0f + expf(-gate)) * up;
+  struct Held {
+    float *output;
+    float gate_bias, up_bias;
+  };
+  __device__ Held hold(uint32_t row, uint32_t pair) const {
+    return {outputs + static_cast<size_t>(row) * ffn + pair,
+            bias == nullptr ? 0.0f : bias[2 * pair],
+            bias == nullptr ? 0.0f : bias[2 * pair + 1]};
+  }
+  __device__ static void finish(const Held &held, float gate, float up) {
+    gate += held.gate_bias, up += held.up_bias;
+    *held.output = gate / (1.0f + expf(-gate)) * up;
   }
 };
 

@@ -15,13 +15,20 @@ struct LogitPairs {
   __device__ uint32_t output(uint32_t pair, uint32_t end) const {
     return 2 * pair + end;
   }
-  __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
-    float *to = logits + static_cast<size_t>(row) * vocabulary + 2 * pair;
+  struct Held {
+    float *logits;
+    uint32_t left;
+  };
+  __device__ Held hold(uint32_t row, uint32_t pair) const {
+    return {logits + static_cast<size_t>(row) * vocabulary + 2 * pair,
+            vocabulary - 2 * pair};
+  }
+  __device__ void finish(const Held &held, float a, float b) const {
     if (vocabulary % 2 == 0) {
-      *reinterpret_cast<float2 *>(to) = {a, b};
+      *reinterpret_cast<float2 *>(held.logits) = {a, b};
     } else {
-      to[0] = a;
-      if (2 * pair + 1 < vocabulary) to[1] = b;
+      held.logits[0] = a;
+      if (held.left > 1) held.logits[1] = b;
     }
   }
 };

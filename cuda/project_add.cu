@@ -16,22 +16,26 @@ struct AddPairs {
   __device__ uint32_t output(uint32_t pair, uint32_t end) const {
     return 2 * pair + end;
   }
-  __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
+  struct Held {
+    float *hidden;
+    float bias[2];
+    bool is_pair;
+  };
+  __device__ Held hold(uint32_t row, uint32_t pair) const {
     const uint32_t i = 2 * pair;
-    const bool is_pair = i + 1 < width;
+    Held held = {hidden + static_cast<size_t>(row) * width + i,
+                 {},
+                 i + 1 < width};
     if (bias != nullptr) {
-      a += bias[i];
-      if (is_pair) b += bias[i + 1];
+      held.bias[0] = bias[i];
+      if (held.is_pair) held.bias[1] = bias[i + 1];
     }
-    float *to = hidden + static_cast<size_t>(row) * width + i;
-    if (width % 2 == 0) {
-      float2 *both = reinterpret_cast<float2 *>(to);
-      const float2 before = *both;
-      *both = {before.x + a, before.y + b};
-    } else {
-      to[0] += a;
-      if (is_pair) to[1] += b;
-    }
+    return held;
+  }
+  // Nobody waits for an addition whose result is not asked for.
+  __device__ static void finish(const Held &held, float a, float b) {
+    atomicAdd(held.hidden, a + held.bias[0]);
+    if (held.is_pair) atomicAdd(held.hidden + 1, b + held.bias[1]);
   }
 };
 

@@ -44,40 +44,71 @@ struct Target {
   }
 };
 
-// Stores the pair (pair, pair + half) of a head: a query, a key or a value.
-__device__ inline void store_pair(const skv_qkv_rope_append_args &args,
-                                  const Target &target, uint32_t head,
-                                  uint32_t pair, float2 x) {
+// Where the pair (pair, pair + half) of a head goes, and how far it turns: a
+// query, a key or a value.
+struct PairTarget {
+  float2 turn;
+  // Of queries.
+  float2 sink_turn;
+  size_t at;
+  // Of keys and values, null where the head is full.
+  skv_half *half_row;
+  bool is_query;
+  bool is_key;
+  // Where the side fields are, if this pair is the first of a key, and the
+  // position that they get.
+  Slot slot;
+  uint32_t position;
+  bool is_first;
+};
+
+__device__ inline PairTarget target_of(const skv_qkv_rope_append_args &args,
+                                       const Target &target, uint32_t head,
+                                       uint32_t pair) {
   const skv_sizes &sizes = args.sizes;
   const uint32_t half = sizes.head_dim / 2;
-  const float2 turn = rotation(args.rope, half, pair, target.row.position);
-  if (head < sizes.heads) {
-    const size_t at = (static_cast<size_t>(target.index) * sizes.heads + head) *
-                          sizes.head_dim +
-                      pair;
-    const float2 query = turned(x, turn);
-    args.queries[at] = query.x;
-    args.queries[at + half] = query.y;
-    if (args.sink_queries == nullptr) return;
+  PairTarget to = {};
+  to.turn = rotation(args.rope, half, pair, target.row.position);
+  to.position = target.row.position;
+  to.is_query = head < sizes.heads;
+  if (to.is_query) {
+    to.at = (static_cast<size_t>(target.index) * sizes.heads + head) *
+                sizes.head_dim +
+            pair;
+    if (args.sink_queries == nullptr) return to;
     const uint32_t kv_head = head / (sizes.heads / sizes.kv_heads);
-    const float2 sink =
-        turned(x, rotation(args.rope, half, pair, target.place(args, kv_head)));
-    args.sink_queries[at] = sink.x;
-    args.sink_queries[at + half] = sink.y;
+    to.sink_turn =
+        rotation(args.rope, half, pair, target.place(args, kv_head));
+    return to;
+  }
+  to.is_key = head < sizes.heads + sizes.kv_heads;
+  if (!target.slot(args, (head - sizes.heads) % sizes.kv_heads, to.slot)) {
+    return to;
+  }
+  to.half_row = (to.is_key ? to.slot.key : to.slot.value) + pair;
+  // Whoever makes the first pair of the key also makes the side fields.
+  to.is_first = to.is_key && pair == 0;
+  return to;
+}
+
+__device__ inline void store_pair(const skv_qkv_rope_append_args &args,
+                                  const PairTarget &to, float2 x) {
+  const uint32_t half = args.sizes.head_dim / 2;
+  if (to.is_query) {
+    const float2 query = turned(x, to.turn);
+    args.queries[to.at] = query.x;
+    args.queries[to.at + half] = query.y;
+    if (args.sink_queries == nullptr) return;
+    const float2 sink = turned(x, to.sink_turn);
+    args.sink_queries[to.at] = sink.x;
+    args.sink_queries[to.at + half] = sink.y;
     return;
   }
-  const bool is_key = head < sizes.heads + sizes.kv_heads;
-  const uint32_t kv_head = (head - sizes.heads) % sizes.kv_heads;
-  Slot slot;
-  if (!target.slot(args, kv_head, slot)) return;
-  const float2 kept = is_key ? turned(x, turn) : x;
-  skv_half *to = is_key ? slot.key : slot.value;
-  to[pair] = to_half(kept.x);
-  to[pair + half] = to_half(kept.y);
-  // Whoever makes the first pair of the key also makes the side fields.
-  if (is_key && pair == 0) {
-    initialise_slot(slot, target.row.position, args.cache.lanes);
-  }
+  if (to.half_row == nullptr) return;
+  const float2 kept = to.is_key ? turned(x, to.turn) : x;
+  to.half_row[0] = to_half(kept.x);
+  to.half_row[half] = to_half(kept.y);
+  if (to.is_first) initialise_slot(to.slot, to.position, args.cache.lanes);
 }
 
 // Pairs of RoPE, numbered through all heads.
@@ -88,14 +119,22 @@ struct RopePairs {
     const uint32_t half = args.sizes.head_dim / 2;
     return pair / half * (2 * half) + pair % half + end * half;
   }
-  __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
+  struct Held {
+    PairTarget target;
+    float bias[2];
+  };
+  __device__ Held hold(uint32_t row, uint32_t pair) const {
     const uint32_t half = args.sizes.head_dim / 2;
     const Target target = {row_of(args.step, row), row};
+    Held held = {target_of(args, target, pair / half, pair % half), {}};
     if (args.bias != nullptr) {
-      a += args.bias[output(pair, 0)];
-      b += args.bias[output(pair, 1)];
+      held.bias[0] = args.bias[output(pair, 0)];
+      held.bias[1] = args.bias[output(pair, 1)];
     }
-    store_pair(args, target, pair / half, pair % half, {a, b});
+    return held;
+  }
+  __device__ void finish(const Held &held, float a, float b) const {
+    store_pair(args, held.target, {a + held.bias[0], b + held.bias[1]});
   }
 };
 
@@ -107,10 +146,14 @@ struct ProductPairs {
   __device__ uint32_t output(uint32_t pair, uint32_t end) const {
     return 2 * pair + end;
   }
-  __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
+  using Held = float2 *;
+  __device__ Held hold(uint32_t row, uint32_t pair) const {
     // Heads are even, and so is the number of outputs.
-    *reinterpret_cast<float2 *>(products + static_cast<size_t>(row) * width +
-                                2 * pair) = {a, b};
+    return reinterpret_cast<float2 *>(
+        products + static_cast<size_t>(row) * width + 2 * pair);
+  }
+  __device__ static void finish(const Held &held, float a, float b) {
+    *held = {a, b};
   }
 };
 
@@ -153,7 +196,7 @@ __global__ void __launch_bounds__(kAppendThreads)
   for (uint32_t pair = threadIdx.x; pair < half; pair += kAppendThreads) {
     float2 x = {product(pair) * scale, product(pair + half) * scale};
     if (norm != nullptr) x.x *= norm[pair], x.y *= norm[pair + half];
-    store_pair(args, target, head, pair, x);
+    store_pair(args, target_of(args, target, head, pair), x);
   }
 }
 

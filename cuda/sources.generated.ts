@@ -377,11 +377,18 @@ struct GatePairs {
   __device__ uint32_t output(uint32_t pair, uint32_t end) const {
     return 2 * pair + end;
   }
-  __device__ void finish(uint32_t row, uint32_t pair, float gate,
-                         float up) const {
-    if (bias != nullptr) gate += bias[2 * pair], up += bias[2 * pair + 1];
-    outputs[static_cast<size_t>(row) * ffn + pair] =
-        gate / (1.0f + expf(-gate)) * up;
+  struct Held {
+    float *output;
+    float gate_bias, up_bias;
+  };
+  __device__ Held hold(uint32_t row, uint32_t pair) const {
+    return {outputs + static_cast<size_t>(row) * ffn + pair,
+            bias == nullptr ? 0.0f : bias[2 * pair],
+            bias == nullptr ? 0.0f : bias[2 * pair + 1]};
+  }
+  __device__ static void finish(const Held &held, float gate, float up) {
+    gate += held.gate_bias, up += held.up_bias;
+    *held.output = gate / (1.0f + expf(-gate)) * up;
   }
 };
 
@@ -2965,7 +2972,7 @@ __global__ void __launch_bounds__(kFinishThreads)
   for (uint32_t i = 0; i < kFinishPairs; i++) {
     const uint32_t pair = first + i * kFinishThreads;
     if (pair >= count) return;
-    pairs.finish(row, pair, ends[i][0] * scale, ends[i][1] * scale);
+    pairs.finish(pairs.hold(row, pair), ends[i][0] * scale, ends[i][1] * scale);
   }
 }
 
@@ -3348,7 +3355,7 @@ __device__ inline void finish_tile(const Product &product, const HalfRows &rows,
       for (int o = 0; o < Shape::kOutputTiles; o++) {
         const uint32_t pair = first + 8 * o;
         if (pair >= count) continue;
-        pairs.finish(row, pair, slice[o][i] * inverse,
+        pairs.finish(pairs.hold(row, pair), slice[o][i] * inverse,
                      slice[o][2 + i] * inverse);
       }
     }
@@ -5507,10 +5514,14 @@ __device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
 //   struct Pairs {
 //     // Weight row of an end, 0 or 1, of a pair.
 //     __device__ uint32_t output(uint32_t pair, uint32_t end) const;
+//     // What finishing a pair of a row takes beside its products. Loads what
+//     // no kernel of the step has written, so that it can be called before
+//     // the kernel in front has ended: see lib/overlap.cuh.
+//     struct Held;
+//     __device__ Held hold(uint32_t row, uint32_t pair) const;
 //     // Takes the products of a live row. The second end of the last pair may
 //     // not exist.
-//     __device__ void finish(uint32_t row, uint32_t pair, float a,
-//                            float b) const;
+//     __device__ void finish(const Held &held, float a, float b) const;
 //   };
 #pragma once
 
@@ -5520,8 +5531,12 @@ __device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
 
 // Device memory that a product takes, however much shared memory there is.
 inline Needs product_needs(const Product &product, uint32_t multiprocessors) {
-  if (product.rows == 1) return {};
-  Needs needs = matrix_product_needs(product, multiprocessors);
+  Needs needs;
+  if (product.rows == 1) {
+    needs.own = sizeof(VectorTickets);
+    return needs;
+  }
+  needs = matrix_product_needs(product, multiprocessors);
   if (product.rows >= kLeastLibraryRows) {
     needs.library_scratch = library_product_bytes(product);
   }
@@ -7729,23 +7744,26 @@ __device__ inline float join_spread(uint32_t count, uint32_t head_dim,
 }
 `,
   "lib/vector_product.cuh": `// Products of one row of activations with a weight matrix, for decode steps of
-// one sequence: each weight is read once, 16 bytes per lane and load.
+// one sequence: each weight is read once and passes through shared memory.
 //
-// A warp makes two pairs of outputs. Where there are too few outputs to fill
-// the device, \`parts\` warps of a block share the columns of an output and add
-// up through shared memory. Eight loads per lane are in flight before the
-// kernel in front has ended, and from then on those of the next round while one
-// is multiplied.
+// Each lane copies and multiplies weights of its own, 16 bytes of four rows at
+// a time, kRing such loads ahead: lanes wait for nobody but memory. A block
+// takes less than half of a multiprocessor, so the next product's blocks are
+// there while this one runs, and their first weights are on the way long before
+// the row they wait for is known. That is what bridges the gap between two
+// kernels.
+//
+// \`parts\` warps share the columns of a row, so that each lane keeps its share
+// of the activations in registers. Blocks take batches of outputs as they get
+// on, some batches ahead: not all of them have a multiprocessor of their own.
 //
 // An RMS norm scales the whole row by one number, which is a factor of every
-// product. So the squares are summed while the row streams by, and no pass or
-// barrier of their own is needed: Σ w·(x·n) first, then times 1 / rms(x).
+// product: Σ w·(x·n) first, then times 1 / rms(x).
 //
-// The alternatives that lost: activations in shared memory. They come from the
-// L1 cache as fast, and no warp waits for another. And equal shares of the
-// outputs for one block per multiprocessor, with the row in shared memory: a
-// decode step of the shape of Llama 3.1 8B took 5.56 ms instead of 4.81 ms on
-// an H200.
+// The alternatives that lost: weights straight to registers, of which two
+// kernels' worth do not fit on a multiprocessor; equal shares for all blocks,
+// which wait for those that share a multiprocessor; activations in shared
+// memory, which those of a wide row would fill.
 #pragma once
 
 #include "overlap.cuh"
@@ -7755,159 +7773,351 @@ __device__ inline float join_spread(uint32_t count, uint32_t head_dim,
 constexpr uint32_t kVectorWarps = 8;
 constexpr uint32_t kVectorThreads = 32 * kVectorWarps;
 
-// Outputs of one warp.
+// Outputs of a warp at a time: two pairs.
 constexpr uint32_t kOutputs = 4;
 
-// Loads of 16 bytes of each weight row that a lane has in flight.
-constexpr int kUnroll = 2;
+// Loads of 16 bytes of each of them that a lane has on the way.
+#ifndef SKV_RING
+#define SKV_RING 6
+#endif
+constexpr uint32_t kRing = SKV_RING;
 
-// Starts to load this lane's words of the weight rows; those beyond the end
-// stay as they are.
-__device__ inline void load_words(uint4 (&words)[kUnroll][kOutputs],
-                                  const skv_half *const (&weights)[kOutputs],
-                                  uint32_t first, uint32_t stride,
-                                  uint32_t chunks) {
-#pragma unroll
-  for (int u = 0; u < kUnroll; u++) {
-    const uint32_t chunk = first + u * stride;
-    if (chunk >= chunks) continue;
-#pragma unroll
-    for (uint32_t o = 0; o < kOutputs; o++) {
-      words[u][o] = load_weights(weights[o] + 8 * chunk);
-    }
-  }
-}
+// Most groups of outputs that a warp makes of a batch.
+constexpr uint32_t kMostGroups = 2;
 
-// Sums of this warp's share of the columns, in every lane; the last one is that
-// of the squares.
-template <bool NORMED, bool ALIGNED>
-__device__ inline void sum_columns(const Product &product,
-                                   const skv_half *const (&weights)[kOutputs],
-                                   uint32_t part, uint32_t parts,
-                                   float (&sums)[kOutputs + 1]) {
-  const uint32_t width = product.weight.columns;
-  const uint32_t chunks = product.weight.pitch / 8;
-  const uint32_t stride = 32 * parts;
-  uint32_t first = 32 * part + lane_id();
-  uint4 words[kUnroll][kOutputs];
-  load_words(words, weights, first, stride, chunks);
-  wait_for_previous();
-  const float *row = product.row(0);
-  while (first < chunks) {
-    const uint32_t following = first + kUnroll * stride;
-    uint4 next[kUnroll][kOutputs];
-    load_words(next, weights, following, stride, chunks);
-#pragma unroll
-    for (int u = 0; u < kUnroll; u++) {
-      const uint32_t chunk = first + u * stride;
-      if (chunk >= chunks) continue;
-      float x[8];
-      load_floats<ALIGNED>(x, row, 8 * chunk, width);
-      if constexpr (NORMED) {
-        float n[8];
-        load_floats<ALIGNED>(n, product.norm, 8 * chunk, width);
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-          sums[kOutputs] += x[i] * x[i];
-          x[i] *= n[i];
-        }
-      }
-#pragma unroll
-      for (uint32_t o = 0; o < kOutputs; o++) {
-        const uint4 w = words[u][o];
-        const uint32_t pairs[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const float2 pair = to_floats(pairs[i]);
-          sums[o] += pair.x * x[2 * i];
-          sums[o] += pair.y * x[2 * i + 1];
-        }
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; u++) {
-#pragma unroll
-      for (uint32_t o = 0; o < kOutputs; o++) words[u][o] = next[u][o];
-    }
-    first = following;
-  }
-#pragma unroll
-  for (uint32_t o = 0; o <= kOutputs; o++) {
-    if (NORMED || o < kOutputs) sums[o] = warp_sum(sums[o]);
-  }
-}
+// Room for the numbers of the batches that a block has taken.
+constexpr uint32_t kTaken = 16;
 
-template <class Pairs, bool NORMED>
-__global__ void __launch_bounds__(kVectorThreads)
-    vector_product_kernel(Product product, Pairs pairs, uint32_t parts) {
-  __shared__ float shared[kVectorWarps][kOutputs + 1];
-  let_next_start();
-  const uint32_t part = warp_id() % parts;
-  const uint32_t group =
-      blockIdx.x * (kVectorWarps / parts) + warp_id() / parts;
-  const uint32_t count = pairs_of(product.weight);
-  const bool is_needed = 2 * group < count;
-  float sums[kOutputs + 1] = {};
-  if (is_needed) {
-    const skv_half *weights[kOutputs];
-#pragma unroll
-    for (uint32_t o = 0; o < kOutputs; o++) {
-      const uint32_t pair = min(2 * group + o / 2, count - 1);
-      const uint32_t row =
-          min(pairs.output(pair, o % 2), product.weight.rows - 1);
-      weights[o] =
-          product.weight.data + static_cast<size_t>(row) * product.weight.pitch;
-    }
-    if (product.weight.columns % 8 == 0) {
-      sum_columns<NORMED, true>(product, weights, part, parts, sums);
-    } else {
-      sum_columns<NORMED, false>(product, weights, part, parts, sums);
-    }
-  } else {
-    wait_for_previous();
-  }
-  if (parts > 1) {
-    if (lane_id() == 0) {
-#pragma unroll
-      for (uint32_t o = 0; o <= kOutputs; o++) shared[warp_id()][o] = sums[o];
+// How the warps of a block share its work: \`parts\` warps the columns of a
+// group of outputs, the others other groups.
+struct VectorPlan {
+  uint32_t parts;
+  // Loads of a lane for each row.
+  uint32_t steps;
+  // Groups of a warp in a batch.
+  uint32_t groups;
+
+  // Groups that a block makes at a time.
+  __host__ __device__ uint32_t rows() const { return kVectorWarps / parts; }
+  // Groups of a batch.
+  __host__ __device__ uint32_t batch() const { return rows() * groups; }
+};
+
+// What the blocks of a product share: zero before and after.
+struct VectorTickets {
+  uint32_t taken;
+  uint32_t done;
+};
+
+struct VectorShared {
+  alignas(16) skv_half ring[kVectorWarps][kRing][kOutputs][32 * 8];
+  // Two batches: one is finished while the next is made.
+  float sums[2][kVectorWarps][kMostGroups][kOutputs];
+  float squares[kVectorWarps];
+  uint32_t batches[kTaken];
+};
+
+// The batches of a block, in order. One thread takes them for all.
+class Batches {
+ public:
+  // Takes the first ones. Called by the whole block.
+  __device__ Batches(const VectorPlan &plan, VectorTickets *tickets,
+                     uint32_t (&numbers)[kTaken])
+      : tickets_(tickets),
+        numbers_(numbers),
+        // Those that loads reach while batch 0 is made, and one that is taken
+        // meanwhile.
+        ahead_(2 + (kRing - 1) / (plan.steps * plan.groups)) {
+    static_assert(kRing + 2 < kTaken, "room for all that are taken");
+    if (threadIdx.x == 0) {
+      const uint32_t first = atomicAdd(&tickets->taken, ahead_);
+      for (uint32_t i = 0; i < ahead_; i++) numbers[i] = first + i;
     }
     __syncthreads();
-    if (part != 0) return;
-    for (uint32_t p = 1; p < parts; p++) {
+  }
+
+  __device__ uint32_t operator[](uint32_t i) const {
+    return numbers_[i % kTaken];
+  }
+
+  // Takes one more while the block makes batch i, and hands it out at the end.
+  __device__ void take() {
+    if (threadIdx.x == 0) coming_ = atomicAdd(&tickets_->taken, 1);
+  }
+  __device__ void hand_out(uint32_t i) {
+    if (threadIdx.x == 0) numbers_[(i + ahead_) % kTaken] = coming_;
+    __syncthreads();
+  }
+
+  // The last block to end leaves zeros.
+  __device__ void end() const {
+    if (threadIdx.x != 0) return;
+    if (atomicAdd(&tickets_->done, 1) + 1 < gridDim.x) return;
+    tickets_->taken = tickets_->done = 0;
+  }
+
+ private:
+  VectorTickets *const tickets_;
+  uint32_t (&numbers_)[kTaken];
+  const uint32_t ahead_;
+  uint32_t coming_ = 0;
+};
+
+// This lane's loads of the weights of its warp's groups, in order.
+template <class Pairs>
+class WeightStream {
+ public:
+  __device__ WeightStream(const Product &product, const Pairs &pairs,
+                          const VectorPlan &plan, const Batches &batches,
+                          skv_half *ring)
+      : product_(product),
+        pairs_(pairs),
+        plan_(plan),
+        batches_(batches),
+        groups_((pairs_of(product.weight) + 1) / 2),
+        to_(ring) {}
+
+  // Starts the next load into place \`slot\` of the ring.
+  __device__ void fetch(uint32_t slot) {
+    if (left_ == 0) turn();
+    if (exists_) {
+      const bool is_column = column_ < product_.weight.pitch;
+      skv_half *to = to_ + slot * (kOutputs * 256);
 #pragma unroll
-      for (uint32_t o = 0; o <= kOutputs; o++) {
-        sums[o] += shared[warp_id() + p][o];
+      for (uint32_t o = 0; o < kOutputs; o++) {
+        copy_async(to + o * 256, rows_[o] + column_, is_column);
       }
+      column_ += plan_.parts * 256;
+    }
+    left_--;
+    commit_copies();
+  }
+
+ private:
+  // Goes to the first column of the next group.
+  __device__ void turn() {
+    left_ = plan_.steps;
+    const uint32_t group = batches_[batch_] * plan_.batch() +
+                           group_ * plan_.rows() + warp_id() / plan_.parts;
+    group_++;
+    if (group_ == plan_.groups) group_ = 0, batch_++;
+    exists_ = group < groups_;
+    if (!exists_) return;
+    column_ = 8 * (32 * (warp_id() % plan_.parts) + lane_id());
+    const skv_matrix &weight = product_.weight;
+    const uint32_t last = pairs_of(weight) - 1;
+#pragma unroll
+    for (uint32_t o = 0; o < kOutputs; o++) {
+      const uint32_t pair = min(2 * group + o / 2, last);
+      const uint32_t row = min(pairs_.output(pair, o % 2), weight.rows - 1);
+      rows_[o] = weight.data + static_cast<size_t>(row) * weight.pitch;
     }
   }
-  if (!is_needed || lane_id() >= 2 || !product.is_wanted(0)) return;
-  const float scale =
-      NORMED ? rsqrtf(sums[kOutputs] / product.weight.columns + product.epsilon)
-             : 1.0f;
-  const bool is_second = lane_id() == 1;
-  const uint32_t pair = 2 * group + lane_id();
-  if (pair >= count) return;
-  pairs.finish(0, pair, (is_second ? sums[2] : sums[0]) * scale,
-               (is_second ? sums[3] : sums[1]) * scale);
+
+  const Product &product_;
+  const Pairs &pairs_;
+  const VectorPlan plan_;
+  const Batches &batches_;
+  const uint32_t groups_;
+  skv_half *const to_;
+  // The batch, and the group of this warp in it, that come next.
+  uint32_t batch_ = 0;
+  uint32_t group_ = 0;
+  // Loads of the present group that are left.
+  uint32_t left_ = 0;
+  bool exists_ = false;
+  uint32_t column_ = 0;
+  const skv_half *rows_[kOutputs];
+};
+
+// Eight activations, normed but for the length of the row, and the sum of their
+// squares before that.
+__device__ inline void load_row(float (&x)[8], const Product &product,
+                                const float *row, uint32_t column,
+                                float &squares) {
+  const uint32_t width = product.weight.columns;
+  const auto load = [&](float(&to)[8], const float *from) {
+    if (width % 8 == 0) {
+      load_floats<true>(to, from, column, width);
+    } else {
+      load_floats<false>(to, from, column, width);
+    }
+  };
+  load(x, row);
+  if (product.norm == nullptr) return;
+  float norms[8];
+  load(norms, product.norm);
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    squares += x[i] * x[i];
+    x[i] *= norms[i];
+  }
 }
 
+// Adds the products of eight columns of a group's rows.
+__device__ inline void add_products(float (&sums)[kOutputs],
+                                    const skv_half *weights,
+                                    const float (&x)[8]) {
+#pragma unroll
+  for (uint32_t o = 0; o < kOutputs; o++) {
+    const uint4 w = *reinterpret_cast<const uint4 *>(weights + o * 256);
+    const uint32_t pairs[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const float2 pair = to_floats(pairs[i]);
+      sums[o] += pair.x * x[2 * i];
+      sums[o] += pair.y * x[2 * i + 1];
+    }
+  }
+}
+
+// The sum of output \`lane / 8\` over all lanes, in the lanes of that output.
+__device__ inline float sum_of_lanes(const float (&sums)[kOutputs]) {
+  static_assert(kOutputs == 4, "two bits of a lane name the output");
+  const bool upper = (lane_id() & 16) != 0, odd = (lane_id() & 8) != 0;
+  float a = upper ? sums[2] : sums[0], b = upper ? sums[3] : sums[1];
+  a += __shfl_xor_sync(kAllLanes, upper ? sums[0] : sums[2], 16);
+  b += __shfl_xor_sync(kAllLanes, upper ? sums[1] : sums[3], 16);
+  float sum = odd ? b : a;
+  sum += __shfl_xor_sync(kAllLanes, odd ? a : b, 8);
+#pragma unroll
+  for (int offset = 4; offset > 0; offset /= 2) {
+    sum += __shfl_xor_sync(kAllLanes, sum, offset);
+  }
+  return sum;
+}
+
+// HELD: loads whose activations a lane keeps; those of wider rows are read
+// again for every group.
+template <class Pairs, uint32_t HELD>
+__global__ void __launch_bounds__(kVectorThreads, 2)
+    vector_product_kernel(Product product, Pairs pairs, VectorPlan plan,
+                          VectorTickets *tickets) {
+  VectorShared &shared =
+      *reinterpret_cast<VectorShared *>(dynamic_shared_memory());
+  let_next_start();
+  if (!product.is_wanted(0)) {
+    wait_for_previous();
+    return;
+  }
+  Batches batches(plan, tickets, shared.batches);
+  skv_half *const ring = &shared.ring[warp_id()][0][0][8 * lane_id()];
+  WeightStream<Pairs> stream(product, pairs, plan, batches, ring);
+  for (uint32_t slot = 0; slot < kRing; slot++) stream.fetch(slot);
+
+  // The pair of a batch that this thread finishes: what that takes is on its
+  // way before the products are there.
+  const uint32_t count = pairs_of(product.weight);
+  const uint32_t per_batch = 2 * plan.batch();
+  const auto pair_of = [&](uint32_t i) {
+    return threadIdx.x < per_batch ? batches[i] * per_batch + threadIdx.x
+                                   : count;
+  };
+  typename Pairs::Held held = {};
+  if (pair_of(0) < count) held = pairs.hold(0, pair_of(0));
+  wait_for_previous();
+
+  const float *const from = product.row(0);
+  const uint32_t part = warp_id() % plan.parts, row = warp_id() / plan.parts;
+  const uint32_t first = 8 * (32 * part + lane_id());
+  const uint32_t stride = plan.parts * 256;
+  float x[HELD][8];
+  float squares = 0.0f;
+#pragma unroll
+  for (uint32_t i = 0; i < HELD; i++) {
+    load_row(x[i], product, from, first + i * stride, squares);
+  }
+  for (uint32_t i = HELD; i < plan.steps; i++) {
+    float ignored[8];
+    load_row(ignored, product, from, first + i * stride, squares);
+  }
+  squares = warp_sum(squares);
+  if (lane_id() == 0) shared.squares[warp_id()] = squares;
+
+  uint32_t slot = 0;
+  // Takes the next weights out of the ring, and starts to load others.
+  const auto take = [&](float(&sums)[kOutputs], const float(&values)[8]) {
+    wait_copies<kRing - 1>();
+    add_products(sums, ring + slot * (kOutputs * 256), values);
+    stream.fetch(slot);
+    slot = slot + 1 == kRing ? 0 : slot + 1;
+  };
+  for (uint32_t batch = 0; batches[batch] * per_batch < count; batch++) {
+    batches.take();
+    float(&kept)[kVectorWarps][kMostGroups][kOutputs] = shared.sums[batch % 2];
+    for (uint32_t i = 0; i < plan.groups; i++) {
+      float sums[kOutputs] = {};
+#pragma unroll
+      for (uint32_t k = 0; k < HELD; k++) {
+        if (k < plan.steps) take(sums, x[k]);
+      }
+      for (uint32_t k = HELD; k < plan.steps; k++) {
+        float values[8], ignored = 0.0f;
+        load_row(values, product, from, first + k * stride, ignored);
+        take(sums, values);
+      }
+      const float sum = sum_of_lanes(sums);
+      if (lane_id() % 8 == 0) kept[warp_id()][i][lane_id() / 8] = sum;
+    }
+    batches.hand_out(batch);
+    if (pair_of(batch) < count) {
+      const uint32_t local = threadIdx.x / 2;
+      float2 sum = {};
+      float norm = 0.0f;
+      for (uint32_t p = 0; p < plan.parts; p++) {
+        const uint32_t warp = local % plan.rows() * plan.parts + p;
+        const float *ends = kept[warp][local / plan.rows()];
+        sum.x += ends[threadIdx.x % 2 * 2];
+        sum.y += ends[threadIdx.x % 2 * 2 + 1];
+        norm += shared.squares[warp];
+      }
+      const float scale =
+          product.norm == nullptr
+              ? 1.0f
+              : rsqrtf(norm / product.weight.columns + product.epsilon);
+      pairs.finish(held, sum.x * scale, sum.y * scale);
+    }
+    if (pair_of(batch + 1) < count) held = pairs.hold(0, pair_of(batch + 1));
+  }
+  batches.end();
+}
+
+// Enough parts that lanes keep what they can of a row, and as few idle lanes as
+// possible.
+inline VectorPlan vector_plan(const Product &product, uint32_t held) {
+  const uint32_t chunks = product.weight.pitch / 8;
+  VectorPlan best = {};
+  for (uint32_t parts = kVectorWarps; parts > 0; parts /= 2) {
+    const uint32_t steps = (chunks + 32 * parts - 1) / (32 * parts);
+    if (best.parts != 0 &&
+        (steps > held || steps * parts >= best.steps * best.parts)) {
+      continue;
+    }
+    best = {parts, steps, steps == 1 ? kMostGroups : 1};
+  }
+  return best;
+}
+
+// Multiplies; the call's own memory has the tickets.
 template <class Pairs>
 inline cudaError_t multiply_vector(const Product &product, const Pairs &pairs,
                                    const Launch &launch) {
+  constexpr uint32_t kMostHeld = 8;
+  const VectorPlan plan = vector_plan(product, kMostHeld);
   const uint32_t groups = (pairs_of(product.weight) + 1) / 2;
-  // Every multiprocessor should have 16 warps, and each warp a full load.
-  uint32_t parts = 1;
-  while (parts < kVectorWarps && groups * parts < 16 * launch.multiprocessors &&
-         product.weight.pitch / 8 > 32 * kUnroll * parts) {
-    parts *= 2;
-  }
-  const uint32_t per_block = kVectorWarps / parts;
-  const uint32_t blocks = (groups + per_block - 1) / per_block;
-  return product.norm == nullptr
-             ? launch_kernel(launch, vector_product_kernel<Pairs, false>,
-                             blocks, kVectorThreads, 0, product, pairs, parts)
-             : launch_kernel(launch, vector_product_kernel<Pairs, true>, blocks,
-                             kVectorThreads, 0, product, pairs, parts);
+  const uint32_t batches = (groups + plan.batch() - 1) / plan.batch();
+  const uint32_t blocks = min(launch.multiprocessors, batches);
+  auto *const tickets = reinterpret_cast<VectorTickets *>(launch.own);
+  const auto run = [&](auto kernel) {
+    const size_t bytes = sizeof(VectorShared);
+    const cudaError_t status = allow_shared_memory(kernel, bytes);
+    if (status != cudaSuccess) return status;
+    return launch_kernel(launch, kernel, blocks, kVectorThreads, bytes, product,
+                         pairs, plan, tickets);
+  };
+  if (plan.steps <= 2) return run(vector_product_kernel<Pairs, 2>);
+  if (plan.steps <= 4) return run(vector_product_kernel<Pairs, 4>);
+  return run(vector_product_kernel<Pairs, kMostHeld>);
 }
 `,
   "lm_head.cu": `// Final RMS norm and the logits of every id.
@@ -7927,13 +8137,20 @@ struct LogitPairs {
   __device__ uint32_t output(uint32_t pair, uint32_t end) const {
     return 2 * pair + end;
   }
-  __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
-    float *to = logits + static_cast<size_t>(row) * vocabulary + 2 * pair;
+  struct Held {
+    float *logits;
+    uint32_t left;
+  };
+  __device__ Held hold(uint32_t row, uint32_t pair) const {
+    return {logits + static_cast<size_t>(row) * vocabulary + 2 * pair,
+            vocabulary - 2 * pair};
+  }
+  __device__ void finish(const Held &held, float a, float b) const {
     if (vocabulary % 2 == 0) {
-      *reinterpret_cast<float2 *>(to) = {a, b};
+      *reinterpret_cast<float2 *>(held.logits) = {a, b};
     } else {
-      to[0] = a;
-      if (2 * pair + 1 < vocabulary) to[1] = b;
+      held.logits[0] = a;
+      if (held.left > 1) held.logits[1] = b;
     }
   }
 };
@@ -8733,22 +8950,26 @@ struct AddPairs {
   __device__ uint32_t output(uint32_t pair, uint32_t end) const {
     return 2 * pair + end;
   }
-  __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
+  struct Held {
+    float *hidden;
+    float bias[2];
+    bool is_pair;
+  };
+  __device__ Held hold(uint32_t row, uint32_t pair) const {
     const uint32_t i = 2 * pair;
-    const bool is_pair = i + 1 < width;
+    Held held = {hidden + static_cast<size_t>(row) * width + i,
+                 {},
+                 i + 1 < width};
     if (bias != nullptr) {
-      a += bias[i];
-      if (is_pair) b += bias[i + 1];
+      held.bias[0] = bias[i];
+      if (held.is_pair) held.bias[1] = bias[i + 1];
     }
-    float *to = hidden + static_cast<size_t>(row) * width + i;
-    if (width % 2 == 0) {
-      float2 *both = reinterpret_cast<float2 *>(to);
-      const float2 before = *both;
-      *both = {before.x + a, before.y + b};
-    } else {
-      to[0] += a;
-      if (is_pair) to[1] += b;
-    }
+    return held;
+  }
+  // Nobody waits for an addition whose result is not asked for.
+  __device__ static void finish(const Held &held, float a, float b) {
+    atomicAdd(held.hidden, a + held.bias[0]);
+    if (held.is_pair) atomicAdd(held.hidden + 1, b + held.bias[1]);
   }
 };
 
@@ -8816,40 +9037,71 @@ struct Target {
   }
 };
 
-// Stores the pair (pair, pair + half) of a head: a query, a key or a value.
-__device__ inline void store_pair(const skv_qkv_rope_append_args &args,
-                                  const Target &target, uint32_t head,
-                                  uint32_t pair, float2 x) {
+// Where the pair (pair, pair + half) of a head goes, and how far it turns: a
+// query, a key or a value.
+struct PairTarget {
+  float2 turn;
+  // Of queries.
+  float2 sink_turn;
+  size_t at;
+  // Of keys and values, null where the head is full.
+  skv_half *half_row;
+  bool is_query;
+  bool is_key;
+  // Where the side fields are, if this pair is the first of a key, and the
+  // position that they get.
+  Slot slot;
+  uint32_t position;
+  bool is_first;
+};
+
+__device__ inline PairTarget target_of(const skv_qkv_rope_append_args &args,
+                                       const Target &target, uint32_t head,
+                                       uint32_t pair) {
   const skv_sizes &sizes = args.sizes;
   const uint32_t half = sizes.head_dim / 2;
-  const float2 turn = rotation(args.rope, half, pair, target.row.position);
-  if (head < sizes.heads) {
-    const size_t at = (static_cast<size_t>(target.index) * sizes.heads + head) *
-                          sizes.head_dim +
-                      pair;
-    const float2 query = turned(x, turn);
-    args.queries[at] = query.x;
-    args.queries[at + half] = query.y;
-    if (args.sink_queries == nullptr) return;
+  PairTarget to = {};
+  to.turn = rotation(args.rope, half, pair, target.row.position);
+  to.position = target.row.position;
+  to.is_query = head < sizes.heads;
+  if (to.is_query) {
+    to.at = (static_cast<size_t>(target.index) * sizes.heads + head) *
+                sizes.head_dim +
+            pair;
+    if (args.sink_queries == nullptr) return to;
     const uint32_t kv_head = head / (sizes.heads / sizes.kv_heads);
-    const float2 sink =
-        turned(x, rotation(args.rope, half, pair, target.place(args, kv_head)));
-    args.sink_queries[at] = sink.x;
-    args.sink_queries[at + half] = sink.y;
+    to.sink_turn =
+        rotation(args.rope, half, pair, target.place(args, kv_head));
+    return to;
+  }
+  to.is_key = head < sizes.heads + sizes.kv_heads;
+  if (!target.slot(args, (head - sizes.heads) % sizes.kv_heads, to.slot)) {
+    return to;
+  }
+  to.half_row = (to.is_key ? to.slot.key : to.slot.value) + pair;
+  // Whoever makes the first pair of the key also makes the side fields.
+  to.is_first = to.is_key && pair == 0;
+  return to;
+}
+
+__device__ inline void store_pair(const skv_qkv_rope_append_args &args,
+                                  const PairTarget &to, float2 x) {
+  const uint32_t half = args.sizes.head_dim / 2;
+  if (to.is_query) {
+    const float2 query = turned(x, to.turn);
+    args.queries[to.at] = query.x;
+    args.queries[to.at + half] = query.y;
+    if (args.sink_queries == nullptr) return;
+    const float2 sink = turned(x, to.sink_turn);
+    args.sink_queries[to.at] = sink.x;
+    args.sink_queries[to.at + half] = sink.y;
     return;
   }
-  const bool is_key = head < sizes.heads + sizes.kv_heads;
-  const uint32_t kv_head = (head - sizes.heads) % sizes.kv_heads;
-  Slot slot;
-  if (!target.slot(args, kv_head, slot)) return;
-  const float2 kept = is_key ? turned(x, turn) : x;
-  skv_half *to = is_key ? slot.key : slot.value;
-  to[pair] = to_half(kept.x);
-  to[pair + half] = to_half(kept.y);
-  // Whoever makes the first pair of the key also makes the side fields.
-  if (is_key && pair == 0) {
-    initialise_slot(slot, target.row.position, args.cache.lanes);
-  }
+  if (to.half_row == nullptr) return;
+  const float2 kept = to.is_key ? turned(x, to.turn) : x;
+  to.half_row[0] = to_half(kept.x);
+  to.half_row[half] = to_half(kept.y);
+  if (to.is_first) initialise_slot(to.slot, to.position, args.cache.lanes);
 }
 
 // Pairs of RoPE, numbered through all heads.
@@ -8860,14 +9112,22 @@ struct RopePairs {
     const uint32_t half = args.sizes.head_dim / 2;
     return pair / half * (2 * half) + pair % half + end * half;
   }
-  __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
+  struct Held {
+    PairTarget target;
+    float bias[2];
+  };
+  __device__ Held hold(uint32_t row, uint32_t pair) const {
     const uint32_t half = args.sizes.head_dim / 2;
     const Target target = {row_of(args.step, row), row};
+    Held held = {target_of(args, target, pair / half, pair % half), {}};
     if (args.bias != nullptr) {
-      a += args.bias[output(pair, 0)];
-      b += args.bias[output(pair, 1)];
+      held.bias[0] = args.bias[output(pair, 0)];
+      held.bias[1] = args.bias[output(pair, 1)];
     }
-    store_pair(args, target, pair / half, pair % half, {a, b});
+    return held;
+  }
+  __device__ void finish(const Held &held, float a, float b) const {
+    store_pair(args, held.target, {a + held.bias[0], b + held.bias[1]});
   }
 };
 
@@ -8879,10 +9139,14 @@ struct ProductPairs {
   __device__ uint32_t output(uint32_t pair, uint32_t end) const {
     return 2 * pair + end;
   }
-  __device__ void finish(uint32_t row, uint32_t pair, float a, float b) const {
+  using Held = float2 *;
+  __device__ Held hold(uint32_t row, uint32_t pair) const {
     // Heads are even, and so is the number of outputs.
-    *reinterpret_cast<float2 *>(products + static_cast<size_t>(row) * width +
-                                2 * pair) = {a, b};
+    return reinterpret_cast<float2 *>(
+        products + static_cast<size_t>(row) * width + 2 * pair);
+  }
+  __device__ static void finish(const Held &held, float a, float b) {
+    *held = {a, b};
   }
 };
 
@@ -8925,7 +9189,7 @@ __global__ void __launch_bounds__(kAppendThreads)
   for (uint32_t pair = threadIdx.x; pair < half; pair += kAppendThreads) {
     float2 x = {product(pair) * scale, product(pair + half) * scale};
     if (norm != nullptr) x.x *= norm[pair], x.y *= norm[pair + half];
-    store_pair(args, target, head, pair, x);
+    store_pair(args, target_of(args, target, head, pair), x);
   }
 }
 
@@ -9456,7 +9720,7 @@ struct Needs {
   size_t library_scratch = 0;
   // Words that are zero before each call and that the kernel leaves zero.
   size_t tickets = 0;
-  // Bytes that no other call of the program overwrites.
+  // Bytes that no other call of the program overwrites, zero at first.
   size_t own = 0;
 };
 

@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kFinishThreads)
   for (uint32_t i = 0; i < kFinishPairs; i++) {
     const uint32_t pair = first + i * kFinishThreads;
     if (pair >= count) return;
-    pairs.finish(row, pair, ends[i][0] * scale, ends[i][1] * scale);
+    pairs.finish(pairs.hold(row, pair), ends[i][0] * scale, ends[i][1] * scale);
   }
 }
 

@@ -347,7 +347,7 @@ __device__ inline void finish_tile(const Product &product, const HalfRows &rows,
       for (int o = 0; o < Shape::kOutputTiles; o++) {
         const uint32_t pair = first + 8 * o;
         if (pair >= count) continue;
-        pairs.finish(row, pair, slice[o][i] * inverse,
+        pairs.finish(pairs.hold(row, pair), slice[o][i] * inverse,
                      slice[o][2 + i] * inverse);
       }
     }

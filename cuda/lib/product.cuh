@@ -1,6 +1,7 @@
-// Products of activations with a weight matrix, in one of three forms by the
-// number of rows: lib/vector_product.cuh for one, lib/matrix_product.cuh for
-// more, lib/library_product.cuh for many where there is that library.
+// Products of activations with a weight matrix, in one of four forms by the
+// number of rows: lib/vector_product.cuh or, where the matrix is large,
+// lib/stream_product.cuh for one, lib/matrix_product.cuh for more,
+// lib/library_product.cuh for many where there is that library.
 //
 // Outputs come in pairs that are finished together: neighbours, such as a gate
 // and its up value, or the two ends of a RoPE pair. A kernel describes them as
@@ -8,15 +9,20 @@
 //   struct Pairs {
 //     // Weight row of an end, 0 or 1, of a pair.
 //     __device__ uint32_t output(uint32_t pair, uint32_t end) const;
+//     // What finishing a pair of a row takes beside its products. Loads what
+//     // no kernel of the step has written, so that it can be called before
+//     // the kernel in front has ended: see lib/overlap.cuh.
+//     struct Held;
+//     __device__ Held hold(uint32_t row, uint32_t pair) const;
 //     // Takes the products of a live row. The second end of the last pair may
 //     // not exist.
-//     __device__ void finish(uint32_t row, uint32_t pair, float a,
-//                            float b) const;
+//     __device__ void finish(const Held &held, float a, float b) const;
 //   };
 #pragma once
 
 #include "library_product.cuh"
 #include "matrix_product.cuh"
+#include "stream_product.cuh"
 #include "vector_product.cuh"
 
 // Device memory that a product takes, however much shared memory there is.
@@ -33,7 +39,11 @@ inline Needs product_needs(const Product &product, uint32_t multiprocessors) {
 template <class Pairs>
 inline cudaError_t multiply(const Product &product, const Pairs &pairs,
                             const Scratch &scratch, const Launch &launch) {
-  if (product.rows == 1) return multiply_vector(product, pairs, launch);
+  if (product.rows == 1) {
+    return is_streamed(product, launch)
+               ? multiply_stream(product, pairs, launch)
+               : multiply_vector(product, pairs, launch);
+  }
   if (product.rows >= kLeastLibraryRows && launch.library != nullptr) {
     bool done = false;
     const cudaError_t status =

@@ -1,5 +1,6 @@
-// Products of one row of activations with a weight matrix, for decode steps of
-// one sequence: each weight is read once, 16 bytes per lane and load.
+// Products of one row of activations with a weight matrix whose rows are short:
+// each weight is read once, 16 bytes per lane and load, straight to registers.
+// For long rows see lib/stream_product.cuh.
 //
 // A warp makes two pairs of outputs. Where there are too few outputs to fill
 // the device, `parts` warps of a block share the columns of an output and add
@@ -11,11 +12,8 @@
 // product. So the squares are summed while the row streams by, and no pass or
 // barrier of their own is needed: Σ w·(x·n) first, then times 1 / rms(x).
 //
-// The alternatives that lost: activations in shared memory. They come from the
-// L1 cache as fast, and no warp waits for another. And equal shares of the
-// outputs for one block per multiprocessor, with the row in shared memory: a
-// decode step of the shape of Llama 3.1 8B took 5.56 ms instead of 4.81 ms on
-// an H200.
+// The alternative that lost: activations in shared memory. They come from the
+// L1 cache as fast, and no warp waits for another.
 #pragma once
 
 #include "overlap.cuh"
@@ -117,14 +115,20 @@ __global__ void __launch_bounds__(kVectorThreads)
       blockIdx.x * (kVectorWarps / parts) + warp_id() / parts;
   const uint32_t count = pairs_of(product.weight);
   const bool is_needed = 2 * group < count;
+  // What two lanes take to finish a pair each is on its way before the products
+  // are there.
+  const uint32_t pair = 2 * group + lane_id();
+  const bool finishes = part == 0 && lane_id() < 2 && pair < count &&
+                        product.is_wanted(0);
+  typename Pairs::Held held = {};
+  if (finishes) held = pairs.hold(0, pair);
   float sums[kOutputs + 1] = {};
   if (is_needed) {
     const skv_half *weights[kOutputs];
 #pragma unroll
     for (uint32_t o = 0; o < kOutputs; o++) {
-      const uint32_t pair = min(2 * group + o / 2, count - 1);
-      const uint32_t row =
-          min(pairs.output(pair, o % 2), product.weight.rows - 1);
+      const uint32_t of = min(2 * group + o / 2, count - 1);
+      const uint32_t row = min(pairs.output(of, o % 2), product.weight.rows - 1);
       weights[o] =
           product.weight.data + static_cast<size_t>(row) * product.weight.pitch;
     }
@@ -150,14 +154,12 @@ __global__ void __launch_bounds__(kVectorThreads)
       }
     }
   }
-  if (!is_needed || lane_id() >= 2 || !product.is_wanted(0)) return;
+  if (!finishes) return;
   const float scale =
       NORMED ? rsqrtf(sums[kOutputs] / product.weight.columns + product.epsilon)
              : 1.0f;
   const bool is_second = lane_id() == 1;
-  const uint32_t pair = 2 * group + lane_id();
-  if (pair >= count) return;
-  pairs.finish(0, pair, (is_second ? sums[2] : sums[0]) * scale,
+  pairs.finish(held, (is_second ? sums[2] : sums[0]) * scale,
                (is_second ? sums[3] : sums[1]) * scale);
 }
 

@@ -1,6 +1,7 @@
-// Products of activations with a weight matrix, in one of three forms by the
-// number of rows: lib/vector_product.cuh for one, lib/matrix_product.cuh for
-// more, lib/library_product.cuh for many where there is that library.
+// Products of activations with a weight matrix, in one of four forms by the
+// number of rows: lib/vector_product.cuh for one, lib/narrow_product.cuh for a
+// few of a small model, lib/matrix_product.cuh for more,
+// lib/library_product.cuh for many where there is that library.
 //
 // Outputs come in pairs that are finished together: neighbours, such as a gate
 // and its up value, or the two ends of a RoPE pair. A kernel describes them as
@@ -17,6 +18,7 @@
 
 #include "library_product.cuh"
 #include "matrix_product.cuh"
+#include "narrow_product.cuh"
 #include "vector_product.cuh"
 
 // Device memory that a product takes, however much shared memory there is.
@@ -34,6 +36,9 @@ template <class Pairs>
 inline cudaError_t multiply(const Product &product, const Pairs &pairs,
                             const Scratch &scratch, const Launch &launch) {
   if (product.rows == 1) return multiply_vector(product, pairs, launch);
+  if (is_narrow(product, launch)) {
+    return multiply_narrow(product, pairs, launch);
+  }
   if (product.rows >= kLeastLibraryRows && launch.library != nullptr) {
     bool done = false;
     const cudaError_t status =

@@ -2787,6 +2787,16 @@ __device__ inline void copy_async(skv_half *to, const skv_half *from,
                : "memory");
 }
 
+// The same for what is read in the order of its addresses: memory delivers the
+// 256 bytes around it at once, for the next copies.
+__device__ inline void stream_async(skv_half *to, const skv_half *from,
+                                    bool wanted) {
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;"
+               :
+               : "r"(shared_address(to)), "l"(from), "r"(wanted ? 16 : 0)
+               : "memory");
+}
+
 __device__ inline void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -3112,9 +3122,9 @@ __global__ void __launch_bounds__(kMatrixThreads, Shape::kResident)
   const uint32_t row_tiles = (end + Shape::kRows - 1) / Shape::kRows;
   const uint32_t output_tiles =
       (product.weight.rows + kTileOutputs - 1) / kTileOutputs;
-  const TileShares shares = {
+  const TileShares shares(
       output_tiles * row_tiles,
-      (product.weight.pitch + kStepColumns - 1) / kStepColumns, gridDim.x};
+      (product.weight.pitch + kStepColumns - 1) / kStepColumns, gridDim.x);
   TileFetcher<Shape, Pairs> fetcher(product, rows, pairs, shares, row_tiles,
                                     end);
   uint32_t left = fetcher.left();
@@ -3205,7 +3215,7 @@ inline Needs matrix_product_needs(const Product &product,
       const size_t scratch =
           half_rows_bytes(product) + aligned_bytes(parts * sizeof(float2));
       needs.scratch = std::max(needs.scratch, scratch);
-      needs.tickets = std::max(needs.tickets, blocks);
+      needs.tickets = std::max(needs.tickets, 2 * blocks);
     });
   }
   return needs;
@@ -7670,8 +7680,8 @@ class TileFetcher {
     const bool exists = column < product_.weight.pitch;
 #pragma unroll
     for (uint32_t i = 0; i < kWeights; i++) {
-      copy_async(stage + place_ + i * (kLines * kStepColumns),
-                 weights_[i] + column, exists);
+      stream_async(stage + place_ + i * (kLines * kStepColumns),
+                   weights_[i] + column, exists);
     }
   }
 
@@ -7748,7 +7758,8 @@ class TileFetcher {
 // Whole tiles go round as long as every block gets one. The steps of the tiles
 // that are left over are cut into one run of steps per block, so such a tile
 // has contributions of several blocks (Osama et al., "Stream-K", 2023, section
-// 4.3, arXiv 2301.03598).
+// 4.3, arXiv 2301.03598). Where few are left over, the tiles of another round
+// are shared as well: more than a few contributions cost more than they save.
 #pragma once
 
 #include <stdint.h>
@@ -7758,19 +7769,28 @@ struct TileShares {
   // Steps of a tile.
   uint32_t steps;
   uint32_t blocks;
+  // Tiles from 0 that several blocks share: less than 5 / 4 of the blocks.
+  uint32_t shared_tiles;
+  // Shared steps that every block has; the first \`longer\` ones have one more.
+  uint32_t least;
+  uint32_t longer;
 
-  // Tiles from 0 that several blocks share.
-  __host__ __device__ uint32_t shared_tiles() const { return tiles % blocks; }
-  __device__ uint32_t shared_steps() const { return shared_tiles() * steps; }
+  __device__ TileShares(uint32_t tiles, uint32_t steps, uint32_t blocks)
+      : tiles(tiles), steps(steps), blocks(blocks) {
+    shared_tiles = tiles % blocks;
+    if (tiles > blocks && 4 * shared_tiles < blocks && shared_tiles > 0) {
+      shared_tiles += blocks;
+    }
+    least = shared_tiles * steps / blocks;
+    longer = shared_tiles * steps % blocks;
+  }
+
   // The first shared step of a block.
   __device__ uint32_t begin(uint32_t block) const {
-    const uint32_t all = shared_steps();
-    return block * (all / blocks) + min(block, all % blocks);
+    return block * least + min(block, longer);
   }
   // The block that has a shared step.
   __device__ uint32_t block_of(uint32_t step) const {
-    const uint32_t all = shared_steps();
-    const uint32_t least = all / blocks, longer = all % blocks;
     const uint32_t boundary = longer * (least + 1);
     return step < boundary ? step / (least + 1)
                            : longer + (step - boundary) / least;
@@ -7788,12 +7808,13 @@ struct TileCursor {
   __device__ TileCursor(const TileShares &shares, uint32_t block) {
     const uint32_t begin = shares.begin(block);
     shared = shares.begin(block + 1) - begin;
-    tile = shared > 0 ? begin / shares.steps : shares.shared_tiles() + block;
+    tile = shared > 0 ? begin / shares.steps : shares.shared_tiles + block;
     step = shared > 0 ? begin % shares.steps : 0;
   }
   // Steps of the block from here on.
   __device__ uint32_t left(const TileShares &shares) const {
-    return shared + shares.tiles / shares.blocks * shares.steps;
+    return shared +
+           (shares.tiles - shares.shared_tiles) / shares.blocks * shares.steps;
   }
   // Steps of the tile from here on.
   __device__ uint32_t run(const TileShares &shares) const {
@@ -7807,7 +7828,7 @@ struct TileCursor {
     if (shared > 0) {
       shared -= steps;
       if (shared == 0) {
-        tile = shares.shared_tiles() + block;
+        tile = shares.shared_tiles + block;
         step = 0;
       } else if (step == shares.steps) {
         tile++;
@@ -7845,7 +7866,7 @@ constexpr uint32_t kPartSlots = 2;
 struct TileSums {
   // (blocks, kPartSlots, rows, kTilePairs)
   float2 *parts;
-  // (blocks): how many parts of a shared tile are there.
+  // (2 blocks): how many parts of a shared tile are there.
   uint32_t *tickets;
 };
 
@@ -7900,7 +7921,7 @@ struct TileParts {
         first(blockIdx.x),
         last(blockIdx.x),
         first_slot(0) {
-    if (tile >= shares.shared_tiles()) return;
+    if (tile >= shares.shared_tiles) return;
     const uint32_t begin = tile * shares.steps;
     first = shares.block_of(begin);
     last = shares.block_of(begin + shares.steps - 1);

@@ -86,6 +86,16 @@ __device__ inline void copy_async(skv_half *to, const skv_half *from,
                : "memory");
 }
 
+// The same for what is read in the order of its addresses: memory delivers the
+// 256 bytes around it at once, for the next copies.
+__device__ inline void stream_async(skv_half *to, const skv_half *from,
+                                    bool wanted) {
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;"
+               :
+               : "r"(shared_address(to)), "l"(from), "r"(wanted ? 16 : 0)
+               : "memory");
+}
+
 __device__ inline void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }

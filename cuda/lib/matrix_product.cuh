@@ -90,9 +90,9 @@ __global__ void __launch_bounds__(kMatrixThreads, Shape::kResident)
   const uint32_t row_tiles = (end + Shape::kRows - 1) / Shape::kRows;
   const uint32_t output_tiles =
       (product.weight.rows + kTileOutputs - 1) / kTileOutputs;
-  const TileShares shares = {
+  const TileShares shares(
       output_tiles * row_tiles,
-      (product.weight.pitch + kStepColumns - 1) / kStepColumns, gridDim.x};
+      (product.weight.pitch + kStepColumns - 1) / kStepColumns, gridDim.x);
   TileFetcher<Shape, Pairs> fetcher(product, rows, pairs, shares, row_tiles,
                                     end);
   uint32_t left = fetcher.left();
@@ -183,7 +183,7 @@ inline Needs matrix_product_needs(const Product &product,
       const size_t scratch =
           half_rows_bytes(product) + aligned_bytes(parts * sizeof(float2));
       needs.scratch = std::max(needs.scratch, scratch);
-      needs.tickets = std::max(needs.tickets, blocks);
+      needs.tickets = std::max(needs.tickets, 2 * blocks);
     });
   }
   return needs;

@@ -36,8 +36,8 @@ class TileFetcher {
     const bool exists = column < product_.weight.pitch;
 #pragma unroll
     for (uint32_t i = 0; i < kWeights; i++) {
-      copy_async(stage + place_ + i * (kLines * kStepColumns),
-                 weights_[i] + column, exists);
+      stream_async(stage + place_ + i * (kLines * kStepColumns),
+                   weights_[i] + column, exists);
     }
   }
 

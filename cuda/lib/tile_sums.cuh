@@ -23,7 +23,7 @@ constexpr uint32_t kPartSlots = 2;
 struct TileSums {
   // (blocks, kPartSlots, rows, kTilePairs)
   float2 *parts;
-  // (blocks): how many parts of a shared tile are there.
+  // (2 blocks): how many parts of a shared tile are there.
   uint32_t *tickets;
 };
 
@@ -78,7 +78,7 @@ struct TileParts {
         first(blockIdx.x),
         last(blockIdx.x),
         first_slot(0) {
-    if (tile >= shares.shared_tiles()) return;
+    if (tile >= shares.shared_tiles) return;
     const uint32_t begin = tile * shares.steps;
     first = shares.block_of(begin);
     last = shares.block_of(begin + shares.steps - 1);

@@ -398,7 +398,7 @@ export const matrixCases: readonly KernelCase[] = [
 const batches: readonly (readonly [rows: number, outputs: number])[] = [
   ...[[2, 300], [3, 1000], [8, 2], [9, 300], [16, 1100], [17, 300]] as const,
   ...[[31, 130], [33, 300], [64, 129], [65, 300], [100, 900]] as const,
-  ...[[128, 62], [129, 300], [200, 130], [300, 200]] as const,
+  ...[[128, 62], [129, 300], [200, 130], [300, 200], [20, 890]] as const,
 ];
 
 /** Rows, outputs and columns of batches of small models. */

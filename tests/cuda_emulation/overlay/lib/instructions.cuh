@@ -52,6 +52,10 @@ inline void copy_async(skv_half *to, const skv_half *from, bool wanted) {
   emulation::copy_async(to, from, wanted);
 }
 
+inline void stream_async(skv_half *to, const skv_half *from, bool wanted) {
+  emulation::copy_async(to, from, wanted);
+}
+
 inline void commit_copies() { emulation::commit_copies(); }
 
 template <int LEFT>

@@ -2629,9 +2629,13 @@ template <bool ALIGNED>
 __global__ void __launch_bounds__(kHalfRowThreads, 2)
     half_rows_kernel(Product product, HalfRows to) {
   __shared__ float shared[2][kHalfRowThreads / 32];
-  begin_kernel();
+  let_next_start();
   const uint32_t row = blockIdx.x;
-  if (!product.is_wanted(row)) return;
+  // The rows of a chunk are known no earlier than their elements are.
+  const bool is_chunk = product.step.kind == SKV_PREFILL;
+  const bool is_early = !is_chunk && product.is_wanted(row);
+  wait_for_previous();
+  if (!(is_chunk ? product.is_wanted(row) : is_early)) return;
   const uint32_t chunks = product.weight.pitch / 8;
   const float *from = product.row(row);
   float squares = 0.0f, largest = 0.0f;
@@ -4839,8 +4843,16 @@ __device__ inline void load_norms(const Product &product, uint32_t chunks,
   }
 }
 
-// Turns all rows into halves. \`factors\` gets what their products must be
-// multiplied by, negative for rows that are not wanted. A row is one warp's.
+// Notes which rows are wanted: factors of the others are negative.
+template <class Shape>
+__device__ inline void find_wanted(const Product &product, float *factors) {
+  const uint32_t row = threadIdx.x;
+  if (row >= Shape::kRows) return;
+  factors[row] = row < product.rows && product.is_wanted(row) ? 0.0f : -1.0f;
+}
+
+// Turns all rows into halves. The factors of wanted ones get what their
+// products must be multiplied by. A row is one warp's.
 template <class Shape>
 __device__ inline void make_narrow_rows(const Product &product,
                                         const float4 *norms, uint32_t chunks,
@@ -4886,9 +4898,9 @@ __device__ inline void make_narrow_rows(const Product &product,
                     scale.scale);
       }
       const float rms = inverse_rms(product, warp_sum(squares));
-      const bool is_wanted = row < product.rows && product.is_wanted(row);
-      if (lane_id() == 0)
-        factors[row] = is_wanted ? scale.inverse * rms : -1.0f;
+      if (lane_id() == 0 && !(factors[row] < 0.0f)) {
+        factors[row] = scale.inverse * rms;
+      }
     }
   }
 }
@@ -4966,8 +4978,12 @@ __global__ void __launch_bounds__(kNarrowThreads, Shape::kResident)
   StripWords<Shape> words;
   load_strips<Shape>(words, product, pairs, blockIdx.x);
   load_norms(product, chunks, norms);
+  // The rows of a chunk are known no earlier than their elements are.
+  const bool is_chunk = product.step.kind == SKV_PREFILL;
+  if (is_chunk) wait_for_previous();
+  find_wanted<Shape>(product, factors);
   __syncthreads();
-  wait_for_previous();
+  if (!is_chunk) wait_for_previous();
   make_narrow_rows<Shape>(product, norms, chunks, rows, factors);
   __syncthreads();
   for (uint32_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {

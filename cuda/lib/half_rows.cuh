@@ -88,9 +88,13 @@ template <bool ALIGNED>
 __global__ void __launch_bounds__(kHalfRowThreads, 2)
     half_rows_kernel(Product product, HalfRows to) {
   __shared__ float shared[2][kHalfRowThreads / 32];
-  begin_kernel();
+  let_next_start();
   const uint32_t row = blockIdx.x;
-  if (!product.is_wanted(row)) return;
+  // The rows of a chunk are known no earlier than their elements are.
+  const bool is_chunk = product.step.kind == SKV_PREFILL;
+  const bool is_early = !is_chunk && product.is_wanted(row);
+  wait_for_previous();
+  if (!(is_chunk ? product.is_wanted(row) : is_early)) return;
   const uint32_t chunks = product.weight.pitch / 8;
   const float *from = product.row(row);
   float squares = 0.0f, largest = 0.0f;

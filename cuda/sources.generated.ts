@@ -2609,18 +2609,26 @@ __device__ inline void load_normed(float (&x)[8], const Product &product,
   }
 }
 
-__device__ inline void store_chunk(const HalfRows &to, size_t at,
+// Stores eight elements as halves; \`low\` may be null.
+__device__ inline void store_chunk(skv_half *high, skv_half *low,
                                    const float (&x)[8], float scale) {
   SplitPair pairs[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     pairs[i] = split_pair(x[2 * i] * scale, x[2 * i + 1] * scale);
   }
-  *reinterpret_cast<uint4 *>(to.high + at) = {pairs[0].high, pairs[1].high,
-                                              pairs[2].high, pairs[3].high};
-  if (to.low == nullptr) return;
-  *reinterpret_cast<uint4 *>(to.low + at) = {pairs[0].low, pairs[1].low,
-                                             pairs[2].low, pairs[3].low};
+  *reinterpret_cast<uint4 *>(high) = {pairs[0].high, pairs[1].high,
+                                      pairs[2].high, pairs[3].high};
+  if (low == nullptr) return;
+  *reinterpret_cast<uint4 *>(low) = {pairs[0].low, pairs[1].low, pairs[2].low,
+                                     pairs[3].low};
+}
+
+// What the norm in front multiplies a row by, given its sum of squares.
+__device__ inline float inverse_rms(const Product &product, float squares) {
+  if (product.norm == nullptr) return 1.0f;
+  return rsqrtf(squares / static_cast<float>(product.weight.columns) +
+                product.epsilon);
 }
 
 // One row per block.
@@ -2628,9 +2636,13 @@ template <bool ALIGNED>
 __global__ void __launch_bounds__(kHalfRowThreads, 2)
     half_rows_kernel(Product product, HalfRows to) {
   __shared__ float shared[2][kHalfRowThreads / 32];
-  begin_kernel();
+  let_next_start();
   const uint32_t row = blockIdx.x;
-  if (!product.is_wanted(row)) return;
+  // The rows of a chunk are known no earlier than their elements are.
+  const bool is_chunk = product.step.kind == SKV_PREFILL;
+  const bool is_early = !is_chunk && product.is_wanted(row);
+  wait_for_previous();
+  if (!(is_chunk ? product.is_wanted(row) : is_early)) return;
   const uint32_t chunks = product.weight.pitch / 8;
   const float *from = product.row(row);
   float squares = 0.0f, largest = 0.0f;
@@ -2662,25 +2674,26 @@ __global__ void __launch_bounds__(kHalfRowThreads, 2)
   largest = warp_max(exists ? shared[1][lane_id()] : 0.0f);
   const Scale scale = scale_for(largest);
   const size_t base = static_cast<size_t>(row) * product.weight.pitch;
+  const auto store = [&](uint32_t column, const float(&x)[8]) {
+    const size_t at = base + column;
+    store_chunk(to.high + at, to.low == nullptr ? nullptr : to.low + at, x,
+                scale.scale);
+  };
 #pragma unroll
   for (uint32_t i = 0; i < kHeldChunks; i++) {
     const uint32_t chunk = threadIdx.x + i * kHalfRowThreads;
     if (chunk >= chunks) break;
-    store_chunk(to, base + 8 * chunk, held[i], scale.scale);
+    store(8 * chunk, held[i]);
   }
   for (uint32_t chunk = threadIdx.x + kHeldChunks * kHalfRowThreads;
        chunk < chunks; chunk += kHalfRowThreads) {
     float x[8], ignored = 0.0f;
     load_normed<ALIGNED>(x, product, from, 8 * chunk, ignored);
-    store_chunk(to, base + 8 * chunk, x, scale.scale);
+    store(8 * chunk, x);
   }
-  if (threadIdx.x != 0) return;
-  const float rms =
-      product.norm == nullptr
-          ? 1.0f
-          : rsqrtf(squares / static_cast<float>(product.weight.columns) +
-                   product.epsilon);
-  to.inverse[row] = scale.inverse * rms;
+  if (threadIdx.x == 0) {
+    to.inverse[row] = scale.inverse * inverse_rms(product, squares);
+  }
 }
 
 // Makes the halves of a product's rows, in memory from \`scratch\`.
@@ -2785,6 +2798,16 @@ __device__ inline void copy_async(skv_half *to, const skv_half *from,
                : "memory");
 }
 
+// The same for what is read in the order of its addresses: memory delivers the
+// 256 bytes around it at once, for the next copies.
+__device__ inline void stream_async(skv_half *to, const skv_half *from,
+                                    bool wanted) {
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;"
+               :
+               : "r"(shared_address(to)), "l"(from), "r"(wanted ? 16 : 0)
+               : "memory");
+}
+
 __device__ inline void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -2793,6 +2816,18 @@ __device__ inline void commit_copies() {
 template <int LEFT>
 __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+// Adds to a word when the block's writes up to its last barrier can be seen by
+// all. Nothing is thrown out of the L1 cache, as __threadfence would do: who
+// sees the sum reads what others wrote past that cache.
+__device__ inline uint32_t add_released(uint32_t *word, uint32_t x) {
+  uint32_t before;
+  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(word), "r"(x)
+               : "memory");
+  return before;
 }
 
 // Lets the next kernel start as soon as there is room for it.
@@ -3010,13 +3045,13 @@ inline cudaError_t multiply_with_library(const Product &product,
 // prefill chunks: tensor cores, and both operands on their way to shared memory
 // several steps before they are needed.
 //
-// A tile is 64 pairs of outputs by 8 to 256 rows; a step of it takes 64
-// columns, in which every lane of a warp finds the operands of two products in
-// 16 consecutive bytes: a dot product does not care about the order of its
-// terms, so both sides may deal the columns alike. Blocks stay for all their
-// tiles and share them evenly (lib/tile_shares.cuh), so that memory never waits
-// for a last wave of blocks. As in the form for one row, weights are on their
-// way before the kernel in front has ended.
+// A tile is 64 pairs of outputs by 8 to 256 rows (lib/matrix_shape.cuh); a step
+// of it takes 64 columns, in which every lane of a warp finds the operands of
+// two products in 16 consecutive bytes: a dot product does not care about the
+// order of its terms, so both sides may deal the columns alike. Blocks stay for
+// all their tiles and share them evenly (lib/tile_shares.cuh), so that memory
+// never waits for a last wave of blocks. As in the form for one row, weights
+// are on their way before the kernel in front has ended.
 //
 // The alternatives that lost: weights from memory straight to registers, which
 // leaves none for the sums of many rows; tf32 numbers, which need no scale but
@@ -3027,181 +3062,18 @@ inline cudaError_t multiply_with_library(const Product &product,
 #include <algorithm>
 
 #include "half_rows.cuh"
+#include "matrix_shape.cuh"
 #include "mma.cuh"
 #include "overlap.cuh"
 #include "product_args.cuh"
+#include "tile_fetcher.cuh"
 #include "tile_shares.cuh"
+#include "tile_sums.cuh"
 
-constexpr uint32_t kMatrixThreads = 256;
-constexpr uint32_t kTileOutputs = 128;
-constexpr uint32_t kStepColumns = 64;
-
-// Chunks of eight columns in a step.
-constexpr uint32_t kStepChunks = kStepColumns / 8;
-
-// Most blocks that share a tile, and least steps of a block: the last block of
-// a tile reads what all others made.
+// Most blocks that share a tile where there are fewer tiles than blocks, and
+// least steps of a block: the last block of a tile reads what all others made.
 constexpr uint32_t kMostSharers = 8;
 constexpr uint32_t kLeastSteps = 2;
-
-// A tile of ROWS rows, of one or two halves each.
-template <uint32_t ROWS, bool TWO_HALVES>
-struct MatrixShape {
-  static constexpr uint32_t kRows = ROWS;
-  static constexpr uint32_t kHalves = TWO_HALVES ? 2 : 1;
-  // Warps side by side over the rows, and over the outputs.
-  static constexpr uint32_t kRowWarps = ROWS <= 16 ? 1 : ROWS <= 128 ? 2 : 4;
-  static constexpr uint32_t kOutputWarps = 8 / kRowWarps;
-  // Tiles of 16 outputs and of 8 rows that a warp makes.
-  static constexpr int kOutputTiles = kTileOutputs / 16 / kOutputWarps;
-  static constexpr int kRowTiles = ROWS / 8 / kRowWarps;
-  static constexpr uint32_t kStageHalves =
-      (kTileOutputs + kHalves * ROWS) * kStepColumns;
-  // Two blocks fit on a multiprocessor, but for the widest tile: the second
-  // is another one of a product that is bound by its arithmetic, or the first
-  // of the next product.
-  static constexpr int kStages = ROWS <= 16    ? 5
-                                 : ROWS <= 64  ? 4
-                                 : ROWS <= 128 ? 3
-                                               : 4;
-  static constexpr uint32_t kResident = ROWS <= 128 ? 2 : 1;
-  static constexpr uint32_t kBlocks = ROWS == 128 ? 2 : 1;
-  static constexpr uint32_t kBytes = kStages * kStageHalves * 2;
-  static constexpr uint32_t kSums = kOutputTiles * kRowTiles * 4;
-};
-
-// Parts that a block has room for: of the first tile that it shares, of the
-// last one, and of one that it makes alone.
-constexpr uint32_t kPartSlots = 3;
-
-// Memory through which blocks that share tiles add up.
-struct TileSums {
-  // (blocks, kPartSlots, row tiles, output tiles, threads) of four floats
-  float4 *parts;
-  // (blocks): how many parts of a shared tile are there.
-  uint32_t *tickets;
-};
-
-// Where chunk \`chunk\` of line \`line\` is in a stage, in halves: eight lines have
-// a chunk in different banks.
-__device__ inline uint32_t chunk_place(uint32_t line, uint32_t chunk) {
-  return line * kStepColumns + (chunk ^ line % 8) * 8;
-}
-
-// Copies the steps of a block's tiles to shared memory, in order.
-template <class Shape, class Pairs>
-class TileFetcher {
- public:
-  __device__ TileFetcher(const Product &product, const HalfRows &rows,
-                         const Pairs &pairs, const TileShares &shares,
-                         uint32_t row_tiles, uint32_t end)
-      : product_(product),
-        rows_(rows),
-        pairs_(pairs),
-        shares_(shares),
-        row_tiles_(row_tiles),
-        end_(end),
-        cursor_(shares, blockIdx.x),
-        left_(cursor_.left(shares)),
-        chunk_(threadIdx.x % kStepChunks),
-        line_(threadIdx.x / kStepChunks),
-        place_(chunk_place(line_, chunk_)) {
-    if (left_ > 0) turn();
-  }
-
-  // Steps that are not fetched yet.
-  __device__ uint32_t left() const { return left_; }
-
-  // Fetches the weights of the present step in the background.
-  __device__ void fetch_weights(skv_half *stage) const {
-    const uint32_t column = cursor_.step * kStepColumns + 8 * chunk_;
-    const bool exists = column < product_.weight.pitch;
-#pragma unroll
-    for (uint32_t i = 0; i < kWeights; i++) {
-      copy_async(stage + place_ + i * (kLines * kStepColumns),
-                 weights_[i] + column, exists);
-    }
-  }
-
-  // The same for the rows.
-  __device__ void fetch_rows(skv_half *stage) const {
-    const uint32_t column = cursor_.step * kStepColumns + 8 * chunk_;
-    const bool is_column = column < product_.weight.pitch;
-    const size_t first =
-        static_cast<size_t>(row_) * product_.weight.pitch + column;
-#pragma unroll
-    for (uint32_t half = 0; half < Shape::kHalves; half++) {
-      const skv_half *from = (half == 0 ? rows_.high : rows_.low) + first;
-      skv_half *to =
-          stage + place_ + (kTileOutputs + half * Shape::kRows) * kStepColumns;
-#pragma unroll
-      for (uint32_t i = 0; i < Shape::kRows; i += kLines) {
-        if (Shape::kRows < kLines && line_ >= Shape::kRows) break;
-        const bool exists = is_column && row_ + i < end_;
-        copy_async(to + i * kStepColumns,
-                   from + static_cast<size_t>(i) * product_.weight.pitch,
-                   exists);
-      }
-    }
-  }
-
-  // Goes on to the next step.
-  __device__ void advance() {
-    left_--;
-    const uint32_t before = cursor_.tile;
-    cursor_.advance(shares_, blockIdx.x, 1);
-    if (left_ > 0 && cursor_.tile != before) turn();
-  }
-
- private:
-  // Lines that the block copies at a time.
-  static constexpr uint32_t kLines = kMatrixThreads / kStepChunks;
-  static constexpr uint32_t kWeights = kTileOutputs / kLines;
-
-  // Finds the weights and rows of the cursor's tile.
-  __device__ void turn() {
-    const skv_matrix &weight = product_.weight;
-    const uint32_t count = pairs_of(weight);
-    const uint32_t first = cursor_.tile / row_tiles_ * (kTileOutputs / 2);
-#pragma unroll
-    for (uint32_t i = 0; i < kWeights; i++) {
-      const uint32_t line = line_ + i * kLines;
-      const uint32_t pair = min(first + line / 16 * 8 + line % 8, count - 1);
-      const uint32_t row =
-          min(pairs_.output(pair, line / 8 % 2), weight.rows - 1);
-      weights_[i] = weight.data + static_cast<size_t>(row) * weight.pitch;
-    }
-    row_ = cursor_.tile % row_tiles_ * Shape::kRows + line_;
-  }
-
-  const Product &product_;
-  const HalfRows &rows_;
-  const Pairs &pairs_;
-  const TileShares &shares_;
-  const uint32_t row_tiles_;
-  const uint32_t end_;
-  TileCursor cursor_;
-  uint32_t left_;
-  // What this thread copies: a chunk of some lines, and where the first goes.
-  const uint32_t chunk_;
-  const uint32_t line_;
-  const uint32_t place_;
-  const skv_half *weights_[kWeights];
-  uint32_t row_;
-};
-
-template <class Shape>
-using WarpSums = float[Shape::kOutputTiles][Shape::kRowTiles][4];
-
-// The first output and the first row of a warp, in its tile.
-template <class Shape>
-__device__ inline uint32_t warp_output() {
-  return warp_id() % Shape::kOutputWarps * Shape::kOutputTiles * 16;
-}
-template <class Shape>
-__device__ inline uint32_t warp_row() {
-  return warp_id() / Shape::kOutputWarps * Shape::kRowTiles * 8;
-}
 
 // Adds the products of one step.
 template <class Shape>
@@ -3230,10 +3102,9 @@ __device__ inline void add_step(const skv_half *stage, WarpSums<Shape> &sums) {
       // The small halves first.
 #pragma unroll
       for (int half = Shape::kHalves - 1; half >= 0; half--) {
-        const uint4 x =
-            load_matrices(rows + (right ^ part * 32) +
-                          (half * static_cast<int>(Shape::kRows) + 8 * r) *
-                              static_cast<int>(kStepColumns));
+        const uint4 x = load_matrices(
+            rows + (right ^ part * 32) +
+            (half * Shape::kRows + r * Shape::kSliceRows) * kStepColumns);
 #pragma unroll
         for (int o = 0; o < Shape::kOutputTiles; o++) {
           mma(sums[o][r], w[0][o], x.x, x.y);
@@ -3247,6 +3118,7 @@ __device__ inline void add_step(const skv_half *stage, WarpSums<Shape> &sums) {
   }
 }
 
+<<<<<<< HEAD
 // Sums of a warp for eight rows.
 template <class Shape>
 using SliceSums = float[Shape::kOutputTiles][4];
@@ -3362,10 +3234,13 @@ __device__ inline void finish_tile(const Product &product, const HalfRows &rows,
   }
 }
 
+=======
+>>>>>>> batch-products
 template <class Shape, class Pairs>
 __global__ void __launch_bounds__(kMatrixThreads, Shape::kResident)
     matrix_product_kernel(Product product, HalfRows rows, Pairs pairs,
                           TileSums memory) {
+  __shared__ RowFactors<Shape> factors;
   skv_half *const stages =
       reinterpret_cast<skv_half *>(dynamic_shared_memory());
   let_next_start();
@@ -3376,9 +3251,9 @@ __global__ void __launch_bounds__(kMatrixThreads, Shape::kResident)
   const uint32_t row_tiles = (end + Shape::kRows - 1) / Shape::kRows;
   const uint32_t output_tiles =
       (product.weight.rows + kTileOutputs - 1) / kTileOutputs;
-  const TileShares shares = {
+  const TileShares shares(
       output_tiles * row_tiles,
-      (product.weight.pitch + kStepColumns - 1) / kStepColumns, gridDim.x};
+      (product.weight.pitch + kStepColumns - 1) / kStepColumns, gridDim.x);
   TileFetcher<Shape, Pairs> fetcher(product, rows, pairs, shares, row_tiles,
                                     end);
   uint32_t left = fetcher.left();
@@ -3394,13 +3269,18 @@ __global__ void __launch_bounds__(kMatrixThreads, Shape::kResident)
     fetcher.advance();
   }
   commit_copies();
+  TileCursor now(shares, blockIdx.x);
+  uint32_t row_tile = 0;
+  if (left > 0) {
+    row_tile = now.tile % row_tiles;
+    factors.load(product, rows, row_tile);
+  }
   wait_copies<0>();
 
   const skv_half *const end_stage =
       stages + Shape::kStages * Shape::kStageHalves;
   skv_half *full = stages;
   skv_half *free = stages + kAhead * Shape::kStageHalves;
-  TileCursor now(shares, blockIdx.x);
   while (left > 0) {
     const uint32_t run = now.run(shares);
     WarpSums<Shape> sums = {};
@@ -3418,11 +3298,15 @@ __global__ void __launch_bounds__(kMatrixThreads, Shape::kResident)
       full += Shape::kStageHalves;
       if (full == end_stage) full = stages;
     }
-    const TileParts<Shape> parts(shares, memory, now.tile);
-    parts.keep(sums);
-    if (parts.is_complete()) {
-      finish_tile<Shape>(product, rows, pairs, parts, row_tiles);
+    // All warps have used the stage up, and the factors of the tile before.
+    __syncthreads();
+    if (now.tile % row_tiles != row_tile) {
+      row_tile = now.tile % row_tiles;
+      factors.load(product, rows, row_tile);
     }
+    finish_tile<Shape>(product, pairs,
+                       TileParts<Shape>(shares, memory, now.tile), sums,
+                       factors, row_tiles, free);
     now.advance(shares, blockIdx.x, run);
     left -= run;
   }
@@ -3448,13 +3332,104 @@ inline uint32_t matrix_blocks(const Product &product,
                std::min(uint64_t{multiprocessors} * Shape::kBlocks, useful)));
 }
 
+// What both the best shape and the one for all devices need.
+inline Needs matrix_product_needs(const Product &product,
+                                  uint32_t multiprocessors) {
+  Needs needs;
+  for (const size_t shared_bytes : {kLeastSharedBytes, SIZE_MAX}) {
+    with_matrix_shape(product, shared_bytes, [&](auto shape) {
+      using Shape = decltype(shape);
+      const size_t blocks = matrix_blocks<Shape>(product, multiprocessors);
+      const size_t parts = kPartSlots * blocks * Shape::kSums;
+      const size_t scratch =
+          half_rows_bytes(product) + aligned_bytes(parts * sizeof(float2));
+      needs.scratch = std::max(needs.scratch, scratch);
+      needs.tickets = std::max(needs.tickets, 2 * blocks);
+    });
+  }
+  return needs;
+}
+
+// Multiplies the rows of a step. \`scratch\` has what is needed.
+template <class Pairs>
+inline cudaError_t multiply_matrix(const Product &product, const Pairs &pairs,
+                                   Scratch scratch, const Launch &launch) {
+  HalfRows rows;
+  const cudaError_t status = make_half_rows(product, scratch, launch, rows);
+  if (status != cudaSuccess) return status;
+  return with_matrix_shape(product, launch.shared_bytes, [&](auto shape) {
+    using Shape = decltype(shape);
+    const uint32_t blocks =
+        matrix_blocks<Shape>(product, launch.multiprocessors);
+    const TileSums memory = {
+        scratch.take<float2>(size_t{kPartSlots} * blocks * Shape::kSums),
+        launch.tickets};
+    const auto kernel = matrix_product_kernel<Shape, Pairs>;
+    const cudaError_t allowed = allow_shared_memory(kernel, Shape::kBytes);
+    if (allowed != cudaSuccess) return allowed;
+    return launch_kernel(launch, kernel, blocks, kMatrixThreads, Shape::kBytes,
+                         product, rows, pairs, memory);
+  });
+}
+`,
+  "lib/matrix_shape.cuh": `// Shapes of the tiles of lib/matrix_product.cuh: how many rows and outputs, who
+// makes which of them, and how much is on its way meanwhile.
+#pragma once
+
+#include "half_rows.cuh"
+#include "product_args.cuh"
+#include "reduce.cuh"
+
+constexpr uint32_t kMatrixThreads = 256;
+constexpr uint32_t kTileOutputs = 128;
+constexpr uint32_t kTilePairs = kTileOutputs / 2;
+constexpr uint32_t kStepColumns = 64;
+
+// Chunks of eight columns in a step.
+constexpr uint32_t kStepChunks = kStepColumns / 8;
+
+// A tile of ROWS rows, of one or two halves each.
+template <uint32_t ROWS, bool TWO_HALVES>
+struct MatrixShape {
+  static constexpr uint32_t kRows = ROWS;
+  static constexpr uint32_t kHalves = TWO_HALVES ? 2 : 1;
+  // Warps side by side over the rows, and over the outputs.
+  static constexpr uint32_t kRowWarps = ROWS <= 16 ? 1 : ROWS <= 128 ? 2 : 4;
+  static constexpr uint32_t kOutputWarps = 8 / kRowWarps;
+  // Tiles of 16 outputs and of 8 rows that a warp makes. Those of rows go
+  // round the warps, so that slices of all of them are rows in a row.
+  static constexpr int kOutputTiles = kTileOutputs / 16 / kOutputWarps;
+  static constexpr int kRowTiles = ROWS / 8 / kRowWarps;
+  static constexpr uint32_t kSliceRows = 8 * kRowWarps;
+  static constexpr uint32_t kStageHalves =
+      (kTileOutputs + kHalves * ROWS) * kStepColumns;
+  // Two blocks fit on a multiprocessor, but for the widest tile: the second
+  // is another one of a product that is bound by its arithmetic, or the first
+  // of the next product.
+  static constexpr int kStages = ROWS <= 16    ? 5
+                                 : ROWS <= 64  ? 4
+                                 : ROWS <= 128 ? 3
+                                               : 4;
+  static constexpr uint32_t kResident = ROWS <= 128 ? 2 : 1;
+  static constexpr uint32_t kBlocks = ROWS == 128 ? 2 : 1;
+  static constexpr uint32_t kBytes = kStages * kStageHalves * 2;
+  // Sums of a tile, in pairs. A stage has room for those of some slices.
+  static constexpr uint32_t kSums = ROWS * kTilePairs;
+  static constexpr int kPasses = ROWS <= 32 ? 1 : ROWS <= 128 ? 2 : 4;
+  static constexpr int kPassTiles = kRowTiles / kPasses;
+  static constexpr uint32_t kPassRows = ROWS / kPasses;
+  static_assert(kPassRows * kTilePairs * sizeof(float2) <= kStageHalves * 2,
+                "a stage for the sums of a pass");
+};
+
 // Bytes of the kernel's own variables, and more than that.
-constexpr size_t kMatrixOwnBytes = 256;
+template <class Shape>
+constexpr size_t kMatrixOwnBytes = Shape::kRows * sizeof(float) + 128;
 
 // Whether blocks that may have \`shared_bytes\` have room for a shape's stages.
 template <class Shape>
 constexpr bool fits_matrix(size_t shared_bytes) {
-  return Shape::kBytes + kMatrixOwnBytes <= shared_bytes;
+  return Shape::kBytes + kMatrixOwnBytes<Shape> <= shared_bytes;
 }
 
 // Calls \`f\` with the shape for a product's rows, or with the next best one
@@ -3484,45 +3459,20 @@ inline auto with_matrix_shape(const Product &product, size_t shared_bytes,
   return f(Rows256());
 }
 
-// What both the best shape and the one for all devices need.
-inline Needs matrix_product_needs(const Product &product,
-                                  uint32_t multiprocessors) {
-  Needs needs;
-  for (const size_t shared_bytes : {kLeastSharedBytes, SIZE_MAX}) {
-    with_matrix_shape(product, shared_bytes, [&](auto shape) {
-      using Shape = decltype(shape);
-      const size_t blocks = matrix_blocks<Shape>(product, multiprocessors);
-      const size_t parts = kPartSlots * blocks * Shape::kSums * kMatrixThreads;
-      const size_t scratch =
-          half_rows_bytes(product) + aligned_bytes(parts * sizeof(float));
-      needs.scratch = std::max(needs.scratch, scratch);
-      needs.tickets = std::max(needs.tickets, blocks);
-    });
-  }
-  return needs;
+// Where chunk \`chunk\` of line \`line\` is in a stage, in halves: eight lines have
+// a chunk in different banks.
+__device__ inline uint32_t chunk_place(uint32_t line, uint32_t chunk) {
+  return line * kStepColumns + (chunk ^ line % 8) * 8;
 }
 
-// Multiplies the rows of a step. \`scratch\` has what is needed.
-template <class Pairs>
-inline cudaError_t multiply_matrix(const Product &product, const Pairs &pairs,
-                                   Scratch scratch, const Launch &launch) {
-  HalfRows rows;
-  const cudaError_t status = make_half_rows(product, scratch, launch, rows);
-  if (status != cudaSuccess) return status;
-  return with_matrix_shape(product, launch.shared_bytes, [&](auto shape) {
-    using Shape = decltype(shape);
-    const uint32_t blocks =
-        matrix_blocks<Shape>(product, launch.multiprocessors);
-    const TileSums memory = {
-        scratch.take<float4>(size_t{kPartSlots} * blocks * Shape::kSums / 4 *
-                             kMatrixThreads),
-        launch.tickets};
-    const auto kernel = matrix_product_kernel<Shape, Pairs>;
-    const cudaError_t allowed = allow_shared_memory(kernel, Shape::kBytes);
-    if (allowed != cudaSuccess) return allowed;
-    return launch_kernel(launch, kernel, blocks, kMatrixThreads, Shape::kBytes,
-                         product, rows, pairs, memory);
-  });
+// The first output and the first row of a warp, in its tile.
+template <class Shape>
+__device__ inline uint32_t warp_output() {
+  return warp_id() % Shape::kOutputWarps * Shape::kOutputTiles * 16;
+}
+template <class Shape>
+__device__ inline uint32_t warp_row() {
+  return warp_id() / Shape::kOutputWarps * 8;
 }
 `,
   "lib/merge_one.cuh": `// What becomes of the slot that goes after a decode step: where it is merged,
@@ -4916,6 +4866,314 @@ __device__ inline float split_row(const float *values, uint32_t width,
   return scale.inverse;
 }
 `,
+  "lib/narrow_product.cuh": `// Products of up to 16 rows of activations with a weight matrix of few columns,
+// for batches of small models, whose products are over before a kernel in front
+// of them or an exchange between blocks would have begun to pay.
+//
+// A block turns all rows into halves itself, in shared memory, while its first
+// weights are on their way, and multiplies them with 16 outputs at a time. Its
+// warps share the columns and add up through shared memory. Weights go straight
+// to registers: lane 4 g + t loads 16 bytes of line g, which are its operands
+// of two products if both sides deal the columns alike (lib/mma.cuh).
+//
+// The alternative that lost: tiles of 128 outputs that blocks share, as in
+// lib/matrix_product.cuh, with a handful of steps per block.
+#pragma once
+
+#include <algorithm>
+
+#include "half_rows.cuh"
+#include "mma.cuh"
+#include "overlap.cuh"
+#include "product_args.cuh"
+
+constexpr uint32_t kNarrowWarps = 8;
+constexpr uint32_t kNarrowThreads = 32 * kNarrowWarps;
+constexpr uint32_t kNarrowPairs = 8;
+
+// Columns of a strip: a lane's 16 bytes of each line, four lanes wide.
+constexpr uint32_t kStripChunks = 4;
+constexpr uint32_t kStripColumns = 8 * kStripChunks;
+
+// Most rows, most columns, and most tiles of a block: with more of them the
+// passes over the rows are what a tile of more outputs saves.
+constexpr uint32_t kMostNarrowRows = 16;
+constexpr uint32_t kMostNarrowColumns = 2048;
+constexpr uint32_t kMostNarrowTiles = 8;
+
+// ROW_TILES · 8 rows of up to CHUNKS · 256 columns.
+template <int ROW_TILES, int CHUNKS>
+struct NarrowShape {
+  static constexpr uint32_t kRows = 8 * ROW_TILES;
+  static constexpr int kRowTiles = ROW_TILES;
+  // Chunks of eight columns of a row that a lane turns into halves.
+  static constexpr int kChunks = CHUNKS;
+  // Neighbouring strips of a warp, two at a time: whole lines of the cache.
+  static constexpr int kStrips = CHUNKS;
+  // Two blocks fit on a multiprocessor, but for the widest rows: the second is
+  // the first of the next product.
+  static constexpr uint32_t kResident = CHUNKS <= 4 ? 2 : 1;
+  static_assert(kStrips * kStripChunks * kNarrowWarps == CHUNKS * 32,
+                "as many columns on both sides");
+};
+
+template <class Shape>
+using StripWords = uint4[Shape::kStrips][2];
+
+// Strip \`i\` of this warp.
+__device__ inline uint32_t strip_of(int i) {
+  return i / 2 * (2 * kNarrowWarps) + 2 * warp_id() + i % 2;
+}
+
+// Starts to load this lane's words of a tile.
+template <class Shape, class Pairs>
+__device__ inline void load_strips(StripWords<Shape> &words,
+                                   const Product &product, const Pairs &pairs,
+                                   uint32_t tile) {
+  const skv_matrix &weight = product.weight;
+  const uint32_t pair =
+      min(tile * kNarrowPairs + lane_id() / 4, pairs_of(weight) - 1);
+#pragma unroll
+  for (uint32_t end = 0; end < 2; end++) {
+    const uint32_t row = min(pairs.output(pair, end), weight.rows - 1);
+    const skv_half *from =
+        weight.data + static_cast<size_t>(row) * weight.pitch;
+#pragma unroll
+    for (int i = 0; i < Shape::kStrips; i++) {
+      const uint32_t column = strip_of(i) * kStripColumns + lane_id() % 4 * 8;
+      words[i][end] =
+          column < weight.pitch ? load_weights(from + column) : uint4{};
+    }
+  }
+}
+
+// Where a chunk of a row is, in halves: its other half is in the other 16 of
+// 32 bytes, and neighbouring rows have the same half in different banks.
+__device__ inline uint32_t narrow_place(uint32_t row, uint32_t chunk,
+                                        uint32_t chunks, uint32_t half) {
+  return (row * chunks + chunk) * 16 + (row + half) % 2 * 8;
+}
+
+// Copies the weights of the norm, ones where there is none, to shared memory:
+// they need not wait for the kernel in front, and take no registers meanwhile.
+__device__ inline void load_norms(const Product &product, uint32_t chunks,
+                                  float4 *norms) {
+  for (uint32_t chunk = threadIdx.x; chunk < chunks; chunk += kNarrowThreads) {
+    float x[8] = {1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f};
+    if (product.norm != nullptr) {
+      load_floats<true>(x, product.norm, 8 * chunk, product.weight.columns);
+    }
+    norms[2 * chunk] = {x[0], x[1], x[2], x[3]};
+    norms[2 * chunk + 1] = {x[4], x[5], x[6], x[7]};
+  }
+}
+
+// Notes which rows are wanted: factors of the others are negative.
+template <class Shape>
+__device__ inline void find_wanted(const Product &product, float *factors) {
+  const uint32_t row = threadIdx.x;
+  if (row >= Shape::kRows) return;
+  factors[row] = row < product.rows && product.is_wanted(row) ? 0.0f : -1.0f;
+}
+
+// Turns all rows into halves. The factors of wanted ones get what their
+// products must be multiplied by. A row is one warp's.
+template <class Shape>
+__device__ inline void make_narrow_rows(const Product &product,
+                                        const float4 *norms, uint32_t chunks,
+                                        skv_half *rows, float *factors) {
+  constexpr int kAtOnce = Shape::kChunks > 4 ? 1 : Shape::kRowTiles;
+#pragma unroll
+  for (int first = 0; first < Shape::kRowTiles; first += kAtOnce) {
+    float x[kAtOnce][Shape::kChunks][8];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; k++) {
+      const float *from = product.row(warp_id() + kNarrowWarps * (first + k));
+#pragma unroll
+      for (int i = 0; i < Shape::kChunks; i++) {
+        load_floats<true>(x[k][i], from, 8 * (lane_id() + 32 * i),
+                          product.weight.columns);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; k++) {
+      const uint32_t row = warp_id() + kNarrowWarps * (first + k);
+      float squares = 0.0f, largest = 0.0f;
+#pragma unroll
+      for (int i = 0; i < Shape::kChunks; i++) {
+        const uint32_t chunk = lane_id() + 32 * i;
+        if (chunk >= chunks) break;
+        const float4 low = norms[2 * chunk], high = norms[2 * chunk + 1];
+        const float n[8] = {low.x,  low.y,  low.z,  low.w,
+                            high.x, high.y, high.z, high.w};
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+          squares += x[k][i][j] * x[k][i][j];
+          x[k][i][j] *= n[j];
+          largest = fmaxf(largest, fabsf(x[k][i][j]));
+        }
+      }
+      const Scale scale = scale_for(warp_max(largest));
+#pragma unroll
+      for (int i = 0; i < Shape::kChunks; i++) {
+        const uint32_t chunk = lane_id() + 32 * i;
+        if (chunk >= chunks) break;
+        store_chunk(rows + narrow_place(row, chunk, chunks, 0),
+                    rows + narrow_place(row, chunk, chunks, 1), x[k][i],
+                    scale.scale);
+      }
+      const float rms = inverse_rms(product, warp_sum(squares));
+      if (lane_id() == 0 && !(factors[row] < 0.0f)) {
+        factors[row] = scale.inverse * rms;
+      }
+    }
+  }
+}
+
+// Sums of a warp over its columns, for all rows.
+template <class Shape>
+using NarrowSums = float[Shape::kRowTiles][4];
+
+template <class Shape>
+__device__ inline void add_strips(const StripWords<Shape> &words,
+                                  const skv_half *rows, uint32_t chunks,
+                                  NarrowSums<Shape> &sums) {
+#pragma unroll
+  for (int i = 0; i < Shape::kStrips; i++) {
+    const uint32_t chunk = strip_of(i) * kStripChunks + lane_id() % 4;
+    if (chunk >= chunks) break;
+    const uint4 a = words[i][0], b = words[i][1];
+    // The small halves first.
+#pragma unroll
+    for (int half = 1; half >= 0; half--) {
+#pragma unroll
+      for (int r = 0; r < Shape::kRowTiles; r++) {
+        const uint4 x = *reinterpret_cast<const uint4 *>(
+            rows + narrow_place(8 * r + lane_id() / 4, chunk, chunks, half));
+        mma(sums[r], {a.x, b.x, a.y, b.y}, x.x, x.y);
+        mma(sums[r], {a.z, b.z, a.w, b.w}, x.z, x.w);
+      }
+    }
+  }
+}
+
+// Adds up the warps' sums, at \`parts\`, in their order, and hands them over.
+template <class Shape, class Pairs>
+__device__ inline void finish_narrow(const Product &product, const Pairs &pairs,
+                                     const NarrowSums<Shape> &sums,
+                                     const float *factors, float4 *parts,
+                                     uint32_t tile) {
+  constexpr uint32_t kLines = 32 * Shape::kRowTiles;
+  __syncthreads();
+#pragma unroll
+  for (int r = 0; r < Shape::kRowTiles; r++) {
+    parts[warp_id() * kLines + 32 * r + lane_id()] = {sums[r][0], sums[r][1],
+                                                      sums[r][2], sums[r][3]};
+  }
+  __syncthreads();
+  const uint32_t row = threadIdx.x / kNarrowPairs;
+  const uint32_t pair = threadIdx.x % kNarrowPairs;
+  if (row >= Shape::kRows) return;
+  const float factor = factors[row];
+  const uint32_t whole = tile * kNarrowPairs + pair;
+  if (factor < 0.0f || whole >= pairs_of(product.weight)) return;
+  // Who had them: see \`mma\`.
+  const float *from = reinterpret_cast<const float *>(parts + row / 8 * 32 +
+                                                      4 * pair + row % 8 / 2) +
+                      row % 2;
+  float a = 0.0f, b = 0.0f;
+#pragma unroll
+  for (uint32_t w = 0; w < kNarrowWarps; w++) {
+    a += from[4 * kLines * w];
+    b += from[4 * kLines * w + 2];
+  }
+  pairs.finish(row, whole, a * factor, b * factor);
+}
+
+template <class Shape, class Pairs>
+__global__ void __launch_bounds__(kNarrowThreads, Shape::kResident)
+    narrow_product_kernel(Product product, Pairs pairs, uint32_t tiles) {
+  __shared__ float factors[Shape::kRows];
+  let_next_start();
+  const uint32_t chunks =
+      (product.weight.pitch + kStripColumns - 1) / kStripColumns * kStripChunks;
+  float4 *const parts = reinterpret_cast<float4 *>(dynamic_shared_memory());
+  float4 *const norms = parts + kNarrowWarps * Shape::kRowTiles * 32;
+  skv_half *const rows = reinterpret_cast<skv_half *>(norms + 2 * chunks);
+  StripWords<Shape> words;
+  load_strips<Shape>(words, product, pairs, blockIdx.x);
+  load_norms(product, chunks, norms);
+  // The rows of a chunk are known no earlier than their elements are.
+  const bool is_chunk = product.step.kind == SKV_PREFILL;
+  if (is_chunk) wait_for_previous();
+  find_wanted<Shape>(product, factors);
+  __syncthreads();
+  if (!is_chunk) wait_for_previous();
+  make_narrow_rows<Shape>(product, norms, chunks, rows, factors);
+  __syncthreads();
+  for (uint32_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    StripWords<Shape> next = {};
+    if (tile + gridDim.x < tiles) {
+      load_strips<Shape>(next, product, pairs, tile + gridDim.x);
+    }
+    NarrowSums<Shape> sums = {};
+    add_strips<Shape>(words, rows, chunks, sums);
+    finish_narrow<Shape>(product, pairs, sums, factors, parts, tile);
+#pragma unroll
+    for (int i = 0; i < Shape::kStrips; i++) {
+      words[i][0] = next[i][0], words[i][1] = next[i][1];
+    }
+  }
+}
+
+inline uint32_t narrow_tiles(const Product &product) {
+  return (pairs_of(product.weight) + kNarrowPairs - 1) / kNarrowPairs;
+}
+
+// Bytes of shared memory for products of 8 or 16 rows.
+inline size_t narrow_bytes(const Product &product) {
+  const size_t rows = product.rows <= 8 ? 8 : 16;
+  const size_t columns = (product.weight.pitch + kStripColumns - 1) /
+                         kStripColumns * kStripColumns;
+  const size_t parts = kNarrowWarps * rows / 8 * 32 * sizeof(float4);
+  const size_t norms = columns * sizeof(float);
+  return parts + norms + rows * columns * 2 * sizeof(skv_half);
+}
+
+// Whether a product is one of these.
+inline bool is_narrow(const Product &product, const Launch &launch) {
+  constexpr size_t kOwnBytes = 128;
+  return product.rows <= kMostNarrowRows && product.weight.columns % 8 == 0 &&
+         product.weight.pitch <= kMostNarrowColumns &&
+         narrow_tiles(product) <= kMostNarrowTiles * launch.multiprocessors &&
+         narrow_bytes(product) + kOwnBytes <= launch.shared_bytes;
+}
+
+template <class Shape, class Pairs>
+inline cudaError_t launch_narrow(const Product &product, const Pairs &pairs,
+                                 const Launch &launch) {
+  const uint32_t tiles = narrow_tiles(product);
+  const auto kernel = narrow_product_kernel<Shape, Pairs>;
+  const size_t bytes = narrow_bytes(product);
+  const cudaError_t allowed = allow_shared_memory(kernel, bytes);
+  if (allowed != cudaSuccess) return allowed;
+  return launch_kernel(launch, kernel, std::min(tiles, launch.multiprocessors),
+                       kNarrowThreads, bytes, product, pairs, tiles);
+}
+
+// Multiplies the rows of a step.
+template <class Pairs>
+inline cudaError_t multiply_narrow(const Product &product, const Pairs &pairs,
+                                   const Launch &launch) {
+  const bool is_short = product.weight.pitch <= 1024;
+  if (product.rows <= 8) {
+    return is_short ? launch_narrow<NarrowShape<1, 4>>(product, pairs, launch)
+                    : launch_narrow<NarrowShape<1, 8>>(product, pairs, launch);
+  }
+  return is_short ? launch_narrow<NarrowShape<2, 4>>(product, pairs, launch)
+                  : launch_narrow<NarrowShape<2, 8>>(product, pairs, launch);
+}
+`,
   "lib/neighbour.cuh": `// The slot with the most similar key: how candidates are compared.
 #pragma once
 
@@ -5504,9 +5762,10 @@ __device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
   }
 }
 `,
-  "lib/product.cuh": `// Products of activations with a weight matrix, in one of three forms by the
-// number of rows: lib/vector_product.cuh for one, lib/matrix_product.cuh for
-// more, lib/library_product.cuh for many where there is that library.
+  "lib/product.cuh": `// Products of activations with a weight matrix, in one of four forms by the
+// number of rows: lib/vector_product.cuh for one, lib/narrow_product.cuh for a
+// few of a small model, lib/matrix_product.cuh for more,
+// lib/library_product.cuh for many where there is that library.
 //
 // Outputs come in pairs that are finished together: neighbours, such as a gate
 // and its up value, or the two ends of a RoPE pair. A kernel describes them as
@@ -5527,6 +5786,7 @@ __device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
 
 #include "library_product.cuh"
 #include "matrix_product.cuh"
+#include "narrow_product.cuh"
 #include "vector_product.cuh"
 
 // Device memory that a product takes, however much shared memory there is.
@@ -5548,6 +5808,9 @@ template <class Pairs>
 inline cudaError_t multiply(const Product &product, const Pairs &pairs,
                             const Scratch &scratch, const Launch &launch) {
   if (product.rows == 1) return multiply_vector(product, pairs, launch);
+  if (is_narrow(product, launch)) {
+    return multiply_narrow(product, pairs, launch);
+  }
   if (product.rows >= kLeastLibraryRows && launch.library != nullptr) {
     bool done = false;
     const cudaError_t status =
@@ -7528,13 +7791,124 @@ __device__ inline uint32_t forward_end(const skv_step &step) {
   return min(step.rows, step.chunk[kChunkRows] + step.chunk[kChunkGuests]);
 }
 `,
+  "lib/tile_fetcher.cuh": `// How the steps of a block's tiles get to shared memory: see
+// lib/matrix_product.cuh.
+#pragma once
+
+#include "half_rows.cuh"
+#include "matrix_shape.cuh"
+#include "tile_shares.cuh"
+
+// Copies the steps of a block's tiles to shared memory, in order.
+template <class Shape, class Pairs>
+class TileFetcher {
+ public:
+  __device__ TileFetcher(const Product &product, const HalfRows &rows,
+                         const Pairs &pairs, const TileShares &shares,
+                         uint32_t row_tiles, uint32_t end)
+      : product_(product),
+        rows_(rows),
+        pairs_(pairs),
+        shares_(shares),
+        row_tiles_(row_tiles),
+        end_(end),
+        cursor_(shares, blockIdx.x),
+        left_(cursor_.left(shares)),
+        chunk_(threadIdx.x % kStepChunks),
+        line_(threadIdx.x / kStepChunks),
+        place_(chunk_place(line_, chunk_)) {
+    if (left_ > 0) turn();
+  }
+
+  // Steps that are not fetched yet.
+  __device__ uint32_t left() const { return left_; }
+
+  // Fetches the weights of the present step in the background.
+  __device__ void fetch_weights(skv_half *stage) const {
+    const uint32_t column = cursor_.step * kStepColumns + 8 * chunk_;
+    const bool exists = column < product_.weight.pitch;
+#pragma unroll
+    for (uint32_t i = 0; i < kWeights; i++) {
+      stream_async(stage + place_ + i * (kLines * kStepColumns),
+                   weights_[i] + column, exists);
+    }
+  }
+
+  // The same for the rows.
+  __device__ void fetch_rows(skv_half *stage) const {
+    const uint32_t column = cursor_.step * kStepColumns + 8 * chunk_;
+    const bool is_column = column < product_.weight.pitch;
+    const size_t first =
+        static_cast<size_t>(row_) * product_.weight.pitch + column;
+#pragma unroll
+    for (uint32_t half = 0; half < Shape::kHalves; half++) {
+      const skv_half *from = (half == 0 ? rows_.high : rows_.low) + first;
+      skv_half *to =
+          stage + place_ + (kTileOutputs + half * Shape::kRows) * kStepColumns;
+#pragma unroll
+      for (uint32_t i = 0; i < Shape::kRows; i += kLines) {
+        if (Shape::kRows < kLines && line_ >= Shape::kRows) break;
+        const bool exists = is_column && row_ + i < end_;
+        copy_async(to + i * kStepColumns,
+                   from + static_cast<size_t>(i) * product_.weight.pitch,
+                   exists);
+      }
+    }
+  }
+
+  // Goes on to the next step.
+  __device__ void advance() {
+    left_--;
+    const uint32_t before = cursor_.tile;
+    cursor_.advance(shares_, blockIdx.x, 1);
+    if (left_ > 0 && cursor_.tile != before) turn();
+  }
+
+ private:
+  // Lines that the block copies at a time.
+  static constexpr uint32_t kLines = kMatrixThreads / kStepChunks;
+  static constexpr uint32_t kWeights = kTileOutputs / kLines;
+
+  // Finds the weights and rows of the cursor's tile.
+  __device__ void turn() {
+    const skv_matrix &weight = product_.weight;
+    const uint32_t count = pairs_of(weight);
+    const uint32_t first = cursor_.tile / row_tiles_ * (kTileOutputs / 2);
+#pragma unroll
+    for (uint32_t i = 0; i < kWeights; i++) {
+      const uint32_t line = line_ + i * kLines;
+      const uint32_t pair = min(first + line / 16 * 8 + line % 8, count - 1);
+      const uint32_t row =
+          min(pairs_.output(pair, line / 8 % 2), weight.rows - 1);
+      weights_[i] = weight.data + static_cast<size_t>(row) * weight.pitch;
+    }
+    row_ = cursor_.tile % row_tiles_ * Shape::kRows + line_;
+  }
+
+  const Product &product_;
+  const HalfRows &rows_;
+  const Pairs &pairs_;
+  const TileShares &shares_;
+  const uint32_t row_tiles_;
+  const uint32_t end_;
+  TileCursor cursor_;
+  uint32_t left_;
+  // What this thread copies: a chunk of some lines, and where the first goes.
+  const uint32_t chunk_;
+  const uint32_t line_;
+  const uint32_t place_;
+  const skv_half *weights_[kWeights];
+  uint32_t row_;
+};
+`,
   "lib/tile_shares.cuh": `// How the blocks of a product share its tiles: each gets the same number of
 // steps, give or take one, whatever the number of tiles.
 //
 // Whole tiles go round as long as every block gets one. The steps of the tiles
 // that are left over are cut into one run of steps per block, so such a tile
 // has contributions of several blocks (Osama et al., "Stream-K", 2023, section
-// 4.3, arXiv 2301.03598).
+// 4.3, arXiv 2301.03598). Where few are left over, the tiles of another round
+// are shared as well: more than a few contributions cost more than they save.
 #pragma once
 
 #include <stdint.h>
@@ -7544,19 +7918,28 @@ struct TileShares {
   // Steps of a tile.
   uint32_t steps;
   uint32_t blocks;
+  // Tiles from 0 that several blocks share: less than 5 / 4 of the blocks.
+  uint32_t shared_tiles;
+  // Shared steps that every block has; the first \`longer\` ones have one more.
+  uint32_t least;
+  uint32_t longer;
 
-  // Tiles from 0 that several blocks share.
-  __host__ __device__ uint32_t shared_tiles() const { return tiles % blocks; }
-  __device__ uint32_t shared_steps() const { return shared_tiles() * steps; }
+  __device__ TileShares(uint32_t tiles, uint32_t steps, uint32_t blocks)
+      : tiles(tiles), steps(steps), blocks(blocks) {
+    shared_tiles = tiles % blocks;
+    if (tiles > blocks && 4 * shared_tiles < blocks && shared_tiles > 0) {
+      shared_tiles += blocks;
+    }
+    least = shared_tiles * steps / blocks;
+    longer = shared_tiles * steps % blocks;
+  }
+
   // The first shared step of a block.
   __device__ uint32_t begin(uint32_t block) const {
-    const uint32_t all = shared_steps();
-    return block * (all / blocks) + min(block, all % blocks);
+    return block * least + min(block, longer);
   }
   // The block that has a shared step.
   __device__ uint32_t block_of(uint32_t step) const {
-    const uint32_t all = shared_steps();
-    const uint32_t least = all / blocks, longer = all % blocks;
     const uint32_t boundary = longer * (least + 1);
     return step < boundary ? step / (least + 1)
                            : longer + (step - boundary) / least;
@@ -7574,12 +7957,13 @@ struct TileCursor {
   __device__ TileCursor(const TileShares &shares, uint32_t block) {
     const uint32_t begin = shares.begin(block);
     shared = shares.begin(block + 1) - begin;
-    tile = shared > 0 ? begin / shares.steps : shares.shared_tiles() + block;
+    tile = shared > 0 ? begin / shares.steps : shares.shared_tiles + block;
     step = shared > 0 ? begin % shares.steps : 0;
   }
   // Steps of the block from here on.
   __device__ uint32_t left(const TileShares &shares) const {
-    return shared + shares.tiles / shares.blocks * shares.steps;
+    return shared +
+           (shares.tiles - shares.shared_tiles) / shares.blocks * shares.steps;
   }
   // Steps of the tile from here on.
   __device__ uint32_t run(const TileShares &shares) const {
@@ -7593,7 +7977,7 @@ struct TileCursor {
     if (shared > 0) {
       shared -= steps;
       if (shared == 0) {
-        tile = shares.shared_tiles() + block;
+        tile = shares.shared_tiles + block;
         step = 0;
       } else if (step == shares.steps) {
         tile++;
@@ -7605,6 +7989,205 @@ struct TileCursor {
     }
   }
 };
+`,
+  "lib/tile_sums.cuh": `// What happens to the sums of a tile, once they are complete: see
+// lib/matrix_product.cuh.
+//
+// The block that made a tile hands it over through shared memory, in a stage
+// that has been used up: neighbouring threads then finish neighbouring pairs of
+// one row, in a loop that is short enough for the instruction cache. Where
+// blocks share a tile, they leave their parts in global memory, and the last
+// one to come adds them up, always in the same order.
+#pragma once
+
+#include "half_rows.cuh"
+#include "matrix_shape.cuh"
+#include "tile_shares.cuh"
+
+template <class Shape>
+using WarpSums = float[Shape::kOutputTiles][Shape::kRowTiles][4];
+
+// Parts that a block has room for: of the first tile that it shares, and of the
+// last one.
+constexpr uint32_t kPartSlots = 2;
+
+// Memory through which blocks that share tiles add up.
+struct TileSums {
+  // (blocks, kPartSlots, rows, kTilePairs)
+  float2 *parts;
+  // (2 blocks): how many parts of a shared tile are there.
+  uint32_t *tickets;
+};
+
+// Rows that the threads of a block finish at a time: one per pair.
+constexpr uint32_t kFinishRows = kMatrixThreads / kTilePairs;
+
+// Parts that are on their way to a thread at a time, of one sum.
+constexpr uint32_t kPartLoads = 8;
+
+// Where a pair of sums is: the four rows that lanes of a warp have in their
+// registers are in different banks.
+__device__ inline uint32_t sum_place(uint32_t row, uint32_t pair) {
+  return row * kTilePairs + (pair ^ row / 2 % 4 * 4);
+}
+
+// Leaves a warp's sums of COUNT slices from \`first\` at \`to\`.
+template <class Shape, int COUNT>
+__device__ inline void store_sums(const WarpSums<Shape> &sums, int first,
+                                  float2 *to) {
+  const uint32_t row = warp_row<Shape>() + lane_id() % 4 * 2;
+  const uint32_t pair = warp_output<Shape>() / 2 + lane_id() / 4;
+#pragma unroll
+  for (int r = 0; r < COUNT; r++) {
+#pragma unroll
+    for (int o = 0; o < Shape::kOutputTiles; o++) {
+      const float(&from)[4] = sums[o][first + r];
+#pragma unroll
+      for (uint32_t i = 0; i < 2; i++) {
+        to[sum_place(row + r * Shape::kSliceRows + i, pair + 8 * o)] = {
+            from[i], from[2 + i]};
+      }
+    }
+  }
+}
+
+// The parts of a tile, which blocks \`first\` to \`last\` make.
+template <class Shape>
+struct TileParts {
+  const TileShares &shares;
+  const TileSums &memory;
+  uint32_t tile;
+  uint32_t first;
+  uint32_t last;
+  // Which slot of block \`first\` has its part; the others begin in this tile.
+  uint32_t first_slot;
+
+  __device__ TileParts(const TileShares &shares, const TileSums &memory,
+                       uint32_t tile)
+      : shares(shares),
+        memory(memory),
+        tile(tile),
+        first(blockIdx.x),
+        last(blockIdx.x),
+        first_slot(0) {
+    if (tile >= shares.shared_tiles) return;
+    const uint32_t begin = tile * shares.steps;
+    first = shares.block_of(begin);
+    last = shares.block_of(begin + shares.steps - 1);
+    first_slot = shares.begin(first) < begin ? 1 : 0;
+  }
+
+  __device__ bool is_shared() const { return first != last; }
+
+  // Where a block's part is.
+  __device__ float2 *at(uint32_t block) const {
+    const uint32_t slot = block == first ? first_slot : 0;
+    return memory.parts +
+           static_cast<size_t>(kPartSlots * block + slot) * Shape::kSums;
+  }
+  // Keeps this block's part. Whether all are there now: the last block to come
+  // sees them.
+  __device__ bool complete(const WarpSums<Shape> &sums) const {
+    __shared__ bool is_last;
+    store_sums<Shape, Shape::kRowTiles>(sums, 0, at(blockIdx.x));
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      is_last = add_released(memory.tickets + tile, 1) == last - first;
+      if (is_last) memory.tickets[tile] = 0;
+    }
+    __syncthreads();
+    return is_last;
+  }
+  // Adds up the pairs that this thread finishes of the rows from \`row\`, in the
+  // order of the blocks. All loads of a round are on their way together.
+  __device__ void add(uint32_t row, float2 *to) const {
+    constexpr uint32_t kRounds = Shape::kPassRows / kFinishRows;
+#pragma unroll 2
+    for (uint32_t i = 0; i < kRounds; i++) {
+      const uint32_t place = sum_place(
+          threadIdx.x / kTilePairs + i * kFinishRows, threadIdx.x % kTilePairs);
+      float2 sum = {};
+      for (uint32_t block = first; block <= last; block += kPartLoads) {
+        float2 parts[kPartLoads];
+#pragma unroll
+        for (uint32_t k = 0; k < kPartLoads; k++) {
+          const float2 *from = at(min(block + k, last)) + row * kTilePairs;
+          parts[k] = __ldcg(from + place);
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < kPartLoads; k++) {
+          if (block + k > last) break;
+          sum.x += parts[k].x, sum.y += parts[k].y;
+        }
+      }
+      to[place] = sum;
+    }
+  }
+};
+
+// What the products of a tile's rows must be multiplied by, in shared memory:
+// nothing that finishing needs is on its way by then.
+template <class Shape>
+struct RowFactors {
+  // Negative for rows that are not wanted.
+  float factors[Shape::kRows];
+
+  __device__ void load(const Product &product, const HalfRows &rows,
+                       uint32_t row_tile) {
+    for (uint32_t i = threadIdx.x; i < Shape::kRows; i += kMatrixThreads) {
+      const uint32_t row = row_tile * Shape::kRows + i;
+      const float inverse = rows.inverse[min(row, product.rows - 1)];
+      const bool is_wanted = row < product.rows && product.is_wanted(row);
+      factors[i] = is_wanted ? inverse : -1.0f;
+    }
+  }
+};
+
+// Hands over the sums at \`from\`: those of a pass over a tile's rows.
+template <class Shape, class Pairs>
+__device__ inline void finish_rows(const Product &product, const Pairs &pairs,
+                                   const float *factors, const float2 *from,
+                                   uint32_t first_row, uint32_t first_pair) {
+  const uint32_t pair = threadIdx.x % kTilePairs;
+  if (first_pair + pair >= pairs_of(product.weight)) return;
+#pragma unroll 1
+  for (uint32_t row = threadIdx.x / kTilePairs; row < Shape::kPassRows;
+       row += kFinishRows) {
+    const float factor = factors[row];
+    if (factor < 0.0f) continue;
+    const float2 x = from[sum_place(row, pair)];
+    pairs.finish(first_row + row, first_pair + pair, x.x * factor,
+                 x.y * factor);
+  }
+}
+
+// Finishes a tile or leaves this block's part of it. Every thread of the block
+// calls it; \`memory\` is a stage that the block does not need any more.
+template <class Shape, class Pairs>
+__device__ inline void finish_tile(const Product &product, const Pairs &pairs,
+                                   const TileParts<Shape> &parts,
+                                   const WarpSums<Shape> &sums,
+                                   const RowFactors<Shape> &rows,
+                                   uint32_t row_tiles, skv_half *memory) {
+  if (parts.is_shared() && !parts.complete(sums)) return;
+  float2 *const products = reinterpret_cast<float2 *>(memory);
+  const uint32_t first_pair = parts.tile / row_tiles * kTilePairs;
+  const uint32_t first_row = parts.tile % row_tiles * Shape::kRows;
+#pragma unroll
+  for (int pass = 0; pass < Shape::kPasses; pass++) {
+    const uint32_t row = pass * Shape::kPassRows;
+    if (parts.is_shared()) {
+      parts.add(row, products);
+    } else {
+      if (pass > 0) __syncthreads();
+      store_sums<Shape, Shape::kPassTiles>(sums, pass * Shape::kPassTiles,
+                                           products);
+      __syncthreads();
+    }
+    finish_rows<Shape>(product, pairs, rows.factors + row, products,
+                       first_row + row, first_pair);
+  }
+}
 `,
   "lib/value_spread.cuh": `// How far the values of a head scatter: their mean squared distance from their
 // mean, every slot counted once.

@@ -61,18 +61,26 @@ __device__ inline void load_normed(float (&x)[8], const Product &product,
   }
 }
 
-__device__ inline void store_chunk(const HalfRows &to, size_t at,
+// Stores eight elements as halves; `low` may be null.
+__device__ inline void store_chunk(skv_half *high, skv_half *low,
                                    const float (&x)[8], float scale) {
   SplitPair pairs[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     pairs[i] = split_pair(x[2 * i] * scale, x[2 * i + 1] * scale);
   }
-  *reinterpret_cast<uint4 *>(to.high + at) = {pairs[0].high, pairs[1].high,
-                                              pairs[2].high, pairs[3].high};
-  if (to.low == nullptr) return;
-  *reinterpret_cast<uint4 *>(to.low + at) = {pairs[0].low, pairs[1].low,
-                                             pairs[2].low, pairs[3].low};
+  *reinterpret_cast<uint4 *>(high) = {pairs[0].high, pairs[1].high,
+                                      pairs[2].high, pairs[3].high};
+  if (low == nullptr) return;
+  *reinterpret_cast<uint4 *>(low) = {pairs[0].low, pairs[1].low, pairs[2].low,
+                                     pairs[3].low};
+}
+
+// What the norm in front multiplies a row by, given its sum of squares.
+__device__ inline float inverse_rms(const Product &product, float squares) {
+  if (product.norm == nullptr) return 1.0f;
+  return rsqrtf(squares / static_cast<float>(product.weight.columns) +
+                product.epsilon);
 }
 
 // One row per block.
@@ -80,9 +88,13 @@ template <bool ALIGNED>
 __global__ void __launch_bounds__(kHalfRowThreads, 2)
     half_rows_kernel(Product product, HalfRows to) {
   __shared__ float shared[2][kHalfRowThreads / 32];
-  begin_kernel();
+  let_next_start();
   const uint32_t row = blockIdx.x;
-  if (!product.is_wanted(row)) return;
+  // The rows of a chunk are known no earlier than their elements are.
+  const bool is_chunk = product.step.kind == SKV_PREFILL;
+  const bool is_early = !is_chunk && product.is_wanted(row);
+  wait_for_previous();
+  if (!(is_chunk ? product.is_wanted(row) : is_early)) return;
   const uint32_t chunks = product.weight.pitch / 8;
   const float *from = product.row(row);
   float squares = 0.0f, largest = 0.0f;
@@ -114,25 +126,26 @@ __global__ void __launch_bounds__(kHalfRowThreads, 2)
   largest = warp_max(exists ? shared[1][lane_id()] : 0.0f);
   const Scale scale = scale_for(largest);
   const size_t base = static_cast<size_t>(row) * product.weight.pitch;
+  const auto store = [&](uint32_t column, const float(&x)[8]) {
+    const size_t at = base + column;
+    store_chunk(to.high + at, to.low == nullptr ? nullptr : to.low + at, x,
+                scale.scale);
+  };
 #pragma unroll
   for (uint32_t i = 0; i < kHeldChunks; i++) {
     const uint32_t chunk = threadIdx.x + i * kHalfRowThreads;
     if (chunk >= chunks) break;
-    store_chunk(to, base + 8 * chunk, held[i], scale.scale);
+    store(8 * chunk, held[i]);
   }
   for (uint32_t chunk = threadIdx.x + kHeldChunks * kHalfRowThreads;
        chunk < chunks; chunk += kHalfRowThreads) {
     float x[8], ignored = 0.0f;
     load_normed<ALIGNED>(x, product, from, 8 * chunk, ignored);
-    store_chunk(to, base + 8 * chunk, x, scale.scale);
+    store(8 * chunk, x);
   }
-  if (threadIdx.x != 0) return;
-  const float rms =
-      product.norm == nullptr
-          ? 1.0f
-          : rsqrtf(squares / static_cast<float>(product.weight.columns) +
-                   product.epsilon);
-  to.inverse[row] = scale.inverse * rms;
+  if (threadIdx.x == 0) {
+    to.inverse[row] = scale.inverse * inverse_rms(product, squares);
+  }
 }
 
 // Makes the halves of a product's rows, in memory from `scratch`.

@@ -96,6 +96,18 @@ __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
+// Adds to a word when the block's writes up to its last barrier can be seen by
+// all. Nothing is thrown out of the L1 cache, as __threadfence would do: who
+// sees the sum reads what others wrote past that cache.
+__device__ inline uint32_t add_released(uint32_t *word, uint32_t x) {
+  uint32_t before;
+  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(word), "r"(x)
+               : "memory");
+  return before;
+}
+
 // Lets the next kernel start as soon as there is room for it.
 __device__ inline void let_next_start() {
 #if __CUDA_ARCH__ >= 900

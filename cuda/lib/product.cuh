@@ -1,7 +1,8 @@
-// Products of activations with a weight matrix, in one of four forms by the
+// Products of activations with a weight matrix, in one of five forms by the
 // number of rows: lib/vector_product.cuh or, where the matrix is large,
-// lib/stream_product.cuh for one, lib/matrix_product.cuh for more,
-// lib/library_product.cuh for many where there is that library.
+// lib/stream_product.cuh for one, lib/narrow_product.cuh for a few of a small
+// model, lib/matrix_product.cuh for more, lib/library_product.cuh for many where
+// there is that library.
 //
 // Outputs come in pairs that are finished together: neighbours, such as a gate
 // and its up value, or the two ends of a RoPE pair. A kernel describes them as
@@ -22,6 +23,7 @@
 
 #include "library_product.cuh"
 #include "matrix_product.cuh"
+#include "narrow_product.cuh"
 #include "stream_product.cuh"
 #include "vector_product.cuh"
 
@@ -43,6 +45,9 @@ inline cudaError_t multiply(const Product &product, const Pairs &pairs,
     return is_streamed(product, launch)
                ? multiply_stream(product, pairs, launch)
                : multiply_vector(product, pairs, launch);
+  }
+  if (is_narrow(product, launch)) {
+    return multiply_narrow(product, pairs, launch);
   }
   if (product.rows >= kLeastLibraryRows && launch.library != nullptr) {
     bool done = false;

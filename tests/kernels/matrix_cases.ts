@@ -398,11 +398,36 @@ export const matrixCases: readonly KernelCase[] = [
 const batches: readonly (readonly [rows: number, outputs: number])[] = [
   ...[[2, 300], [3, 1000], [8, 2], [9, 300], [16, 1100], [17, 300]] as const,
   ...[[31, 130], [33, 300], [64, 129], [65, 300], [100, 900]] as const,
-  ...[[128, 62], [129, 300], [200, 130], [300, 200]] as const,
+  ...[[128, 62], [129, 300], [200, 130], [300, 200], [20, 890]] as const,
+];
+
+/** Rows, outputs and columns of batches of small models. */
+const narrow: readonly (readonly [number, number, number])[] = [
+  ...[[2, 300, 40], [5, 17, 1024], [8, 5000, 8], [9, 130, 896]] as const,
+  ...[[7, 33, 1536], [16, 1100, 264], [16, 41, 2048]] as const,
 ];
 
 /** Cases of products whose tiles are shared by blocks, or that a library makes. */
 export const batchCases: readonly KernelCase[] = [
+  ...narrow.map(([rows, outputs, columns], i) =>
+    projectAddCase(
+      `of ${rows} rows, ${outputs} outputs and ${columns} columns`,
+      {
+        step: decodeStep(Array.from({ length: rows }, (_, i) => i), {
+          finished: [rows - 1],
+        }),
+        ...{ rows: outputs, columns, hasBias: i % 2 === 0 },
+      },
+    )
+  ),
+  gateUpCase("for 11 rows of a small model", {
+    step: decodeStep(Array.from({ length: 11 }, (_, i) => i)),
+    ...{ hidden: 136, ffn: 330, hasBias: true },
+  }),
+  gateUpCase("for a chunk of 3 of 12 rows of a small model", {
+    step: prefillStep({ rows: 12, live: 3 }),
+    ...{ hidden: 520, ffn: 50, hasBias: false },
+  }),
   ...batches.map(([rows, outputs], i) =>
     projectAddCase(`of ${rows} rows and ${outputs} outputs`, {
       step: decodeStep(Array.from({ length: rows }, (_, i) => i), {

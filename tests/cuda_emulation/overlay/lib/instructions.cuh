@@ -59,6 +59,11 @@ inline void wait_copies() {
   emulation::wait_copies(LEFT);
 }
 
+inline uint32_t add_released(uint32_t *word, uint32_t x) {
+  __threadfence();
+  return atomicAdd(word, x);
+}
+
 inline void let_next_start() {}
 
 inline void wait_for_previous() { emulation::wait_for_previous(); }

@@ -14,20 +14,19 @@
 // over the budget is dropped. Adaptive heads first get their budgets.
 //
 // Searching reads every key once per 64 of the others, and every value where
-// pairs are priced; victims are merged by many blocks; the rest is one block
-// per head that reads side fields and writes what it changes. In order:
-// list_items, [allocate_heads, list_items], norms or spread, [search, pair]
-// once per round with list_items between them, or the kernels of
+// pairs are priced; victims are merged, and rows moved, by many blocks; the
+// rest is one block per head that reads side fields and writes what it changes.
+// In order: list_items, [allocate_heads, list_items], norms or spread, [search,
+// pair] once per round with list_items between them, or the kernels of
 // lib/merge_segments.cuh, choose, then search, find_targets and merge_victims
-// or right_neighbours, settle; policies that only drop skip the searches. Where
-// scores are not the slots' own they are rated before each step that compares
-// them: see lib/ratings.cuh.
+// or right_neighbours, settle, move; policies that only drop skip the searches.
+// Where scores are not the slots' own they are rated before each step that
+// compares them: see lib/ratings.cuh.
 #include "lib/allocate_heads.cuh"
 #include "lib/choose_victims.cuh"
 #include "lib/merge_runs.cuh"
 #include "lib/merge_segments.cuh"
-#include "lib/merge_victims.cuh"
-#include "lib/pass_values.cuh"
+#include "lib/settle_chunk.cuh"
 
 namespace {
 
@@ -116,79 +115,6 @@ __global__ void __launch_bounds__(kCompressThreads)
   const float spread = join_spread(work.counters[kItems], args.sizes.head_dim,
                                    work.spreads, scratch);
   if (threadIdx.x == 0) work.counters[kSpread] = __float_as_uint(spread);
-}
-
-// Copies key, value and all fields of a slot; called by a whole warp.
-__device__ inline void copy_slot(const Slot &from, const Slot &to,
-                                 uint32_t head_dim, uint32_t lanes) {
-  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
-    to.key[d] = from.key[d];
-    to.value[d] = from.value[d];
-  }
-  if (lane_id() < kSlotBias + lanes) {
-    to.set(lane_id(), from.get(lane_id()));
-  }
-}
-
-// Drops victims, or merges them where other slots take only their values, and
-// moves the staged rows that are left.
-__global__ void __launch_bounds__(kCompressThreads)
-    settle_kernel(skv_chunk_args args, CompressWork all_work) {
-  __shared__ SelectScratch scratch;
-  __shared__ Followers followers;
-  begin_kernel();
-  if (row_end(args.step) == 0) return;
-  const ChunkHead head = chunk_head(args, blockIdx.x);
-  const HeadWork work = all_work.head(blockIdx.x);
-  const uint32_t items = work.counters[kItems];
-  const uint32_t victims = work.counters[kQueries];
-  const uint32_t lanes = args.cache.lanes;
-  if (victims > 0) {
-    if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
-      merge_runs(args, head, work, victims);
-    } else if (args.policy.merge == SKV_MERGE_NEXT_VALUES) {
-      pass_values(args, head, work, victims, followers, scratch);
-    } else if (merges_victims(args.policy)) {
-      add_divergences(head, work, victims, scratch);
-    } else {
-      find_targets(args, head, all_work, work, victims, scratch);
-    }
-    __syncthreads();
-    for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
-      free_slot(item_slot(args, head, work.items[work.queries[v]]), lanes);
-    }
-    __syncthreads();
-  }
-  const uint32_t kept = list_if(items, work.queries, scratch, [&](uint32_t i) {
-    return (work.items[i] & kStaged) != 0 &&
-           (work.marks[i] & (kGone | kVictim)) == 0;
-  });
-  const uint32_t capacity = head.words[kHeadCapacity];
-  const uint32_t free =
-      list_if(capacity, work.candidates, scratch, [&](uint32_t i) {
-        return item_slot(args, head, i).word(kSlotTokens) == 0;
-      });
-  const uint32_t moved = min(kept, free);
-  for (uint32_t i = warp_id(); i < moved; i += kCompressWarps) {
-    copy_slot(item_slot(args, head, work.items[work.queries[i]]),
-              item_slot(args, head, work.candidates[i]), args.sizes.head_dim,
-              lanes);
-  }
-  uint32_t high = head.words[kHeadHigh];
-  if (moved > 0) high = max(high, work.candidates[moved - 1] + 1);
-  // No slot knows what has become of its partner.
-  for (uint32_t i = threadIdx.x; args.policy.partners && i < high;
-       i += kCompressThreads) {
-    item_slot(args, head, i).set_word(kSlotBias + lanes, 0);
-  }
-  // Everybody has read the words that one changes.
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    uint32_t *words = head.words;
-    words[kHeadHigh] = high;
-    words[kHeadLive] = capacity - free + moved;
-    words[kHeadNext] = moved < free ? work.candidates[moved] : capacity;
-  }
 }
 
 CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
@@ -282,6 +208,5 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
   if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
     status = launch_right_neighbours(args, work, launch);
   }
-  if (status == cudaSuccess) status = per_head(settle_kernel);
-  return status;
+  return status == cudaSuccess ? launch_settle(args, work, launch) : status;
 }

@@ -18,20 +18,19 @@ export const cudaSources: Readonly<Record<string, string>> = {
 // over the budget is dropped. Adaptive heads first get their budgets.
 //
 // Searching reads every key once per 64 of the others, and every value where
-// pairs are priced; victims are merged by many blocks; the rest is one block
-// per head that reads side fields and writes what it changes. In order:
-// list_items, [allocate_heads, list_items], norms or spread, [search, pair]
-// once per round with list_items between them, or the kernels of
+// pairs are priced; victims are merged, and rows moved, by many blocks; the
+// rest is one block per head that reads side fields and writes what it changes.
+// In order: list_items, [allocate_heads, list_items], norms or spread, [search,
+// pair] once per round with list_items between them, or the kernels of
 // lib/merge_segments.cuh, choose, then search, find_targets and merge_victims
-// or right_neighbours, settle; policies that only drop skip the searches. Where
-// scores are not the slots' own they are rated before each step that compares
-// them: see lib/ratings.cuh.
+// or right_neighbours, settle, move; policies that only drop skip the searches.
+// Where scores are not the slots' own they are rated before each step that
+// compares them: see lib/ratings.cuh.
 #include "lib/allocate_heads.cuh"
 #include "lib/choose_victims.cuh"
 #include "lib/merge_runs.cuh"
 #include "lib/merge_segments.cuh"
-#include "lib/merge_victims.cuh"
-#include "lib/pass_values.cuh"
+#include "lib/settle_chunk.cuh"
 
 namespace {
 
@@ -120,79 +119,6 @@ __global__ void __launch_bounds__(kCompressThreads)
   const float spread = join_spread(work.counters[kItems], args.sizes.head_dim,
                                    work.spreads, scratch);
   if (threadIdx.x == 0) work.counters[kSpread] = __float_as_uint(spread);
-}
-
-// Copies key, value and all fields of a slot; called by a whole warp.
-__device__ inline void copy_slot(const Slot &from, const Slot &to,
-                                 uint32_t head_dim, uint32_t lanes) {
-  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
-    to.key[d] = from.key[d];
-    to.value[d] = from.value[d];
-  }
-  if (lane_id() < kSlotBias + lanes) {
-    to.set(lane_id(), from.get(lane_id()));
-  }
-}
-
-// Drops victims, or merges them where other slots take only their values, and
-// moves the staged rows that are left.
-__global__ void __launch_bounds__(kCompressThreads)
-    settle_kernel(skv_chunk_args args, CompressWork all_work) {
-  __shared__ SelectScratch scratch;
-  __shared__ Followers followers;
-  begin_kernel();
-  if (row_end(args.step) == 0) return;
-  const ChunkHead head = chunk_head(args, blockIdx.x);
-  const HeadWork work = all_work.head(blockIdx.x);
-  const uint32_t items = work.counters[kItems];
-  const uint32_t victims = work.counters[kQueries];
-  const uint32_t lanes = args.cache.lanes;
-  if (victims > 0) {
-    if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
-      merge_runs(args, head, work, victims);
-    } else if (args.policy.merge == SKV_MERGE_NEXT_VALUES) {
-      pass_values(args, head, work, victims, followers, scratch);
-    } else if (merges_victims(args.policy)) {
-      add_divergences(head, work, victims, scratch);
-    } else {
-      find_targets(args, head, all_work, work, victims, scratch);
-    }
-    __syncthreads();
-    for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
-      free_slot(item_slot(args, head, work.items[work.queries[v]]), lanes);
-    }
-    __syncthreads();
-  }
-  const uint32_t kept = list_if(items, work.queries, scratch, [&](uint32_t i) {
-    return (work.items[i] & kStaged) != 0 &&
-           (work.marks[i] & (kGone | kVictim)) == 0;
-  });
-  const uint32_t capacity = head.words[kHeadCapacity];
-  const uint32_t free =
-      list_if(capacity, work.candidates, scratch, [&](uint32_t i) {
-        return item_slot(args, head, i).word(kSlotTokens) == 0;
-      });
-  const uint32_t moved = min(kept, free);
-  for (uint32_t i = warp_id(); i < moved; i += kCompressWarps) {
-    copy_slot(item_slot(args, head, work.items[work.queries[i]]),
-              item_slot(args, head, work.candidates[i]), args.sizes.head_dim,
-              lanes);
-  }
-  uint32_t high = head.words[kHeadHigh];
-  if (moved > 0) high = max(high, work.candidates[moved - 1] + 1);
-  // No slot knows what has become of its partner.
-  for (uint32_t i = threadIdx.x; args.policy.partners && i < high;
-       i += kCompressThreads) {
-    item_slot(args, head, i).set_word(kSlotBias + lanes, 0);
-  }
-  // Everybody has read the words that one changes.
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    uint32_t *words = head.words;
-    words[kHeadHigh] = high;
-    words[kHeadLive] = capacity - free + moved;
-    words[kHeadNext] = moved < free ? work.candidates[moved] : capacity;
-  }
 }
 
 CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
@@ -286,8 +212,7 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
   if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
     status = launch_right_neighbours(args, work, launch);
   }
-  if (status == cudaSuccess) status = per_head(settle_kernel);
-  return status;
+  return status == cudaSuccess ? launch_settle(args, work, launch) : status;
 }
 `,
   "embed.cu": `// Looks up the embedding row of each live token and sets its bit among the ids
@@ -1409,6 +1334,9 @@ enum Counter {
   kPairs = 4,
   // How far the values of the head scatter before anything is merged; a float.
   kSpread = 5,
+  // Staged rows that go into free slots: of the ordinals in \`queries\`, into the
+  // slots in \`candidates\`.
+  kMoved = 6,
   kCounters = 8
 };
 
@@ -7170,19 +7098,48 @@ __device__ inline uint64_t kth_smallest(const uint64_t *keys, uint32_t length,
                       [&](uint32_t i) { return keys[i]; });
 }
 
+// Groups of 32 numbers that a warp of list_if asks about before it looks at any
+// answer, so that what answers depend on is on its way together.
+constexpr uint32_t kGroupsAhead = 8;
+
 // Writes the numbers below \`length\` that \`wanted\` accepts to \`list\`, in order;
 // returns how many there are. Called by the whole block.
+//
+// A warp has a run of up to 32 groups at a time, and lane k keeps which numbers
+// of group k are wanted: so the block waits once for 32 numbers of each thread.
 template <class Wanted>
 __device__ inline uint32_t list_if(uint32_t length, uint32_t *list,
                                    SelectScratch &scratch, Wanted wanted) {
+  const uint32_t warps = blockDim.x / 32, lane = lane_id();
   uint32_t listed = 0;
-  for (uint32_t first = 0; first < length; first += blockDim.x) {
-    const uint32_t i = first + threadIdx.x;
-    const bool is_wanted = i < length && wanted(i);
+  for (uint32_t first = 0; first < length; first += 32 * blockDim.x) {
+    const uint32_t groups = min((length - first + 31) / 32, blockDim.x);
+    const uint32_t run = (groups + warps - 1) / warps;
+    const uint32_t begin = first + warp_id() * run * 32 + lane;
+    uint32_t mine = 0;
+    for (uint32_t group = 0; group < run; group += kGroupsAhead) {
+      bool answers[kGroupsAhead];
+#pragma unroll
+      for (uint32_t k = 0; k < kGroupsAhead; k++) {
+        const uint32_t i = begin + 32 * (group + k);
+        answers[k] = wanted(min(i, length - 1));
+        answers[k] = answers[k] && group + k < run && i < length;
+      }
+#pragma unroll
+      for (uint32_t k = 0; k < kGroupsAhead; k++) {
+        const uint32_t ballot = __ballot_sync(kAllLanes, answers[k]);
+        if (lane == group + k) mine = ballot;
+      }
+    }
     uint32_t total;
     const uint32_t before =
-        block_prefix(is_wanted ? 1 : 0, total, scratch.block);
-    if (is_wanted) list[listed + before] = i;
+        listed + block_prefix(__popc(mine), total, scratch.block);
+    for (uint32_t group = 0; group < run; group++) {
+      const uint32_t ballot = __shfl_sync(kAllLanes, mine, group);
+      const uint32_t at = __shfl_sync(kAllLanes, before, group);
+      if ((ballot >> lane & 1) == 0) continue;
+      list[at + __popc(ballot & ((1u << lane) - 1))] = begin + 32 * group;
+    }
     listed += total;
   }
   __syncthreads();
@@ -7255,6 +7212,118 @@ __device__ inline float block_sum(float x, SelectScratch &scratch) {
   float sum = 0.0f;
   for (uint32_t w = 0; w < blockDim.x / 32; w++) sum += scratch.sums[w];
   return sum;
+}
+`,
+  "lib/settle_chunk.cuh": `// The end of a chunk's compression: victims leave, and the staged rows that are
+// left go into free slots.
+//
+// One block per head decides which row goes where, and many blocks move them:
+// a row is 16 bytes of each lane, which one block would wait for row by row.
+#pragma once
+
+#include <type_traits>
+
+#include "merge_victims.cuh"
+#include "pass_values.cuh"
+
+// Drops victims, or merges them where other slots take only their values, and
+// says where the staged rows that are left go.
+static __global__ void __launch_bounds__(kCompressThreads)
+    settle_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  __shared__ Followers followers;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t victims = work.counters[kQueries];
+  const uint32_t lanes = args.cache.lanes;
+  if (victims > 0) {
+    if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
+      merge_runs(args, head, work, victims);
+    } else if (args.policy.merge == SKV_MERGE_NEXT_VALUES) {
+      pass_values(args, head, work, victims, followers, scratch);
+    } else if (merges_victims(args.policy)) {
+      add_divergences(head, work, victims, scratch);
+    } else {
+      find_targets(args, head, all_work, work, victims, scratch);
+    }
+    __syncthreads();
+    for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+      free_slot(item_slot(args, head, work.items[work.queries[v]]), lanes);
+    }
+    __syncthreads();
+  }
+  const uint32_t kept = list_if(items, work.queries, scratch, [&](uint32_t i) {
+    return (work.items[i] & kStaged) != 0 &&
+           (work.marks[i] & (kGone | kVictim)) == 0;
+  });
+  const uint32_t capacity = head.words[kHeadCapacity];
+  const uint32_t free =
+      list_if(capacity, work.candidates, scratch, [&](uint32_t i) {
+        return item_slot(args, head, i).word(kSlotTokens) == 0;
+      });
+  const uint32_t moved = min(kept, free);
+  uint32_t high = head.words[kHeadHigh];
+  if (moved > 0) high = max(high, work.candidates[moved - 1] + 1);
+  // No slot knows what has become of its partner.
+  for (uint32_t i = threadIdx.x; args.policy.partners && i < high;
+       i += kCompressThreads) {
+    item_slot(args, head, i).set_word(kSlotBias + lanes, 0);
+  }
+  // Everybody has read the words that one changes.
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    work.counters[kMoved] = moved;
+    uint32_t *words = head.words;
+    words[kHeadHigh] = high;
+    words[kHeadLive] = capacity - free + moved;
+    words[kHeadNext] = moved < free ? work.candidates[moved] : capacity;
+  }
+}
+
+constexpr uint32_t kMoveWarps = 8;
+
+// Copies a staged row's key, value and fields to its slot; a warp has a row.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(32 * kMoveWarps)
+    move_kernel(skv_chunk_args args, CompressWork all_work) {
+  // What one lane copies at a time: rows are whole numbers of it.
+  using Piece = std::conditional_t<ALIGNED, uint4, uint32_t>;
+  constexpr uint32_t kHalves = sizeof(Piece) / sizeof(skv_half);
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t i = blockIdx.x * kMoveWarps + warp_id();
+  if (i >= work.counters[kMoved]) return;
+  const Slot from = item_slot(args, head, work.items[work.queries[i]]);
+  const Slot to = item_slot(args, head, work.candidates[i]);
+  if (lane_id() < kSlotBias + args.cache.lanes) {
+    to.set(lane_id(), from.get(lane_id()));
+  }
+  const uint32_t pieces = args.sizes.head_dim / kHalves;
+#pragma unroll 2
+  for (uint32_t p = lane_id(); p < 2 * pieces; p += 32) {
+    const bool is_key = p < pieces;
+    const size_t at = is_key ? p : p - pieces;
+    reinterpret_cast<Piece *>(is_key ? to.key : to.value)[at] =
+        reinterpret_cast<const Piece *>(is_key ? from.key : from.value)[at];
+  }
+}
+
+inline cudaError_t launch_settle(const skv_chunk_args &args,
+                                 const CompressWork &work,
+                                 const Launch &launch) {
+  const uint32_t heads = args.sizes.kv_heads;
+  const cudaError_t status = launch_kernel(launch, settle_kernel, heads,
+                                           kCompressThreads, 0, args, work);
+  if (status != cudaSuccess) return status;
+  const auto kernel =
+      args.sizes.head_dim % 8 == 0 ? move_kernel<true> : move_kernel<false>;
+  const dim3 grid((args.cache.stage_rows + kMoveWarps - 1) / kMoveWarps, heads);
+  return launch_kernel(launch, kernel, grid, 32 * kMoveWarps, 0, args, work);
 }
 `,
   "lib/slots.cuh": `// Slots, their side fields and the head table: see SlotField and HeadWord in

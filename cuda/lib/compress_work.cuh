@@ -30,6 +30,9 @@ enum Counter {
   kPairs = 4,
   // How far the values of the head scatter before anything is merged; a float.
   kSpread = 5,
+  // Staged rows that go into free slots: of the ordinals in `queries`, into the
+  // slots in `candidates`.
+  kMoved = 6,
   kCounters = 8
 };
 

@@ -71,19 +71,48 @@ __device__ inline uint64_t kth_smallest(const uint64_t *keys, uint32_t length,
                       [&](uint32_t i) { return keys[i]; });
 }
 
+// Groups of 32 numbers that a warp of list_if asks about before it looks at any
+// answer, so that what answers depend on is on its way together.
+constexpr uint32_t kGroupsAhead = 8;
+
 // Writes the numbers below `length` that `wanted` accepts to `list`, in order;
 // returns how many there are. Called by the whole block.
+//
+// A warp has a run of up to 32 groups at a time, and lane k keeps which numbers
+// of group k are wanted: so the block waits once for 32 numbers of each thread.
 template <class Wanted>
 __device__ inline uint32_t list_if(uint32_t length, uint32_t *list,
                                    SelectScratch &scratch, Wanted wanted) {
+  const uint32_t warps = blockDim.x / 32, lane = lane_id();
   uint32_t listed = 0;
-  for (uint32_t first = 0; first < length; first += blockDim.x) {
-    const uint32_t i = first + threadIdx.x;
-    const bool is_wanted = i < length && wanted(i);
+  for (uint32_t first = 0; first < length; first += 32 * blockDim.x) {
+    const uint32_t groups = min((length - first + 31) / 32, blockDim.x);
+    const uint32_t run = (groups + warps - 1) / warps;
+    const uint32_t begin = first + warp_id() * run * 32 + lane;
+    uint32_t mine = 0;
+    for (uint32_t group = 0; group < run; group += kGroupsAhead) {
+      bool answers[kGroupsAhead];
+#pragma unroll
+      for (uint32_t k = 0; k < kGroupsAhead; k++) {
+        const uint32_t i = begin + 32 * (group + k);
+        answers[k] = wanted(min(i, length - 1));
+        answers[k] = answers[k] && group + k < run && i < length;
+      }
+#pragma unroll
+      for (uint32_t k = 0; k < kGroupsAhead; k++) {
+        const uint32_t ballot = __ballot_sync(kAllLanes, answers[k]);
+        if (lane == group + k) mine = ballot;
+      }
+    }
     uint32_t total;
     const uint32_t before =
-        block_prefix(is_wanted ? 1 : 0, total, scratch.block);
-    if (is_wanted) list[listed + before] = i;
+        listed + block_prefix(__popc(mine), total, scratch.block);
+    for (uint32_t group = 0; group < run; group++) {
+      const uint32_t ballot = __shfl_sync(kAllLanes, mine, group);
+      const uint32_t at = __shfl_sync(kAllLanes, before, group);
+      if ((ballot >> lane & 1) == 0) continue;
+      list[at + __popc(ballot & ((1u << lane) - 1))] = begin + 32 * group;
+    }
     listed += total;
   }
   __syncthreads();

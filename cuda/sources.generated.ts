@@ -2670,6 +2670,13 @@ __device__ inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0,
         "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
 
+// 2^x, with a relative error of 2^-22; below 2^-126 it is 0.
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 __device__ inline uint32_t shared_address(const void *pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
@@ -5311,119 +5318,395 @@ __device__ inline void pass_values(const skv_chunk_args &args,
   __syncthreads();
 }
 `,
-  "lib/prefill_state.cuh": `// The attention of one warp's tile of (row, query head) pairs while tiles of
-// slots go by: a running softmax, and its products on tensor cores.
+  "lib/prefill_form.cuh": `// The forms of the attention of a chunk, and what its blocks have in shared
+// memory.
 #pragma once
 
 #include "row_tiles.cuh"
+#include "slots.cuh"
+
+// kExact: for few rows. Queries and weights are split in two halves each
+// (lib/mma.cuh), which keeps 32-bit precision; the memory that keys come from
+// bounds it, not the products.
+// kGeneral: queries and weights are rounded to one half.
+// kPlain: the same without what few policies ask for: queries of their own for
+// sinks, votes per query head, scores at a scale of their own. A warp has twice
+// the rows, so that operands are read from shared memory half as often.
+enum class PrefillForm { kExact, kGeneral, kPlain };
+
+template <int DIM, PrefillForm FORM>
+struct PrefillShape {
+  static constexpr bool kIsExact = FORM == PrefillForm::kExact;
+  static constexpr bool kIsPlain = FORM == PrefillForm::kPlain;
+  // Halves that an element of a query is split into.
+  static constexpr int kSplits = kIsExact ? 2 : 1;
+  static constexpr int kWarps = DIM == 256 && kIsExact ? 2 : 4;
+  static constexpr uint32_t kThreads = 32 * kWarps;
+  // Tiles of 16 (row, query head) pairs of a warp, and pairs of a block.
+  static constexpr int kTiles = kIsPlain && DIM <= 128 ? 2 : 1;
+  static constexpr int kWarpPairs = 16 * kTiles;
+  static constexpr int kPairs = kWarpPairs * kWarps;
+  // Slots of a tile.
+  static constexpr int kSlots = DIM == 256 ? 32 : 64;
+  // Biases that a slot has here.
+  static constexpr int kLanes = kIsPlain ? 1 : static_cast<int>(kMaxGroup);
+};
+
+// ln to log2 and back.
+constexpr float kLog2E = 1.442695041f;
+constexpr float kLn2 = 0.6931471806f;
+
+template <int DIM, PrefillForm FORM>
+struct PrefillShared {
+  using Shape = PrefillShape<DIM, FORM>;
+  skv_half queries[Shape::kSplits][Shape::kPairs * kLinePitch<DIM>];
+  skv_half keys[Shape::kSlots * kLinePitch<DIM>];
+  skv_half values[Shape::kSlots * kLinePitch<DIM>];
+  // log2 of votes.
+  float biases[Shape::kLanes][Shape::kSlots];
+  bool is_sink[Shape::kSlots];
+  // What products of a pair are multiplied by: logits in units of ln 2.
+  float inverse[Shape::kPairs];
+  // The same for queries of sinks, and what those were multiplied by.
+  float sink_inverse[Shape::kIsPlain ? 4 : Shape::kPairs];
+  float sink_scale[Shape::kIsPlain ? 4 : Shape::kPairs];
+};
+
+// Where the queries of a block's pairs are: pair p is query head p % group of
+// row p / group.
+struct PairQueries {
+  const float *all;
+  uint32_t first_row;
+  uint32_t kv_head;
+  uint32_t heads;
+  uint32_t group;
+  uint32_t head_dim;
+  uint32_t pairs;
+
+  __device__ uint32_t row(uint32_t pair) const {
+    return first_row + pair / group;
+  }
+  // Index among the queries of all rows.
+  __device__ size_t index(uint32_t pair) const {
+    return static_cast<size_t>(row(pair)) * heads + kv_head * group +
+           pair % group;
+  }
+  // Two elements; zeros beyond the end and of pairs that are not there.
+  __device__ float2 load(uint32_t pair, uint32_t column) const {
+    if (pair >= pairs || column >= head_dim) return {0.0f, 0.0f};
+    return *reinterpret_cast<const float2 *>(all + index(pair) * head_dim +
+                                             column);
+  }
+};
+
+// Queries that a warp reads at a time.
+constexpr int kQueryBatch = 4;
+
+// Reads the queries of a warp's pairs, and calls \`use\` with a pair, its scale,
+// where the elements of this lane are, and the elements: two of every 64.
+template <int DIM, int PAIRS, class Use>
+__device__ inline void each_query(const PairQueries &queries, Use use) {
+  constexpr int kSteps = (DIM + 63) / 64;
+  const uint32_t column = 2 * lane_id();
+#pragma unroll 1
+  for (int first = 0; first < PAIRS; first += kQueryBatch) {
+    float2 x[kQueryBatch][kSteps];
+#pragma unroll
+    for (int k = 0; k < kQueryBatch; k++) {
+#pragma unroll
+      for (int step = 0; step < kSteps; step++) {
+        x[k][step] =
+            queries.load(PAIRS * warp_id() + first + k, column + 64 * step);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kQueryBatch; k++) {
+      float largest = 0.0f;
+#pragma unroll
+      for (int step = 0; step < kSteps; step++) {
+        largest =
+            fmaxf(largest, fmaxf(fabsf(x[k][step].x), fabsf(x[k][step].y)));
+      }
+      use(PAIRS * warp_id() + first + k, scale_for(warp_max(largest)), x[k]);
+    }
+  }
+}
+
+// Rounds the queries of a warp's pairs to halves.
+template <int DIM, PrefillForm FORM>
+__device__ inline void round_queries(const PairQueries &queries,
+                                     PrefillShared<DIM, FORM> &shared) {
+  using Shape = PrefillShape<DIM, FORM>;
+  const float unit = rsqrtf(static_cast<float>(queries.head_dim)) * kLog2E;
+  each_query<DIM, Shape::kWarpPairs>(
+      queries, [&](uint32_t pair, const Scale &scale, const auto &x) {
+        if (lane_id() == 0) shared.inverse[pair] = scale.inverse * unit;
+#pragma unroll
+        for (int step = 0; step < (DIM + 63) / 64; step++) {
+          const uint32_t column = 2 * lane_id() + 64 * step;
+          if (column >= DIM) continue;
+          const uint32_t at = pair * kLinePitch<DIM> + column;
+          const SplitPair both =
+              split_pair(x[step].x * scale.scale, x[step].y * scale.scale);
+          *reinterpret_cast<uint32_t *>(shared.queries[0] + at) = both.high;
+          if constexpr (Shape::kIsExact) {
+            *reinterpret_cast<uint32_t *>(shared.queries[1] + at) = both.low;
+          }
+        }
+      });
+}
+`,
+  "lib/prefill_sinks.cuh": `// The logits of sinks where positions are those in the cache: rows have queries
+// of their own for them. Few tiles of slots have any, so these queries stay in
+// memory and are rounded each time.
+#pragma once
+
+#include "prefill_form.cuh"
+
+// Finds the scales of the queries of sinks.
+template <int DIM, PrefillForm FORM>
+__device__ inline void scale_sinks(const PairQueries &sinks,
+                                   PrefillShared<DIM, FORM> &shared) {
+  const float unit = rsqrtf(static_cast<float>(sinks.head_dim)) * kLog2E;
+  each_query<DIM, PrefillShape<DIM, FORM>::kWarpPairs>(
+      sinks, [&](uint32_t pair, const Scale &scale, const auto &) {
+        if (lane_id() != 0) return;
+        shared.sink_inverse[pair] = scale.inverse * unit;
+        shared.sink_scale[pair] = scale.scale;
+      });
+}
+
+// Logits of sinks, whose queries have other positions, take the place of what
+// they are in \`x\`.
+template <int DIM, PrefillForm FORM>
+__device__ inline void replace_sinks(
+    const PairQueries &sinks, const PrefillShared<DIM, FORM> &shared,
+    uint32_t lanes,
+    float (&x)[PrefillShape<DIM, FORM>::kTiles]
+              [PrefillShape<DIM, FORM>::kSlots / 8][4]) {
+  using Shape = PrefillShape<DIM, FORM>;
+  static_assert(Shape::kTiles == 1, "registers for other logits");
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  const uint32_t first_pair = Shape::kWarpPairs * warp_id() + g;
+  float other[Shape::kSlots / 8][4] = {};
+#pragma unroll 1
+  for (int step = 0; step < DIM / 16; step++) {
+    SplitPair a[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const uint32_t pair = first_pair + i % 2 * 8;
+      const float2 q = sinks.load(pair, 16 * step + 2 * t + i / 2 * 8);
+      const float scale = shared.sink_scale[pair];
+      a[i] = split_pair(q.x * scale, q.y * scale);
+    }
+    const uint4 high = {a[0].high, a[1].high, a[2].high, a[3].high};
+    const uint4 low = {a[0].low, a[1].low, a[2].low, a[3].low};
+#pragma unroll
+    for (int n = 0; n < Shape::kSlots / 8; n += 2) {
+      const uint4 k = key_operands<DIM>(shared.keys, 8 * n, 16 * step);
+      if constexpr (Shape::kIsExact) {
+        mma(other[n], low, k.x, k.y);
+        mma(other[n + 1], low, k.z, k.w);
+      }
+      mma(other[n], high, k.x, k.y);
+      mma(other[n + 1], high, k.z, k.w);
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < Shape::kSlots / 8; n++) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const uint32_t slot = 8 * n + 2 * t + i % 2;
+      const uint32_t pair = first_pair + i / 2 * 8;
+      if (!shared.is_sink[slot]) continue;
+      const uint32_t lane = lanes == 1 ? 0 : pair % sinks.group;
+      x[0][n][i] =
+          other[n][i] * shared.sink_inverse[pair] + shared.biases[lane][slot];
+    }
+  }
+}
+`,
+  "lib/prefill_state.cuh": `// The attention of one warp's (row, query head) pairs while tiles of slots go
+// by: a running softmax, and its products on tensor cores.
+//
+// Logits are in units of ln 2 here, so that a weight is a power of two.
+#pragma once
+
+#include "prefill_form.cuh"
 #include "softmax_state.cuh"
 
-template <int DIM>
-constexpr int kWarps = DIM == 256 ? 2 : 4;
+// The reference of a softmax is lower than the largest logit by this: see
+// kHeadroom, the same in other units.
+constexpr float kHeadroomBits = 14.0f;
 
-// (row, query head) pairs of a block.
-template <int DIM>
-constexpr int kPairs = 16 * kWarps<DIM>;
+template <int DIM, PrefillForm FORM>
+struct PrefillState {
+  using Shape = PrefillShape<DIM, FORM>;
+  using Shared = PrefillShared<DIM, FORM>;
+  static constexpr int kTiles = Shape::kTiles;
+  static constexpr int kSlots = Shape::kSlots;
 
-// Slots of a tile.
-template <int DIM>
-constexpr int kTile = DIM == 256 ? 32 : 64;
+  // Of rows g and g + 8 of each tile of pairs.
+  float max[kTiles][2];
+  float sum[kTiles][2];
+  float values[kTiles][DIM / 8][4] = {};
+  // Where scores have a scale of their own: that, and the softmax sum then.
+  float gain[kTiles][2];
+  float gained[kTiles][2];
 
-// Operands of the queries of one warp, in words of 16 bytes.
-template <int DIM>
-constexpr int kOperands = DIM / 16 * 32;
-
-template <int DIM, bool GAINED>
-struct Attention {
-  SoftmaxState state[2] = {init_softmax(), init_softmax()};
-  float values[DIM / 8][4] = {};
-  // What logits are multiplied with for scores, and the softmax sum then.
-  float gain[2] = {1.0f, 1.0f};
-  float gained[2] = {};
-
-  // Adds a tile of logits to the sum of row \`h\` at the scale of scores.
-  __device__ void add_gained(int h, const float (&x)[kTile<DIM> / 8][4],
-                             float max) {
-    const auto scale = [&](float from) {
-      return from == -INFINITY ? 0.0f : expf(gain[h] * (from - max));
-    };
-    gained[h] *= scale(state[h].max);
+  __device__ PrefillState() {
 #pragma unroll
-    for (int n = 0; n < kTile<DIM> / 8; n++) {
-      gained[h] += scale(x[n][2 * h]) + scale(x[n][2 * h + 1]);
+    for (int m = 0; m < kTiles; m++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        max[m][h] = -INFINITY;
+        sum[m][h] = gained[m][h] = 0.0f;
+        gain[m][h] = 1.0f;
+      }
     }
   }
 
-  // Adds a tile of weights' logits, which become weights.
-  __device__ void add(float (&x)[kTile<DIM> / 8][4], const skv_half *tile) {
-    float keep[2];
+  // Adds the products of the pairs with a tile of keys.
+  __device__ static void multiply_keys(const Shared &shared,
+                                       float (&x)[kTiles][kSlots / 8][4]) {
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-      float top = -INFINITY;
+    for (int step = 0; step < DIM / 16; step++) {
+      uint4 q[Shape::kSplits][kTiles];
 #pragma unroll
-      for (int n = 0; n < kTile<DIM> / 8; n++) {
-        top = fmaxf(top, fmaxf(x[n][2 * h], x[n][2 * h + 1]));
+      for (int s = 0; s < Shape::kSplits; s++) {
+#pragma unroll
+        for (int m = 0; m < kTiles; m++) {
+          q[s][m] = line_operands<DIM>(shared.queries[s],
+                                       Shape::kWarpPairs * warp_id() + 16 * m,
+                                       16 * step);
+        }
       }
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-      const float max = fmaxf(state[h].max, top - kHeadroom);
-      keep[h] = softmax_scale(state[h].max, max);
-      if constexpr (GAINED) add_gained(h, x, max);
-      state[h].max = max;
-      state[h].sum *= keep[h];
 #pragma unroll
-      for (int n = 0; n < kTile<DIM> / 8; n++) {
+      for (int n = 0; n < kSlots / 8; n += 2) {
+        const uint4 k = key_operands<DIM>(shared.keys, 8 * n, 16 * step);
+        // Low halves first.
 #pragma unroll
-        for (int i = 2 * h; i < 2 * h + 2; i++) {
-          x[n][i] = softmax_scale(x[n][i], max);
-          state[h].sum += x[n][i];
+        for (int s = Shape::kSplits - 1; s >= 0; s--) {
+#pragma unroll
+          for (int m = 0; m < kTiles; m++) {
+            mma(x[m][n], q[s][m], k.x, k.y);
+            mma(x[m][n + 1], q[s][m], k.z, k.w);
+          }
         }
       }
     }
+  }
+
+  // Adds a tile of logits to the sums at the scale of scores; \`to\` is the
+  // softmax's next reference.
+  __device__ void add_gained(int m, int h,
+                             const float (&x)[kTiles][kSlots / 8][4],
+                             float to) {
+    const auto weight = [&](float from) {
+      return from == -INFINITY ? 0.0f : exp2_fast(gain[m][h] * (from - to));
+    };
+    gained[m][h] *= weight(max[m][h]);
 #pragma unroll
-    for (int d = 0; d < DIM / 8; d++) {
-      values[d][0] *= keep[0], values[d][1] *= keep[0];
-      values[d][2] *= keep[1], values[d][3] *= keep[1];
+    for (int n = 0; n < kSlots / 8; n++) {
+      gained[m][h] += weight(x[m][n][2 * h]) + weight(x[m][n][2 * h + 1]);
     }
+  }
+
+  // Turns a tile of logits into weights, at the references of their rows, which
+  // may grow.
+  __device__ void weigh(float (&x)[kTiles][kSlots / 8][4], bool gains) {
+    float keep[kTiles][2];
+    bool grows = false;
 #pragma unroll
-    for (int j = 0; j < kTile<DIM> / 16; j++) {
-      const SplitPair a = split_pair(x[2 * j][0], x[2 * j][1]);
-      const SplitPair b = split_pair(x[2 * j][2], x[2 * j][3]);
-      const SplitPair c = split_pair(x[2 * j + 1][0], x[2 * j + 1][1]);
-      const SplitPair d = split_pair(x[2 * j + 1][2], x[2 * j + 1][3]);
-      const uint4 high = {a.high, b.high, c.high, d.high};
-      const uint4 low = {a.low, b.low, c.low, d.low};
+    for (int m = 0; m < kTiles; m++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        float top = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < kSlots / 8; n++) {
+          top = fmaxf(top, fmaxf(x[m][n][2 * h], x[m][n][2 * h + 1]));
+        }
+        top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+        top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+        const float to = fmaxf(max[m][h], top - kHeadroomBits);
+        const float reference = finite(to);
+        keep[m][h] = exp2_fast(max[m][h] - reference);
+        grows = grows || to != max[m][h];
+        if constexpr (!Shape::kIsPlain) {
+          if (gains) add_gained(m, h, x, reference);
+        }
+        max[m][h] = to;
+        sum[m][h] *= keep[m][h];
+#pragma unroll
+        for (int n = 0; n < kSlots / 8; n++) {
+#pragma unroll
+          for (int i = 2 * h; i < 2 * h + 2; i++) {
+            x[m][n][i] = exp2_fast(x[m][n][i] - reference);
+            sum[m][h] += x[m][n][i];
+          }
+        }
+      }
+    }
+    // References hardly grow once some tiles have gone by.
+    if (!__any_sync(kAllLanes, grows)) return;
+#pragma unroll
+    for (int m = 0; m < kTiles; m++) {
+#pragma unroll
+      for (int d = 0; d < DIM / 8; d++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) values[m][d][i] *= keep[m][i / 2];
+      }
+    }
+  }
+
+  // Adds the products of a tile's weights with its values.
+  __device__ void multiply_values(const Shared &shared,
+                                  const float (&x)[kTiles][kSlots / 8][4]) {
+#pragma unroll
+    for (int j = 0; j < kSlots / 16; j++) {
+      uint4 p[Shape::kSplits][kTiles];
+#pragma unroll
+      for (int m = 0; m < kTiles; m++) {
+        const float(&left)[4] = x[m][2 * j], (&right)[4] = x[m][2 * j + 1];
+        const SplitPair a = split_pair(left[0], left[1]);
+        const SplitPair b = split_pair(left[2], left[3]);
+        const SplitPair c = split_pair(right[0], right[1]);
+        const SplitPair d = split_pair(right[2], right[3]);
+        p[0][m] = {a.high, b.high, c.high, d.high};
+        if constexpr (Shape::kIsExact) p[1][m] = {a.low, b.low, c.low, d.low};
+      }
 #pragma unroll
       for (int column = 0; column < DIM; column += 16) {
-        const uint4 v = value_operands<DIM>(tile, 16 * j, column);
-        mma(values[column / 8], low, v.x, v.y);
-        mma(values[column / 8 + 1], low, v.z, v.w);
-        mma(values[column / 8], high, v.x, v.y);
-        mma(values[column / 8 + 1], high, v.z, v.w);
+        const uint4 v = value_operands<DIM>(shared.values, 16 * j, column);
+#pragma unroll
+        for (int s = Shape::kSplits - 1; s >= 0; s--) {
+#pragma unroll
+          for (int m = 0; m < kTiles; m++) {
+            mma(values[m][column / 8], p[s][m], v.x, v.y);
+            mma(values[m][column / 8 + 1], p[s][m], v.z, v.w);
+          }
+        }
+      }
+    }
+  }
+
+  // Adds up what the four lanes of a row have.
+  __device__ void join_lanes() {
+#pragma unroll
+    for (int m = 0; m < kTiles; m++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+#pragma unroll
+        for (int offset = 1; offset < 4; offset *= 2) {
+          sum[m][h] += __shfl_xor_sync(kAllLanes, sum[m][h], offset);
+          if constexpr (!Shape::kIsPlain) {
+            gained[m][h] += __shfl_xor_sync(kAllLanes, gained[m][h], offset);
+          }
+        }
       }
     }
   }
 };
-
-// Raw logits of a tile, without the scale of the queries.
-template <int DIM>
-__device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
-                                     const skv_half *tile,
-                                     float (&x)[kTile<DIM> / 8][4]) {
-#pragma unroll
-  for (int step = 0; step < DIM / 16; step++) {
-    const uint4 h = high[step * 32 + lane_id()];
-    const uint4 l = low[step * 32 + lane_id()];
-#pragma unroll
-    for (int n = 0; n < kTile<DIM> / 8; n += 2) {
-      const uint4 k = key_operands<DIM>(tile, 8 * n, 16 * step);
-      mma(x[n], l, k.x, k.y);
-      mma(x[n + 1], l, k.z, k.w);
-      mma(x[n], h, k.x, k.y);
-      mma(x[n + 1], h, k.z, k.w);
-    }
-  }
-}
 `,
   "lib/product.cuh": `// Products of activations with a weight matrix, in one of three forms by the
 // number of rows: lib/vector_product.cuh for one, lib/matrix_product.cuh for
@@ -5877,22 +6160,29 @@ __device__ inline void load_lines(skv_half *tile, uint32_t lines,
   }
 }
 
-// Starts to fill them; whoever reads them waits for the copies first. Lines are
-// dealt to threads as by load_lines.
-template <int DIM, class Line>
-__device__ inline void copy_lines(skv_half *tile, uint32_t lines,
-                                  uint32_t head_dim, Line line) {
+// Starts to fill LINES lines of a tile, by THREADS threads, with \`count\` lines
+// from \`from\` and zeros; whoever reads them waits for the copies first.
+template <int DIM, uint32_t LINES, uint32_t THREADS>
+__device__ inline void copy_lines(skv_half *tile, const skv_half *from,
+                                  uint32_t count, uint32_t head_dim) {
   if (head_dim % 8 != 0) {
-    fill_lines<DIM, false>(tile, lines, head_dim, line);
+    fill_lines<DIM, false>(tile, LINES, head_dim, [&](uint32_t i) {
+      return i < count ? from + static_cast<size_t>(i) * head_dim : nullptr;
+    });
     return;
   }
   constexpr uint32_t kChunks = DIM / 8;
-#pragma unroll 4
-  for (uint32_t i = threadIdx.x; i < lines * kChunks; i += blockDim.x) {
-    const uint32_t at = i / kChunks, first = i % kChunks * 8;
-    const skv_half *from = line(at);
-    copy_async(tile + at * kLinePitch<DIM> + first, from + first,
-               from != nullptr && first < head_dim);
+  static_assert(THREADS % kChunks == 0 && LINES * kChunks % THREADS == 0,
+                "a column and as many lines for each thread");
+  const uint32_t line = threadIdx.x / kChunks;
+  const uint32_t column = threadIdx.x % kChunks * 8;
+  const skv_half *own = from + line * head_dim + column;
+  skv_half *to = tile + line * kLinePitch<DIM> + column;
+#pragma unroll
+  for (uint32_t k = 0; k < LINES * kChunks / THREADS; k++) {
+    const uint32_t lines = k * (THREADS / kChunks);
+    copy_async(to + lines * kLinePitch<DIM>, own + lines * head_dim,
+               line + lines < count && column < head_dim);
   }
 }
 
@@ -8453,43 +8743,28 @@ cudaError_t launch_observe(const skv_chunk_args &args, const Launch &launch) {
 //
 // Reads keys and values once per tile of queries. A block has a tile of (row,
 // query head) pairs that share a KV head, so that one read serves the group;
-// the softmax runs along while tiles of slots go by, the next of which is
-// always on its way, and the attention matrix is never in memory. Products are
-// of halves on tensor cores; queries and weights are split in two
-// (lib/mma.cuh), which keeps 32-bit precision at half the rate.
+// the softmax runs along while tiles of slots go by, and the attention matrix
+// is never in memory (Dao, "FlashAttention-2", 2023, section 3, arXiv
+// 2307.08691). Keys are on their way while values are multiplied, and values
+// while keys are: one tile of each is enough, and two blocks take turns on a
+// multiprocessor. Blocks of late rows have more to do and start first.
 //
-// Where scores have a scale of their own, a second sum at that scale runs
-// along.
-//
-// Where a device has no shared memory for the next tile, there is one at a
-// time, and the queries of sinks take the place of the others for a while.
+// Queries are kept in shared memory: registers are full of sums and logits.
+// Those of sinks are read from memory for the few tiles that have any.
 //
 // The alternative that lost: a tile of rows of one query head, which reads keys
-// and values once per query head. Another: one tile of slots at a time, which
-// tensor cores wait for.
+// and values once per query head. Another: 16 pairs to a warp, which reads
+// operands of twice as many bytes from shared memory as a multiprocessor
+// delivers while it multiplies.
+#include "lib/half_rows.cuh"
 #include "lib/overlap.cuh"
+#include "lib/prefill_sinks.cuh"
 #include "lib/prefill_state.cuh"
 #include "lib/scores.cuh"
 #include "lib/step.cuh"
 #include "runtime/launch.cuh"
 
 namespace {
-
-// A tile of slots in shared memory.
-template <int DIM>
-struct SlotTile {
-  skv_half keys[kTile<DIM> * kLinePitch<DIM>];
-  skv_half values[kTile<DIM> * kLinePitch<DIM>];
-  float biases[kMaxGroup][kTile<DIM>];
-  bool is_sink[kTile<DIM>];
-};
-
-template <int DIM, bool ROOMY>
-struct Shared {
-  // The one that is attended to, and the next where there is room.
-  SlotTile<DIM> tiles[ROOMY ? 2 : 1];
-  float inverse[2][kPairs<DIM>];
-};
 
 // Where a tile of slots of the cache, or of staged rows, is.
 struct TilePlace {
@@ -8501,112 +8776,54 @@ struct TilePlace {
   uint32_t count;
 };
 
-// Queries follow the other shared memory: those of sinks only where there are
-// any, and room. One set is [warp][operand] of the high and then of the low
-// halves.
-template <int DIM>
-constexpr size_t kQueryBytes = 2 * kWarps<DIM> *kOperands<DIM> * sizeof(uint4);
-
-template <int DIM, bool ROOMY>
-constexpr size_t shared_bytes(bool has_sinks) {
-  return sizeof(Shared<DIM, ROOMY>) +
-         kQueryBytes<DIM> * (ROOMY && has_sinks ? 2 : 1);
-}
-
-template <int DIM, bool GAINED, bool ROOMY>
-__global__ void __launch_bounds__(32 * kWarps<DIM>)
+template <int DIM, PrefillForm FORM>
+__global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
     prefill_attend_kernel(skv_chunk_args args) {
+  using Shape = PrefillShape<DIM, FORM>;
+  constexpr uint32_t kSlots = Shape::kSlots;
   uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
-  using Memory = Shared<DIM, ROOMY>;
-  Memory &shared = *reinterpret_cast<Memory *>(shared_memory);
-  uint4 *queries = shared_memory + sizeof(Memory) / sizeof(uint4);
+  auto &shared = *reinterpret_cast<PrefillShared<DIM, FORM> *>(shared_memory);
   const skv_sizes &sizes = args.sizes;
   const skv_cache &cache = args.cache;
   const uint32_t head_dim = sizes.head_dim;
-  const uint32_t kv_head = blockIdx.y;
+  const uint32_t kv_head = blockIdx.x;
   const uint32_t group = sizes.heads / sizes.kv_heads;
-  const uint32_t rows_per_block = kPairs<DIM> / group;
-  const uint32_t first_row = blockIdx.x * rows_per_block;
+  const uint32_t rows_per_block = Shape::kPairs / group;
+  const uint32_t first_row = (gridDim.y - 1 - blockIdx.y) * rows_per_block;
   const uint32_t end_row = forward_end(args.step);
   if (first_row >= end_row) return;
   const uint32_t rows = min(rows_per_block, end_row - first_row);
   const uint32_t *words =
       head_words(cache, sizes, args.step.chunk[kChunkSequence], kv_head);
   const uint32_t offset = words[kHeadOffset], high = words[kHeadHigh];
-  const bool has_sinks = args.sink_queries != nullptr;
+  const bool has_sinks = !Shape::kIsPlain && args.sink_queries != nullptr;
+  const bool gains =
+      !Shape::kIsPlain && args.policy.score == SKV_SCORE_STEP_GAIN;
 
-  // Pair p of the block is query head p % group of row p / group.
-  const uint32_t warp = warp_id();
-  const float root = rsqrtf(static_cast<float>(head_dim));
-  // Where the high halves of this warp's queries of a kind are: 1 for sinks.
-  const auto set_of = [&](uint32_t kind) {
-    return queries + (ROOMY ? kind * 2 * kWarps<DIM> * kOperands<DIM> : 0) +
-           warp * kOperands<DIM>;
-  };
-  const auto split_queries = [&](uint32_t kind) {
-    const float *all = kind == 0 ? args.queries : args.sink_queries;
-    uint4 *set = set_of(kind);
-    for (uint32_t i = 0; i < 16; i++) {
-      const uint32_t pair = 16 * warp + i;
-      const size_t query =
-          static_cast<size_t>(first_row + pair / group) * sizes.heads +
-          kv_head * group + pair % group;
-      const float inverse = split_row<DIM, true>(
-          pair < rows * group ? all + query * head_dim : nullptr, head_dim, i,
-          set, set + kWarps<DIM> * kOperands<DIM>);
-      if (lane_id() == 0) shared.inverse[kind][pair] = inverse * root;
-    }
-  };
-  split_queries(0);
-  if (ROOMY && has_sinks) split_queries(1);
-
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  uint32_t row[2], head[2];
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const uint32_t pair = 16 * warp + g + 8 * h;
-    row[h] = first_row + pair / group;
-    head[h] = pair % group;
-  }
-  Attention<DIM, GAINED> attention;
-  if constexpr (GAINED) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      attention.gain[h] =
-          score_gain(args.policy, args.step.chunk[kChunkPosition] + row[h],
-                     words[kHeadBudget]);
-    }
-  }
   // Tiles of slots, then tiles of staged rows up to the block's last one.
-  const uint32_t slot_tiles = (high + kTile<DIM> - 1) / kTile<DIM>;
-  const uint32_t tiles =
-      slot_tiles + (first_row + rows + kTile<DIM> - 1) / kTile<DIM>;
+  const uint32_t slot_tiles = (high + kSlots - 1) / kSlots;
+  const uint32_t tiles = slot_tiles + (first_row + rows + kSlots - 1) / kSlots;
   const auto place_of = [&](uint32_t tile) -> TilePlace {
     const bool staged = tile >= slot_tiles;
-    const uint32_t first = (staged ? tile - slot_tiles : tile) * kTile<DIM>;
+    const uint32_t first = (staged ? tile - slot_tiles : tile) * kSlots;
     const uint32_t end = staged ? first_row + rows : high;
     const uint32_t base = staged ? kv_head * cache.stage_rows : offset;
     return {staged ? cache.stage : cache.slots, base + first, first,
-            min(end - first, static_cast<uint32_t>(kTile<DIM>))};
+            min(end - first, kSlots)};
   };
-  // Starts to copy keys and values of a tile.
-  const auto fetch = [&](uint32_t tile) {
+  // Starts to copy keys or values of a tile.
+  const auto fetch = [&](uint32_t tile, bool keys) {
     const TilePlace place = place_of(tile);
-    SlotTile<DIM> &to = shared.tiles[ROOMY ? tile % 2 : 0];
-    const auto line_of = [&](const skv_half *all, uint32_t i) {
-      return i < place.count
-                 ? all + static_cast<size_t>(place.base + i) * head_dim
-                 : nullptr;
-    };
-    copy_lines<DIM>(to.keys, kTile<DIM>, head_dim,
-                    [&](uint32_t i) { return line_of(place.home.keys, i); });
-    copy_lines<DIM>(to.values, kTile<DIM>, head_dim,
-                    [&](uint32_t i) { return line_of(place.home.values, i); });
+    const skv_half *all = keys ? place.home.keys : place.home.values;
+    copy_lines<DIM, kSlots, Shape::kThreads>(
+        keys ? shared.keys : shared.values,
+        all + static_cast<size_t>(place.base) * head_dim, place.count,
+        head_dim);
     commit_copies();
   };
   // Side fields of this thread's slot of a tile, which it stores later.
-  static_assert(kTile<DIM> <= kPairs<DIM>, "a thread for each slot");
+  static_assert(kSlots <= Shape::kThreads, "a thread for each slot");
   float bias_ahead = kFreeBias;
   bool sink_ahead = false;
   const auto slot_ahead = [&](const TilePlace &place) {
@@ -8620,150 +8837,186 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
                  slot_ahead(place).word(kSlotPosition) < args.policy.sinks;
   };
   const auto store_ahead = [&](uint32_t tile) {
-    if (threadIdx.x >= kTile<DIM>) return;
-    const TilePlace place = place_of(tile);
-    SlotTile<DIM> &to = shared.tiles[ROOMY ? tile % 2 : 0];
-    to.biases[0][threadIdx.x] = bias_ahead;
-    to.is_sink[threadIdx.x] = sink_ahead;
-    for (uint32_t lane = 1; lane < cache.lanes; lane++) {
-      to.biases[lane][threadIdx.x] =
-          threadIdx.x < place.count ? slot_ahead(place).get(kSlotBias + lane)
-                                    : kFreeBias;
+    if (threadIdx.x >= kSlots) return;
+    shared.biases[0][threadIdx.x] = bias_ahead * kLog2E;
+    if constexpr (!Shape::kIsPlain) {
+      const TilePlace place = place_of(tile);
+      shared.is_sink[threadIdx.x] = sink_ahead;
+      for (uint32_t lane = 1; lane < cache.lanes; lane++) {
+        const float bias = threadIdx.x < place.count
+                               ? slot_ahead(place).get(kSlotBias + lane)
+                               : kFreeBias;
+        shared.biases[lane][threadIdx.x] = bias * kLog2E;
+      }
     }
   };
   // A block has rows, hence tiles.
-  if constexpr (ROOMY) {
-    fetch(0);
-    look_ahead(0);
-    store_ahead(0);
+  fetch(0, true);
+  look_ahead(0);
+  const PairQueries queries = {args.queries, first_row, kv_head,
+                               sizes.heads,  group,     head_dim,
+                               rows * group};
+  PairQueries sinks = queries;
+  sinks.all = args.sink_queries;
+  round_queries<DIM, FORM>(queries, shared);
+  if constexpr (!Shape::kIsPlain) {
+    if (has_sinks) scale_sinks<DIM, FORM>(sinks, shared);
+  }
+  store_ahead(0);
+
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  const auto pair_of = [&](int m, int h) {
+    return Shape::kWarpPairs * warp_id() + 16 * m + 8 * h + g;
+  };
+  PrefillState<DIM, FORM> state;
+  if (gains) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      state.gain[0][h] = score_gain(
+          args.policy,
+          args.step.chunk[kChunkPosition] + queries.row(pair_of(0, h)),
+          words[kHeadBudget]);
+    }
   }
   for (uint32_t tile = 0; tile < tiles; tile++) {
     const bool staged = tile >= slot_tiles;
-    const uint32_t first = place_of(tile).first;
-    const SlotTile<DIM> &here = shared.tiles[ROOMY ? tile % 2 : 0];
-    if constexpr (!ROOMY) {
-      __syncthreads();
-      fetch(tile);
-      look_ahead(tile);
-      store_ahead(tile);
-    }
+    const uint32_t first = (staged ? tile - slot_tiles : tile) * kSlots;
     wait_copies<0>();
-    // The tile is there, and nobody reads the one before it any more.
-    const bool any_sink = __syncthreads_or(sink_ahead);
-    if (ROOMY && tile + 1 < tiles) {
-      fetch(tile + 1);
-      look_ahead(tile + 1);
+    // Keys are there, and nobody reads the values before any more.
+    bool any_sink = false;
+    if constexpr (Shape::kIsPlain) {
+      __syncthreads();
+    } else {
+      any_sink = __syncthreads_or(sink_ahead);
     }
+    fetch(tile, false);
+    if (tile + 1 < tiles) look_ahead(tile + 1);
 
-    float x[kTile<DIM> / 8][4] = {};
-    const uint4 *set = set_of(0);
-    multiply_keys<DIM>(set, set + kWarps<DIM> * kOperands<DIM>, here.keys, x);
+    float x[Shape::kTiles][kSlots / 8][4] = {};
+    state.multiply_keys(shared, x);
 #pragma unroll
-    for (int n = 0; n < kTile<DIM> / 8; n++) {
+    for (int m = 0; m < Shape::kTiles; m++) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        x[n][i] *= shared.inverse[0][16 * warp + g + i / 2 * 8];
-      }
-    }
-    if (any_sink) {
-      const auto exchange = [&](uint32_t kind) {
-        __syncwarp();
-        split_queries(kind);
-        __syncwarp();
-      };
-      if constexpr (!ROOMY) exchange(1);
-      float other[kTile<DIM> / 8][4] = {};
-      const uint4 *sinks = set_of(1);
-      multiply_keys<DIM>(sinks, sinks + kWarps<DIM> * kOperands<DIM>, here.keys,
-                         other);
+      for (int h = 0; h < 2; h++) {
+        const uint32_t pair = pair_of(m, h);
+        const float inverse = shared.inverse[pair];
+        const uint32_t lane =
+            Shape::kIsPlain || cache.lanes == 1 ? 0 : pair % group;
 #pragma unroll
-      for (int n = 0; n < kTile<DIM> / 8; n++) {
+        for (int n = 0; n < static_cast<int>(kSlots) / 8; n++) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          if (!here.is_sink[8 * n + 2 * t + i % 2]) continue;
-          x[n][i] = other[n][i] * shared.inverse[1][16 * warp + g + i / 2 * 8];
+          for (int i = 0; i < 2; i++) {
+            const float bias = shared.biases[lane][8 * n + 2 * t + i];
+            float &logit = x[m][n][2 * h + i];
+            logit = logit * inverse + bias;
+          }
         }
       }
-      if constexpr (!ROOMY) exchange(0);
     }
+    if constexpr (!Shape::kIsPlain) {
+      if (any_sink) replace_sinks<DIM, FORM>(sinks, shared, cache.lanes, x);
+      // Weights of free slots are zero without this; at a scale of their own
+      // they are not.
+      if (gains) {
 #pragma unroll
-    for (int n = 0; n < kTile<DIM> / 8; n++) {
+        for (int n = 0; n < static_cast<int>(kSlots) / 8; n++) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const uint32_t slot = 8 * n + 2 * t + i % 2;
-        const int h = i / 2;
-        const float bias = here.biases[cache.lanes == 1 ? 0 : head[h]][slot];
-        const bool counts =
-            bias > kLiveBias && (!staged || first + slot <= row[h]);
-        x[n][i] = counts ? x[n][i] + bias : -INFINITY;
+          for (int i = 0; i < 4; i++) {
+            if (x[0][n][i] < kLiveBias) x[0][n][i] = -INFINITY;
+          }
+        }
       }
     }
-    attention.add(x, here.values);
-    if (ROOMY && tile + 1 < tiles) store_ahead(tile + 1);
+    // Only the last tiles have rows that come after some of the block's.
+    if (staged && first + kSlots > first_row + 1) {
+#pragma unroll
+      for (int m = 0; m < Shape::kTiles; m++) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          const uint32_t row = queries.row(pair_of(m, h));
+#pragma unroll
+          for (int n = 0; n < static_cast<int>(kSlots) / 8; n++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+              if (first + 8 * n + 2 * t + i > row) {
+                x[m][n][2 * h + i] = -INFINITY;
+              }
+            }
+          }
+        }
+      }
+    }
+    wait_copies<0>();
+    // Values are there, and nobody reads these keys and biases any more.
+    __syncthreads();
+    if (tile + 1 < tiles) {
+      fetch(tile + 1, true);
+      store_ahead(tile + 1);
+    }
+    state.weigh(x, gains);
+    state.multiply_values(shared, x);
   }
 
+  state.join_lanes();
 #pragma unroll
-  for (int h = 0; h < 2; h++) {
-    SoftmaxState state = attention.state[h];
-    state.sum += __shfl_xor_sync(kAllLanes, state.sum, 1);
-    state.sum += __shfl_xor_sync(kAllLanes, state.sum, 2);
-    float gained = attention.gained[h];
-    if constexpr (GAINED) {
-      gained += __shfl_xor_sync(kAllLanes, gained, 1);
-      gained += __shfl_xor_sync(kAllLanes, gained, 2);
-    }
-    if (16 * warp + g + 8 * h >= rows * group) continue;
-    const size_t query =
-        static_cast<size_t>(row[h]) * sizes.heads + kv_head * group + head[h];
-    if (t == 0) {
-      args.log_sums[query] = GAINED
-                                 ? attention.gain[h] * state.max + logf(gained)
-                                 : log_sum(state);
-    }
+  for (int m = 0; m < Shape::kTiles; m++) {
 #pragma unroll
-    for (int d = 0; d < DIM / 8; d++) {
-      const uint32_t at = 8 * d + 2 * t;
-      if (at >= head_dim) continue;
-      const float2 pair = {attention.values[d][2 * h] / state.sum,
-                           attention.values[d][2 * h + 1] / state.sum};
-      *reinterpret_cast<float2 *>(args.output + query * head_dim + at) = pair;
+    for (int h = 0; h < 2; h++) {
+      const uint32_t pair = pair_of(m, h);
+      if (pair >= rows * group) continue;
+      const size_t query = queries.index(pair);
+      if (t == 0) {
+        args.log_sums[query] =
+            gains ? kLn2 * state.gain[m][h] * state.max[m][h] +
+                        logf(state.gained[m][h])
+                  : kLn2 * state.max[m][h] + logf(state.sum[m][h]);
+      }
+      const float share = 1.0f / state.sum[m][h];
+#pragma unroll
+      for (int d = 0; d < DIM / 8; d++) {
+        const uint32_t at = 8 * d + 2 * t;
+        if (at >= head_dim) continue;
+        const float2 both = {state.values[m][d][2 * h] * share,
+                             state.values[m][d][2 * h + 1] * share};
+        *reinterpret_cast<float2 *>(args.output + query * head_dim + at) = both;
+      }
     }
   }
 }
 
-template <int DIM, bool GAINED, bool ROOMY>
-cudaError_t launch_form(const skv_chunk_args &args, const Launch &launch) {
-  static_assert(sizeof(Shared<DIM, ROOMY>) % sizeof(uint4) == 0,
-                "queries follow");
-  static_assert(ROOMY || shared_bytes<DIM, false>(true) <= kLeastSharedBytes,
-                "a form for all devices");
-  const auto kernel = prefill_attend_kernel<DIM, GAINED, ROOMY>;
-  const size_t bytes = shared_bytes<DIM, ROOMY>(args.sink_queries != nullptr);
-  const cudaError_t status = allow_shared_memory(kernel, bytes);
-  if (status != cudaSuccess) return status;
+template <int DIM, PrefillForm FORM>
+uint32_t row_blocks(const skv_chunk_args &args) {
   const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
-  const uint32_t rows_per_block = kPairs<DIM> / group;
-  const dim3 grid((args.step.rows + rows_per_block - 1) / rows_per_block,
-                  args.sizes.kv_heads);
-  return launch_kernel(launch, kernel, grid, 32 * kWarps<DIM>, bytes, args);
+  const uint32_t rows = PrefillShape<DIM, FORM>::kPairs / group;
+  return (args.step.rows + rows - 1) / rows;
 }
 
-template <int DIM, bool GAINED>
-cudaError_t launch_gained(const skv_chunk_args &args, const Launch &launch) {
-  if constexpr (shared_bytes<DIM, true>(true) > kLeastSharedBytes) {
-    if (shared_bytes<DIM, true>(args.sink_queries != nullptr) >
-        launch.shared_bytes) {
-      return launch_form<DIM, GAINED, false>(args, launch);
-    }
-  }
-  return launch_form<DIM, GAINED, true>(args, launch);
+template <int DIM, PrefillForm FORM>
+cudaError_t launch_form(const skv_chunk_args &args, const Launch &launch) {
+  const auto kernel = prefill_attend_kernel<DIM, FORM>;
+  constexpr size_t kBytes = sizeof(PrefillShared<DIM, FORM>);
+  static_assert(kBytes <= kLeastSharedBytes, "a form for all devices");
+  const cudaError_t status = allow_shared_memory(kernel, kBytes);
+  if (status != cudaSuccess) return status;
+  const dim3 grid(args.sizes.kv_heads, row_blocks<DIM, FORM>(args));
+  return launch_kernel(launch, kernel, grid, PrefillShape<DIM, FORM>::kThreads,
+                       kBytes, args);
 }
 
 template <int DIM>
 cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
-  return args.policy.score == SKV_SCORE_STEP_GAIN
-             ? launch_gained<DIM, true>(args, launch)
-             : launch_gained<DIM, false>(args, launch);
+  if (args.step.rows <= kMostExactRows) {
+    return launch_form<DIM, PrefillForm::kExact>(args, launch);
+  }
+  const bool is_plain = args.sink_queries == nullptr && args.cache.lanes == 1 &&
+                        args.policy.score != SKV_SCORE_STEP_GAIN;
+  // Blocks of the plain form are twice as large: half as many do as well, fewer
+  // do not.
+  const uint32_t blocks =
+      row_blocks<DIM, PrefillForm::kPlain>(args) * args.sizes.kv_heads;
+  return is_plain && 2 * blocks >= launch.multiprocessors
+             ? launch_form<DIM, PrefillForm::kPlain>(args, launch)
+             : launch_form<DIM, PrefillForm::kGeneral>(args, launch);
 }
 
 }  // namespace

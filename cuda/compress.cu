@@ -14,14 +14,14 @@
 // over the budget is dropped. Adaptive heads first get their budgets.
 //
 // Searching reads every key once per 64 of the others, and every value where
-// pairs are priced; victims are merged, and rows moved, by many blocks; the
-// rest is one block per head that reads side fields and writes what it changes.
-// In order: list_items, [allocate_heads, list_items], norms or spread, [search,
-// pair] once per round with list_items between them, or the kernels of
-// lib/merge_segments.cuh, choose, then search, find_targets and merge_victims
-// or right_neighbours, settle, move; policies that only drop skip the searches.
-// Where scores are not the slots' own they are rated before each step that
-// compares them: see lib/ratings.cuh.
+// pairs are priced; slots are merged, and rows moved, by many blocks; the rest
+// is one block per head that reads side fields and writes what it changes. In
+// order: list_items, [allocate_heads, list_items], norms or spread, [search,
+// propose, match, merge_pairs] once per round with list_items between them, or
+// the kernels of lib/merge_segments.cuh, choose, then search, find_targets and
+// merge_victims or right_neighbours, settle, move; policies that only drop skip
+// the searches. Where scores are not the slots' own they are rated before each
+// step that compares them: see lib/ratings.cuh.
 #include "lib/allocate_heads.cuh"
 #include "lib/choose_victims.cuh"
 #include "lib/merge_runs.cuh"
@@ -36,14 +36,17 @@ __host__ __device__ inline bool merges_pairs(const skv_policy &policy) {
 }
 
 // Lists live slots and staged rows that hold tokens, and what may be merged in
-// pairs.
+// pairs; `again` after a round of them.
 __global__ void __launch_bounds__(kCompressThreads)
-    list_items_kernel(skv_chunk_args args, CompressWork all_work) {
+    list_items_kernel(skv_chunk_args args, CompressWork all_work, bool again) {
   __shared__ SelectScratch scratch;
   begin_kernel();
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
+  if (again) {
+    add_divergences(head, work, work.counters[kMatched], scratch);
+  }
   const uint32_t slots =
       list_if(head.words[kHeadHigh], work.items, scratch, [&](uint32_t i) {
         return item_slot(args, head, i).word(kSlotTokens) != 0;
@@ -56,8 +59,10 @@ __global__ void __launch_bounds__(kCompressThreads)
   for (uint32_t i = slots + threadIdx.x; i < items; i += kCompressThreads) {
     work.items[i] |= kStaged;
   }
-  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads)
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
     work.marks[i] = 0;
+    work.keys[i] = kNoKey;
+  }
   __syncthreads();
   uint32_t queries = 0;
   if (merges_pairs(args.policy) && items > head.words[kHeadBudget]) {
@@ -74,6 +79,7 @@ __global__ void __launch_bounds__(kCompressThreads)
     work.counters[kCandidates] = queries;
     work.counters[kMembers] = 0;
     work.counters[kPairs] = 0;
+    work.counters[kMatched] = 0;
   }
 }
 
@@ -158,7 +164,11 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     return launch_item_search(args, work, heavier, launch);
   };
   const auto rate = [&] { return launch_ratings(args, work, launch); };
-  cudaError_t status = per_head(list_items_kernel);
+  const auto list_items = [&](bool again) {
+    return launch_kernel(launch, list_items_kernel, heads, kCompressThreads, 0,
+                         args, work, again);
+  };
+  cudaError_t status = list_items(false);
   if (status == cudaSuccess && args.policy.adaptive) {
     status = rate();
     if (status == cudaSuccess) {
@@ -166,7 +176,7 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
                              0, args, work);
     }
     // What may be merged in pairs depends on the budget.
-    if (status == cudaSuccess) status = per_head(list_items_kernel);
+    if (status == cudaSuccess) status = list_items(false);
   }
   if (status == cudaSuccess && merges_cheapest(args.policy)) {
     const auto kernel = args.sizes.head_dim % 8 == 0
@@ -185,11 +195,10 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
   const uint32_t rounds = merges_cheapest(args.policy) ? args.policy.rounds : 1;
   for (uint32_t round = 0; pairs && round < rounds; round++) {
     // What was merged away is no item any more.
-    if (status == cudaSuccess && round > 0)
-      status = per_head(list_items_kernel);
+    if (status == cudaSuccess && round > 0) status = list_items(true);
     if (status == cudaSuccess) status = search(true);
     if (status == cudaSuccess) status = rate();
-    if (status == cudaSuccess) status = per_head(pair_kernel);
+    if (status == cudaSuccess) status = launch_pairs(args, work, launch);
   }
   const bool segments = args.policy.merge == SKV_MERGE_SEGMENTS;
   if (segments) {

@@ -18,14 +18,14 @@ export const cudaSources: Readonly<Record<string, string>> = {
 // over the budget is dropped. Adaptive heads first get their budgets.
 //
 // Searching reads every key once per 64 of the others, and every value where
-// pairs are priced; victims are merged, and rows moved, by many blocks; the
-// rest is one block per head that reads side fields and writes what it changes.
-// In order: list_items, [allocate_heads, list_items], norms or spread, [search,
-// pair] once per round with list_items between them, or the kernels of
-// lib/merge_segments.cuh, choose, then search, find_targets and merge_victims
-// or right_neighbours, settle, move; policies that only drop skip the searches.
-// Where scores are not the slots' own they are rated before each step that
-// compares them: see lib/ratings.cuh.
+// pairs are priced; slots are merged, and rows moved, by many blocks; the rest
+// is one block per head that reads side fields and writes what it changes. In
+// order: list_items, [allocate_heads, list_items], norms or spread, [search,
+// propose, match, merge_pairs] once per round with list_items between them, or
+// the kernels of lib/merge_segments.cuh, choose, then search, find_targets and
+// merge_victims or right_neighbours, settle, move; policies that only drop skip
+// the searches. Where scores are not the slots' own they are rated before each
+// step that compares them: see lib/ratings.cuh.
 #include "lib/allocate_heads.cuh"
 #include "lib/choose_victims.cuh"
 #include "lib/merge_runs.cuh"
@@ -40,14 +40,17 @@ __host__ __device__ inline bool merges_pairs(const skv_policy &policy) {
 }
 
 // Lists live slots and staged rows that hold tokens, and what may be merged in
-// pairs.
+// pairs; \`again\` after a round of them.
 __global__ void __launch_bounds__(kCompressThreads)
-    list_items_kernel(skv_chunk_args args, CompressWork all_work) {
+    list_items_kernel(skv_chunk_args args, CompressWork all_work, bool again) {
   __shared__ SelectScratch scratch;
   begin_kernel();
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
+  if (again) {
+    add_divergences(head, work, work.counters[kMatched], scratch);
+  }
   const uint32_t slots =
       list_if(head.words[kHeadHigh], work.items, scratch, [&](uint32_t i) {
         return item_slot(args, head, i).word(kSlotTokens) != 0;
@@ -60,8 +63,10 @@ __global__ void __launch_bounds__(kCompressThreads)
   for (uint32_t i = slots + threadIdx.x; i < items; i += kCompressThreads) {
     work.items[i] |= kStaged;
   }
-  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads)
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
     work.marks[i] = 0;
+    work.keys[i] = kNoKey;
+  }
   __syncthreads();
   uint32_t queries = 0;
   if (merges_pairs(args.policy) && items > head.words[kHeadBudget]) {
@@ -78,6 +83,7 @@ __global__ void __launch_bounds__(kCompressThreads)
     work.counters[kCandidates] = queries;
     work.counters[kMembers] = 0;
     work.counters[kPairs] = 0;
+    work.counters[kMatched] = 0;
   }
 }
 
@@ -162,7 +168,11 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     return launch_item_search(args, work, heavier, launch);
   };
   const auto rate = [&] { return launch_ratings(args, work, launch); };
-  cudaError_t status = per_head(list_items_kernel);
+  const auto list_items = [&](bool again) {
+    return launch_kernel(launch, list_items_kernel, heads, kCompressThreads, 0,
+                         args, work, again);
+  };
+  cudaError_t status = list_items(false);
   if (status == cudaSuccess && args.policy.adaptive) {
     status = rate();
     if (status == cudaSuccess) {
@@ -170,7 +180,7 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
                              0, args, work);
     }
     // What may be merged in pairs depends on the budget.
-    if (status == cudaSuccess) status = per_head(list_items_kernel);
+    if (status == cudaSuccess) status = list_items(false);
   }
   if (status == cudaSuccess && merges_cheapest(args.policy)) {
     const auto kernel = args.sizes.head_dim % 8 == 0
@@ -189,11 +199,10 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
   const uint32_t rounds = merges_cheapest(args.policy) ? args.policy.rounds : 1;
   for (uint32_t round = 0; pairs && round < rounds; round++) {
     // What was merged away is no item any more.
-    if (status == cudaSuccess && round > 0)
-      status = per_head(list_items_kernel);
+    if (status == cudaSuccess && round > 0) status = list_items(true);
     if (status == cudaSuccess) status = search(true);
     if (status == cudaSuccess) status = rate();
-    if (status == cudaSuccess) status = per_head(pair_kernel);
+    if (status == cudaSuccess) status = launch_pairs(args, work, launch);
   }
   const bool segments = args.policy.merge == SKV_MERGE_SEGMENTS;
   if (segments) {
@@ -1212,6 +1221,7 @@ __device__ inline void blend_slots(uint32_t count, Member member,
   "lib/choose_victims.cuh": `// Who goes when a chunk is compressed, and who may take them.
 #pragma once
 
+#include "merge_pairs.cuh"
 #include "merge_runs.cuh"
 #include "ratings.cuh"
 #include "search_items.cuh"
@@ -1244,6 +1254,7 @@ static __global__ void __launch_bounds__(kCompressThreads)
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
+  add_divergences(head, work, work.counters[kMatched], scratch);
   const uint32_t items = work.counters[kItems];
   const uint32_t budget = head.words[kHeadBudget];
   const uint32_t left = items - work.counters[kPairs];
@@ -1337,6 +1348,8 @@ enum Counter {
   // Staged rows that go into free slots: of the ordinals in \`queries\`, into the
   // slots in \`candidates\`.
   kMoved = 6,
+  // Pairs of the round, listed by who proposed them in \`queries\`.
+  kMatched = 7,
   kCounters = 8
 };
 
@@ -1349,7 +1362,8 @@ struct HeadWork {
   float *scores;
   // 1 / |key|, or 0 for a zero key.
   float *inverse_norms;
-  // What items are sorted by, and the best key that touches an item.
+  // What items are sorted by, and the best key that touches an item. While pairs
+  // are matched, those of proposals.
   uint64_t *keys;
   uint64_t *best;
   // The item that an item is to be merged into.
@@ -3684,8 +3698,13 @@ __device__ inline void evict(const skv_merge_attend_args &args,
 //
 // Taking proposals in order looks sequential, but a proposal that is the best
 // of both its ends is taken whatever the others do; so rounds take all of those
-// at once, and give exactly the same pairs. The alternative that lost: sorting
-// proposals and one thread that goes through them.
+// at once, and give exactly the same pairs. A round is about the proposals
+// whose ends are still free, which are fewer and fewer. The alternative that
+// lost: sorting proposals and one thread that goes through them.
+//
+// One block per head decides. Many blocks find what each item proposes and
+// merge what was decided, since both wait for memory more than for anything
+// else.
 #pragma once
 
 #include "merge_slots.cuh"
@@ -3719,126 +3738,101 @@ __device__ inline void set_norm(const skv_chunk_args &args,
   }
 }
 
-// Takes the best proposals first while both ends are free, up to
-// \`excess\` of them, and lists who made them in \`queries\`. Returns their number.
-__device__ inline uint32_t match_pairs(const skv_chunk_args &args,
-                                       const ChunkHead &head,
-                                       const CompressWork &all_work,
-                                       const HeadWork &work, uint32_t excess,
+// Adds up what the merges of a head cost. Called by the whole block.
+__device__ inline void add_divergences(const ChunkHead &head,
+                                       const HeadWork &work, uint32_t victims,
                                        SelectScratch &scratch) {
-  const uint32_t items = work.counters[kItems];
-  const uint32_t queries = work.counters[kQueries];
-  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-    work.keys[i] = kNoKey;
-  }
-  __syncthreads();
-  for (uint32_t q = threadIdx.x; q < queries; q += kCompressThreads) {
-    const Neighbour nearest = nearest_of_query(args, head, all_work, work, q);
-    const bool fits = args.policy.merge != SKV_MERGE_VOTES ||
-                      nearest.similarity > args.policy.threshold;
-    if (!nearest.exists() || !fits) continue;
-    const uint32_t i = work.queries[q];
-    const uint32_t position =
-        item_slot(args, head, work.items[i]).word(kSlotPosition);
-    work.keys[i] = order_key(-nearest.similarity, position);
-    work.mates[i] = nearest.item;
-  }
-  auto *best = reinterpret_cast<unsigned long long *>(work.best);
-  const auto is_open = [&](uint32_t i) {
-    return work.keys[i] != kNoKey && (work.marks[i] & kTaken) == 0 &&
-           (work.marks[work.mates[i]] & kTaken) == 0;
-  };
-  bool changed = true;
-  while (changed) {
-    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-      best[i] = kNoKey;
-    }
-    __syncthreads();
-    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-      if (!is_open(i)) continue;
-      atomicMin(best + i, static_cast<unsigned long long>(work.keys[i]));
-      atomicMin(best + work.mates[i],
-                static_cast<unsigned long long>(work.keys[i]));
-    }
-    __syncthreads();
-    bool accepted = false;
-    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-      if (work.keys[i] == kNoKey) continue;
-      // Others may mark this item as taken meanwhile, but only this thread as
-      // accepted.
-      if ((__ldcg(work.marks + i) & kAccepted) != 0) continue;
-      const uint32_t mate = work.mates[i];
-      if (__ldcg(best + i) != work.keys[i] ||
-          __ldcg(best + mate) != work.keys[i]) {
-        continue;
-      }
-      atomicOr(work.marks + i, kTaken | kAccepted);
-      atomicOr(work.marks + mate, kTaken);
-      accepted = true;
-    }
-    changed = __syncthreads_or(accepted);
-  }
-  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-    if ((work.marks[i] & kAccepted) == 0) work.keys[i] = kNoKey;
-  }
-  __syncthreads();
-  const auto is_accepted = [&](uint32_t i) { return work.keys[i] != kNoKey; };
-  const uint32_t pairs = list_if(items, work.queries, scratch, is_accepted);
-  if (pairs <= excess) return pairs;
-  const uint64_t last = kth_smallest(work.keys, items, excess, scratch);
-  return list_if(items, work.queries, scratch, [&](uint32_t i) {
-    return is_accepted(i) && work.keys[i] <= last;
-  });
-}
-
-// Merges the pairs that \`queries\` lists: the end that eviction ranks lower
-// goes.
-__device__ inline void merge_pairs(const skv_chunk_args &args,
-                                   const ChunkHead &head, const HeadWork &work,
-                                   uint32_t pairs, SelectScratch &scratch) {
-  const MergeContext context = merge_context(args, head);
-  const uint32_t lanes = args.cache.lanes;
-  for (uint32_t p = warp_id(); p < pairs; p += kCompressWarps) {
-    uint32_t goes = work.queries[p];
-    uint32_t stays = work.mates[goes];
-    Slot gone = item_slot(args, head, work.items[goes]);
-    Slot kept = item_slot(args, head, work.items[stays]);
-    if (item_rank(args, head, work, stays) <
-        item_rank(args, head, work, goes)) {
-      const uint32_t other = goes;
-      goes = stays;
-      stays = other;
-      const Slot slot = gone;
-      gone = kept;
-      kept = slot;
-    }
-    const Merged merged = merge_slots<true>(
-        2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
-        args.policy);
-    if (lane_id() == 0) {
-      free_slot(gone, lanes);
-      work.marks[goes] |= kGone;
-      work.divergences[p] = merged.divergence;
-      if (merged.guarded) atomicAdd(head.words + kHeadGuarded, 1);
-    }
-    set_norm(args, head, work, stays);
-  }
-  __syncthreads();
   float divergence = 0.0f;
-  for (uint32_t p = threadIdx.x; p < pairs; p += kCompressThreads) {
-    divergence += work.divergences[p];
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    divergence += work.divergences[v];
   }
   divergence = block_sum(divergence, scratch);
   if (threadIdx.x == 0) {
-    head.words[kHeadMerged] += pairs;
     head.words[kHeadDivergence] = __float_as_uint(
         __uint_as_float(head.words[kHeadDivergence]) + divergence);
   }
 }
 
-// Merges pairs until the head fits its budget.
+constexpr uint32_t kProposeThreads = 256;
+
+// Finds what each query proposes: \`keys\`, the lowest first, and \`mates\`.
+static __global__ void __launch_bounds__(kProposeThreads)
+    propose_kernel(skv_chunk_args args, CompressWork all_work) {
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t q = blockIdx.x * kProposeThreads + threadIdx.x;
+  if (q >= work.counters[kQueries]) return;
+  const Neighbour nearest = nearest_of_query(args, head, all_work, work, q);
+  const bool fits = args.policy.merge != SKV_MERGE_VOTES ||
+                    nearest.similarity > args.policy.threshold;
+  if (!nearest.exists() || !fits) return;
+  const uint32_t i = work.queries[q];
+  const uint32_t position =
+      item_slot(args, head, work.items[i]).word(kSlotPosition);
+  work.keys[i] = order_key(-nearest.similarity, position);
+  work.mates[i] = nearest.item;
+}
+
+// Takes the best proposals first while both ends are free, up to \`excess\` of
+// them, and lists who made them in \`queries\`. Returns their number. Called by
+// the whole block.
+__device__ inline uint32_t match_pairs(const HeadWork &work, uint32_t excess,
+                                       SelectScratch &scratch) {
+  const uint32_t items = work.counters[kItems];
+  auto *best = reinterpret_cast<unsigned long long *>(work.best);
+  const auto has_key = [&](uint32_t i) { return work.keys[i] != kNoKey; };
+  // Open proposals, in two lists by turns; searches are over.
+  uint32_t *open = work.candidates, *next = work.nearest;
+  uint32_t count = list_if(items, open, scratch, has_key);
+  while (count > 0) {
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      best[i] = kNoKey;
+    }
+    __syncthreads();
+    for (uint32_t k = threadIdx.x; k < count; k += kCompressThreads) {
+      const uint32_t i = open[k];
+      const auto key = static_cast<unsigned long long>(work.keys[i]);
+      atomicMin(best + i, key);
+      atomicMin(best + work.mates[i], key);
+    }
+    __syncthreads();
+    for (uint32_t k = threadIdx.x; k < count; k += kCompressThreads) {
+      const uint32_t i = open[k], mate = work.mates[i];
+      const uint64_t key = work.keys[i];
+      if (__ldcg(best + i) != key || __ldcg(best + mate) != key) continue;
+      // Nobody else has these ends.
+      work.marks[i] = kTaken | kAccepted;
+      work.marks[mate] = kTaken;
+    }
+    __syncthreads();
+    count = list_if(
+        count, next, scratch,
+        [&](uint32_t k) {
+          const uint32_t i = open[k];
+          return ((work.marks[i] | work.marks[work.mates[i]]) & kTaken) == 0;
+        },
+        [&](uint32_t k) { return open[k]; });
+    uint32_t *const old = open;
+    open = next;
+    next = old;
+  }
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+    if ((work.marks[i] & kAccepted) == 0) work.keys[i] = kNoKey;
+  }
+  __syncthreads();
+  const uint32_t pairs = list_if(items, work.queries, scratch, has_key);
+  if (pairs <= excess) return pairs;
+  const uint64_t last = kth_smallest(work.keys, items, excess, scratch);
+  return list_if(items, work.queries, scratch, [&](uint32_t i) {
+    return has_key(i) && work.keys[i] <= last;
+  });
+}
+
+// Decides which pairs merge, until the head fits its budget.
 static __global__ void __launch_bounds__(kCompressThreads)
-    pair_kernel(skv_chunk_args args, CompressWork all_work) {
+    match_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
   begin_kernel();
   if (row_end(args.step) == 0) return;
@@ -3846,10 +3840,68 @@ static __global__ void __launch_bounds__(kCompressThreads)
   const HeadWork work = all_work.head(blockIdx.x);
   if (work.counters[kQueries] == 0) return;
   const uint32_t excess = work.counters[kItems] - head.words[kHeadBudget];
-  const uint32_t pairs =
-      match_pairs(args, head, all_work, work, excess, scratch);
-  merge_pairs(args, head, work, pairs, scratch);
-  if (threadIdx.x == 0) work.counters[kPairs] = pairs;
+  const uint32_t pairs = match_pairs(work, excess, scratch);
+  if (threadIdx.x == 0) {
+    work.counters[kPairs] = work.counters[kMatched] = pairs;
+    head.words[kHeadMerged] += pairs;
+  }
+}
+
+constexpr uint32_t kPairWarps = 4;
+
+// Merges the pairs that \`queries\` lists: the end that eviction ranks lower
+// goes. A warp has a pair; no two pairs have an end in common.
+static __global__ void __launch_bounds__(32 * kPairWarps)
+    merge_pairs_kernel(skv_chunk_args args, CompressWork all_work) {
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t pairs = work.counters[kMatched];
+  const MergeContext context = merge_context(args, head);
+  for (uint32_t p = blockIdx.y * kPairWarps + warp_id(); p < pairs;
+       p += gridDim.y * kPairWarps) {
+    uint32_t goes = work.queries[p];
+    uint32_t stays = work.mates[goes];
+    if (item_rank(args, head, work, stays) <
+        item_rank(args, head, work, goes)) {
+      const uint32_t other = goes;
+      goes = stays;
+      stays = other;
+    }
+    const Slot gone = item_slot(args, head, work.items[goes]);
+    const Slot kept = item_slot(args, head, work.items[stays]);
+    const Merged merged = merge_slots<true>(
+        2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
+        args.policy);
+    if (lane_id() == 0) {
+      free_slot(gone, context.lanes);
+      work.marks[goes] |= kGone;
+      work.divergences[p] = merged.divergence;
+      if (merged.guarded) atomicAdd(head.words + kHeadGuarded, 1);
+    }
+    set_norm(args, head, work, stays);
+  }
+}
+
+inline cudaError_t launch_pairs(const skv_chunk_args &args,
+                                const CompressWork &work,
+                                const Launch &launch) {
+  const uint32_t heads = args.sizes.kv_heads;
+  const dim3 proposals((work.most + kProposeThreads - 1) / kProposeThreads,
+                       heads);
+  cudaError_t status = launch_kernel(launch, propose_kernel, proposals,
+                                     kProposeThreads, 0, args, work);
+  if (status == cudaSuccess) {
+    status = launch_kernel(launch, match_kernel, heads, kCompressThreads, 0,
+                           args, work);
+  }
+  if (status != cudaSuccess) return status;
+  const uint32_t wanted = 8 * launch.multiprocessors / heads;
+  const uint32_t most = (work.most / 2 + kPairWarps - 1) / kPairWarps;
+  return launch_kernel(launch, merge_pairs_kernel,
+                       dim3(heads, max(1u, min(wanted, most))), 32 * kPairWarps,
+                       0, args, work);
 }
 `,
   "lib/merge_runs.cuh": `// Runs: items that all go, in the order of their positions, up to the kept one
@@ -4714,21 +4766,6 @@ static __global__ void __launch_bounds__(32 * kMergeWarps)
     }
   }
   if (merged_slots > 0) atomicAdd(head.words + kHeadMerged, merged_slots);
-}
-
-// Adds up what the merges of a head cost. Called by the whole block.
-__device__ inline void add_divergences(const ChunkHead &head,
-                                       const HeadWork &work, uint32_t victims,
-                                       SelectScratch &scratch) {
-  float divergence = 0.0f;
-  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
-    divergence += work.divergences[v];
-  }
-  divergence = block_sum(divergence, scratch);
-  if (threadIdx.x == 0) {
-    head.words[kHeadDivergence] = __float_as_uint(
-        __uint_as_float(head.words[kHeadDivergence]) + divergence);
-  }
 }
 
 inline cudaError_t launch_merges(const skv_chunk_args &args,
@@ -7329,6 +7366,9 @@ struct SelectScratch {
   float sums[32];
 };
 
+// Keys that a thread of kth_smallest reads before it looks at any.
+constexpr uint32_t kKeysAhead = 4;
+
 // The \`count\`th smallest of the keys \`key(0)\` to \`key(length - 1)\`, \`kNoKey\`
 // left out; there must be as many. Called by the whole block.
 //
@@ -7344,10 +7384,20 @@ __device__ inline uint64_t kth_smallest(uint32_t length, uint32_t count,
       scratch.histogram[i] = 0;
     }
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < length; i += blockDim.x) {
-      const uint64_t key = key_of(i);
-      if (key == kNoKey || (key & mask) != prefix) continue;
-      atomicAdd(scratch.histogram + (key >> shift & 255), 1);
+    for (uint32_t first = threadIdx.x; first < length;
+         first += kKeysAhead * blockDim.x) {
+      uint64_t keys[kKeysAhead];
+#pragma unroll
+      for (uint32_t k = 0; k < kKeysAhead; k++) {
+        const uint32_t i = first + k * blockDim.x;
+        keys[k] = key_of(min(i, length - 1));
+        if (i >= length) keys[k] = kNoKey;
+      }
+#pragma unroll
+      for (uint32_t k = 0; k < kKeysAhead; k++) {
+        if (keys[k] == kNoKey || (keys[k] & mask) != prefix) continue;
+        atomicAdd(scratch.histogram + (keys[k] >> shift & 255), 1);
+      }
     }
     __syncthreads();
     if (warp_id() == 0) {
@@ -7392,14 +7442,16 @@ __device__ inline uint64_t kth_smallest(const uint64_t *keys, uint32_t length,
 // answer, so that what answers depend on is on its way together.
 constexpr uint32_t kGroupsAhead = 8;
 
-// Writes the numbers below \`length\` that \`wanted\` accepts to \`list\`, in order;
-// returns how many there are. Called by the whole block.
+// Writes \`value(i)\` of the numbers below \`length\` that \`wanted\` accepts to
+// \`list\`, in their order; returns how many there are. Called by the whole
+// block.
 //
 // A warp has a run of up to 32 groups at a time, and lane k keeps which numbers
 // of group k are wanted: so the block waits once for 32 numbers of each thread.
-template <class Wanted>
+template <class Wanted, class Value>
 __device__ inline uint32_t list_if(uint32_t length, uint32_t *list,
-                                   SelectScratch &scratch, Wanted wanted) {
+                                   SelectScratch &scratch, Wanted wanted,
+                                   Value value) {
   const uint32_t warps = blockDim.x / 32, lane = lane_id();
   uint32_t listed = 0;
   for (uint32_t first = 0; first < length; first += 32 * blockDim.x) {
@@ -7428,12 +7480,20 @@ __device__ inline uint32_t list_if(uint32_t length, uint32_t *list,
       const uint32_t ballot = __shfl_sync(kAllLanes, mine, group);
       const uint32_t at = __shfl_sync(kAllLanes, before, group);
       if ((ballot >> lane & 1) == 0) continue;
-      list[at + __popc(ballot & ((1u << lane) - 1))] = begin + 32 * group;
+      list[at + __popc(ballot & ((1u << lane) - 1))] =
+          value(begin + 32 * group);
     }
     listed += total;
   }
   __syncthreads();
   return listed;
+}
+
+// The same of the numbers themselves.
+template <class Wanted>
+__device__ inline uint32_t list_if(uint32_t length, uint32_t *list,
+                                   SelectScratch &scratch, Wanted wanted) {
+  return list_if(length, list, scratch, wanted, [](uint32_t i) { return i; });
 }
 
 // Shared memory of list_two, for up to 32 warps.

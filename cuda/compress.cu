@@ -13,10 +13,10 @@
 // one by one. Where neighbours are merged, that comes first, and what it leaves
 // over the budget is dropped. Adaptive heads first get their budgets.
 //
-// Searching reads every key once per 64 of the others, and every value where
-// pairs are priced; slots are merged, and rows moved, by many blocks; the rest
-// is one block per head that reads side fields and writes what it changes. In
-// order: list_items, [allocate_heads, list_items], norms or spread, [search,
+// Searching reads every key once per 64 or 128 of the others, and every value
+// where pairs are priced; slots are merged, and rows moved, by many blocks; the
+// rest is one block per head that reads side fields and writes what it changes.
+// In order: list_items, [allocate_heads, list_items], norms or spread, [search,
 // propose, match, merge_pairs] once per round with list_items between them, or
 // the kernels of lib/merge_segments.cuh, choose, then search, find_targets and
 // merge_victims or right_neighbours, settle, move; policies that only drop skip
@@ -128,8 +128,12 @@ CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
   CompressWork work;
   work.memory = memory;
   work.most = args.cache.max_capacity + args.cache.stage_rows;
+  // Victims are as many as the rows of a chunk, at most.
+  const uint32_t tile = merges_cheapest(args.policy)
+                            ? pair_query_tile(args.sizes.head_dim)
+                            : key_query_tile(args.sizes.head_dim);
   const uint32_t blocks =
-      (args.cache.stage_rows + 63) / 64 * args.sizes.kv_heads;
+      (args.cache.stage_rows + tile - 1) / tile * args.sizes.kv_heads;
   work.parts = !merges_victims(args.policy)
                    ? 1
                    : max(1u, min(16u, 2 * multiprocessors / blocks));

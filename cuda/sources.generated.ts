@@ -17,10 +17,10 @@ export const cudaSources: Readonly<Record<string, string>> = {
 // one by one. Where neighbours are merged, that comes first, and what it leaves
 // over the budget is dropped. Adaptive heads first get their budgets.
 //
-// Searching reads every key once per 64 of the others, and every value where
-// pairs are priced; slots are merged, and rows moved, by many blocks; the rest
-// is one block per head that reads side fields and writes what it changes. In
-// order: list_items, [allocate_heads, list_items], norms or spread, [search,
+// Searching reads every key once per 64 or 128 of the others, and every value
+// where pairs are priced; slots are merged, and rows moved, by many blocks; the
+// rest is one block per head that reads side fields and writes what it changes.
+// In order: list_items, [allocate_heads, list_items], norms or spread, [search,
 // propose, match, merge_pairs] once per round with list_items between them, or
 // the kernels of lib/merge_segments.cuh, choose, then search, find_targets and
 // merge_victims or right_neighbours, settle, move; policies that only drop skip
@@ -132,8 +132,12 @@ CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
   CompressWork work;
   work.memory = memory;
   work.most = args.cache.max_capacity + args.cache.stage_rows;
+  // Victims are as many as the rows of a chunk, at most.
+  const uint32_t tile = merges_cheapest(args.policy)
+                            ? pair_query_tile(args.sizes.head_dim)
+                            : key_query_tile(args.sizes.head_dim);
   const uint32_t blocks =
-      (args.cache.stage_rows + 63) / 64 * args.sizes.kv_heads;
+      (args.cache.stage_rows + tile - 1) / tile * args.sizes.kv_heads;
   work.parts = !merges_victims(args.policy)
                    ? 1
                    : max(1u, min(16u, 2 * multiprocessors / blocks));
@@ -4886,6 +4890,8 @@ __device__ inline float split_row(const float *values, uint32_t width,
 
 #include "reduce.cuh"
 
+constexpr uint32_t kNoItem = ~0u;
+
 // An item and the cosine of its key with the one that is looked for.
 struct Neighbour {
   float similarity;
@@ -5173,7 +5179,6 @@ struct PairView {
     if (is_alone(q)) return kNoItem;
     return slot(query(q)).word(kSlotBias + args.cache.lanes) - 1;
   }
-  __device__ float inverse_norm(uint32_t) const { return 0.0f; }
   __device__ float spread() const { return __uint_as_float(header.z); }
   __device__ void store(uint32_t q, const Neighbour &best) const {
     const size_t at = (static_cast<size_t>(job.index) * work.parts + part) *
@@ -6223,6 +6228,26 @@ __device__ inline void copy_lines(skv_half *tile, const skv_half *from,
   }
 }
 
+// The same with lines from anywhere: \`line(i)\` is where line i is in memory, or
+// null for zeros.
+template <int DIM, uint32_t LINES, uint32_t THREADS, class Line>
+__device__ inline void gather_lines(skv_half *tile, uint32_t head_dim,
+                                    Line line) {
+  if (head_dim % 8 != 0) {
+    fill_lines<DIM, false>(tile, LINES, head_dim, line);
+    return;
+  }
+  constexpr uint32_t kChunks = DIM / 8;
+  const uint32_t column = threadIdx.x % kChunks * 8;
+#pragma unroll
+  for (uint32_t k = 0; k < LINES * kChunks / THREADS; k++) {
+    const uint32_t at = threadIdx.x / kChunks + k * (THREADS / kChunks);
+    const skv_half *from = line(at);
+    copy_async(tile + at * kLinePitch<DIM> + column, from + column,
+               from != nullptr && column < head_dim);
+  }
+}
+
 // Right operands for the product with lines \`line .. line + 16\` of a tile, dims
 // \`column .. column + 16\`: two for each eight lines.
 template <int DIM>
@@ -6706,8 +6731,8 @@ __device__ inline bool is_evictable(uint32_t position, const skv_policy &policy,
   return position >= policy.sinks && position + recent <= newest;
 }
 `,
-  "lib/search.cuh": `// For each query of a list, the best of some candidates: the slot with the most
-// similar key, or the one that is nearest or cheapest to merge with.
+  "lib/search.cuh": `// For each query of a list, the best of some candidates: the slot that is
+// nearest or cheapest to merge with.
 //
 // A block has a tile of queries and goes through the tiles of one part of the
 // candidates: all products of the two lists on tensor cores, exact because keys
@@ -6725,15 +6750,14 @@ __device__ inline bool is_evictable(uint32_t position, const skv_policy &policy,
 //   is_open(q, c)         whether the two may be compared
 //   remembered(q)         where a query has a slot to be compared with anyway,
 //                         its number, else kNoItem
-//   inverse_norm(number)  of a key, where keys are compared
-//   spread()              how far values scatter, where pairs are
+//   spread()              how far values scatter
 //   store(q, best)        takes what was found
 #pragma once
 
 #include "overlap.cuh"
 #include "search_tiles.cuh"
 
-// How pairs are compared: nothing of it counts where keys are.
+// How pairs are compared.
 struct PairSearch {
   skv_policy policy;
   uint32_t lanes;
@@ -6742,14 +6766,13 @@ struct PairSearch {
 };
 
 template <int DIM, Search SEARCH, class Source>
-__global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
+__global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
     search_kernel(Source source, PairSearch pairs, uint32_t head_dim) {
-  constexpr bool PAIRS = kFindsPairs<SEARCH>;
-  constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  constexpr uint32_t kQueries = kQueryTile<DIM>;
   constexpr int kTiles = kCandidateTile / 8;
   uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
-  auto &shared = *reinterpret_cast<SearchShared<DIM, PAIRS> *>(shared_memory);
+  auto &shared = *reinterpret_cast<SearchShared<DIM> *>(shared_memory);
   const auto view = source.view();
   const uint32_t first_query = blockIdx.x * kQueries;
   if (first_query >= view.queries) return;
@@ -6759,7 +6782,7 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
   const uint32_t per_part = (tiles + parts - 1) / parts;
   const uint32_t begin = view.part * per_part;
   const uint32_t end = min(tiles, begin + per_part);
-  const PairCosts costs(pairs.policy, PAIRS ? view.spread() : 0.0f);
+  const PairCosts costs(pairs.policy, view.spread());
 
   const auto load_queries = [&](skv_half *tile, bool keys) {
     load_lines<DIM>(tile, kQueries, head_dim,
@@ -6779,15 +6802,13 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
                     });
   };
   load_queries(shared.queries, true);
-  if constexpr (PAIRS) {
-    load_queries(shared.query_values, false);
-    __syncthreads();
-    square_lines<DIM>(shared.queries, kQueries, shared.query_squares[0]);
-    square_lines<DIM>(shared.query_values, kQueries, shared.query_squares[1]);
-  }
+  load_queries(shared.query_values, false);
+  __syncthreads();
+  square_lines<DIM>(shared.queries, kQueries, shared.query_squares[0]);
+  square_lines<DIM>(shared.query_values, kQueries, shared.query_squares[1]);
   const uint32_t g = lane_id() / 4, t = lane_id() % 4;
   uint32_t queries[2], numbers[2], positions[2] = {};
-  float inverse[2] = {}, weights[2] = {};
+  float weights[2] = {};
   Neighbour best[2] = {kNoNeighbour, kNoNeighbour};
 #pragma unroll
   for (int h = 0; h < 2; h++) {
@@ -6795,13 +6816,9 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
     numbers[h] = kNoItem;
     if (queries[h] >= view.queries) continue;
     numbers[h] = view.query(queries[h]);
-    if constexpr (PAIRS) {
-      const Slot slot = view.slot(numbers[h]);
-      positions[h] = slot.word(kSlotPosition);
-      weights[h] = log_weight(slot, pairs.policy, pairs.lanes);
-    } else {
-      inverse[h] = view.inverse_norm(numbers[h]);
-    }
+    const Slot slot = view.slot(numbers[h]);
+    positions[h] = slot.word(kSlotPosition);
+    weights[h] = log_weight(slot, pairs.policy, pairs.lanes);
   }
   for (uint32_t tile = begin; tile < end; tile++) {
     const uint32_t first = tile * kCandidateTile;
@@ -6815,47 +6832,39 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
       if (exists) {
         const Slot slot = view.slot(number);
         shared.positions[threadIdx.x] = slot.word(kSlotPosition);
-        if constexpr (PAIRS) {
-          shared.weights[threadIdx.x] =
-              log_weight(slot, pairs.policy, pairs.lanes);
-        } else {
-          shared.inverse_norms[threadIdx.x] = view.inverse_norm(number);
-        }
+        shared.weights[threadIdx.x] =
+            log_weight(slot, pairs.policy, pairs.lanes);
       }
     }
     __syncthreads();
     float x[kTiles][4] = {};
-    [[maybe_unused]] float keys[kTiles][4];
-    if constexpr (PAIRS) {
-      // Squared distances of keys first, then the same of values.
-      const auto measure = [&](const skv_half *own, int kind) {
-        square_lines<DIM>(shared.candidates, kCandidateTile, shared.squares);
-        multiply_lines<DIM>(own, shared.candidates, x);
-        __syncthreads();
-#pragma unroll
-        for (int n = 0; n < kTiles; n++) {
-#pragma unroll
-          for (int i = 0; i < 4; i++) {
-            const float mine =
-                shared.query_squares[kind][16 * warp_id() + g + i / 2 * 8];
-            const float other = shared.squares[8 * n + 2 * t + i % 2];
-            x[n][i] = fmaxf(0.0f, mine + other - 2.0f * x[n][i]);
-          }
-        }
-      };
-      measure(shared.queries, 0);
+    float keys[kTiles][4];
+    // Squared distances of keys first, then the same of values.
+    const auto measure = [&](const skv_half *own, int kind) {
+      square_lines<DIM>(shared.candidates, kCandidateTile, shared.squares);
+      multiply_lines<DIM>(own, shared.candidates, x);
+      __syncthreads();
 #pragma unroll
       for (int n = 0; n < kTiles; n++) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) keys[n][i] = x[n][i], x[n][i] = 0.0f;
+        for (int i = 0; i < 4; i++) {
+          const float mine =
+              shared.query_squares[kind][16 * warp_id() + g + i / 2 * 8];
+          const float other = shared.squares[8 * n + 2 * t + i % 2];
+          x[n][i] = fmaxf(0.0f, mine + other - 2.0f * x[n][i]);
+        }
       }
-      __syncthreads();
-      load_candidates(first, false);
-      __syncthreads();
-      measure(shared.query_values, 1);
-    } else {
-      multiply_lines<DIM>(shared.queries, shared.candidates, x);
+    };
+    measure(shared.queries, 0);
+#pragma unroll
+    for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) keys[n][i] = x[n][i], x[n][i] = 0.0f;
     }
+    __syncthreads();
+    load_candidates(first, false);
+    __syncthreads();
+    measure(shared.query_values, 1);
 #pragma unroll
     for (int n = 0; n < kTiles; n++) {
 #pragma unroll
@@ -6865,22 +6874,16 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
         const int h = i / 2;
         if (number == kNoItem || number == numbers[h]) continue;
         if (!view.is_open(queries[h], first + c)) continue;
-        float similarity;
-        if constexpr (PAIRS) {
-          const float weight = shared.weights[c];
-          const bool is_heavier =
-              weight > weights[h] ||
-              (weight == weights[h] && shared.positions[c] < positions[h]);
-          if (pairs.heavier && !is_heavier) continue;
-          const float distance = costs.distance(keys[n][i], x[n][i]);
-          similarity = SEARCH == Search::kNearest
-                           ? -distance
-                           : -PairCosts::cost(weights[h], weight, distance);
-        } else {
-          // The product of the norms comes first: the similarity of two keys
-          // is the same whichever of them is the query.
-          similarity = x[n][i] * (inverse[h] * shared.inverse_norms[c]);
-        }
+        const float weight = shared.weights[c];
+        const bool is_heavier =
+            weight > weights[h] ||
+            (weight == weights[h] && shared.positions[c] < positions[h]);
+        if (pairs.heavier && !is_heavier) continue;
+        const float distance = costs.distance(keys[n][i], x[n][i]);
+        const float similarity =
+            SEARCH == Search::kNearest
+                ? -distance
+                : -PairCosts::cost(weights[h], weight, distance);
         const Neighbour candidate = {similarity, shared.positions[c], number};
         if (candidate.beats(best[h])) best[h] = candidate;
       }
@@ -6888,10 +6891,8 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
   }
 #pragma unroll
   for (int h = 0; h < 2; h++) best[h] = nearest_of_lanes<2>(best[h]);
-  if constexpr (PAIRS) {
-    if (view.part == 0) {
-      compare_remembered<DIM>(view, costs, first_query, head_dim, shared, best);
-    }
+  if (view.part == 0) {
+    compare_remembered<DIM>(view, costs, first_query, head_dim, shared, best);
   }
 #pragma unroll
   for (int h = 0; h < 2; h++) {
@@ -6905,15 +6906,14 @@ inline cudaError_t launch_search_width(const Source &source,
                                        uint32_t head_dim, uint32_t most,
                                        uint32_t heads, uint32_t parts,
                                        const Launch &launch) {
-  constexpr bool PAIRS = kFindsPairs<SEARCH>;
   const auto kernel = search_kernel<DIM, SEARCH, Source>;
-  const size_t bytes = sizeof(SearchShared<DIM, PAIRS>);
+  const size_t bytes = sizeof(SearchShared<DIM>);
   const cudaError_t status = allow_shared_memory(kernel, bytes);
   if (status != cudaSuccess) return status;
-  constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  constexpr uint32_t kQueries = kQueryTile<DIM>;
   const dim3 grid((most + kQueries - 1) / kQueries, heads, parts);
-  return launch_kernel(launch, kernel, grid, 32 * kSearchWarps<DIM, PAIRS>,
-                       bytes, source, pairs, head_dim);
+  return launch_kernel(launch, kernel, grid, 32 * kSearchWarps<DIM>, bytes,
+                       source, pairs, head_dim);
 }
 
 // Searches for up to \`most\` queries of each head; \`blocks\` are those that share
@@ -6944,6 +6944,7 @@ inline cudaError_t launch_search(const Source &source, const PairSearch &pairs,
 
 #include "compress_work.cuh"
 #include "search.cuh"
+#include "search_keys.cuh"
 
 __host__ __device__ inline bool merges_cheapest(const skv_policy &policy) {
   return policy.merge == SKV_MERGE_PAIR;
@@ -6977,9 +6978,6 @@ struct ItemView {
   }
   __device__ bool is_open(uint32_t, uint32_t) const { return true; }
   __device__ uint32_t remembered(uint32_t) const { return kNoItem; }
-  __device__ float inverse_norm(uint32_t ordinal) const {
-    return work.inverse_norms[ordinal];
-  }
   __device__ float spread() const {
     return __uint_as_float(work.counters[kSpread]);
   }
@@ -7028,13 +7026,248 @@ __device__ inline Neighbour nearest_of_query(const skv_chunk_args &args,
 inline cudaError_t launch_item_search(const skv_chunk_args &args,
                                       const CompressWork &work, bool heavier,
                                       const Launch &launch) {
+  if (!merges_cheapest(args.policy)) {
+    return launch_key_search(args, work, launch);
+  }
   const PairSearch pairs = {args.policy, args.cache.lanes, heavier};
-  const ItemSource source = {args, work};
-  const auto search = merges_cheapest(args.policy)
-                          ? launch_search<Search::kCheapest, ItemSource>
-                          : launch_search<Search::kKeys, ItemSource>;
-  return search(source, pairs, args.sizes.head_dim, work.most,
-                args.sizes.kv_heads, work.parts, launch);
+  return launch_search<Search::kCheapest, ItemSource>(
+      {args, work}, pairs, args.sizes.head_dim, work.most, args.sizes.kv_heads,
+      work.parts, launch);
+}
+`,
+  "lib/search_keys.cuh": `// For each query of a chunk's items, the candidate with the most similar key.
+//
+// A block has a tile of queries and goes through the tiles of one part of the
+// candidates: all products of the two lists on tensor cores, exact because keys
+// are halves, with the best candidate kept per query. The next tile is always
+// on its way: where its keys are is found out one tile before that. A warp has
+// two tiles of 16 queries, so that operands come from shared memory half as
+// often as with one. Few candidates beat the best so far, so a glance at eight
+// similarities is enough for most.
+#pragma once
+
+#include "compress_work.cuh"
+#include "neighbour.cuh"
+#include "row_tiles.cuh"
+
+template <int DIM>
+struct KeySearch {
+  static constexpr uint32_t kThreads = 128;
+  // Tiles of 16 queries of a warp, queries of a block, candidates of a tile.
+  static constexpr int kTiles = DIM == 256 ? 1 : 2;
+  static constexpr uint32_t kQueries = 16 * kTiles * (kThreads / 32);
+  static constexpr uint32_t kCandidates = DIM == 256 ? 32 : 64;
+
+  // What is known of a tile of candidates beside their keys. A tile's is
+  // written while that of the one before it is used to fetch keys, and that of
+  // the one before that to compare them.
+  struct Side {
+    const skv_half *keys[kCandidates];
+    float inverse_norms[kCandidates];
+    uint32_t positions[kCandidates];
+    uint32_t ordinals[kCandidates];
+  };
+
+  skv_half queries[kQueries * kLinePitch<DIM>];
+  skv_half candidates[2][kCandidates * kLinePitch<DIM>];
+  Side sides[3];
+};
+
+// Queries of a block for heads of a width.
+inline uint32_t key_query_tile(uint32_t head_dim) {
+  return head_dim <= 128 ? KeySearch<128>::kQueries : KeySearch<256>::kQueries;
+}
+
+// Blocks of more registers than this leave room for two where there is shared
+// memory for three.
+constexpr int kSearchBlocks = 3;
+
+template <int DIM>
+__global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
+    search_keys_kernel(skv_chunk_args args, CompressWork all_work) {
+  using Shared = KeySearch<DIM>;
+  constexpr uint32_t kTile = Shared::kCandidates;
+  uint4 *shared_memory = dynamic_shared_memory();
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  auto &shared = *reinterpret_cast<Shared *>(shared_memory);
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t head_dim = args.sizes.head_dim;
+  const uint32_t queries = work.counters[kQueries];
+  const uint32_t candidates = work.counters[kCandidates];
+  const uint32_t first_query = blockIdx.x * Shared::kQueries;
+  if (first_query >= queries) return;
+  const uint32_t tiles = (candidates + kTile - 1) / kTile;
+  const uint32_t per_part = (tiles + gridDim.z - 1) / gridDim.z;
+  const uint32_t begin = blockIdx.z * per_part;
+  const uint32_t end = min(tiles, begin + per_part);
+
+  // The candidate of this thread in a tile, which it stores later.
+  uint32_t ordinal = kNoItem, position = 0;
+  float inverse_norm = 0.0f;
+  const skv_half *key = nullptr;
+  const auto look_ahead = [&](uint32_t tile) {
+    const uint32_t c = tile * kTile + threadIdx.x;
+    ordinal = kNoItem;
+    key = nullptr;
+    if (threadIdx.x >= kTile || c >= candidates) return;
+    ordinal = work.candidates[c];
+    const Slot slot = item_slot(args, head, work.items[ordinal]);
+    key = slot.key;
+    position = slot.word(kSlotPosition);
+    inverse_norm = work.inverse_norms[ordinal];
+  };
+  const auto store_ahead = [&](uint32_t tile) {
+    if (threadIdx.x >= kTile) return;
+    auto &side = shared.sides[tile % 3];
+    side.keys[threadIdx.x] = key;
+    side.inverse_norms[threadIdx.x] = inverse_norm;
+    side.positions[threadIdx.x] = position;
+    side.ordinals[threadIdx.x] = ordinal;
+  };
+  const auto fetch = [&](uint32_t tile) {
+    const auto &side = shared.sides[tile % 3];
+    gather_lines<DIM, kTile, Shared::kThreads>(
+        shared.candidates[tile % 2], head_dim,
+        [&](uint32_t i) { return side.keys[i]; });
+    commit_copies();
+  };
+
+  load_lines<DIM>(
+      shared.queries, Shared::kQueries, head_dim,
+      [&](uint32_t i) -> const skv_half * {
+        const uint32_t q = first_query + i;
+        if (q >= queries) return nullptr;
+        return item_slot(args, head, work.items[work.queries[q]]).key;
+      });
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  const uint32_t own_query = 16 * Shared::kTiles * warp_id() + g;
+  const auto query_of = [&](int m, int h) {
+    return first_query + own_query + 16 * m + 8 * h;
+  };
+  uint32_t own[Shared::kTiles][2];
+  float inverse[Shared::kTiles][2];
+  Neighbour best[Shared::kTiles][2];
+#pragma unroll
+  for (int m = 0; m < Shared::kTiles; m++) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const uint32_t q = query_of(m, h);
+      own[m][h] = q < queries ? work.queries[q] : kNoItem;
+      inverse[m][h] = q < queries ? work.inverse_norms[own[m][h]] : 0.0f;
+      best[m][h] = {-INFINITY, 0, kNoItem};
+    }
+  }
+  if (begin < end) {
+    look_ahead(begin);
+    store_ahead(begin);
+    __syncthreads();
+    fetch(begin);
+    if (begin + 1 < end) {
+      look_ahead(begin + 1);
+      store_ahead(begin + 1);
+    }
+  }
+  for (uint32_t tile = begin; tile < end; tile++) {
+    wait_copies<0>();
+    // The tile is there, and nobody reads the one before it any more.
+    __syncthreads();
+    if (tile + 1 < end) fetch(tile + 1);
+    if (tile + 2 < end) look_ahead(tile + 2);
+    float x[Shared::kTiles][kTile / 8][4] = {};
+#pragma unroll
+    for (int column = 0; column < DIM; column += 16) {
+      uint4 a[Shared::kTiles];
+#pragma unroll
+      for (int m = 0; m < Shared::kTiles; m++) {
+        a[m] = line_operands<DIM>(
+            shared.queries, 16 * (Shared::kTiles * warp_id() + m), column);
+      }
+#pragma unroll
+      for (int n = 0; n < static_cast<int>(kTile) / 8; n += 2) {
+        const uint4 b =
+            key_operands<DIM>(shared.candidates[tile % 2], 8 * n, column);
+#pragma unroll
+        for (int m = 0; m < Shared::kTiles; m++) {
+          mma(x[m][n], a[m], b.x, b.y);
+          mma(x[m][n + 1], a[m], b.z, b.w);
+        }
+      }
+    }
+    const auto &side = shared.sides[tile % 3];
+#pragma unroll
+    for (int n = 0; n < static_cast<int>(kTile) / 8; n++) {
+      bool is_close = false;
+#pragma unroll
+      for (int m = 0; m < Shared::kTiles; m++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          // The product of the norms comes first: the similarity of two keys
+          // is the same whichever of them is the query.
+          x[m][n][i] *=
+              inverse[m][i / 2] * side.inverse_norms[8 * n + 2 * t + i % 2];
+          is_close = is_close || x[m][n][i] >= best[m][i / 2].similarity;
+        }
+      }
+      if (!is_close) continue;
+#pragma unroll
+      for (int m = 0; m < Shared::kTiles; m++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const uint32_t c = 8 * n + 2 * t + i % 2;
+          const uint32_t number = side.ordinals[c];
+          if (number == kNoItem || number == own[m][i / 2]) continue;
+          const Neighbour candidate = {x[m][n][i], side.positions[c], number};
+          if (candidate.beats(best[m][i / 2])) best[m][i / 2] = candidate;
+        }
+      }
+    }
+    if (tile + 2 < end) store_ahead(tile + 2);
+  }
+#pragma unroll
+  for (int m = 0; m < Shared::kTiles; m++) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const Neighbour found = nearest_of_lanes<2>(best[m][h]);
+      const uint32_t q = query_of(m, h);
+      if (t != 0 || q >= queries) continue;
+      const size_t at =
+          static_cast<size_t>(blockIdx.z) * all_work.part_pitch() + q;
+      work.similarities[at] = found.similarity;
+      work.nearest[at] = found.item;
+    }
+  }
+}
+
+template <int DIM>
+inline cudaError_t launch_key_search_width(const skv_chunk_args &args,
+                                           const CompressWork &work,
+                                           const Launch &launch) {
+  using Shared = KeySearch<DIM>;
+  const auto kernel = search_keys_kernel<DIM>;
+  static_assert(sizeof(Shared) <= kLeastSharedBytes, "a form for all devices");
+  const cudaError_t status = allow_shared_memory(kernel, sizeof(Shared));
+  if (status != cudaSuccess) return status;
+  const dim3 grid((work.most + Shared::kQueries - 1) / Shared::kQueries,
+                  args.sizes.kv_heads, work.parts);
+  return launch_kernel(launch, kernel, grid, Shared::kThreads, sizeof(Shared),
+                       args, work);
+}
+
+inline cudaError_t launch_key_search(const skv_chunk_args &args,
+                                     const CompressWork &work,
+                                     const Launch &launch) {
+  switch (padded_width(args.sizes.head_dim)) {
+    case 32:
+      return launch_key_search_width<32>(args, work, launch);
+    case 64:
+      return launch_key_search_width<64>(args, work, launch);
+    case 128:
+      return launch_key_search_width<128>(args, work, launch);
+    default:
+      return launch_key_search_width<256>(args, work, launch);
+  }
 }
 `,
   "lib/search_tiles.cuh": `// Tiles of queries and candidates of a search in shared memory, and what is
@@ -7045,40 +7278,34 @@ inline cudaError_t launch_item_search(const skv_chunk_args &args,
 #include "pair_costs.cuh"
 #include "row_tiles.cuh"
 
-constexpr uint32_t kNoItem = ~0u;
-
 constexpr uint32_t kCandidateTile = 64;
 
-// What is looked for: the most similar key, the cheapest to merge with, or the
-// nearest by key and value, whatever the weights.
-enum class Search { kKeys, kCheapest, kNearest };
+// What is looked for: the cheapest to merge with, or the nearest by key and
+// value, whatever the weights.
+enum class Search { kCheapest, kNearest };
 
-template <Search SEARCH>
-constexpr bool kFindsPairs = SEARCH != Search::kKeys;
+// Two tiles of queries and one of candidates fit.
+template <int DIM>
+constexpr uint32_t kSearchWarps = DIM == 256 ? 2 : 4;
 
-// Two tiles of queries and one of candidates fit where pairs are compared.
-template <int DIM, bool PAIRS>
-constexpr uint32_t kSearchWarps = DIM == 256 && PAIRS ? 2 : 4;
+template <int DIM>
+constexpr uint32_t kQueryTile = 16 * kSearchWarps<DIM>;
 
-template <int DIM, bool PAIRS>
-constexpr uint32_t kQueryTile = 16 * kSearchWarps<DIM, PAIRS>;
-
-// The same for heads of a width, where pairs are compared.
+// The same for heads of a width.
 __host__ __device__ inline uint32_t pair_query_tile(uint32_t head_dim) {
-  return head_dim <= 128 ? kQueryTile<128, true> : kQueryTile<256, true>;
+  return head_dim <= 128 ? kQueryTile<128> : kQueryTile<256>;
 }
 
-template <int DIM, bool PAIRS>
+template <int DIM>
 struct SearchShared {
-  static constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  static constexpr uint32_t kQueries = kQueryTile<DIM>;
   skv_half queries[kQueries * kLinePitch<DIM>];
-  skv_half query_values[PAIRS ? kQueries * kLinePitch<DIM> : 8];
-  // Keys, and then values where pairs are compared.
+  skv_half query_values[kQueries * kLinePitch<DIM>];
+  // Keys, and then values.
   skv_half candidates[kCandidateTile * kLinePitch<DIM>];
   // Of the queries' keys and values, and of what is in \`candidates\`.
   float query_squares[2][kQueries];
   float squares[kCandidateTile];
-  float inverse_norms[kCandidateTile];
   float weights[kCandidateTile];
   uint32_t positions[kCandidateTile];
   uint32_t numbers[kCandidateTile];
@@ -7127,12 +7354,9 @@ __device__ inline void multiply_lines(const skv_half *queries,
 // time, so that their keys and values are on their way together; a lane has 8
 // elements of a key or of a value at a time.
 template <int DIM, class View>
-__device__ inline void compare_remembered(const View &view,
-                                          const PairCosts &costs,
-                                          uint32_t first_query,
-                                          uint32_t head_dim,
-                                          const SearchShared<DIM, true> &shared,
-                                          Neighbour (&best)[2]) {
+__device__ inline void compare_remembered(
+    const View &view, const PairCosts &costs, uint32_t first_query,
+    uint32_t head_dim, const SearchShared<DIM> &shared, Neighbour (&best)[2]) {
   constexpr uint32_t kChunks = DIM / 8;
   constexpr uint32_t kSteps = (2 * kChunks + 31) / 32;
   constexpr uint32_t kBatch = 4;

@@ -70,6 +70,26 @@ __device__ inline void copy_lines(skv_half *tile, const skv_half *from,
   }
 }
 
+// The same with lines from anywhere: `line(i)` is where line i is in memory, or
+// null for zeros.
+template <int DIM, uint32_t LINES, uint32_t THREADS, class Line>
+__device__ inline void gather_lines(skv_half *tile, uint32_t head_dim,
+                                    Line line) {
+  if (head_dim % 8 != 0) {
+    fill_lines<DIM, false>(tile, LINES, head_dim, line);
+    return;
+  }
+  constexpr uint32_t kChunks = DIM / 8;
+  const uint32_t column = threadIdx.x % kChunks * 8;
+#pragma unroll
+  for (uint32_t k = 0; k < LINES * kChunks / THREADS; k++) {
+    const uint32_t at = threadIdx.x / kChunks + k * (THREADS / kChunks);
+    const skv_half *from = line(at);
+    copy_async(tile + at * kLinePitch<DIM> + column, from + column,
+               from != nullptr && column < head_dim);
+  }
+}
+
 // Right operands for the product with lines `line .. line + 16` of a tile, dims
 // `column .. column + 16`: two for each eight lines.
 template <int DIM>

@@ -5,8 +5,8 @@
 // Reads each key once, and the observed queries once per tile of 64 slots. A
 // block owns the slots of a tile: it makes their logits for as many (row, query
 // head) pairs as fit, on tensor cores, and then each slot's thread adds the
-// rows in order, because the moving sum depends on it. Most policies observe few
-// rows, so what counts is how often a warp waits. The alternative that
+// rows in order, because the moving sum depends on it. Most policies observe
+// few rows, so what counts is how often a warp waits. The alternative that
 // lost: keeping the logits of prefill_attend, (rows, heads, slots) floats.
 #include "lib/overlap.cuh"
 #include "lib/row_tiles.cuh"

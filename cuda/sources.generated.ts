@@ -1366,8 +1366,8 @@ struct HeadWork {
   float *scores;
   // 1 / |key|, or 0 for a zero key.
   float *inverse_norms;
-  // What items are sorted by, and the best key that touches an item. While pairs
-  // are matched, those of proposals.
+  // What items are sorted by, and the best key that touches an item. While
+  // pairs are matched, those of proposals.
   uint64_t *keys;
   uint64_t *best;
   // The item that an item is to be merged into.
@@ -8816,8 +8816,8 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
 // Reads each key once, and the observed queries once per tile of 64 slots. A
 // block owns the slots of a tile: it makes their logits for as many (row, query
 // head) pairs as fit, on tensor cores, and then each slot's thread adds the
-// rows in order, because the moving sum depends on it. Most policies observe few
-// rows, so what counts is how often a warp waits. The alternative that
+// rows in order, because the moving sum depends on it. Most policies observe
+// few rows, so what counts is how often a warp waits. The alternative that
 // lost: keeping the logits of prefill_attend, (rows, heads, slots) floats.
 #include "lib/overlap.cuh"
 #include "lib/row_tiles.cuh"

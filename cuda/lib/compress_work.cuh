@@ -47,8 +47,8 @@ struct HeadWork {
   float *scores;
   // 1 / |key|, or 0 for a zero key.
   float *inverse_norms;
-  // What items are sorted by, and the best key that touches an item. While pairs
-  // are matched, those of proposals.
+  // What items are sorted by, and the best key that touches an item. While
+  // pairs are matched, those of proposals.
   uint64_t *keys;
   uint64_t *best;
   // The item that an item is to be merged into.

@@ -13,21 +13,20 @@
 // one by one. Where neighbours are merged, that comes first, and what it leaves
 // over the budget is dropped. Adaptive heads first get their budgets.
 //
-// Searching reads every key once per 64 of the others, and every value where
-// pairs are priced; victims are merged by many blocks; the rest is one block
-// per head that reads side fields and writes what it changes. In order:
-// list_items, [allocate_heads, list_items], norms or spread, [search, pair]
-// once per round with list_items between them, or the kernels of
-// lib/merge_segments.cuh, choose, then search, find_targets and merge_victims
-// or right_neighbours, settle; policies that only drop skip the searches. Where
-// scores are not the slots' own they are rated before each step that compares
-// them: see lib/ratings.cuh.
+// Searching reads every key once per 64 or 128 of the others, and every value
+// where pairs are priced; slots are merged, and rows moved, by many blocks; the
+// rest is one block per head that reads side fields and writes what it changes.
+// In order: list_items, [allocate_heads, list_items], norms or spread, [search,
+// propose, match, merge_pairs] once per round with list_items between them, or
+// the kernels of lib/merge_segments.cuh, choose, then search, find_targets and
+// merge_victims or right_neighbours, settle, move; policies that only drop skip
+// the searches. Where scores are not the slots' own they are rated before each
+// step that compares them: see lib/ratings.cuh.
 #include "lib/allocate_heads.cuh"
 #include "lib/choose_victims.cuh"
 #include "lib/merge_runs.cuh"
 #include "lib/merge_segments.cuh"
-#include "lib/merge_victims.cuh"
-#include "lib/pass_values.cuh"
+#include "lib/settle_chunk.cuh"
 
 namespace {
 
@@ -37,14 +36,17 @@ __host__ __device__ inline bool merges_pairs(const skv_policy &policy) {
 }
 
 // Lists live slots and staged rows that hold tokens, and what may be merged in
-// pairs.
+// pairs; `again` after a round of them.
 __global__ void __launch_bounds__(kCompressThreads)
-    list_items_kernel(skv_chunk_args args, CompressWork all_work) {
+    list_items_kernel(skv_chunk_args args, CompressWork all_work, bool again) {
   __shared__ SelectScratch scratch;
   begin_kernel();
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
+  if (again) {
+    add_divergences(head, work, work.counters[kMatched], scratch);
+  }
   const uint32_t slots =
       list_if(head.words[kHeadHigh], work.items, scratch, [&](uint32_t i) {
         return item_slot(args, head, i).word(kSlotTokens) != 0;
@@ -57,8 +59,10 @@ __global__ void __launch_bounds__(kCompressThreads)
   for (uint32_t i = slots + threadIdx.x; i < items; i += kCompressThreads) {
     work.items[i] |= kStaged;
   }
-  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads)
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
     work.marks[i] = 0;
+    work.keys[i] = kNoKey;
+  }
   __syncthreads();
   uint32_t queries = 0;
   if (merges_pairs(args.policy) && items > head.words[kHeadBudget]) {
@@ -75,6 +79,7 @@ __global__ void __launch_bounds__(kCompressThreads)
     work.counters[kCandidates] = queries;
     work.counters[kMembers] = 0;
     work.counters[kPairs] = 0;
+    work.counters[kMatched] = 0;
   }
 }
 
@@ -118,86 +123,17 @@ __global__ void __launch_bounds__(kCompressThreads)
   if (threadIdx.x == 0) work.counters[kSpread] = __float_as_uint(spread);
 }
 
-// Copies key, value and all fields of a slot; called by a whole warp.
-__device__ inline void copy_slot(const Slot &from, const Slot &to,
-                                 uint32_t head_dim, uint32_t lanes) {
-  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
-    to.key[d] = from.key[d];
-    to.value[d] = from.value[d];
-  }
-  if (lane_id() < kSlotBias + lanes) {
-    to.set(lane_id(), from.get(lane_id()));
-  }
-}
-
-// Drops victims, or merges them where other slots take only their values, and
-// moves the staged rows that are left.
-__global__ void __launch_bounds__(kCompressThreads)
-    settle_kernel(skv_chunk_args args, CompressWork all_work) {
-  __shared__ SelectScratch scratch;
-  __shared__ Followers followers;
-  begin_kernel();
-  if (row_end(args.step) == 0) return;
-  const ChunkHead head = chunk_head(args, blockIdx.x);
-  const HeadWork work = all_work.head(blockIdx.x);
-  const uint32_t items = work.counters[kItems];
-  const uint32_t victims = work.counters[kQueries];
-  const uint32_t lanes = args.cache.lanes;
-  if (victims > 0) {
-    if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
-      merge_runs(args, head, work, victims);
-    } else if (args.policy.merge == SKV_MERGE_NEXT_VALUES) {
-      pass_values(args, head, work, victims, followers, scratch);
-    } else if (merges_victims(args.policy)) {
-      add_divergences(head, work, victims, scratch);
-    } else {
-      find_targets(args, head, all_work, work, victims, scratch);
-    }
-    __syncthreads();
-    for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
-      free_slot(item_slot(args, head, work.items[work.queries[v]]), lanes);
-    }
-    __syncthreads();
-  }
-  const uint32_t kept = list_if(items, work.queries, scratch, [&](uint32_t i) {
-    return (work.items[i] & kStaged) != 0 &&
-           (work.marks[i] & (kGone | kVictim)) == 0;
-  });
-  const uint32_t capacity = head.words[kHeadCapacity];
-  const uint32_t free =
-      list_if(capacity, work.candidates, scratch, [&](uint32_t i) {
-        return item_slot(args, head, i).word(kSlotTokens) == 0;
-      });
-  const uint32_t moved = min(kept, free);
-  for (uint32_t i = warp_id(); i < moved; i += kCompressWarps) {
-    copy_slot(item_slot(args, head, work.items[work.queries[i]]),
-              item_slot(args, head, work.candidates[i]), args.sizes.head_dim,
-              lanes);
-  }
-  uint32_t high = head.words[kHeadHigh];
-  if (moved > 0) high = max(high, work.candidates[moved - 1] + 1);
-  // No slot knows what has become of its partner.
-  for (uint32_t i = threadIdx.x; args.policy.partners && i < high;
-       i += kCompressThreads) {
-    item_slot(args, head, i).set_word(kSlotBias + lanes, 0);
-  }
-  // Everybody has read the words that one changes.
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    uint32_t *words = head.words;
-    words[kHeadHigh] = high;
-    words[kHeadLive] = capacity - free + moved;
-    words[kHeadNext] = moved < free ? work.candidates[moved] : capacity;
-  }
-}
-
 CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
                      char *memory) {
   CompressWork work;
   work.memory = memory;
   work.most = args.cache.max_capacity + args.cache.stage_rows;
+  // Victims are as many as the rows of a chunk, at most.
+  const uint32_t tile = merges_cheapest(args.policy)
+                            ? pair_query_tile(args.sizes.head_dim)
+                            : key_query_tile(args.sizes.head_dim);
   const uint32_t blocks =
-      (args.cache.stage_rows + 63) / 64 * args.sizes.kv_heads;
+      (args.cache.stage_rows + tile - 1) / tile * args.sizes.kv_heads;
   work.parts = !merges_victims(args.policy)
                    ? 1
                    : max(1u, min(16u, 2 * multiprocessors / blocks));
@@ -232,7 +168,11 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     return launch_item_search(args, work, heavier, launch);
   };
   const auto rate = [&] { return launch_ratings(args, work, launch); };
-  cudaError_t status = per_head(list_items_kernel);
+  const auto list_items = [&](bool again) {
+    return launch_kernel(launch, list_items_kernel, heads, kCompressThreads, 0,
+                         args, work, again);
+  };
+  cudaError_t status = list_items(false);
   if (status == cudaSuccess && args.policy.adaptive) {
     status = rate();
     if (status == cudaSuccess) {
@@ -240,7 +180,7 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
                              0, args, work);
     }
     // What may be merged in pairs depends on the budget.
-    if (status == cudaSuccess) status = per_head(list_items_kernel);
+    if (status == cudaSuccess) status = list_items(false);
   }
   if (status == cudaSuccess && merges_cheapest(args.policy)) {
     const auto kernel = args.sizes.head_dim % 8 == 0
@@ -259,11 +199,10 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
   const uint32_t rounds = merges_cheapest(args.policy) ? args.policy.rounds : 1;
   for (uint32_t round = 0; pairs && round < rounds; round++) {
     // What was merged away is no item any more.
-    if (status == cudaSuccess && round > 0)
-      status = per_head(list_items_kernel);
+    if (status == cudaSuccess && round > 0) status = list_items(true);
     if (status == cudaSuccess) status = search(true);
     if (status == cudaSuccess) status = rate();
-    if (status == cudaSuccess) status = per_head(pair_kernel);
+    if (status == cudaSuccess) status = launch_pairs(args, work, launch);
   }
   const bool segments = args.policy.merge == SKV_MERGE_SEGMENTS;
   if (segments) {
@@ -282,6 +221,5 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
   if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
     status = launch_right_neighbours(args, work, launch);
   }
-  if (status == cudaSuccess) status = per_head(settle_kernel);
-  return status;
+  return status == cudaSuccess ? launch_settle(args, work, launch) : status;
 }

@@ -5,7 +5,8 @@
 // Reads each key once, and the observed queries once per tile of 64 slots. A
 // block owns the slots of a tile: it makes their logits for as many (row, query
 // head) pairs as fit, on tensor cores, and then each slot's thread adds the
-// rows in order, because the moving sum depends on it. The alternative that
+// rows in order, because the moving sum depends on it. Most policies observe
+// few rows, so what counts is how often a warp waits. The alternative that
 // lost: keeping the logits of prefill_attend, (rows, heads, slots) floats.
 #include "lib/overlap.cuh"
 #include "lib/row_tiles.cuh"
@@ -23,6 +24,9 @@ constexpr int kPairs = 16 * kWarps<DIM>;
 
 constexpr uint32_t kTile = 64;
 
+// Queries that a warp reads at a time.
+constexpr uint32_t kQueryBatch = 4;
+
 // Odd, so that the threads of a warp read a column without conflicts.
 constexpr uint32_t kLogitPitch = kTile + 1;
 
@@ -32,6 +36,7 @@ struct Shared {
   uint4 low[kWarps<DIM>][DIM / 16 * 32];
   skv_half keys[kTile * kLinePitch<DIM>];
   float logits[kPairs<DIM> * kLogitPitch];
+  float log_sums[kPairs<DIM>];
   float biases[kMaxGroup][kTile];
   bool is_sink[kTile];
 };
@@ -75,16 +80,27 @@ __device__ inline void make_logits(const skv_chunk_args &args,
   float inverse[2] = {};
   // The operands of the call before are no longer read.
   __syncwarp();
-  for (uint32_t i = 0; i < 16; i++) {
-    const uint32_t pair = 16 * warp + i;
-    const size_t query =
-        static_cast<size_t>(first_row + pair / group) * sizes.heads +
-        kv_head * group + pair % group;
-    const float scale = split_row<DIM, true>(
-        pair < rows * group ? queries + query * sizes.head_dim : nullptr,
-        sizes.head_dim, i, shared.high[warp], shared.low[warp]);
-    if (i == g) inverse[0] = scale * root;
-    if (i == g + 8) inverse[1] = scale * root;
+#pragma unroll 1
+  for (uint32_t first = 0; first < 16; first += kQueryBatch) {
+    RowPart<DIM> parts[kQueryBatch];
+#pragma unroll
+    for (uint32_t k = 0; k < kQueryBatch; k++) {
+      const uint32_t pair = 16 * warp + first + k;
+      const size_t query =
+          static_cast<size_t>(first_row + pair / group) * sizes.heads +
+          kv_head * group + pair % group;
+      parts[k].load(
+          pair < rows * group ? queries + query * sizes.head_dim : nullptr,
+          sizes.head_dim);
+    }
+#pragma unroll
+    for (uint32_t k = 0; k < kQueryBatch; k++) {
+      const uint32_t i = first + k;
+      const float scale =
+          parts[k].template split<true>(i, shared.high[warp], shared.low[warp]);
+      if (i == g) inverse[0] = scale * root;
+      if (i == g + 8) inverse[1] = scale * root;
+    }
   }
   __syncwarp();
   float x[kTile / 8][4] = {};
@@ -170,6 +186,12 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   if (owns) scores = load_scores(slot);
   for (uint32_t row = first_row; row < last_row; row += rows_per_pass) {
     const uint32_t rows = min(rows_per_pass, last_row - row);
+    if (threadIdx.x < rows * group) {
+      const size_t query =
+          static_cast<size_t>(row + threadIdx.x / group) * sizes.heads +
+          kv_head * group + threadIdx.x % group;
+      shared.log_sums[threadIdx.x] = args.log_sums[query];
+    }
     make_logits<DIM>(args, args.queries, false, kv_head, row, rows, shared);
     if (any_sink) {
       make_logits<DIM>(args, args.sink_queries, true, kv_head, row, rows,
@@ -178,9 +200,7 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
     __syncthreads();
     for (uint32_t r = 0; owns && r < rows; r++) {
       if (tile.staged && tile.first + mine > row + r) continue;
-      const float *log_sums = args.log_sums +
-                              static_cast<size_t>(row + r) * sizes.heads +
-                              kv_head * group;
+      const float *log_sums = shared.log_sums + r * group;
       const uint32_t position = args.step.chunk[kChunkPosition] + row + r;
       const float gain = score_gain(policy, position, budget);
       observe_row(

@@ -3,43 +3,28 @@
 //
 // Reads keys and values once per tile of queries. A block has a tile of (row,
 // query head) pairs that share a KV head, so that one read serves the group;
-// the softmax runs along while tiles of slots go by, the next of which is
-// always on its way, and the attention matrix is never in memory. Products are
-// of halves on tensor cores; queries and weights are split in two
-// (lib/mma.cuh), which keeps 32-bit precision at half the rate.
+// the softmax runs along while tiles of slots go by, and the attention matrix
+// is never in memory (Dao, "FlashAttention-2", 2023, section 3, arXiv
+// 2307.08691). Keys are on their way while values are multiplied, and values
+// while keys are: one tile of each is enough, and two blocks take turns on a
+// multiprocessor. Blocks of late rows have more to do and start first.
 //
-// Where scores have a scale of their own, a second sum at that scale runs
-// along.
-//
-// Where a device has no shared memory for the next tile, there is one at a
-// time, and the queries of sinks take the place of the others for a while.
+// Queries are kept in shared memory: registers are full of sums and logits.
+// Those of sinks are read from memory for the few tiles that have any.
 //
 // The alternative that lost: a tile of rows of one query head, which reads keys
-// and values once per query head. Another: one tile of slots at a time, which
-// tensor cores wait for.
+// and values once per query head. Another: 16 pairs to a warp, which reads
+// operands of twice as many bytes from shared memory as a multiprocessor
+// delivers while it multiplies.
+#include "lib/half_rows.cuh"
 #include "lib/overlap.cuh"
+#include "lib/prefill_sinks.cuh"
 #include "lib/prefill_state.cuh"
 #include "lib/scores.cuh"
 #include "lib/step.cuh"
 #include "runtime/launch.cuh"
 
 namespace {
-
-// A tile of slots in shared memory.
-template <int DIM>
-struct SlotTile {
-  skv_half keys[kTile<DIM> * kLinePitch<DIM>];
-  skv_half values[kTile<DIM> * kLinePitch<DIM>];
-  float biases[kMaxGroup][kTile<DIM>];
-  bool is_sink[kTile<DIM>];
-};
-
-template <int DIM, bool ROOMY>
-struct Shared {
-  // The one that is attended to, and the next where there is room.
-  SlotTile<DIM> tiles[ROOMY ? 2 : 1];
-  float inverse[2][kPairs<DIM>];
-};
 
 // Where a tile of slots of the cache, or of staged rows, is.
 struct TilePlace {
@@ -51,112 +36,54 @@ struct TilePlace {
   uint32_t count;
 };
 
-// Queries follow the other shared memory: those of sinks only where there are
-// any, and room. One set is [warp][operand] of the high and then of the low
-// halves.
-template <int DIM>
-constexpr size_t kQueryBytes = 2 * kWarps<DIM> *kOperands<DIM> * sizeof(uint4);
-
-template <int DIM, bool ROOMY>
-constexpr size_t shared_bytes(bool has_sinks) {
-  return sizeof(Shared<DIM, ROOMY>) +
-         kQueryBytes<DIM> * (ROOMY && has_sinks ? 2 : 1);
-}
-
-template <int DIM, bool GAINED, bool ROOMY>
-__global__ void __launch_bounds__(32 * kWarps<DIM>)
+template <int DIM, PrefillForm FORM>
+__global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
     prefill_attend_kernel(skv_chunk_args args) {
+  using Shape = PrefillShape<DIM, FORM>;
+  constexpr uint32_t kSlots = Shape::kSlots;
   uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
-  using Memory = Shared<DIM, ROOMY>;
-  Memory &shared = *reinterpret_cast<Memory *>(shared_memory);
-  uint4 *queries = shared_memory + sizeof(Memory) / sizeof(uint4);
+  auto &shared = *reinterpret_cast<PrefillShared<DIM, FORM> *>(shared_memory);
   const skv_sizes &sizes = args.sizes;
   const skv_cache &cache = args.cache;
   const uint32_t head_dim = sizes.head_dim;
-  const uint32_t kv_head = blockIdx.y;
+  const uint32_t kv_head = blockIdx.x;
   const uint32_t group = sizes.heads / sizes.kv_heads;
-  const uint32_t rows_per_block = kPairs<DIM> / group;
-  const uint32_t first_row = blockIdx.x * rows_per_block;
+  const uint32_t rows_per_block = Shape::kPairs / group;
+  const uint32_t first_row = (gridDim.y - 1 - blockIdx.y) * rows_per_block;
   const uint32_t end_row = forward_end(args.step);
   if (first_row >= end_row) return;
   const uint32_t rows = min(rows_per_block, end_row - first_row);
   const uint32_t *words =
       head_words(cache, sizes, args.step.chunk[kChunkSequence], kv_head);
   const uint32_t offset = words[kHeadOffset], high = words[kHeadHigh];
-  const bool has_sinks = args.sink_queries != nullptr;
+  const bool has_sinks = !Shape::kIsPlain && args.sink_queries != nullptr;
+  const bool gains =
+      !Shape::kIsPlain && args.policy.score == SKV_SCORE_STEP_GAIN;
 
-  // Pair p of the block is query head p % group of row p / group.
-  const uint32_t warp = warp_id();
-  const float root = rsqrtf(static_cast<float>(head_dim));
-  // Where the high halves of this warp's queries of a kind are: 1 for sinks.
-  const auto set_of = [&](uint32_t kind) {
-    return queries + (ROOMY ? kind * 2 * kWarps<DIM> * kOperands<DIM> : 0) +
-           warp * kOperands<DIM>;
-  };
-  const auto split_queries = [&](uint32_t kind) {
-    const float *all = kind == 0 ? args.queries : args.sink_queries;
-    uint4 *set = set_of(kind);
-    for (uint32_t i = 0; i < 16; i++) {
-      const uint32_t pair = 16 * warp + i;
-      const size_t query =
-          static_cast<size_t>(first_row + pair / group) * sizes.heads +
-          kv_head * group + pair % group;
-      const float inverse = split_row<DIM, true>(
-          pair < rows * group ? all + query * head_dim : nullptr, head_dim, i,
-          set, set + kWarps<DIM> * kOperands<DIM>);
-      if (lane_id() == 0) shared.inverse[kind][pair] = inverse * root;
-    }
-  };
-  split_queries(0);
-  if (ROOMY && has_sinks) split_queries(1);
-
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  uint32_t row[2], head[2];
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const uint32_t pair = 16 * warp + g + 8 * h;
-    row[h] = first_row + pair / group;
-    head[h] = pair % group;
-  }
-  Attention<DIM, GAINED> attention;
-  if constexpr (GAINED) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      attention.gain[h] =
-          score_gain(args.policy, args.step.chunk[kChunkPosition] + row[h],
-                     words[kHeadBudget]);
-    }
-  }
   // Tiles of slots, then tiles of staged rows up to the block's last one.
-  const uint32_t slot_tiles = (high + kTile<DIM> - 1) / kTile<DIM>;
-  const uint32_t tiles =
-      slot_tiles + (first_row + rows + kTile<DIM> - 1) / kTile<DIM>;
+  const uint32_t slot_tiles = (high + kSlots - 1) / kSlots;
+  const uint32_t tiles = slot_tiles + (first_row + rows + kSlots - 1) / kSlots;
   const auto place_of = [&](uint32_t tile) -> TilePlace {
     const bool staged = tile >= slot_tiles;
-    const uint32_t first = (staged ? tile - slot_tiles : tile) * kTile<DIM>;
+    const uint32_t first = (staged ? tile - slot_tiles : tile) * kSlots;
     const uint32_t end = staged ? first_row + rows : high;
     const uint32_t base = staged ? kv_head * cache.stage_rows : offset;
     return {staged ? cache.stage : cache.slots, base + first, first,
-            min(end - first, static_cast<uint32_t>(kTile<DIM>))};
+            min(end - first, kSlots)};
   };
-  // Starts to copy keys and values of a tile.
-  const auto fetch = [&](uint32_t tile) {
+  // Starts to copy keys or values of a tile.
+  const auto fetch = [&](uint32_t tile, bool keys) {
     const TilePlace place = place_of(tile);
-    SlotTile<DIM> &to = shared.tiles[ROOMY ? tile % 2 : 0];
-    const auto line_of = [&](const skv_half *all, uint32_t i) {
-      return i < place.count
-                 ? all + static_cast<size_t>(place.base + i) * head_dim
-                 : nullptr;
-    };
-    copy_lines<DIM>(to.keys, kTile<DIM>, head_dim,
-                    [&](uint32_t i) { return line_of(place.home.keys, i); });
-    copy_lines<DIM>(to.values, kTile<DIM>, head_dim,
-                    [&](uint32_t i) { return line_of(place.home.values, i); });
+    const skv_half *all = keys ? place.home.keys : place.home.values;
+    copy_lines<DIM, kSlots, Shape::kThreads>(
+        keys ? shared.keys : shared.values,
+        all + static_cast<size_t>(place.base) * head_dim, place.count,
+        head_dim);
     commit_copies();
   };
   // Side fields of this thread's slot of a tile, which it stores later.
-  static_assert(kTile<DIM> <= kPairs<DIM>, "a thread for each slot");
+  static_assert(kSlots <= Shape::kThreads, "a thread for each slot");
   float bias_ahead = kFreeBias;
   bool sink_ahead = false;
   const auto slot_ahead = [&](const TilePlace &place) {
@@ -170,150 +97,186 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
                  slot_ahead(place).word(kSlotPosition) < args.policy.sinks;
   };
   const auto store_ahead = [&](uint32_t tile) {
-    if (threadIdx.x >= kTile<DIM>) return;
-    const TilePlace place = place_of(tile);
-    SlotTile<DIM> &to = shared.tiles[ROOMY ? tile % 2 : 0];
-    to.biases[0][threadIdx.x] = bias_ahead;
-    to.is_sink[threadIdx.x] = sink_ahead;
-    for (uint32_t lane = 1; lane < cache.lanes; lane++) {
-      to.biases[lane][threadIdx.x] =
-          threadIdx.x < place.count ? slot_ahead(place).get(kSlotBias + lane)
-                                    : kFreeBias;
+    if (threadIdx.x >= kSlots) return;
+    shared.biases[0][threadIdx.x] = bias_ahead * kLog2E;
+    if constexpr (!Shape::kIsPlain) {
+      const TilePlace place = place_of(tile);
+      shared.is_sink[threadIdx.x] = sink_ahead;
+      for (uint32_t lane = 1; lane < cache.lanes; lane++) {
+        const float bias = threadIdx.x < place.count
+                               ? slot_ahead(place).get(kSlotBias + lane)
+                               : kFreeBias;
+        shared.biases[lane][threadIdx.x] = bias * kLog2E;
+      }
     }
   };
   // A block has rows, hence tiles.
-  if constexpr (ROOMY) {
-    fetch(0);
-    look_ahead(0);
-    store_ahead(0);
+  fetch(0, true);
+  look_ahead(0);
+  const PairQueries queries = {args.queries, first_row, kv_head,
+                               sizes.heads,  group,     head_dim,
+                               rows * group};
+  PairQueries sinks = queries;
+  sinks.all = args.sink_queries;
+  round_queries<DIM, FORM>(queries, shared);
+  if constexpr (!Shape::kIsPlain) {
+    if (has_sinks) scale_sinks<DIM, FORM>(sinks, shared);
+  }
+  store_ahead(0);
+
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  const auto pair_of = [&](int m, int h) {
+    return Shape::kWarpPairs * warp_id() + 16 * m + 8 * h + g;
+  };
+  PrefillState<DIM, FORM> state;
+  if (gains) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      state.gain[0][h] = score_gain(
+          args.policy,
+          args.step.chunk[kChunkPosition] + queries.row(pair_of(0, h)),
+          words[kHeadBudget]);
+    }
   }
   for (uint32_t tile = 0; tile < tiles; tile++) {
     const bool staged = tile >= slot_tiles;
-    const uint32_t first = place_of(tile).first;
-    const SlotTile<DIM> &here = shared.tiles[ROOMY ? tile % 2 : 0];
-    if constexpr (!ROOMY) {
-      __syncthreads();
-      fetch(tile);
-      look_ahead(tile);
-      store_ahead(tile);
-    }
+    const uint32_t first = (staged ? tile - slot_tiles : tile) * kSlots;
     wait_copies<0>();
-    // The tile is there, and nobody reads the one before it any more.
-    const bool any_sink = __syncthreads_or(sink_ahead);
-    if (ROOMY && tile + 1 < tiles) {
-      fetch(tile + 1);
-      look_ahead(tile + 1);
+    // Keys are there, and nobody reads the values before any more.
+    bool any_sink = false;
+    if constexpr (Shape::kIsPlain) {
+      __syncthreads();
+    } else {
+      any_sink = __syncthreads_or(sink_ahead);
     }
+    fetch(tile, false);
+    if (tile + 1 < tiles) look_ahead(tile + 1);
 
-    float x[kTile<DIM> / 8][4] = {};
-    const uint4 *set = set_of(0);
-    multiply_keys<DIM>(set, set + kWarps<DIM> * kOperands<DIM>, here.keys, x);
+    float x[Shape::kTiles][kSlots / 8][4] = {};
+    state.multiply_keys(shared, x);
 #pragma unroll
-    for (int n = 0; n < kTile<DIM> / 8; n++) {
+    for (int m = 0; m < Shape::kTiles; m++) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        x[n][i] *= shared.inverse[0][16 * warp + g + i / 2 * 8];
-      }
-    }
-    if (any_sink) {
-      const auto exchange = [&](uint32_t kind) {
-        __syncwarp();
-        split_queries(kind);
-        __syncwarp();
-      };
-      if constexpr (!ROOMY) exchange(1);
-      float other[kTile<DIM> / 8][4] = {};
-      const uint4 *sinks = set_of(1);
-      multiply_keys<DIM>(sinks, sinks + kWarps<DIM> * kOperands<DIM>, here.keys,
-                         other);
+      for (int h = 0; h < 2; h++) {
+        const uint32_t pair = pair_of(m, h);
+        const float inverse = shared.inverse[pair];
+        const uint32_t lane =
+            Shape::kIsPlain || cache.lanes == 1 ? 0 : pair % group;
 #pragma unroll
-      for (int n = 0; n < kTile<DIM> / 8; n++) {
+        for (int n = 0; n < static_cast<int>(kSlots) / 8; n++) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          if (!here.is_sink[8 * n + 2 * t + i % 2]) continue;
-          x[n][i] = other[n][i] * shared.inverse[1][16 * warp + g + i / 2 * 8];
+          for (int i = 0; i < 2; i++) {
+            const float bias = shared.biases[lane][8 * n + 2 * t + i];
+            float &logit = x[m][n][2 * h + i];
+            logit = logit * inverse + bias;
+          }
         }
       }
-      if constexpr (!ROOMY) exchange(0);
     }
+    if constexpr (!Shape::kIsPlain) {
+      if (any_sink) replace_sinks<DIM, FORM>(sinks, shared, cache.lanes, x);
+      // Weights of free slots are zero without this; at a scale of their own
+      // they are not.
+      if (gains) {
 #pragma unroll
-    for (int n = 0; n < kTile<DIM> / 8; n++) {
+        for (int n = 0; n < static_cast<int>(kSlots) / 8; n++) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const uint32_t slot = 8 * n + 2 * t + i % 2;
-        const int h = i / 2;
-        const float bias = here.biases[cache.lanes == 1 ? 0 : head[h]][slot];
-        const bool counts =
-            bias > kLiveBias && (!staged || first + slot <= row[h]);
-        x[n][i] = counts ? x[n][i] + bias : -INFINITY;
+          for (int i = 0; i < 4; i++) {
+            if (x[0][n][i] < kLiveBias) x[0][n][i] = -INFINITY;
+          }
+        }
       }
     }
-    attention.add(x, here.values);
-    if (ROOMY && tile + 1 < tiles) store_ahead(tile + 1);
+    // Only the last tiles have rows that come after some of the block's.
+    if (staged && first + kSlots > first_row + 1) {
+#pragma unroll
+      for (int m = 0; m < Shape::kTiles; m++) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          const uint32_t row = queries.row(pair_of(m, h));
+#pragma unroll
+          for (int n = 0; n < static_cast<int>(kSlots) / 8; n++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+              if (first + 8 * n + 2 * t + i > row) {
+                x[m][n][2 * h + i] = -INFINITY;
+              }
+            }
+          }
+        }
+      }
+    }
+    wait_copies<0>();
+    // Values are there, and nobody reads these keys and biases any more.
+    __syncthreads();
+    if (tile + 1 < tiles) {
+      fetch(tile + 1, true);
+      store_ahead(tile + 1);
+    }
+    state.weigh(x, gains);
+    state.multiply_values(shared, x);
   }
 
+  state.join_lanes();
 #pragma unroll
-  for (int h = 0; h < 2; h++) {
-    SoftmaxState state = attention.state[h];
-    state.sum += __shfl_xor_sync(kAllLanes, state.sum, 1);
-    state.sum += __shfl_xor_sync(kAllLanes, state.sum, 2);
-    float gained = attention.gained[h];
-    if constexpr (GAINED) {
-      gained += __shfl_xor_sync(kAllLanes, gained, 1);
-      gained += __shfl_xor_sync(kAllLanes, gained, 2);
-    }
-    if (16 * warp + g + 8 * h >= rows * group) continue;
-    const size_t query =
-        static_cast<size_t>(row[h]) * sizes.heads + kv_head * group + head[h];
-    if (t == 0) {
-      args.log_sums[query] = GAINED
-                                 ? attention.gain[h] * state.max + logf(gained)
-                                 : log_sum(state);
-    }
+  for (int m = 0; m < Shape::kTiles; m++) {
 #pragma unroll
-    for (int d = 0; d < DIM / 8; d++) {
-      const uint32_t at = 8 * d + 2 * t;
-      if (at >= head_dim) continue;
-      const float2 pair = {attention.values[d][2 * h] / state.sum,
-                           attention.values[d][2 * h + 1] / state.sum};
-      *reinterpret_cast<float2 *>(args.output + query * head_dim + at) = pair;
+    for (int h = 0; h < 2; h++) {
+      const uint32_t pair = pair_of(m, h);
+      if (pair >= rows * group) continue;
+      const size_t query = queries.index(pair);
+      if (t == 0) {
+        args.log_sums[query] =
+            gains ? kLn2 * state.gain[m][h] * state.max[m][h] +
+                        logf(state.gained[m][h])
+                  : kLn2 * state.max[m][h] + logf(state.sum[m][h]);
+      }
+      const float share = 1.0f / state.sum[m][h];
+#pragma unroll
+      for (int d = 0; d < DIM / 8; d++) {
+        const uint32_t at = 8 * d + 2 * t;
+        if (at >= head_dim) continue;
+        const float2 both = {state.values[m][d][2 * h] * share,
+                             state.values[m][d][2 * h + 1] * share};
+        *reinterpret_cast<float2 *>(args.output + query * head_dim + at) = both;
+      }
     }
   }
 }
 
-template <int DIM, bool GAINED, bool ROOMY>
-cudaError_t launch_form(const skv_chunk_args &args, const Launch &launch) {
-  static_assert(sizeof(Shared<DIM, ROOMY>) % sizeof(uint4) == 0,
-                "queries follow");
-  static_assert(ROOMY || shared_bytes<DIM, false>(true) <= kLeastSharedBytes,
-                "a form for all devices");
-  const auto kernel = prefill_attend_kernel<DIM, GAINED, ROOMY>;
-  const size_t bytes = shared_bytes<DIM, ROOMY>(args.sink_queries != nullptr);
-  const cudaError_t status = allow_shared_memory(kernel, bytes);
-  if (status != cudaSuccess) return status;
+template <int DIM, PrefillForm FORM>
+uint32_t row_blocks(const skv_chunk_args &args) {
   const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
-  const uint32_t rows_per_block = kPairs<DIM> / group;
-  const dim3 grid((args.step.rows + rows_per_block - 1) / rows_per_block,
-                  args.sizes.kv_heads);
-  return launch_kernel(launch, kernel, grid, 32 * kWarps<DIM>, bytes, args);
+  const uint32_t rows = PrefillShape<DIM, FORM>::kPairs / group;
+  return (args.step.rows + rows - 1) / rows;
 }
 
-template <int DIM, bool GAINED>
-cudaError_t launch_gained(const skv_chunk_args &args, const Launch &launch) {
-  if constexpr (shared_bytes<DIM, true>(true) > kLeastSharedBytes) {
-    if (shared_bytes<DIM, true>(args.sink_queries != nullptr) >
-        launch.shared_bytes) {
-      return launch_form<DIM, GAINED, false>(args, launch);
-    }
-  }
-  return launch_form<DIM, GAINED, true>(args, launch);
+template <int DIM, PrefillForm FORM>
+cudaError_t launch_form(const skv_chunk_args &args, const Launch &launch) {
+  const auto kernel = prefill_attend_kernel<DIM, FORM>;
+  constexpr size_t kBytes = sizeof(PrefillShared<DIM, FORM>);
+  static_assert(kBytes <= kLeastSharedBytes, "a form for all devices");
+  const cudaError_t status = allow_shared_memory(kernel, kBytes);
+  if (status != cudaSuccess) return status;
+  const dim3 grid(args.sizes.kv_heads, row_blocks<DIM, FORM>(args));
+  return launch_kernel(launch, kernel, grid, PrefillShape<DIM, FORM>::kThreads,
+                       kBytes, args);
 }
 
 template <int DIM>
 cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
-  return args.policy.score == SKV_SCORE_STEP_GAIN
-             ? launch_gained<DIM, true>(args, launch)
-             : launch_gained<DIM, false>(args, launch);
+  if (args.step.rows <= kMostExactRows) {
+    return launch_form<DIM, PrefillForm::kExact>(args, launch);
+  }
+  const bool is_plain = args.sink_queries == nullptr && args.cache.lanes == 1 &&
+                        args.policy.score != SKV_SCORE_STEP_GAIN;
+  // Blocks of the plain form are twice as large: half as many do as well, fewer
+  // do not.
+  const uint32_t blocks =
+      row_blocks<DIM, PrefillForm::kPlain>(args) * args.sizes.kv_heads;
+  return is_plain && 2 * blocks >= launch.multiprocessors
+             ? launch_form<DIM, PrefillForm::kPlain>(args, launch)
+             : launch_form<DIM, PrefillForm::kGeneral>(args, launch);
 }
 
 }  // namespace

@@ -17,21 +17,20 @@ export const cudaSources: Readonly<Record<string, string>> = {
 // one by one. Where neighbours are merged, that comes first, and what it leaves
 // over the budget is dropped. Adaptive heads first get their budgets.
 //
-// Searching reads every key once per 64 of the others, and every value where
-// pairs are priced; victims are merged by many blocks; the rest is one block
-// per head that reads side fields and writes what it changes. In order:
-// list_items, [allocate_heads, list_items], norms or spread, [search, pair]
-// once per round with list_items between them, or the kernels of
-// lib/merge_segments.cuh, choose, then search, find_targets and merge_victims
-// or right_neighbours, settle; policies that only drop skip the searches. Where
-// scores are not the slots' own they are rated before each step that compares
-// them: see lib/ratings.cuh.
+// Searching reads every key once per 64 or 128 of the others, and every value
+// where pairs are priced; slots are merged, and rows moved, by many blocks; the
+// rest is one block per head that reads side fields and writes what it changes.
+// In order: list_items, [allocate_heads, list_items], norms or spread, [search,
+// propose, match, merge_pairs] once per round with list_items between them, or
+// the kernels of lib/merge_segments.cuh, choose, then search, find_targets and
+// merge_victims or right_neighbours, settle, move; policies that only drop skip
+// the searches. Where scores are not the slots' own they are rated before each
+// step that compares them: see lib/ratings.cuh.
 #include "lib/allocate_heads.cuh"
 #include "lib/choose_victims.cuh"
 #include "lib/merge_runs.cuh"
 #include "lib/merge_segments.cuh"
-#include "lib/merge_victims.cuh"
-#include "lib/pass_values.cuh"
+#include "lib/settle_chunk.cuh"
 
 namespace {
 
@@ -41,14 +40,17 @@ __host__ __device__ inline bool merges_pairs(const skv_policy &policy) {
 }
 
 // Lists live slots and staged rows that hold tokens, and what may be merged in
-// pairs.
+// pairs; \`again\` after a round of them.
 __global__ void __launch_bounds__(kCompressThreads)
-    list_items_kernel(skv_chunk_args args, CompressWork all_work) {
+    list_items_kernel(skv_chunk_args args, CompressWork all_work, bool again) {
   __shared__ SelectScratch scratch;
   begin_kernel();
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
+  if (again) {
+    add_divergences(head, work, work.counters[kMatched], scratch);
+  }
   const uint32_t slots =
       list_if(head.words[kHeadHigh], work.items, scratch, [&](uint32_t i) {
         return item_slot(args, head, i).word(kSlotTokens) != 0;
@@ -61,8 +63,10 @@ __global__ void __launch_bounds__(kCompressThreads)
   for (uint32_t i = slots + threadIdx.x; i < items; i += kCompressThreads) {
     work.items[i] |= kStaged;
   }
-  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads)
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
     work.marks[i] = 0;
+    work.keys[i] = kNoKey;
+  }
   __syncthreads();
   uint32_t queries = 0;
   if (merges_pairs(args.policy) && items > head.words[kHeadBudget]) {
@@ -79,6 +83,7 @@ __global__ void __launch_bounds__(kCompressThreads)
     work.counters[kCandidates] = queries;
     work.counters[kMembers] = 0;
     work.counters[kPairs] = 0;
+    work.counters[kMatched] = 0;
   }
 }
 
@@ -122,86 +127,17 @@ __global__ void __launch_bounds__(kCompressThreads)
   if (threadIdx.x == 0) work.counters[kSpread] = __float_as_uint(spread);
 }
 
-// Copies key, value and all fields of a slot; called by a whole warp.
-__device__ inline void copy_slot(const Slot &from, const Slot &to,
-                                 uint32_t head_dim, uint32_t lanes) {
-  for (uint32_t d = lane_id(); d < head_dim; d += 32) {
-    to.key[d] = from.key[d];
-    to.value[d] = from.value[d];
-  }
-  if (lane_id() < kSlotBias + lanes) {
-    to.set(lane_id(), from.get(lane_id()));
-  }
-}
-
-// Drops victims, or merges them where other slots take only their values, and
-// moves the staged rows that are left.
-__global__ void __launch_bounds__(kCompressThreads)
-    settle_kernel(skv_chunk_args args, CompressWork all_work) {
-  __shared__ SelectScratch scratch;
-  __shared__ Followers followers;
-  begin_kernel();
-  if (row_end(args.step) == 0) return;
-  const ChunkHead head = chunk_head(args, blockIdx.x);
-  const HeadWork work = all_work.head(blockIdx.x);
-  const uint32_t items = work.counters[kItems];
-  const uint32_t victims = work.counters[kQueries];
-  const uint32_t lanes = args.cache.lanes;
-  if (victims > 0) {
-    if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
-      merge_runs(args, head, work, victims);
-    } else if (args.policy.merge == SKV_MERGE_NEXT_VALUES) {
-      pass_values(args, head, work, victims, followers, scratch);
-    } else if (merges_victims(args.policy)) {
-      add_divergences(head, work, victims, scratch);
-    } else {
-      find_targets(args, head, all_work, work, victims, scratch);
-    }
-    __syncthreads();
-    for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
-      free_slot(item_slot(args, head, work.items[work.queries[v]]), lanes);
-    }
-    __syncthreads();
-  }
-  const uint32_t kept = list_if(items, work.queries, scratch, [&](uint32_t i) {
-    return (work.items[i] & kStaged) != 0 &&
-           (work.marks[i] & (kGone | kVictim)) == 0;
-  });
-  const uint32_t capacity = head.words[kHeadCapacity];
-  const uint32_t free =
-      list_if(capacity, work.candidates, scratch, [&](uint32_t i) {
-        return item_slot(args, head, i).word(kSlotTokens) == 0;
-      });
-  const uint32_t moved = min(kept, free);
-  for (uint32_t i = warp_id(); i < moved; i += kCompressWarps) {
-    copy_slot(item_slot(args, head, work.items[work.queries[i]]),
-              item_slot(args, head, work.candidates[i]), args.sizes.head_dim,
-              lanes);
-  }
-  uint32_t high = head.words[kHeadHigh];
-  if (moved > 0) high = max(high, work.candidates[moved - 1] + 1);
-  // No slot knows what has become of its partner.
-  for (uint32_t i = threadIdx.x; args.policy.partners && i < high;
-       i += kCompressThreads) {
-    item_slot(args, head, i).set_word(kSlotBias + lanes, 0);
-  }
-  // Everybody has read the words that one changes.
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    uint32_t *words = head.words;
-    words[kHeadHigh] = high;
-    words[kHeadLive] = capacity - free + moved;
-    words[kHeadNext] = moved < free ? work.candidates[moved] : capacity;
-  }
-}
-
 CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
                      char *memory) {
   CompressWork work;
   work.memory = memory;
   work.most = args.cache.max_capacity + args.cache.stage_rows;
+  // Victims are as many as the rows of a chunk, at most.
+  const uint32_t tile = merges_cheapest(args.policy)
+                            ? pair_query_tile(args.sizes.head_dim)
+                            : key_query_tile(args.sizes.head_dim);
   const uint32_t blocks =
-      (args.cache.stage_rows + 63) / 64 * args.sizes.kv_heads;
+      (args.cache.stage_rows + tile - 1) / tile * args.sizes.kv_heads;
   work.parts = !merges_victims(args.policy)
                    ? 1
                    : max(1u, min(16u, 2 * multiprocessors / blocks));
@@ -236,7 +172,11 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     return launch_item_search(args, work, heavier, launch);
   };
   const auto rate = [&] { return launch_ratings(args, work, launch); };
-  cudaError_t status = per_head(list_items_kernel);
+  const auto list_items = [&](bool again) {
+    return launch_kernel(launch, list_items_kernel, heads, kCompressThreads, 0,
+                         args, work, again);
+  };
+  cudaError_t status = list_items(false);
   if (status == cudaSuccess && args.policy.adaptive) {
     status = rate();
     if (status == cudaSuccess) {
@@ -244,7 +184,7 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
                              0, args, work);
     }
     // What may be merged in pairs depends on the budget.
-    if (status == cudaSuccess) status = per_head(list_items_kernel);
+    if (status == cudaSuccess) status = list_items(false);
   }
   if (status == cudaSuccess && merges_cheapest(args.policy)) {
     const auto kernel = args.sizes.head_dim % 8 == 0
@@ -263,11 +203,10 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
   const uint32_t rounds = merges_cheapest(args.policy) ? args.policy.rounds : 1;
   for (uint32_t round = 0; pairs && round < rounds; round++) {
     // What was merged away is no item any more.
-    if (status == cudaSuccess && round > 0)
-      status = per_head(list_items_kernel);
+    if (status == cudaSuccess && round > 0) status = list_items(true);
     if (status == cudaSuccess) status = search(true);
     if (status == cudaSuccess) status = rate();
-    if (status == cudaSuccess) status = per_head(pair_kernel);
+    if (status == cudaSuccess) status = launch_pairs(args, work, launch);
   }
   const bool segments = args.policy.merge == SKV_MERGE_SEGMENTS;
   if (segments) {
@@ -286,8 +225,7 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
   if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
     status = launch_right_neighbours(args, work, launch);
   }
-  if (status == cudaSuccess) status = per_head(settle_kernel);
-  return status;
+  return status == cudaSuccess ? launch_settle(args, work, launch) : status;
 }
 `,
   "embed.cu": `// Looks up the embedding row of each live token and sets its bit among the ids
@@ -1294,6 +1232,7 @@ __device__ inline void blend_slots(uint32_t count, Member member,
   "lib/choose_victims.cuh": `// Who goes when a chunk is compressed, and who may take them.
 #pragma once
 
+#include "merge_pairs.cuh"
 #include "merge_runs.cuh"
 #include "ratings.cuh"
 #include "search_items.cuh"
@@ -1326,6 +1265,7 @@ static __global__ void __launch_bounds__(kCompressThreads)
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
+  add_divergences(head, work, work.counters[kMatched], scratch);
   const uint32_t items = work.counters[kItems];
   const uint32_t budget = head.words[kHeadBudget];
   const uint32_t left = items - work.counters[kPairs];
@@ -1416,6 +1356,11 @@ enum Counter {
   kPairs = 4,
   // How far the values of the head scatter before anything is merged; a float.
   kSpread = 5,
+  // Staged rows that go into free slots: of the ordinals in \`queries\`, into the
+  // slots in \`candidates\`.
+  kMoved = 6,
+  // Pairs of the round, listed by who proposed them in \`queries\`.
+  kMatched = 7,
   kCounters = 8
 };
 
@@ -1428,7 +1373,8 @@ struct HeadWork {
   float *scores;
   // 1 / |key|, or 0 for a zero key.
   float *inverse_norms;
-  // What items are sorted by, and the best key that touches an item.
+  // What items are sorted by, and the best key that touches an item. While
+  // pairs are matched, those of proposals.
   uint64_t *keys;
   uint64_t *best;
   // The item that an item is to be merged into.
@@ -2762,6 +2708,13 @@ __device__ inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0,
         "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
 
+// 2^x, with a relative error of 2^-22; below 2^-126 it is 0.
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 __device__ inline uint32_t shared_address(const void *pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
@@ -3706,8 +3659,13 @@ __device__ inline void evict(const skv_merge_attend_args &args,
 //
 // Taking proposals in order looks sequential, but a proposal that is the best
 // of both its ends is taken whatever the others do; so rounds take all of those
-// at once, and give exactly the same pairs. The alternative that lost: sorting
-// proposals and one thread that goes through them.
+// at once, and give exactly the same pairs. A round is about the proposals
+// whose ends are still free, which are fewer and fewer. The alternative that
+// lost: sorting proposals and one thread that goes through them.
+//
+// One block per head decides. Many blocks find what each item proposes and
+// merge what was decided, since both wait for memory more than for anything
+// else.
 #pragma once
 
 #include "merge_slots.cuh"
@@ -3741,126 +3699,101 @@ __device__ inline void set_norm(const skv_chunk_args &args,
   }
 }
 
-// Takes the best proposals first while both ends are free, up to
-// \`excess\` of them, and lists who made them in \`queries\`. Returns their number.
-__device__ inline uint32_t match_pairs(const skv_chunk_args &args,
-                                       const ChunkHead &head,
-                                       const CompressWork &all_work,
-                                       const HeadWork &work, uint32_t excess,
+// Adds up what the merges of a head cost. Called by the whole block.
+__device__ inline void add_divergences(const ChunkHead &head,
+                                       const HeadWork &work, uint32_t victims,
                                        SelectScratch &scratch) {
-  const uint32_t items = work.counters[kItems];
-  const uint32_t queries = work.counters[kQueries];
-  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-    work.keys[i] = kNoKey;
-  }
-  __syncthreads();
-  for (uint32_t q = threadIdx.x; q < queries; q += kCompressThreads) {
-    const Neighbour nearest = nearest_of_query(args, head, all_work, work, q);
-    const bool fits = args.policy.merge != SKV_MERGE_VOTES ||
-                      nearest.similarity > args.policy.threshold;
-    if (!nearest.exists() || !fits) continue;
-    const uint32_t i = work.queries[q];
-    const uint32_t position =
-        item_slot(args, head, work.items[i]).word(kSlotPosition);
-    work.keys[i] = order_key(-nearest.similarity, position);
-    work.mates[i] = nearest.item;
-  }
-  auto *best = reinterpret_cast<unsigned long long *>(work.best);
-  const auto is_open = [&](uint32_t i) {
-    return work.keys[i] != kNoKey && (work.marks[i] & kTaken) == 0 &&
-           (work.marks[work.mates[i]] & kTaken) == 0;
-  };
-  bool changed = true;
-  while (changed) {
-    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-      best[i] = kNoKey;
-    }
-    __syncthreads();
-    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-      if (!is_open(i)) continue;
-      atomicMin(best + i, static_cast<unsigned long long>(work.keys[i]));
-      atomicMin(best + work.mates[i],
-                static_cast<unsigned long long>(work.keys[i]));
-    }
-    __syncthreads();
-    bool accepted = false;
-    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-      if (work.keys[i] == kNoKey) continue;
-      // Others may mark this item as taken meanwhile, but only this thread as
-      // accepted.
-      if ((__ldcg(work.marks + i) & kAccepted) != 0) continue;
-      const uint32_t mate = work.mates[i];
-      if (__ldcg(best + i) != work.keys[i] ||
-          __ldcg(best + mate) != work.keys[i]) {
-        continue;
-      }
-      atomicOr(work.marks + i, kTaken | kAccepted);
-      atomicOr(work.marks + mate, kTaken);
-      accepted = true;
-    }
-    changed = __syncthreads_or(accepted);
-  }
-  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
-    if ((work.marks[i] & kAccepted) == 0) work.keys[i] = kNoKey;
-  }
-  __syncthreads();
-  const auto is_accepted = [&](uint32_t i) { return work.keys[i] != kNoKey; };
-  const uint32_t pairs = list_if(items, work.queries, scratch, is_accepted);
-  if (pairs <= excess) return pairs;
-  const uint64_t last = kth_smallest(work.keys, items, excess, scratch);
-  return list_if(items, work.queries, scratch, [&](uint32_t i) {
-    return is_accepted(i) && work.keys[i] <= last;
-  });
-}
-
-// Merges the pairs that \`queries\` lists: the end that eviction ranks lower
-// goes.
-__device__ inline void merge_pairs(const skv_chunk_args &args,
-                                   const ChunkHead &head, const HeadWork &work,
-                                   uint32_t pairs, SelectScratch &scratch) {
-  const MergeContext context = merge_context(args, head);
-  const uint32_t lanes = args.cache.lanes;
-  for (uint32_t p = warp_id(); p < pairs; p += kCompressWarps) {
-    uint32_t goes = work.queries[p];
-    uint32_t stays = work.mates[goes];
-    Slot gone = item_slot(args, head, work.items[goes]);
-    Slot kept = item_slot(args, head, work.items[stays]);
-    if (item_rank(args, head, work, stays) <
-        item_rank(args, head, work, goes)) {
-      const uint32_t other = goes;
-      goes = stays;
-      stays = other;
-      const Slot slot = gone;
-      gone = kept;
-      kept = slot;
-    }
-    const Merged merged = merge_slots<true>(
-        2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
-        args.policy);
-    if (lane_id() == 0) {
-      free_slot(gone, lanes);
-      work.marks[goes] |= kGone;
-      work.divergences[p] = merged.divergence;
-      if (merged.guarded) atomicAdd(head.words + kHeadGuarded, 1);
-    }
-    set_norm(args, head, work, stays);
-  }
-  __syncthreads();
   float divergence = 0.0f;
-  for (uint32_t p = threadIdx.x; p < pairs; p += kCompressThreads) {
-    divergence += work.divergences[p];
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    divergence += work.divergences[v];
   }
   divergence = block_sum(divergence, scratch);
   if (threadIdx.x == 0) {
-    head.words[kHeadMerged] += pairs;
     head.words[kHeadDivergence] = __float_as_uint(
         __uint_as_float(head.words[kHeadDivergence]) + divergence);
   }
 }
 
-// Merges pairs until the head fits its budget.
+constexpr uint32_t kProposeThreads = 256;
+
+// Finds what each query proposes: \`keys\`, the lowest first, and \`mates\`.
+static __global__ void __launch_bounds__(kProposeThreads)
+    propose_kernel(skv_chunk_args args, CompressWork all_work) {
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t q = blockIdx.x * kProposeThreads + threadIdx.x;
+  if (q >= work.counters[kQueries]) return;
+  const Neighbour nearest = nearest_of_query(args, head, all_work, work, q);
+  const bool fits = args.policy.merge != SKV_MERGE_VOTES ||
+                    nearest.similarity > args.policy.threshold;
+  if (!nearest.exists() || !fits) return;
+  const uint32_t i = work.queries[q];
+  const uint32_t position =
+      item_slot(args, head, work.items[i]).word(kSlotPosition);
+  work.keys[i] = order_key(-nearest.similarity, position);
+  work.mates[i] = nearest.item;
+}
+
+// Takes the best proposals first while both ends are free, up to \`excess\` of
+// them, and lists who made them in \`queries\`. Returns their number. Called by
+// the whole block.
+__device__ inline uint32_t match_pairs(const HeadWork &work, uint32_t excess,
+                                       SelectScratch &scratch) {
+  const uint32_t items = work.counters[kItems];
+  auto *best = reinterpret_cast<unsigned long long *>(work.best);
+  const auto has_key = [&](uint32_t i) { return work.keys[i] != kNoKey; };
+  // Open proposals, in two lists by turns; searches are over.
+  uint32_t *open = work.candidates, *next = work.nearest;
+  uint32_t count = list_if(items, open, scratch, has_key);
+  while (count > 0) {
+    for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+      best[i] = kNoKey;
+    }
+    __syncthreads();
+    for (uint32_t k = threadIdx.x; k < count; k += kCompressThreads) {
+      const uint32_t i = open[k];
+      const auto key = static_cast<unsigned long long>(work.keys[i]);
+      atomicMin(best + i, key);
+      atomicMin(best + work.mates[i], key);
+    }
+    __syncthreads();
+    for (uint32_t k = threadIdx.x; k < count; k += kCompressThreads) {
+      const uint32_t i = open[k], mate = work.mates[i];
+      const uint64_t key = work.keys[i];
+      if (__ldcg(best + i) != key || __ldcg(best + mate) != key) continue;
+      // Nobody else has these ends.
+      work.marks[i] = kTaken | kAccepted;
+      work.marks[mate] = kTaken;
+    }
+    __syncthreads();
+    count = list_if(
+        count, next, scratch,
+        [&](uint32_t k) {
+          const uint32_t i = open[k];
+          return ((work.marks[i] | work.marks[work.mates[i]]) & kTaken) == 0;
+        },
+        [&](uint32_t k) { return open[k]; });
+    uint32_t *const old = open;
+    open = next;
+    next = old;
+  }
+  for (uint32_t i = threadIdx.x; i < items; i += kCompressThreads) {
+    if ((work.marks[i] & kAccepted) == 0) work.keys[i] = kNoKey;
+  }
+  __syncthreads();
+  const uint32_t pairs = list_if(items, work.queries, scratch, has_key);
+  if (pairs <= excess) return pairs;
+  const uint64_t last = kth_smallest(work.keys, items, excess, scratch);
+  return list_if(items, work.queries, scratch, [&](uint32_t i) {
+    return has_key(i) && work.keys[i] <= last;
+  });
+}
+
+// Decides which pairs merge, until the head fits its budget.
 static __global__ void __launch_bounds__(kCompressThreads)
-    pair_kernel(skv_chunk_args args, CompressWork all_work) {
+    match_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
   begin_kernel();
   if (row_end(args.step) == 0) return;
@@ -3868,10 +3801,68 @@ static __global__ void __launch_bounds__(kCompressThreads)
   const HeadWork work = all_work.head(blockIdx.x);
   if (work.counters[kQueries] == 0) return;
   const uint32_t excess = work.counters[kItems] - head.words[kHeadBudget];
-  const uint32_t pairs =
-      match_pairs(args, head, all_work, work, excess, scratch);
-  merge_pairs(args, head, work, pairs, scratch);
-  if (threadIdx.x == 0) work.counters[kPairs] = pairs;
+  const uint32_t pairs = match_pairs(work, excess, scratch);
+  if (threadIdx.x == 0) {
+    work.counters[kPairs] = work.counters[kMatched] = pairs;
+    head.words[kHeadMerged] += pairs;
+  }
+}
+
+constexpr uint32_t kPairWarps = 4;
+
+// Merges the pairs that \`queries\` lists: the end that eviction ranks lower
+// goes. A warp has a pair; no two pairs have an end in common.
+static __global__ void __launch_bounds__(32 * kPairWarps)
+    merge_pairs_kernel(skv_chunk_args args, CompressWork all_work) {
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t pairs = work.counters[kMatched];
+  const MergeContext context = merge_context(args, head);
+  for (uint32_t p = blockIdx.y * kPairWarps + warp_id(); p < pairs;
+       p += gridDim.y * kPairWarps) {
+    uint32_t goes = work.queries[p];
+    uint32_t stays = work.mates[goes];
+    if (item_rank(args, head, work, stays) <
+        item_rank(args, head, work, goes)) {
+      const uint32_t other = goes;
+      goes = stays;
+      stays = other;
+    }
+    const Slot gone = item_slot(args, head, work.items[goes]);
+    const Slot kept = item_slot(args, head, work.items[stays]);
+    const Merged merged = merge_slots<true>(
+        2, [&](uint32_t i) { return i == 0 ? kept : gone; }, context,
+        args.policy);
+    if (lane_id() == 0) {
+      free_slot(gone, context.lanes);
+      work.marks[goes] |= kGone;
+      work.divergences[p] = merged.divergence;
+      if (merged.guarded) atomicAdd(head.words + kHeadGuarded, 1);
+    }
+    set_norm(args, head, work, stays);
+  }
+}
+
+inline cudaError_t launch_pairs(const skv_chunk_args &args,
+                                const CompressWork &work,
+                                const Launch &launch) {
+  const uint32_t heads = args.sizes.kv_heads;
+  const dim3 proposals((work.most + kProposeThreads - 1) / kProposeThreads,
+                       heads);
+  cudaError_t status = launch_kernel(launch, propose_kernel, proposals,
+                                     kProposeThreads, 0, args, work);
+  if (status == cudaSuccess) {
+    status = launch_kernel(launch, match_kernel, heads, kCompressThreads, 0,
+                           args, work);
+  }
+  if (status != cudaSuccess) return status;
+  const uint32_t wanted = 8 * launch.multiprocessors / heads;
+  const uint32_t most = (work.most / 2 + kPairWarps - 1) / kPairWarps;
+  return launch_kernel(launch, merge_pairs_kernel,
+                       dim3(heads, max(1u, min(wanted, most))), 32 * kPairWarps,
+                       0, args, work);
 }
 `,
   "lib/merge_runs.cuh": `// Runs: items that all go, in the order of their positions, up to the kept one
@@ -4738,21 +4729,6 @@ static __global__ void __launch_bounds__(32 * kMergeWarps)
   if (merged_slots > 0) atomicAdd(head.words + kHeadMerged, merged_slots);
 }
 
-// Adds up what the merges of a head cost. Called by the whole block.
-__device__ inline void add_divergences(const ChunkHead &head,
-                                       const HeadWork &work, uint32_t victims,
-                                       SelectScratch &scratch) {
-  float divergence = 0.0f;
-  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
-    divergence += work.divergences[v];
-  }
-  divergence = block_sum(divergence, scratch);
-  if (threadIdx.x == 0) {
-    head.words[kHeadDivergence] = __float_as_uint(
-        __uint_as_float(head.words[kHeadDivergence]) + divergence);
-  }
-}
-
 inline cudaError_t launch_merges(const skv_chunk_args &args,
                                  const CompressWork &work,
                                  const Launch &launch) {
@@ -4842,28 +4818,48 @@ __device__ inline uint32_t fragment_index(uint32_t row, uint32_t column) {
   return ((step * 32 + lane) * 4 + word) * 2 + half;
 }
 
-// Splits one row of \`width\` floats into \`a\` operands; called by a whole warp.
-// A null pointer stands for zeros. Returns what products must be multiplied by.
+// Elements that a lane has of a row of WIDTH floats.
+template <int WIDTH>
+struct RowPart {
+  float x[WIDTH / 32];
+
+  // A null pointer stands for zeros.
+  __device__ void load(const float *values, uint32_t width) {
+#pragma unroll
+    for (int i = 0; i < WIDTH / 32; i++) {
+      const uint32_t column = lane_id() + 32 * i;
+      x[i] = values != nullptr && column < width ? values[column] : 0.0f;
+    }
+  }
+
+  // Splits the row into \`a\` operands; called by a whole warp. Returns what
+  // products must be multiplied by.
+  template <bool NATURAL>
+  __device__ float split(uint32_t row, uint4 *high, uint4 *low) const {
+    float largest = 0.0f;
+#pragma unroll
+    for (int i = 0; i < WIDTH / 32; i++) largest = fmaxf(largest, fabsf(x[i]));
+    const Scale scale = scale_for(warp_max(largest));
+#pragma unroll
+    for (int i = 0; i < WIDTH / 32; i++) {
+      const uint32_t at = fragment_index<NATURAL>(row, lane_id() + 32 * i);
+      const Split parts = split_float(x[i] * scale.scale);
+      reinterpret_cast<skv_half *>(high)[at] = parts.high;
+      reinterpret_cast<skv_half *>(low)[at] = parts.low;
+    }
+    return scale.inverse;
+  }
+};
+
+// Splits one row of \`width\` floats, or of zeros where \`values\` is null, into
+// \`a\` operands; called by a whole warp. Returns what products must be
+// multiplied by.
 template <int WIDTH, bool NATURAL>
 __device__ inline float split_row(const float *values, uint32_t width,
                                   uint32_t row, uint4 *high, uint4 *low) {
-  float x[WIDTH / 32];
-  float largest = 0.0f;
-#pragma unroll
-  for (int i = 0; i < WIDTH / 32; i++) {
-    const uint32_t column = lane_id() + 32 * i;
-    x[i] = values != nullptr && column < width ? values[column] : 0.0f;
-    largest = fmaxf(largest, fabsf(x[i]));
-  }
-  const Scale scale = scale_for(warp_max(largest));
-#pragma unroll
-  for (int i = 0; i < WIDTH / 32; i++) {
-    const uint32_t at = fragment_index<NATURAL>(row, lane_id() + 32 * i);
-    const Split parts = split_float(x[i] * scale.scale);
-    reinterpret_cast<skv_half *>(high)[at] = parts.high;
-    reinterpret_cast<skv_half *>(low)[at] = parts.low;
-  }
-  return scale.inverse;
+  RowPart<WIDTH> part;
+  part.load(values, width);
+  return part.template split<NATURAL>(row, high, low);
 }
 `,
   "lib/narrow_product.cuh": `// Products of up to 16 rows of activations with a weight matrix of few columns,
@@ -5179,6 +5175,8 @@ inline cudaError_t multiply_narrow(const Product &product, const Pairs &pairs,
 
 #include "reduce.cuh"
 
+constexpr uint32_t kNoItem = ~0u;
+
 // An item and the cosine of its key with the one that is looked for.
 struct Neighbour {
   float similarity;
@@ -5466,7 +5464,6 @@ struct PairView {
     if (is_alone(q)) return kNoItem;
     return slot(query(q)).word(kSlotBias + args.cache.lanes) - 1;
   }
-  __device__ float inverse_norm(uint32_t) const { return 0.0f; }
   __device__ float spread() const { return __uint_as_float(header.z); }
   __device__ void store(uint32_t q, const Neighbour &best) const {
     const size_t at = (static_cast<size_t>(job.index) * work.parts + part) *
@@ -5648,119 +5645,395 @@ __device__ inline void pass_values(const skv_chunk_args &args,
   __syncthreads();
 }
 `,
-  "lib/prefill_state.cuh": `// The attention of one warp's tile of (row, query head) pairs while tiles of
-// slots go by: a running softmax, and its products on tensor cores.
+  "lib/prefill_form.cuh": `// The forms of the attention of a chunk, and what its blocks have in shared
+// memory.
 #pragma once
 
 #include "row_tiles.cuh"
+#include "slots.cuh"
+
+// kExact: for few rows. Queries and weights are split in two halves each
+// (lib/mma.cuh), which keeps 32-bit precision; the memory that keys come from
+// bounds it, not the products.
+// kGeneral: queries and weights are rounded to one half.
+// kPlain: the same without what few policies ask for: queries of their own for
+// sinks, votes per query head, scores at a scale of their own. A warp has twice
+// the rows, so that operands are read from shared memory half as often.
+enum class PrefillForm { kExact, kGeneral, kPlain };
+
+template <int DIM, PrefillForm FORM>
+struct PrefillShape {
+  static constexpr bool kIsExact = FORM == PrefillForm::kExact;
+  static constexpr bool kIsPlain = FORM == PrefillForm::kPlain;
+  // Halves that an element of a query is split into.
+  static constexpr int kSplits = kIsExact ? 2 : 1;
+  static constexpr int kWarps = DIM == 256 && kIsExact ? 2 : 4;
+  static constexpr uint32_t kThreads = 32 * kWarps;
+  // Tiles of 16 (row, query head) pairs of a warp, and pairs of a block.
+  static constexpr int kTiles = kIsPlain && DIM <= 128 ? 2 : 1;
+  static constexpr int kWarpPairs = 16 * kTiles;
+  static constexpr int kPairs = kWarpPairs * kWarps;
+  // Slots of a tile.
+  static constexpr int kSlots = DIM == 256 ? 32 : 64;
+  // Biases that a slot has here.
+  static constexpr int kLanes = kIsPlain ? 1 : static_cast<int>(kMaxGroup);
+};
+
+// ln to log2 and back.
+constexpr float kLog2E = 1.442695041f;
+constexpr float kLn2 = 0.6931471806f;
+
+template <int DIM, PrefillForm FORM>
+struct PrefillShared {
+  using Shape = PrefillShape<DIM, FORM>;
+  skv_half queries[Shape::kSplits][Shape::kPairs * kLinePitch<DIM>];
+  skv_half keys[Shape::kSlots * kLinePitch<DIM>];
+  skv_half values[Shape::kSlots * kLinePitch<DIM>];
+  // log2 of votes.
+  float biases[Shape::kLanes][Shape::kSlots];
+  bool is_sink[Shape::kSlots];
+  // What products of a pair are multiplied by: logits in units of ln 2.
+  float inverse[Shape::kPairs];
+  // The same for queries of sinks, and what those were multiplied by.
+  float sink_inverse[Shape::kIsPlain ? 4 : Shape::kPairs];
+  float sink_scale[Shape::kIsPlain ? 4 : Shape::kPairs];
+};
+
+// Where the queries of a block's pairs are: pair p is query head p % group of
+// row p / group.
+struct PairQueries {
+  const float *all;
+  uint32_t first_row;
+  uint32_t kv_head;
+  uint32_t heads;
+  uint32_t group;
+  uint32_t head_dim;
+  uint32_t pairs;
+
+  __device__ uint32_t row(uint32_t pair) const {
+    return first_row + pair / group;
+  }
+  // Index among the queries of all rows.
+  __device__ size_t index(uint32_t pair) const {
+    return static_cast<size_t>(row(pair)) * heads + kv_head * group +
+           pair % group;
+  }
+  // Two elements; zeros beyond the end and of pairs that are not there.
+  __device__ float2 load(uint32_t pair, uint32_t column) const {
+    if (pair >= pairs || column >= head_dim) return {0.0f, 0.0f};
+    return *reinterpret_cast<const float2 *>(all + index(pair) * head_dim +
+                                             column);
+  }
+};
+
+// Queries that a warp reads at a time.
+constexpr int kQueryBatch = 4;
+
+// Reads the queries of a warp's pairs, and calls \`use\` with a pair, its scale,
+// where the elements of this lane are, and the elements: two of every 64.
+template <int DIM, int PAIRS, class Use>
+__device__ inline void each_query(const PairQueries &queries, Use use) {
+  constexpr int kSteps = (DIM + 63) / 64;
+  const uint32_t column = 2 * lane_id();
+#pragma unroll 1
+  for (int first = 0; first < PAIRS; first += kQueryBatch) {
+    float2 x[kQueryBatch][kSteps];
+#pragma unroll
+    for (int k = 0; k < kQueryBatch; k++) {
+#pragma unroll
+      for (int step = 0; step < kSteps; step++) {
+        x[k][step] =
+            queries.load(PAIRS * warp_id() + first + k, column + 64 * step);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kQueryBatch; k++) {
+      float largest = 0.0f;
+#pragma unroll
+      for (int step = 0; step < kSteps; step++) {
+        largest =
+            fmaxf(largest, fmaxf(fabsf(x[k][step].x), fabsf(x[k][step].y)));
+      }
+      use(PAIRS * warp_id() + first + k, scale_for(warp_max(largest)), x[k]);
+    }
+  }
+}
+
+// Rounds the queries of a warp's pairs to halves.
+template <int DIM, PrefillForm FORM>
+__device__ inline void round_queries(const PairQueries &queries,
+                                     PrefillShared<DIM, FORM> &shared) {
+  using Shape = PrefillShape<DIM, FORM>;
+  const float unit = rsqrtf(static_cast<float>(queries.head_dim)) * kLog2E;
+  each_query<DIM, Shape::kWarpPairs>(
+      queries, [&](uint32_t pair, const Scale &scale, const auto &x) {
+        if (lane_id() == 0) shared.inverse[pair] = scale.inverse * unit;
+#pragma unroll
+        for (int step = 0; step < (DIM + 63) / 64; step++) {
+          const uint32_t column = 2 * lane_id() + 64 * step;
+          if (column >= DIM) continue;
+          const uint32_t at = pair * kLinePitch<DIM> + column;
+          const SplitPair both =
+              split_pair(x[step].x * scale.scale, x[step].y * scale.scale);
+          *reinterpret_cast<uint32_t *>(shared.queries[0] + at) = both.high;
+          if constexpr (Shape::kIsExact) {
+            *reinterpret_cast<uint32_t *>(shared.queries[1] + at) = both.low;
+          }
+        }
+      });
+}
+`,
+  "lib/prefill_sinks.cuh": `// The logits of sinks where positions are those in the cache: rows have queries
+// of their own for them. Few tiles of slots have any, so these queries stay in
+// memory and are rounded each time.
+#pragma once
+
+#include "prefill_form.cuh"
+
+// Finds the scales of the queries of sinks.
+template <int DIM, PrefillForm FORM>
+__device__ inline void scale_sinks(const PairQueries &sinks,
+                                   PrefillShared<DIM, FORM> &shared) {
+  const float unit = rsqrtf(static_cast<float>(sinks.head_dim)) * kLog2E;
+  each_query<DIM, PrefillShape<DIM, FORM>::kWarpPairs>(
+      sinks, [&](uint32_t pair, const Scale &scale, const auto &) {
+        if (lane_id() != 0) return;
+        shared.sink_inverse[pair] = scale.inverse * unit;
+        shared.sink_scale[pair] = scale.scale;
+      });
+}
+
+// Logits of sinks, whose queries have other positions, take the place of what
+// they are in \`x\`.
+template <int DIM, PrefillForm FORM>
+__device__ inline void replace_sinks(
+    const PairQueries &sinks, const PrefillShared<DIM, FORM> &shared,
+    uint32_t lanes,
+    float (&x)[PrefillShape<DIM, FORM>::kTiles]
+              [PrefillShape<DIM, FORM>::kSlots / 8][4]) {
+  using Shape = PrefillShape<DIM, FORM>;
+  static_assert(Shape::kTiles == 1, "registers for other logits");
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  const uint32_t first_pair = Shape::kWarpPairs * warp_id() + g;
+  float other[Shape::kSlots / 8][4] = {};
+#pragma unroll 1
+  for (int step = 0; step < DIM / 16; step++) {
+    SplitPair a[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const uint32_t pair = first_pair + i % 2 * 8;
+      const float2 q = sinks.load(pair, 16 * step + 2 * t + i / 2 * 8);
+      const float scale = shared.sink_scale[pair];
+      a[i] = split_pair(q.x * scale, q.y * scale);
+    }
+    const uint4 high = {a[0].high, a[1].high, a[2].high, a[3].high};
+    const uint4 low = {a[0].low, a[1].low, a[2].low, a[3].low};
+#pragma unroll
+    for (int n = 0; n < Shape::kSlots / 8; n += 2) {
+      const uint4 k = key_operands<DIM>(shared.keys, 8 * n, 16 * step);
+      if constexpr (Shape::kIsExact) {
+        mma(other[n], low, k.x, k.y);
+        mma(other[n + 1], low, k.z, k.w);
+      }
+      mma(other[n], high, k.x, k.y);
+      mma(other[n + 1], high, k.z, k.w);
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < Shape::kSlots / 8; n++) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const uint32_t slot = 8 * n + 2 * t + i % 2;
+      const uint32_t pair = first_pair + i / 2 * 8;
+      if (!shared.is_sink[slot]) continue;
+      const uint32_t lane = lanes == 1 ? 0 : pair % sinks.group;
+      x[0][n][i] =
+          other[n][i] * shared.sink_inverse[pair] + shared.biases[lane][slot];
+    }
+  }
+}
+`,
+  "lib/prefill_state.cuh": `// The attention of one warp's (row, query head) pairs while tiles of slots go
+// by: a running softmax, and its products on tensor cores.
+//
+// Logits are in units of ln 2 here, so that a weight is a power of two.
+#pragma once
+
+#include "prefill_form.cuh"
 #include "softmax_state.cuh"
 
-template <int DIM>
-constexpr int kWarps = DIM == 256 ? 2 : 4;
+// The reference of a softmax is lower than the largest logit by this: see
+// kHeadroom, the same in other units.
+constexpr float kHeadroomBits = 14.0f;
 
-// (row, query head) pairs of a block.
-template <int DIM>
-constexpr int kPairs = 16 * kWarps<DIM>;
+template <int DIM, PrefillForm FORM>
+struct PrefillState {
+  using Shape = PrefillShape<DIM, FORM>;
+  using Shared = PrefillShared<DIM, FORM>;
+  static constexpr int kTiles = Shape::kTiles;
+  static constexpr int kSlots = Shape::kSlots;
 
-// Slots of a tile.
-template <int DIM>
-constexpr int kTile = DIM == 256 ? 32 : 64;
+  // Of rows g and g + 8 of each tile of pairs.
+  float max[kTiles][2];
+  float sum[kTiles][2];
+  float values[kTiles][DIM / 8][4] = {};
+  // Where scores have a scale of their own: that, and the softmax sum then.
+  float gain[kTiles][2];
+  float gained[kTiles][2];
 
-// Operands of the queries of one warp, in words of 16 bytes.
-template <int DIM>
-constexpr int kOperands = DIM / 16 * 32;
-
-template <int DIM, bool GAINED>
-struct Attention {
-  SoftmaxState state[2] = {init_softmax(), init_softmax()};
-  float values[DIM / 8][4] = {};
-  // What logits are multiplied with for scores, and the softmax sum then.
-  float gain[2] = {1.0f, 1.0f};
-  float gained[2] = {};
-
-  // Adds a tile of logits to the sum of row \`h\` at the scale of scores.
-  __device__ void add_gained(int h, const float (&x)[kTile<DIM> / 8][4],
-                             float max) {
-    const auto scale = [&](float from) {
-      return from == -INFINITY ? 0.0f : expf(gain[h] * (from - max));
-    };
-    gained[h] *= scale(state[h].max);
+  __device__ PrefillState() {
 #pragma unroll
-    for (int n = 0; n < kTile<DIM> / 8; n++) {
-      gained[h] += scale(x[n][2 * h]) + scale(x[n][2 * h + 1]);
+    for (int m = 0; m < kTiles; m++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        max[m][h] = -INFINITY;
+        sum[m][h] = gained[m][h] = 0.0f;
+        gain[m][h] = 1.0f;
+      }
     }
   }
 
-  // Adds a tile of weights' logits, which become weights.
-  __device__ void add(float (&x)[kTile<DIM> / 8][4], const skv_half *tile) {
-    float keep[2];
+  // Adds the products of the pairs with a tile of keys.
+  __device__ static void multiply_keys(const Shared &shared,
+                                       float (&x)[kTiles][kSlots / 8][4]) {
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-      float top = -INFINITY;
+    for (int step = 0; step < DIM / 16; step++) {
+      uint4 q[Shape::kSplits][kTiles];
 #pragma unroll
-      for (int n = 0; n < kTile<DIM> / 8; n++) {
-        top = fmaxf(top, fmaxf(x[n][2 * h], x[n][2 * h + 1]));
+      for (int s = 0; s < Shape::kSplits; s++) {
+#pragma unroll
+        for (int m = 0; m < kTiles; m++) {
+          q[s][m] = line_operands<DIM>(shared.queries[s],
+                                       Shape::kWarpPairs * warp_id() + 16 * m,
+                                       16 * step);
+        }
       }
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-      const float max = fmaxf(state[h].max, top - kHeadroom);
-      keep[h] = softmax_scale(state[h].max, max);
-      if constexpr (GAINED) add_gained(h, x, max);
-      state[h].max = max;
-      state[h].sum *= keep[h];
 #pragma unroll
-      for (int n = 0; n < kTile<DIM> / 8; n++) {
+      for (int n = 0; n < kSlots / 8; n += 2) {
+        const uint4 k = key_operands<DIM>(shared.keys, 8 * n, 16 * step);
+        // Low halves first.
 #pragma unroll
-        for (int i = 2 * h; i < 2 * h + 2; i++) {
-          x[n][i] = softmax_scale(x[n][i], max);
-          state[h].sum += x[n][i];
+        for (int s = Shape::kSplits - 1; s >= 0; s--) {
+#pragma unroll
+          for (int m = 0; m < kTiles; m++) {
+            mma(x[m][n], q[s][m], k.x, k.y);
+            mma(x[m][n + 1], q[s][m], k.z, k.w);
+          }
         }
       }
     }
+  }
+
+  // Adds a tile of logits to the sums at the scale of scores; \`to\` is the
+  // softmax's next reference.
+  __device__ void add_gained(int m, int h,
+                             const float (&x)[kTiles][kSlots / 8][4],
+                             float to) {
+    const auto weight = [&](float from) {
+      return from == -INFINITY ? 0.0f : exp2_fast(gain[m][h] * (from - to));
+    };
+    gained[m][h] *= weight(max[m][h]);
 #pragma unroll
-    for (int d = 0; d < DIM / 8; d++) {
-      values[d][0] *= keep[0], values[d][1] *= keep[0];
-      values[d][2] *= keep[1], values[d][3] *= keep[1];
+    for (int n = 0; n < kSlots / 8; n++) {
+      gained[m][h] += weight(x[m][n][2 * h]) + weight(x[m][n][2 * h + 1]);
     }
+  }
+
+  // Turns a tile of logits into weights, at the references of their rows, which
+  // may grow.
+  __device__ void weigh(float (&x)[kTiles][kSlots / 8][4], bool gains) {
+    float keep[kTiles][2];
+    bool grows = false;
 #pragma unroll
-    for (int j = 0; j < kTile<DIM> / 16; j++) {
-      const SplitPair a = split_pair(x[2 * j][0], x[2 * j][1]);
-      const SplitPair b = split_pair(x[2 * j][2], x[2 * j][3]);
-      const SplitPair c = split_pair(x[2 * j + 1][0], x[2 * j + 1][1]);
-      const SplitPair d = split_pair(x[2 * j + 1][2], x[2 * j + 1][3]);
-      const uint4 high = {a.high, b.high, c.high, d.high};
-      const uint4 low = {a.low, b.low, c.low, d.low};
+    for (int m = 0; m < kTiles; m++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        float top = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < kSlots / 8; n++) {
+          top = fmaxf(top, fmaxf(x[m][n][2 * h], x[m][n][2 * h + 1]));
+        }
+        top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+        top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+        const float to = fmaxf(max[m][h], top - kHeadroomBits);
+        const float reference = finite(to);
+        keep[m][h] = exp2_fast(max[m][h] - reference);
+        grows = grows || to != max[m][h];
+        if constexpr (!Shape::kIsPlain) {
+          if (gains) add_gained(m, h, x, reference);
+        }
+        max[m][h] = to;
+        sum[m][h] *= keep[m][h];
+#pragma unroll
+        for (int n = 0; n < kSlots / 8; n++) {
+#pragma unroll
+          for (int i = 2 * h; i < 2 * h + 2; i++) {
+            x[m][n][i] = exp2_fast(x[m][n][i] - reference);
+            sum[m][h] += x[m][n][i];
+          }
+        }
+      }
+    }
+    // References hardly grow once some tiles have gone by.
+    if (!__any_sync(kAllLanes, grows)) return;
+#pragma unroll
+    for (int m = 0; m < kTiles; m++) {
+#pragma unroll
+      for (int d = 0; d < DIM / 8; d++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) values[m][d][i] *= keep[m][i / 2];
+      }
+    }
+  }
+
+  // Adds the products of a tile's weights with its values.
+  __device__ void multiply_values(const Shared &shared,
+                                  const float (&x)[kTiles][kSlots / 8][4]) {
+#pragma unroll
+    for (int j = 0; j < kSlots / 16; j++) {
+      uint4 p[Shape::kSplits][kTiles];
+#pragma unroll
+      for (int m = 0; m < kTiles; m++) {
+        const float(&left)[4] = x[m][2 * j], (&right)[4] = x[m][2 * j + 1];
+        const SplitPair a = split_pair(left[0], left[1]);
+        const SplitPair b = split_pair(left[2], left[3]);
+        const SplitPair c = split_pair(right[0], right[1]);
+        const SplitPair d = split_pair(right[2], right[3]);
+        p[0][m] = {a.high, b.high, c.high, d.high};
+        if constexpr (Shape::kIsExact) p[1][m] = {a.low, b.low, c.low, d.low};
+      }
 #pragma unroll
       for (int column = 0; column < DIM; column += 16) {
-        const uint4 v = value_operands<DIM>(tile, 16 * j, column);
-        mma(values[column / 8], low, v.x, v.y);
-        mma(values[column / 8 + 1], low, v.z, v.w);
-        mma(values[column / 8], high, v.x, v.y);
-        mma(values[column / 8 + 1], high, v.z, v.w);
+        const uint4 v = value_operands<DIM>(shared.values, 16 * j, column);
+#pragma unroll
+        for (int s = Shape::kSplits - 1; s >= 0; s--) {
+#pragma unroll
+          for (int m = 0; m < kTiles; m++) {
+            mma(values[m][column / 8], p[s][m], v.x, v.y);
+            mma(values[m][column / 8 + 1], p[s][m], v.z, v.w);
+          }
+        }
+      }
+    }
+  }
+
+  // Adds up what the four lanes of a row have.
+  __device__ void join_lanes() {
+#pragma unroll
+    for (int m = 0; m < kTiles; m++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+#pragma unroll
+        for (int offset = 1; offset < 4; offset *= 2) {
+          sum[m][h] += __shfl_xor_sync(kAllLanes, sum[m][h], offset);
+          if constexpr (!Shape::kIsPlain) {
+            gained[m][h] += __shfl_xor_sync(kAllLanes, gained[m][h], offset);
+          }
+        }
       }
     }
   }
 };
-
-// Raw logits of a tile, without the scale of the queries.
-template <int DIM>
-__device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
-                                     const skv_half *tile,
-                                     float (&x)[kTile<DIM> / 8][4]) {
-#pragma unroll
-  for (int step = 0; step < DIM / 16; step++) {
-    const uint4 h = high[step * 32 + lane_id()];
-    const uint4 l = low[step * 32 + lane_id()];
-#pragma unroll
-    for (int n = 0; n < kTile<DIM> / 8; n += 2) {
-      const uint4 k = key_operands<DIM>(tile, 8 * n, 16 * step);
-      mma(x[n], l, k.x, k.y);
-      mma(x[n + 1], l, k.z, k.w);
-      mma(x[n], h, k.x, k.y);
-      mma(x[n + 1], h, k.z, k.w);
-    }
-  }
-}
 `,
   "lib/product.cuh": `// Products of activations with a weight matrix, in one of four forms by the
 // number of rows: lib/vector_product.cuh for one, lib/narrow_product.cuh for a
@@ -6227,22 +6500,49 @@ __device__ inline void load_lines(skv_half *tile, uint32_t lines,
   }
 }
 
-// Starts to fill them; whoever reads them waits for the copies first. Lines are
-// dealt to threads as by load_lines.
-template <int DIM, class Line>
-__device__ inline void copy_lines(skv_half *tile, uint32_t lines,
-                                  uint32_t head_dim, Line line) {
+// Starts to fill LINES lines of a tile, by THREADS threads, with \`count\` lines
+// from \`from\` and zeros; whoever reads them waits for the copies first.
+template <int DIM, uint32_t LINES, uint32_t THREADS>
+__device__ inline void copy_lines(skv_half *tile, const skv_half *from,
+                                  uint32_t count, uint32_t head_dim) {
   if (head_dim % 8 != 0) {
-    fill_lines<DIM, false>(tile, lines, head_dim, line);
+    fill_lines<DIM, false>(tile, LINES, head_dim, [&](uint32_t i) {
+      return i < count ? from + static_cast<size_t>(i) * head_dim : nullptr;
+    });
     return;
   }
   constexpr uint32_t kChunks = DIM / 8;
-#pragma unroll 4
-  for (uint32_t i = threadIdx.x; i < lines * kChunks; i += blockDim.x) {
-    const uint32_t at = i / kChunks, first = i % kChunks * 8;
+  static_assert(THREADS % kChunks == 0 && LINES * kChunks % THREADS == 0,
+                "a column and as many lines for each thread");
+  const uint32_t line = threadIdx.x / kChunks;
+  const uint32_t column = threadIdx.x % kChunks * 8;
+  const skv_half *own = from + line * head_dim + column;
+  skv_half *to = tile + line * kLinePitch<DIM> + column;
+#pragma unroll
+  for (uint32_t k = 0; k < LINES * kChunks / THREADS; k++) {
+    const uint32_t lines = k * (THREADS / kChunks);
+    copy_async(to + lines * kLinePitch<DIM>, own + lines * head_dim,
+               line + lines < count && column < head_dim);
+  }
+}
+
+// The same with lines from anywhere: \`line(i)\` is where line i is in memory, or
+// null for zeros.
+template <int DIM, uint32_t LINES, uint32_t THREADS, class Line>
+__device__ inline void gather_lines(skv_half *tile, uint32_t head_dim,
+                                    Line line) {
+  if (head_dim % 8 != 0) {
+    fill_lines<DIM, false>(tile, LINES, head_dim, line);
+    return;
+  }
+  constexpr uint32_t kChunks = DIM / 8;
+  const uint32_t column = threadIdx.x % kChunks * 8;
+#pragma unroll
+  for (uint32_t k = 0; k < LINES * kChunks / THREADS; k++) {
+    const uint32_t at = threadIdx.x / kChunks + k * (THREADS / kChunks);
     const skv_half *from = line(at);
-    copy_async(tile + at * kLinePitch<DIM> + first, from + first,
-               from != nullptr && first < head_dim);
+    copy_async(tile + at * kLinePitch<DIM> + column, from + column,
+               from != nullptr && column < head_dim);
   }
 }
 
@@ -6729,8 +7029,8 @@ __device__ inline bool is_evictable(uint32_t position, const skv_policy &policy,
   return position >= policy.sinks && position + recent <= newest;
 }
 `,
-  "lib/search.cuh": `// For each query of a list, the best of some candidates: the slot with the most
-// similar key, or the one that is nearest or cheapest to merge with.
+  "lib/search.cuh": `// For each query of a list, the best of some candidates: the slot that is
+// nearest or cheapest to merge with.
 //
 // A block has a tile of queries and goes through the tiles of one part of the
 // candidates: all products of the two lists on tensor cores, exact because keys
@@ -6748,15 +7048,14 @@ __device__ inline bool is_evictable(uint32_t position, const skv_policy &policy,
 //   is_open(q, c)         whether the two may be compared
 //   remembered(q)         where a query has a slot to be compared with anyway,
 //                         its number, else kNoItem
-//   inverse_norm(number)  of a key, where keys are compared
-//   spread()              how far values scatter, where pairs are
+//   spread()              how far values scatter
 //   store(q, best)        takes what was found
 #pragma once
 
 #include "overlap.cuh"
 #include "search_tiles.cuh"
 
-// How pairs are compared: nothing of it counts where keys are.
+// How pairs are compared.
 struct PairSearch {
   skv_policy policy;
   uint32_t lanes;
@@ -6765,14 +7064,13 @@ struct PairSearch {
 };
 
 template <int DIM, Search SEARCH, class Source>
-__global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
+__global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
     search_kernel(Source source, PairSearch pairs, uint32_t head_dim) {
-  constexpr bool PAIRS = kFindsPairs<SEARCH>;
-  constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  constexpr uint32_t kQueries = kQueryTile<DIM>;
   constexpr int kTiles = kCandidateTile / 8;
   uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
-  auto &shared = *reinterpret_cast<SearchShared<DIM, PAIRS> *>(shared_memory);
+  auto &shared = *reinterpret_cast<SearchShared<DIM> *>(shared_memory);
   const auto view = source.view();
   const uint32_t first_query = blockIdx.x * kQueries;
   if (first_query >= view.queries) return;
@@ -6782,7 +7080,7 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
   const uint32_t per_part = (tiles + parts - 1) / parts;
   const uint32_t begin = view.part * per_part;
   const uint32_t end = min(tiles, begin + per_part);
-  const PairCosts costs(pairs.policy, PAIRS ? view.spread() : 0.0f);
+  const PairCosts costs(pairs.policy, view.spread());
 
   const auto load_queries = [&](skv_half *tile, bool keys) {
     load_lines<DIM>(tile, kQueries, head_dim,
@@ -6802,15 +7100,13 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
                     });
   };
   load_queries(shared.queries, true);
-  if constexpr (PAIRS) {
-    load_queries(shared.query_values, false);
-    __syncthreads();
-    square_lines<DIM>(shared.queries, kQueries, shared.query_squares[0]);
-    square_lines<DIM>(shared.query_values, kQueries, shared.query_squares[1]);
-  }
+  load_queries(shared.query_values, false);
+  __syncthreads();
+  square_lines<DIM>(shared.queries, kQueries, shared.query_squares[0]);
+  square_lines<DIM>(shared.query_values, kQueries, shared.query_squares[1]);
   const uint32_t g = lane_id() / 4, t = lane_id() % 4;
   uint32_t queries[2], numbers[2], positions[2] = {};
-  float inverse[2] = {}, weights[2] = {};
+  float weights[2] = {};
   Neighbour best[2] = {kNoNeighbour, kNoNeighbour};
 #pragma unroll
   for (int h = 0; h < 2; h++) {
@@ -6818,13 +7114,9 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
     numbers[h] = kNoItem;
     if (queries[h] >= view.queries) continue;
     numbers[h] = view.query(queries[h]);
-    if constexpr (PAIRS) {
-      const Slot slot = view.slot(numbers[h]);
-      positions[h] = slot.word(kSlotPosition);
-      weights[h] = log_weight(slot, pairs.policy, pairs.lanes);
-    } else {
-      inverse[h] = view.inverse_norm(numbers[h]);
-    }
+    const Slot slot = view.slot(numbers[h]);
+    positions[h] = slot.word(kSlotPosition);
+    weights[h] = log_weight(slot, pairs.policy, pairs.lanes);
   }
   for (uint32_t tile = begin; tile < end; tile++) {
     const uint32_t first = tile * kCandidateTile;
@@ -6838,47 +7130,39 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
       if (exists) {
         const Slot slot = view.slot(number);
         shared.positions[threadIdx.x] = slot.word(kSlotPosition);
-        if constexpr (PAIRS) {
-          shared.weights[threadIdx.x] =
-              log_weight(slot, pairs.policy, pairs.lanes);
-        } else {
-          shared.inverse_norms[threadIdx.x] = view.inverse_norm(number);
-        }
+        shared.weights[threadIdx.x] =
+            log_weight(slot, pairs.policy, pairs.lanes);
       }
     }
     __syncthreads();
     float x[kTiles][4] = {};
-    [[maybe_unused]] float keys[kTiles][4];
-    if constexpr (PAIRS) {
-      // Squared distances of keys first, then the same of values.
-      const auto measure = [&](const skv_half *own, int kind) {
-        square_lines<DIM>(shared.candidates, kCandidateTile, shared.squares);
-        multiply_lines<DIM>(own, shared.candidates, x);
-        __syncthreads();
-#pragma unroll
-        for (int n = 0; n < kTiles; n++) {
-#pragma unroll
-          for (int i = 0; i < 4; i++) {
-            const float mine =
-                shared.query_squares[kind][16 * warp_id() + g + i / 2 * 8];
-            const float other = shared.squares[8 * n + 2 * t + i % 2];
-            x[n][i] = fmaxf(0.0f, mine + other - 2.0f * x[n][i]);
-          }
-        }
-      };
-      measure(shared.queries, 0);
+    float keys[kTiles][4];
+    // Squared distances of keys first, then the same of values.
+    const auto measure = [&](const skv_half *own, int kind) {
+      square_lines<DIM>(shared.candidates, kCandidateTile, shared.squares);
+      multiply_lines<DIM>(own, shared.candidates, x);
+      __syncthreads();
 #pragma unroll
       for (int n = 0; n < kTiles; n++) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) keys[n][i] = x[n][i], x[n][i] = 0.0f;
+        for (int i = 0; i < 4; i++) {
+          const float mine =
+              shared.query_squares[kind][16 * warp_id() + g + i / 2 * 8];
+          const float other = shared.squares[8 * n + 2 * t + i % 2];
+          x[n][i] = fmaxf(0.0f, mine + other - 2.0f * x[n][i]);
+        }
       }
-      __syncthreads();
-      load_candidates(first, false);
-      __syncthreads();
-      measure(shared.query_values, 1);
-    } else {
-      multiply_lines<DIM>(shared.queries, shared.candidates, x);
+    };
+    measure(shared.queries, 0);
+#pragma unroll
+    for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) keys[n][i] = x[n][i], x[n][i] = 0.0f;
     }
+    __syncthreads();
+    load_candidates(first, false);
+    __syncthreads();
+    measure(shared.query_values, 1);
 #pragma unroll
     for (int n = 0; n < kTiles; n++) {
 #pragma unroll
@@ -6888,22 +7172,16 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
         const int h = i / 2;
         if (number == kNoItem || number == numbers[h]) continue;
         if (!view.is_open(queries[h], first + c)) continue;
-        float similarity;
-        if constexpr (PAIRS) {
-          const float weight = shared.weights[c];
-          const bool is_heavier =
-              weight > weights[h] ||
-              (weight == weights[h] && shared.positions[c] < positions[h]);
-          if (pairs.heavier && !is_heavier) continue;
-          const float distance = costs.distance(keys[n][i], x[n][i]);
-          similarity = SEARCH == Search::kNearest
-                           ? -distance
-                           : -PairCosts::cost(weights[h], weight, distance);
-        } else {
-          // The product of the norms comes first: the similarity of two keys
-          // is the same whichever of them is the query.
-          similarity = x[n][i] * (inverse[h] * shared.inverse_norms[c]);
-        }
+        const float weight = shared.weights[c];
+        const bool is_heavier =
+            weight > weights[h] ||
+            (weight == weights[h] && shared.positions[c] < positions[h]);
+        if (pairs.heavier && !is_heavier) continue;
+        const float distance = costs.distance(keys[n][i], x[n][i]);
+        const float similarity =
+            SEARCH == Search::kNearest
+                ? -distance
+                : -PairCosts::cost(weights[h], weight, distance);
         const Neighbour candidate = {similarity, shared.positions[c], number};
         if (candidate.beats(best[h])) best[h] = candidate;
       }
@@ -6911,10 +7189,8 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
   }
 #pragma unroll
   for (int h = 0; h < 2; h++) best[h] = nearest_of_lanes<2>(best[h]);
-  if constexpr (PAIRS) {
-    if (view.part == 0) {
-      compare_remembered<DIM>(view, costs, first_query, head_dim, shared, best);
-    }
+  if (view.part == 0) {
+    compare_remembered<DIM>(view, costs, first_query, head_dim, shared, best);
   }
 #pragma unroll
   for (int h = 0; h < 2; h++) {
@@ -6928,15 +7204,14 @@ inline cudaError_t launch_search_width(const Source &source,
                                        uint32_t head_dim, uint32_t most,
                                        uint32_t heads, uint32_t parts,
                                        const Launch &launch) {
-  constexpr bool PAIRS = kFindsPairs<SEARCH>;
   const auto kernel = search_kernel<DIM, SEARCH, Source>;
-  const size_t bytes = sizeof(SearchShared<DIM, PAIRS>);
+  const size_t bytes = sizeof(SearchShared<DIM>);
   const cudaError_t status = allow_shared_memory(kernel, bytes);
   if (status != cudaSuccess) return status;
-  constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  constexpr uint32_t kQueries = kQueryTile<DIM>;
   const dim3 grid((most + kQueries - 1) / kQueries, heads, parts);
-  return launch_kernel(launch, kernel, grid, 32 * kSearchWarps<DIM, PAIRS>,
-                       bytes, source, pairs, head_dim);
+  return launch_kernel(launch, kernel, grid, 32 * kSearchWarps<DIM>, bytes,
+                       source, pairs, head_dim);
 }
 
 // Searches for up to \`most\` queries of each head; \`blocks\` are those that share
@@ -6967,6 +7242,7 @@ inline cudaError_t launch_search(const Source &source, const PairSearch &pairs,
 
 #include "compress_work.cuh"
 #include "search.cuh"
+#include "search_keys.cuh"
 
 __host__ __device__ inline bool merges_cheapest(const skv_policy &policy) {
   return policy.merge == SKV_MERGE_PAIR;
@@ -7000,9 +7276,6 @@ struct ItemView {
   }
   __device__ bool is_open(uint32_t, uint32_t) const { return true; }
   __device__ uint32_t remembered(uint32_t) const { return kNoItem; }
-  __device__ float inverse_norm(uint32_t ordinal) const {
-    return work.inverse_norms[ordinal];
-  }
   __device__ float spread() const {
     return __uint_as_float(work.counters[kSpread]);
   }
@@ -7051,13 +7324,248 @@ __device__ inline Neighbour nearest_of_query(const skv_chunk_args &args,
 inline cudaError_t launch_item_search(const skv_chunk_args &args,
                                       const CompressWork &work, bool heavier,
                                       const Launch &launch) {
+  if (!merges_cheapest(args.policy)) {
+    return launch_key_search(args, work, launch);
+  }
   const PairSearch pairs = {args.policy, args.cache.lanes, heavier};
-  const ItemSource source = {args, work};
-  const auto search = merges_cheapest(args.policy)
-                          ? launch_search<Search::kCheapest, ItemSource>
-                          : launch_search<Search::kKeys, ItemSource>;
-  return search(source, pairs, args.sizes.head_dim, work.most,
-                args.sizes.kv_heads, work.parts, launch);
+  return launch_search<Search::kCheapest, ItemSource>(
+      {args, work}, pairs, args.sizes.head_dim, work.most, args.sizes.kv_heads,
+      work.parts, launch);
+}
+`,
+  "lib/search_keys.cuh": `// For each query of a chunk's items, the candidate with the most similar key.
+//
+// A block has a tile of queries and goes through the tiles of one part of the
+// candidates: all products of the two lists on tensor cores, exact because keys
+// are halves, with the best candidate kept per query. The next tile is always
+// on its way: where its keys are is found out one tile before that. A warp has
+// two tiles of 16 queries, so that operands come from shared memory half as
+// often as with one. Few candidates beat the best so far, so a glance at eight
+// similarities is enough for most.
+#pragma once
+
+#include "compress_work.cuh"
+#include "neighbour.cuh"
+#include "row_tiles.cuh"
+
+template <int DIM>
+struct KeySearch {
+  static constexpr uint32_t kThreads = 128;
+  // Tiles of 16 queries of a warp, queries of a block, candidates of a tile.
+  static constexpr int kTiles = DIM == 256 ? 1 : 2;
+  static constexpr uint32_t kQueries = 16 * kTiles * (kThreads / 32);
+  static constexpr uint32_t kCandidates = DIM == 256 ? 32 : 64;
+
+  // What is known of a tile of candidates beside their keys. A tile's is
+  // written while that of the one before it is used to fetch keys, and that of
+  // the one before that to compare them.
+  struct Side {
+    const skv_half *keys[kCandidates];
+    float inverse_norms[kCandidates];
+    uint32_t positions[kCandidates];
+    uint32_t ordinals[kCandidates];
+  };
+
+  skv_half queries[kQueries * kLinePitch<DIM>];
+  skv_half candidates[2][kCandidates * kLinePitch<DIM>];
+  Side sides[3];
+};
+
+// Queries of a block for heads of a width.
+inline uint32_t key_query_tile(uint32_t head_dim) {
+  return head_dim <= 128 ? KeySearch<128>::kQueries : KeySearch<256>::kQueries;
+}
+
+// Blocks of more registers than this leave room for two where there is shared
+// memory for three.
+constexpr int kSearchBlocks = 3;
+
+template <int DIM>
+__global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
+    search_keys_kernel(skv_chunk_args args, CompressWork all_work) {
+  using Shared = KeySearch<DIM>;
+  constexpr uint32_t kTile = Shared::kCandidates;
+  uint4 *shared_memory = dynamic_shared_memory();
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  auto &shared = *reinterpret_cast<Shared *>(shared_memory);
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t head_dim = args.sizes.head_dim;
+  const uint32_t queries = work.counters[kQueries];
+  const uint32_t candidates = work.counters[kCandidates];
+  const uint32_t first_query = blockIdx.x * Shared::kQueries;
+  if (first_query >= queries) return;
+  const uint32_t tiles = (candidates + kTile - 1) / kTile;
+  const uint32_t per_part = (tiles + gridDim.z - 1) / gridDim.z;
+  const uint32_t begin = blockIdx.z * per_part;
+  const uint32_t end = min(tiles, begin + per_part);
+
+  // The candidate of this thread in a tile, which it stores later.
+  uint32_t ordinal = kNoItem, position = 0;
+  float inverse_norm = 0.0f;
+  const skv_half *key = nullptr;
+  const auto look_ahead = [&](uint32_t tile) {
+    const uint32_t c = tile * kTile + threadIdx.x;
+    ordinal = kNoItem;
+    key = nullptr;
+    if (threadIdx.x >= kTile || c >= candidates) return;
+    ordinal = work.candidates[c];
+    const Slot slot = item_slot(args, head, work.items[ordinal]);
+    key = slot.key;
+    position = slot.word(kSlotPosition);
+    inverse_norm = work.inverse_norms[ordinal];
+  };
+  const auto store_ahead = [&](uint32_t tile) {
+    if (threadIdx.x >= kTile) return;
+    auto &side = shared.sides[tile % 3];
+    side.keys[threadIdx.x] = key;
+    side.inverse_norms[threadIdx.x] = inverse_norm;
+    side.positions[threadIdx.x] = position;
+    side.ordinals[threadIdx.x] = ordinal;
+  };
+  const auto fetch = [&](uint32_t tile) {
+    const auto &side = shared.sides[tile % 3];
+    gather_lines<DIM, kTile, Shared::kThreads>(
+        shared.candidates[tile % 2], head_dim,
+        [&](uint32_t i) { return side.keys[i]; });
+    commit_copies();
+  };
+
+  load_lines<DIM>(
+      shared.queries, Shared::kQueries, head_dim,
+      [&](uint32_t i) -> const skv_half * {
+        const uint32_t q = first_query + i;
+        if (q >= queries) return nullptr;
+        return item_slot(args, head, work.items[work.queries[q]]).key;
+      });
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  const uint32_t own_query = 16 * Shared::kTiles * warp_id() + g;
+  const auto query_of = [&](int m, int h) {
+    return first_query + own_query + 16 * m + 8 * h;
+  };
+  uint32_t own[Shared::kTiles][2];
+  float inverse[Shared::kTiles][2];
+  Neighbour best[Shared::kTiles][2];
+#pragma unroll
+  for (int m = 0; m < Shared::kTiles; m++) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const uint32_t q = query_of(m, h);
+      own[m][h] = q < queries ? work.queries[q] : kNoItem;
+      inverse[m][h] = q < queries ? work.inverse_norms[own[m][h]] : 0.0f;
+      best[m][h] = {-INFINITY, 0, kNoItem};
+    }
+  }
+  if (begin < end) {
+    look_ahead(begin);
+    store_ahead(begin);
+    __syncthreads();
+    fetch(begin);
+    if (begin + 1 < end) {
+      look_ahead(begin + 1);
+      store_ahead(begin + 1);
+    }
+  }
+  for (uint32_t tile = begin; tile < end; tile++) {
+    wait_copies<0>();
+    // The tile is there, and nobody reads the one before it any more.
+    __syncthreads();
+    if (tile + 1 < end) fetch(tile + 1);
+    if (tile + 2 < end) look_ahead(tile + 2);
+    float x[Shared::kTiles][kTile / 8][4] = {};
+#pragma unroll
+    for (int column = 0; column < DIM; column += 16) {
+      uint4 a[Shared::kTiles];
+#pragma unroll
+      for (int m = 0; m < Shared::kTiles; m++) {
+        a[m] = line_operands<DIM>(
+            shared.queries, 16 * (Shared::kTiles * warp_id() + m), column);
+      }
+#pragma unroll
+      for (int n = 0; n < static_cast<int>(kTile) / 8; n += 2) {
+        const uint4 b =
+            key_operands<DIM>(shared.candidates[tile % 2], 8 * n, column);
+#pragma unroll
+        for (int m = 0; m < Shared::kTiles; m++) {
+          mma(x[m][n], a[m], b.x, b.y);
+          mma(x[m][n + 1], a[m], b.z, b.w);
+        }
+      }
+    }
+    const auto &side = shared.sides[tile % 3];
+#pragma unroll
+    for (int n = 0; n < static_cast<int>(kTile) / 8; n++) {
+      bool is_close = false;
+#pragma unroll
+      for (int m = 0; m < Shared::kTiles; m++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          // The product of the norms comes first: the similarity of two keys
+          // is the same whichever of them is the query.
+          x[m][n][i] *=
+              inverse[m][i / 2] * side.inverse_norms[8 * n + 2 * t + i % 2];
+          is_close = is_close || x[m][n][i] >= best[m][i / 2].similarity;
+        }
+      }
+      if (!is_close) continue;
+#pragma unroll
+      for (int m = 0; m < Shared::kTiles; m++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const uint32_t c = 8 * n + 2 * t + i % 2;
+          const uint32_t number = side.ordinals[c];
+          if (number == kNoItem || number == own[m][i / 2]) continue;
+          const Neighbour candidate = {x[m][n][i], side.positions[c], number};
+          if (candidate.beats(best[m][i / 2])) best[m][i / 2] = candidate;
+        }
+      }
+    }
+    if (tile + 2 < end) store_ahead(tile + 2);
+  }
+#pragma unroll
+  for (int m = 0; m < Shared::kTiles; m++) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const Neighbour found = nearest_of_lanes<2>(best[m][h]);
+      const uint32_t q = query_of(m, h);
+      if (t != 0 || q >= queries) continue;
+      const size_t at =
+          static_cast<size_t>(blockIdx.z) * all_work.part_pitch() + q;
+      work.similarities[at] = found.similarity;
+      work.nearest[at] = found.item;
+    }
+  }
+}
+
+template <int DIM>
+inline cudaError_t launch_key_search_width(const skv_chunk_args &args,
+                                           const CompressWork &work,
+                                           const Launch &launch) {
+  using Shared = KeySearch<DIM>;
+  const auto kernel = search_keys_kernel<DIM>;
+  static_assert(sizeof(Shared) <= kLeastSharedBytes, "a form for all devices");
+  const cudaError_t status = allow_shared_memory(kernel, sizeof(Shared));
+  if (status != cudaSuccess) return status;
+  const dim3 grid((work.most + Shared::kQueries - 1) / Shared::kQueries,
+                  args.sizes.kv_heads, work.parts);
+  return launch_kernel(launch, kernel, grid, Shared::kThreads, sizeof(Shared),
+                       args, work);
+}
+
+inline cudaError_t launch_key_search(const skv_chunk_args &args,
+                                     const CompressWork &work,
+                                     const Launch &launch) {
+  switch (padded_width(args.sizes.head_dim)) {
+    case 32:
+      return launch_key_search_width<32>(args, work, launch);
+    case 64:
+      return launch_key_search_width<64>(args, work, launch);
+    case 128:
+      return launch_key_search_width<128>(args, work, launch);
+    default:
+      return launch_key_search_width<256>(args, work, launch);
+  }
 }
 `,
   "lib/search_tiles.cuh": `// Tiles of queries and candidates of a search in shared memory, and what is
@@ -7068,40 +7576,34 @@ inline cudaError_t launch_item_search(const skv_chunk_args &args,
 #include "pair_costs.cuh"
 #include "row_tiles.cuh"
 
-constexpr uint32_t kNoItem = ~0u;
-
 constexpr uint32_t kCandidateTile = 64;
 
-// What is looked for: the most similar key, the cheapest to merge with, or the
-// nearest by key and value, whatever the weights.
-enum class Search { kKeys, kCheapest, kNearest };
+// What is looked for: the cheapest to merge with, or the nearest by key and
+// value, whatever the weights.
+enum class Search { kCheapest, kNearest };
 
-template <Search SEARCH>
-constexpr bool kFindsPairs = SEARCH != Search::kKeys;
+// Two tiles of queries and one of candidates fit.
+template <int DIM>
+constexpr uint32_t kSearchWarps = DIM == 256 ? 2 : 4;
 
-// Two tiles of queries and one of candidates fit where pairs are compared.
-template <int DIM, bool PAIRS>
-constexpr uint32_t kSearchWarps = DIM == 256 && PAIRS ? 2 : 4;
+template <int DIM>
+constexpr uint32_t kQueryTile = 16 * kSearchWarps<DIM>;
 
-template <int DIM, bool PAIRS>
-constexpr uint32_t kQueryTile = 16 * kSearchWarps<DIM, PAIRS>;
-
-// The same for heads of a width, where pairs are compared.
+// The same for heads of a width.
 __host__ __device__ inline uint32_t pair_query_tile(uint32_t head_dim) {
-  return head_dim <= 128 ? kQueryTile<128, true> : kQueryTile<256, true>;
+  return head_dim <= 128 ? kQueryTile<128> : kQueryTile<256>;
 }
 
-template <int DIM, bool PAIRS>
+template <int DIM>
 struct SearchShared {
-  static constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  static constexpr uint32_t kQueries = kQueryTile<DIM>;
   skv_half queries[kQueries * kLinePitch<DIM>];
-  skv_half query_values[PAIRS ? kQueries * kLinePitch<DIM> : 8];
-  // Keys, and then values where pairs are compared.
+  skv_half query_values[kQueries * kLinePitch<DIM>];
+  // Keys, and then values.
   skv_half candidates[kCandidateTile * kLinePitch<DIM>];
   // Of the queries' keys and values, and of what is in \`candidates\`.
   float query_squares[2][kQueries];
   float squares[kCandidateTile];
-  float inverse_norms[kCandidateTile];
   float weights[kCandidateTile];
   uint32_t positions[kCandidateTile];
   uint32_t numbers[kCandidateTile];
@@ -7150,12 +7652,9 @@ __device__ inline void multiply_lines(const skv_half *queries,
 // time, so that their keys and values are on their way together; a lane has 8
 // elements of a key or of a value at a time.
 template <int DIM, class View>
-__device__ inline void compare_remembered(const View &view,
-                                          const PairCosts &costs,
-                                          uint32_t first_query,
-                                          uint32_t head_dim,
-                                          const SearchShared<DIM, true> &shared,
-                                          Neighbour (&best)[2]) {
+__device__ inline void compare_remembered(
+    const View &view, const PairCosts &costs, uint32_t first_query,
+    uint32_t head_dim, const SearchShared<DIM> &shared, Neighbour (&best)[2]) {
   constexpr uint32_t kChunks = DIM / 8;
   constexpr uint32_t kSteps = (2 * kChunks + 31) / 32;
   constexpr uint32_t kBatch = 4;
@@ -7389,6 +7888,9 @@ struct SelectScratch {
   float sums[32];
 };
 
+// Keys that a thread of kth_smallest reads before it looks at any.
+constexpr uint32_t kKeysAhead = 4;
+
 // The \`count\`th smallest of the keys \`key(0)\` to \`key(length - 1)\`, \`kNoKey\`
 // left out; there must be as many. Called by the whole block.
 //
@@ -7404,10 +7906,20 @@ __device__ inline uint64_t kth_smallest(uint32_t length, uint32_t count,
       scratch.histogram[i] = 0;
     }
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < length; i += blockDim.x) {
-      const uint64_t key = key_of(i);
-      if (key == kNoKey || (key & mask) != prefix) continue;
-      atomicAdd(scratch.histogram + (key >> shift & 255), 1);
+    for (uint32_t first = threadIdx.x; first < length;
+         first += kKeysAhead * blockDim.x) {
+      uint64_t keys[kKeysAhead];
+#pragma unroll
+      for (uint32_t k = 0; k < kKeysAhead; k++) {
+        const uint32_t i = first + k * blockDim.x;
+        keys[k] = key_of(min(i, length - 1));
+        if (i >= length) keys[k] = kNoKey;
+      }
+#pragma unroll
+      for (uint32_t k = 0; k < kKeysAhead; k++) {
+        if (keys[k] == kNoKey || (keys[k] & mask) != prefix) continue;
+        atomicAdd(scratch.histogram + (keys[k] >> shift & 255), 1);
+      }
     }
     __syncthreads();
     if (warp_id() == 0) {
@@ -7448,23 +7960,62 @@ __device__ inline uint64_t kth_smallest(const uint64_t *keys, uint32_t length,
                       [&](uint32_t i) { return keys[i]; });
 }
 
-// Writes the numbers below \`length\` that \`wanted\` accepts to \`list\`, in order;
-// returns how many there are. Called by the whole block.
-template <class Wanted>
+// Groups of 32 numbers that a warp of list_if asks about before it looks at any
+// answer, so that what answers depend on is on its way together.
+constexpr uint32_t kGroupsAhead = 8;
+
+// Writes \`value(i)\` of the numbers below \`length\` that \`wanted\` accepts to
+// \`list\`, in their order; returns how many there are. Called by the whole
+// block.
+//
+// A warp has a run of up to 32 groups at a time, and lane k keeps which numbers
+// of group k are wanted: so the block waits once for 32 numbers of each thread.
+template <class Wanted, class Value>
 __device__ inline uint32_t list_if(uint32_t length, uint32_t *list,
-                                   SelectScratch &scratch, Wanted wanted) {
+                                   SelectScratch &scratch, Wanted wanted,
+                                   Value value) {
+  const uint32_t warps = blockDim.x / 32, lane = lane_id();
   uint32_t listed = 0;
-  for (uint32_t first = 0; first < length; first += blockDim.x) {
-    const uint32_t i = first + threadIdx.x;
-    const bool is_wanted = i < length && wanted(i);
+  for (uint32_t first = 0; first < length; first += 32 * blockDim.x) {
+    const uint32_t groups = min((length - first + 31) / 32, blockDim.x);
+    const uint32_t run = (groups + warps - 1) / warps;
+    const uint32_t begin = first + warp_id() * run * 32 + lane;
+    uint32_t mine = 0;
+    for (uint32_t group = 0; group < run; group += kGroupsAhead) {
+      bool answers[kGroupsAhead];
+#pragma unroll
+      for (uint32_t k = 0; k < kGroupsAhead; k++) {
+        const uint32_t i = begin + 32 * (group + k);
+        answers[k] = wanted(min(i, length - 1));
+        answers[k] = answers[k] && group + k < run && i < length;
+      }
+#pragma unroll
+      for (uint32_t k = 0; k < kGroupsAhead; k++) {
+        const uint32_t ballot = __ballot_sync(kAllLanes, answers[k]);
+        if (lane == group + k) mine = ballot;
+      }
+    }
     uint32_t total;
     const uint32_t before =
-        block_prefix(is_wanted ? 1 : 0, total, scratch.block);
-    if (is_wanted) list[listed + before] = i;
+        listed + block_prefix(__popc(mine), total, scratch.block);
+    for (uint32_t group = 0; group < run; group++) {
+      const uint32_t ballot = __shfl_sync(kAllLanes, mine, group);
+      const uint32_t at = __shfl_sync(kAllLanes, before, group);
+      if ((ballot >> lane & 1) == 0) continue;
+      list[at + __popc(ballot & ((1u << lane) - 1))] =
+          value(begin + 32 * group);
+    }
     listed += total;
   }
   __syncthreads();
   return listed;
+}
+
+// The same of the numbers themselves.
+template <class Wanted>
+__device__ inline uint32_t list_if(uint32_t length, uint32_t *list,
+                                   SelectScratch &scratch, Wanted wanted) {
+  return list_if(length, list, scratch, wanted, [](uint32_t i) { return i; });
 }
 
 // Shared memory of list_two, for up to 32 warps.
@@ -7533,6 +8084,118 @@ __device__ inline float block_sum(float x, SelectScratch &scratch) {
   float sum = 0.0f;
   for (uint32_t w = 0; w < blockDim.x / 32; w++) sum += scratch.sums[w];
   return sum;
+}
+`,
+  "lib/settle_chunk.cuh": `// The end of a chunk's compression: victims leave, and the staged rows that are
+// left go into free slots.
+//
+// One block per head decides which row goes where, and many blocks move them:
+// a row is 16 bytes of each lane, which one block would wait for row by row.
+#pragma once
+
+#include <type_traits>
+
+#include "merge_victims.cuh"
+#include "pass_values.cuh"
+
+// Drops victims, or merges them where other slots take only their values, and
+// says where the staged rows that are left go.
+static __global__ void __launch_bounds__(kCompressThreads)
+    settle_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  __shared__ Followers followers;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t victims = work.counters[kQueries];
+  const uint32_t lanes = args.cache.lanes;
+  if (victims > 0) {
+    if (args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
+      merge_runs(args, head, work, victims);
+    } else if (args.policy.merge == SKV_MERGE_NEXT_VALUES) {
+      pass_values(args, head, work, victims, followers, scratch);
+    } else if (merges_victims(args.policy)) {
+      add_divergences(head, work, victims, scratch);
+    } else {
+      find_targets(args, head, all_work, work, victims, scratch);
+    }
+    __syncthreads();
+    for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+      free_slot(item_slot(args, head, work.items[work.queries[v]]), lanes);
+    }
+    __syncthreads();
+  }
+  const uint32_t kept = list_if(items, work.queries, scratch, [&](uint32_t i) {
+    return (work.items[i] & kStaged) != 0 &&
+           (work.marks[i] & (kGone | kVictim)) == 0;
+  });
+  const uint32_t capacity = head.words[kHeadCapacity];
+  const uint32_t free =
+      list_if(capacity, work.candidates, scratch, [&](uint32_t i) {
+        return item_slot(args, head, i).word(kSlotTokens) == 0;
+      });
+  const uint32_t moved = min(kept, free);
+  uint32_t high = head.words[kHeadHigh];
+  if (moved > 0) high = max(high, work.candidates[moved - 1] + 1);
+  // No slot knows what has become of its partner.
+  for (uint32_t i = threadIdx.x; args.policy.partners && i < high;
+       i += kCompressThreads) {
+    item_slot(args, head, i).set_word(kSlotBias + lanes, 0);
+  }
+  // Everybody has read the words that one changes.
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    work.counters[kMoved] = moved;
+    uint32_t *words = head.words;
+    words[kHeadHigh] = high;
+    words[kHeadLive] = capacity - free + moved;
+    words[kHeadNext] = moved < free ? work.candidates[moved] : capacity;
+  }
+}
+
+constexpr uint32_t kMoveWarps = 8;
+
+// Copies a staged row's key, value and fields to its slot; a warp has a row.
+template <bool ALIGNED>
+__global__ void __launch_bounds__(32 * kMoveWarps)
+    move_kernel(skv_chunk_args args, CompressWork all_work) {
+  // What one lane copies at a time: rows are whole numbers of it.
+  using Piece = std::conditional_t<ALIGNED, uint4, uint32_t>;
+  constexpr uint32_t kHalves = sizeof(Piece) / sizeof(skv_half);
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.y);
+  const HeadWork work = all_work.head(blockIdx.y);
+  const uint32_t i = blockIdx.x * kMoveWarps + warp_id();
+  if (i >= work.counters[kMoved]) return;
+  const Slot from = item_slot(args, head, work.items[work.queries[i]]);
+  const Slot to = item_slot(args, head, work.candidates[i]);
+  if (lane_id() < kSlotBias + args.cache.lanes) {
+    to.set(lane_id(), from.get(lane_id()));
+  }
+  const uint32_t pieces = args.sizes.head_dim / kHalves;
+#pragma unroll 2
+  for (uint32_t p = lane_id(); p < 2 * pieces; p += 32) {
+    const bool is_key = p < pieces;
+    const size_t at = is_key ? p : p - pieces;
+    reinterpret_cast<Piece *>(is_key ? to.key : to.value)[at] =
+        reinterpret_cast<const Piece *>(is_key ? from.key : from.value)[at];
+  }
+}
+
+inline cudaError_t launch_settle(const skv_chunk_args &args,
+                                 const CompressWork &work,
+                                 const Launch &launch) {
+  const uint32_t heads = args.sizes.kv_heads;
+  const cudaError_t status = launch_kernel(launch, settle_kernel, heads,
+                                           kCompressThreads, 0, args, work);
+  if (status != cudaSuccess) return status;
+  const auto kernel =
+      args.sizes.head_dim % 8 == 0 ? move_kernel<true> : move_kernel<false>;
+  const dim3 grid((args.cache.stage_rows + kMoveWarps - 1) / kMoveWarps, heads);
+  return launch_kernel(launch, kernel, grid, 32 * kMoveWarps, 0, args, work);
 }
 `,
   "lib/slots.cuh": `// Slots, their side fields and the head table: see SlotField and HeadWord in
@@ -8953,7 +9616,8 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
 // Reads each key once, and the observed queries once per tile of 64 slots. A
 // block owns the slots of a tile: it makes their logits for as many (row, query
 // head) pairs as fit, on tensor cores, and then each slot's thread adds the
-// rows in order, because the moving sum depends on it. The alternative that
+// rows in order, because the moving sum depends on it. Most policies observe
+// few rows, so what counts is how often a warp waits. The alternative that
 // lost: keeping the logits of prefill_attend, (rows, heads, slots) floats.
 #include "lib/overlap.cuh"
 #include "lib/row_tiles.cuh"
@@ -8971,6 +9635,9 @@ constexpr int kPairs = 16 * kWarps<DIM>;
 
 constexpr uint32_t kTile = 64;
 
+// Queries that a warp reads at a time.
+constexpr uint32_t kQueryBatch = 4;
+
 // Odd, so that the threads of a warp read a column without conflicts.
 constexpr uint32_t kLogitPitch = kTile + 1;
 
@@ -8980,6 +9647,7 @@ struct Shared {
   uint4 low[kWarps<DIM>][DIM / 16 * 32];
   skv_half keys[kTile * kLinePitch<DIM>];
   float logits[kPairs<DIM> * kLogitPitch];
+  float log_sums[kPairs<DIM>];
   float biases[kMaxGroup][kTile];
   bool is_sink[kTile];
 };
@@ -9023,16 +9691,27 @@ __device__ inline void make_logits(const skv_chunk_args &args,
   float inverse[2] = {};
   // The operands of the call before are no longer read.
   __syncwarp();
-  for (uint32_t i = 0; i < 16; i++) {
-    const uint32_t pair = 16 * warp + i;
-    const size_t query =
-        static_cast<size_t>(first_row + pair / group) * sizes.heads +
-        kv_head * group + pair % group;
-    const float scale = split_row<DIM, true>(
-        pair < rows * group ? queries + query * sizes.head_dim : nullptr,
-        sizes.head_dim, i, shared.high[warp], shared.low[warp]);
-    if (i == g) inverse[0] = scale * root;
-    if (i == g + 8) inverse[1] = scale * root;
+#pragma unroll 1
+  for (uint32_t first = 0; first < 16; first += kQueryBatch) {
+    RowPart<DIM> parts[kQueryBatch];
+#pragma unroll
+    for (uint32_t k = 0; k < kQueryBatch; k++) {
+      const uint32_t pair = 16 * warp + first + k;
+      const size_t query =
+          static_cast<size_t>(first_row + pair / group) * sizes.heads +
+          kv_head * group + pair % group;
+      parts[k].load(
+          pair < rows * group ? queries + query * sizes.head_dim : nullptr,
+          sizes.head_dim);
+    }
+#pragma unroll
+    for (uint32_t k = 0; k < kQueryBatch; k++) {
+      const uint32_t i = first + k;
+      const float scale =
+          parts[k].template split<true>(i, shared.high[warp], shared.low[warp]);
+      if (i == g) inverse[0] = scale * root;
+      if (i == g + 8) inverse[1] = scale * root;
+    }
   }
   __syncwarp();
   float x[kTile / 8][4] = {};
@@ -9118,6 +9797,12 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   if (owns) scores = load_scores(slot);
   for (uint32_t row = first_row; row < last_row; row += rows_per_pass) {
     const uint32_t rows = min(rows_per_pass, last_row - row);
+    if (threadIdx.x < rows * group) {
+      const size_t query =
+          static_cast<size_t>(row + threadIdx.x / group) * sizes.heads +
+          kv_head * group + threadIdx.x % group;
+      shared.log_sums[threadIdx.x] = args.log_sums[query];
+    }
     make_logits<DIM>(args, args.queries, false, kv_head, row, rows, shared);
     if (any_sink) {
       make_logits<DIM>(args, args.sink_queries, true, kv_head, row, rows,
@@ -9126,9 +9811,7 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
     __syncthreads();
     for (uint32_t r = 0; owns && r < rows; r++) {
       if (tile.staged && tile.first + mine > row + r) continue;
-      const float *log_sums = args.log_sums +
-                              static_cast<size_t>(row + r) * sizes.heads +
-                              kv_head * group;
+      const float *log_sums = shared.log_sums + r * group;
       const uint32_t position = args.step.chunk[kChunkPosition] + row + r;
       const float gain = score_gain(policy, position, budget);
       observe_row(
@@ -9184,43 +9867,28 @@ cudaError_t launch_observe(const skv_chunk_args &args, const Launch &launch) {
 //
 // Reads keys and values once per tile of queries. A block has a tile of (row,
 // query head) pairs that share a KV head, so that one read serves the group;
-// the softmax runs along while tiles of slots go by, the next of which is
-// always on its way, and the attention matrix is never in memory. Products are
-// of halves on tensor cores; queries and weights are split in two
-// (lib/mma.cuh), which keeps 32-bit precision at half the rate.
+// the softmax runs along while tiles of slots go by, and the attention matrix
+// is never in memory (Dao, "FlashAttention-2", 2023, section 3, arXiv
+// 2307.08691). Keys are on their way while values are multiplied, and values
+// while keys are: one tile of each is enough, and two blocks take turns on a
+// multiprocessor. Blocks of late rows have more to do and start first.
 //
-// Where scores have a scale of their own, a second sum at that scale runs
-// along.
-//
-// Where a device has no shared memory for the next tile, there is one at a
-// time, and the queries of sinks take the place of the others for a while.
+// Queries are kept in shared memory: registers are full of sums and logits.
+// Those of sinks are read from memory for the few tiles that have any.
 //
 // The alternative that lost: a tile of rows of one query head, which reads keys
-// and values once per query head. Another: one tile of slots at a time, which
-// tensor cores wait for.
+// and values once per query head. Another: 16 pairs to a warp, which reads
+// operands of twice as many bytes from shared memory as a multiprocessor
+// delivers while it multiplies.
+#include "lib/half_rows.cuh"
 #include "lib/overlap.cuh"
+#include "lib/prefill_sinks.cuh"
 #include "lib/prefill_state.cuh"
 #include "lib/scores.cuh"
 #include "lib/step.cuh"
 #include "runtime/launch.cuh"
 
 namespace {
-
-// A tile of slots in shared memory.
-template <int DIM>
-struct SlotTile {
-  skv_half keys[kTile<DIM> * kLinePitch<DIM>];
-  skv_half values[kTile<DIM> * kLinePitch<DIM>];
-  float biases[kMaxGroup][kTile<DIM>];
-  bool is_sink[kTile<DIM>];
-};
-
-template <int DIM, bool ROOMY>
-struct Shared {
-  // The one that is attended to, and the next where there is room.
-  SlotTile<DIM> tiles[ROOMY ? 2 : 1];
-  float inverse[2][kPairs<DIM>];
-};
 
 // Where a tile of slots of the cache, or of staged rows, is.
 struct TilePlace {
@@ -9232,112 +9900,54 @@ struct TilePlace {
   uint32_t count;
 };
 
-// Queries follow the other shared memory: those of sinks only where there are
-// any, and room. One set is [warp][operand] of the high and then of the low
-// halves.
-template <int DIM>
-constexpr size_t kQueryBytes = 2 * kWarps<DIM> *kOperands<DIM> * sizeof(uint4);
-
-template <int DIM, bool ROOMY>
-constexpr size_t shared_bytes(bool has_sinks) {
-  return sizeof(Shared<DIM, ROOMY>) +
-         kQueryBytes<DIM> * (ROOMY && has_sinks ? 2 : 1);
-}
-
-template <int DIM, bool GAINED, bool ROOMY>
-__global__ void __launch_bounds__(32 * kWarps<DIM>)
+template <int DIM, PrefillForm FORM>
+__global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
     prefill_attend_kernel(skv_chunk_args args) {
+  using Shape = PrefillShape<DIM, FORM>;
+  constexpr uint32_t kSlots = Shape::kSlots;
   uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
-  using Memory = Shared<DIM, ROOMY>;
-  Memory &shared = *reinterpret_cast<Memory *>(shared_memory);
-  uint4 *queries = shared_memory + sizeof(Memory) / sizeof(uint4);
+  auto &shared = *reinterpret_cast<PrefillShared<DIM, FORM> *>(shared_memory);
   const skv_sizes &sizes = args.sizes;
   const skv_cache &cache = args.cache;
   const uint32_t head_dim = sizes.head_dim;
-  const uint32_t kv_head = blockIdx.y;
+  const uint32_t kv_head = blockIdx.x;
   const uint32_t group = sizes.heads / sizes.kv_heads;
-  const uint32_t rows_per_block = kPairs<DIM> / group;
-  const uint32_t first_row = blockIdx.x * rows_per_block;
+  const uint32_t rows_per_block = Shape::kPairs / group;
+  const uint32_t first_row = (gridDim.y - 1 - blockIdx.y) * rows_per_block;
   const uint32_t end_row = forward_end(args.step);
   if (first_row >= end_row) return;
   const uint32_t rows = min(rows_per_block, end_row - first_row);
   const uint32_t *words =
       head_words(cache, sizes, args.step.chunk[kChunkSequence], kv_head);
   const uint32_t offset = words[kHeadOffset], high = words[kHeadHigh];
-  const bool has_sinks = args.sink_queries != nullptr;
+  const bool has_sinks = !Shape::kIsPlain && args.sink_queries != nullptr;
+  const bool gains =
+      !Shape::kIsPlain && args.policy.score == SKV_SCORE_STEP_GAIN;
 
-  // Pair p of the block is query head p % group of row p / group.
-  const uint32_t warp = warp_id();
-  const float root = rsqrtf(static_cast<float>(head_dim));
-  // Where the high halves of this warp's queries of a kind are: 1 for sinks.
-  const auto set_of = [&](uint32_t kind) {
-    return queries + (ROOMY ? kind * 2 * kWarps<DIM> * kOperands<DIM> : 0) +
-           warp * kOperands<DIM>;
-  };
-  const auto split_queries = [&](uint32_t kind) {
-    const float *all = kind == 0 ? args.queries : args.sink_queries;
-    uint4 *set = set_of(kind);
-    for (uint32_t i = 0; i < 16; i++) {
-      const uint32_t pair = 16 * warp + i;
-      const size_t query =
-          static_cast<size_t>(first_row + pair / group) * sizes.heads +
-          kv_head * group + pair % group;
-      const float inverse = split_row<DIM, true>(
-          pair < rows * group ? all + query * head_dim : nullptr, head_dim, i,
-          set, set + kWarps<DIM> * kOperands<DIM>);
-      if (lane_id() == 0) shared.inverse[kind][pair] = inverse * root;
-    }
-  };
-  split_queries(0);
-  if (ROOMY && has_sinks) split_queries(1);
-
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  uint32_t row[2], head[2];
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const uint32_t pair = 16 * warp + g + 8 * h;
-    row[h] = first_row + pair / group;
-    head[h] = pair % group;
-  }
-  Attention<DIM, GAINED> attention;
-  if constexpr (GAINED) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      attention.gain[h] =
-          score_gain(args.policy, args.step.chunk[kChunkPosition] + row[h],
-                     words[kHeadBudget]);
-    }
-  }
   // Tiles of slots, then tiles of staged rows up to the block's last one.
-  const uint32_t slot_tiles = (high + kTile<DIM> - 1) / kTile<DIM>;
-  const uint32_t tiles =
-      slot_tiles + (first_row + rows + kTile<DIM> - 1) / kTile<DIM>;
+  const uint32_t slot_tiles = (high + kSlots - 1) / kSlots;
+  const uint32_t tiles = slot_tiles + (first_row + rows + kSlots - 1) / kSlots;
   const auto place_of = [&](uint32_t tile) -> TilePlace {
     const bool staged = tile >= slot_tiles;
-    const uint32_t first = (staged ? tile - slot_tiles : tile) * kTile<DIM>;
+    const uint32_t first = (staged ? tile - slot_tiles : tile) * kSlots;
     const uint32_t end = staged ? first_row + rows : high;
     const uint32_t base = staged ? kv_head * cache.stage_rows : offset;
     return {staged ? cache.stage : cache.slots, base + first, first,
-            min(end - first, static_cast<uint32_t>(kTile<DIM>))};
+            min(end - first, kSlots)};
   };
-  // Starts to copy keys and values of a tile.
-  const auto fetch = [&](uint32_t tile) {
+  // Starts to copy keys or values of a tile.
+  const auto fetch = [&](uint32_t tile, bool keys) {
     const TilePlace place = place_of(tile);
-    SlotTile<DIM> &to = shared.tiles[ROOMY ? tile % 2 : 0];
-    const auto line_of = [&](const skv_half *all, uint32_t i) {
-      return i < place.count
-                 ? all + static_cast<size_t>(place.base + i) * head_dim
-                 : nullptr;
-    };
-    copy_lines<DIM>(to.keys, kTile<DIM>, head_dim,
-                    [&](uint32_t i) { return line_of(place.home.keys, i); });
-    copy_lines<DIM>(to.values, kTile<DIM>, head_dim,
-                    [&](uint32_t i) { return line_of(place.home.values, i); });
+    const skv_half *all = keys ? place.home.keys : place.home.values;
+    copy_lines<DIM, kSlots, Shape::kThreads>(
+        keys ? shared.keys : shared.values,
+        all + static_cast<size_t>(place.base) * head_dim, place.count,
+        head_dim);
     commit_copies();
   };
   // Side fields of this thread's slot of a tile, which it stores later.
-  static_assert(kTile<DIM> <= kPairs<DIM>, "a thread for each slot");
+  static_assert(kSlots <= Shape::kThreads, "a thread for each slot");
   float bias_ahead = kFreeBias;
   bool sink_ahead = false;
   const auto slot_ahead = [&](const TilePlace &place) {
@@ -9351,150 +9961,186 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
                  slot_ahead(place).word(kSlotPosition) < args.policy.sinks;
   };
   const auto store_ahead = [&](uint32_t tile) {
-    if (threadIdx.x >= kTile<DIM>) return;
-    const TilePlace place = place_of(tile);
-    SlotTile<DIM> &to = shared.tiles[ROOMY ? tile % 2 : 0];
-    to.biases[0][threadIdx.x] = bias_ahead;
-    to.is_sink[threadIdx.x] = sink_ahead;
-    for (uint32_t lane = 1; lane < cache.lanes; lane++) {
-      to.biases[lane][threadIdx.x] =
-          threadIdx.x < place.count ? slot_ahead(place).get(kSlotBias + lane)
-                                    : kFreeBias;
+    if (threadIdx.x >= kSlots) return;
+    shared.biases[0][threadIdx.x] = bias_ahead * kLog2E;
+    if constexpr (!Shape::kIsPlain) {
+      const TilePlace place = place_of(tile);
+      shared.is_sink[threadIdx.x] = sink_ahead;
+      for (uint32_t lane = 1; lane < cache.lanes; lane++) {
+        const float bias = threadIdx.x < place.count
+                               ? slot_ahead(place).get(kSlotBias + lane)
+                               : kFreeBias;
+        shared.biases[lane][threadIdx.x] = bias * kLog2E;
+      }
     }
   };
   // A block has rows, hence tiles.
-  if constexpr (ROOMY) {
-    fetch(0);
-    look_ahead(0);
-    store_ahead(0);
+  fetch(0, true);
+  look_ahead(0);
+  const PairQueries queries = {args.queries, first_row, kv_head,
+                               sizes.heads,  group,     head_dim,
+                               rows * group};
+  PairQueries sinks = queries;
+  sinks.all = args.sink_queries;
+  round_queries<DIM, FORM>(queries, shared);
+  if constexpr (!Shape::kIsPlain) {
+    if (has_sinks) scale_sinks<DIM, FORM>(sinks, shared);
+  }
+  store_ahead(0);
+
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  const auto pair_of = [&](int m, int h) {
+    return Shape::kWarpPairs * warp_id() + 16 * m + 8 * h + g;
+  };
+  PrefillState<DIM, FORM> state;
+  if (gains) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      state.gain[0][h] = score_gain(
+          args.policy,
+          args.step.chunk[kChunkPosition] + queries.row(pair_of(0, h)),
+          words[kHeadBudget]);
+    }
   }
   for (uint32_t tile = 0; tile < tiles; tile++) {
     const bool staged = tile >= slot_tiles;
-    const uint32_t first = place_of(tile).first;
-    const SlotTile<DIM> &here = shared.tiles[ROOMY ? tile % 2 : 0];
-    if constexpr (!ROOMY) {
-      __syncthreads();
-      fetch(tile);
-      look_ahead(tile);
-      store_ahead(tile);
-    }
+    const uint32_t first = (staged ? tile - slot_tiles : tile) * kSlots;
     wait_copies<0>();
-    // The tile is there, and nobody reads the one before it any more.
-    const bool any_sink = __syncthreads_or(sink_ahead);
-    if (ROOMY && tile + 1 < tiles) {
-      fetch(tile + 1);
-      look_ahead(tile + 1);
+    // Keys are there, and nobody reads the values before any more.
+    bool any_sink = false;
+    if constexpr (Shape::kIsPlain) {
+      __syncthreads();
+    } else {
+      any_sink = __syncthreads_or(sink_ahead);
     }
+    fetch(tile, false);
+    if (tile + 1 < tiles) look_ahead(tile + 1);
 
-    float x[kTile<DIM> / 8][4] = {};
-    const uint4 *set = set_of(0);
-    multiply_keys<DIM>(set, set + kWarps<DIM> * kOperands<DIM>, here.keys, x);
+    float x[Shape::kTiles][kSlots / 8][4] = {};
+    state.multiply_keys(shared, x);
 #pragma unroll
-    for (int n = 0; n < kTile<DIM> / 8; n++) {
+    for (int m = 0; m < Shape::kTiles; m++) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        x[n][i] *= shared.inverse[0][16 * warp + g + i / 2 * 8];
-      }
-    }
-    if (any_sink) {
-      const auto exchange = [&](uint32_t kind) {
-        __syncwarp();
-        split_queries(kind);
-        __syncwarp();
-      };
-      if constexpr (!ROOMY) exchange(1);
-      float other[kTile<DIM> / 8][4] = {};
-      const uint4 *sinks = set_of(1);
-      multiply_keys<DIM>(sinks, sinks + kWarps<DIM> * kOperands<DIM>, here.keys,
-                         other);
+      for (int h = 0; h < 2; h++) {
+        const uint32_t pair = pair_of(m, h);
+        const float inverse = shared.inverse[pair];
+        const uint32_t lane =
+            Shape::kIsPlain || cache.lanes == 1 ? 0 : pair % group;
 #pragma unroll
-      for (int n = 0; n < kTile<DIM> / 8; n++) {
+        for (int n = 0; n < static_cast<int>(kSlots) / 8; n++) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          if (!here.is_sink[8 * n + 2 * t + i % 2]) continue;
-          x[n][i] = other[n][i] * shared.inverse[1][16 * warp + g + i / 2 * 8];
+          for (int i = 0; i < 2; i++) {
+            const float bias = shared.biases[lane][8 * n + 2 * t + i];
+            float &logit = x[m][n][2 * h + i];
+            logit = logit * inverse + bias;
+          }
         }
       }
-      if constexpr (!ROOMY) exchange(0);
     }
+    if constexpr (!Shape::kIsPlain) {
+      if (any_sink) replace_sinks<DIM, FORM>(sinks, shared, cache.lanes, x);
+      // Weights of free slots are zero without this; at a scale of their own
+      // they are not.
+      if (gains) {
 #pragma unroll
-    for (int n = 0; n < kTile<DIM> / 8; n++) {
+        for (int n = 0; n < static_cast<int>(kSlots) / 8; n++) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const uint32_t slot = 8 * n + 2 * t + i % 2;
-        const int h = i / 2;
-        const float bias = here.biases[cache.lanes == 1 ? 0 : head[h]][slot];
-        const bool counts =
-            bias > kLiveBias && (!staged || first + slot <= row[h]);
-        x[n][i] = counts ? x[n][i] + bias : -INFINITY;
+          for (int i = 0; i < 4; i++) {
+            if (x[0][n][i] < kLiveBias) x[0][n][i] = -INFINITY;
+          }
+        }
       }
     }
-    attention.add(x, here.values);
-    if (ROOMY && tile + 1 < tiles) store_ahead(tile + 1);
+    // Only the last tiles have rows that come after some of the block's.
+    if (staged && first + kSlots > first_row + 1) {
+#pragma unroll
+      for (int m = 0; m < Shape::kTiles; m++) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          const uint32_t row = queries.row(pair_of(m, h));
+#pragma unroll
+          for (int n = 0; n < static_cast<int>(kSlots) / 8; n++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+              if (first + 8 * n + 2 * t + i > row) {
+                x[m][n][2 * h + i] = -INFINITY;
+              }
+            }
+          }
+        }
+      }
+    }
+    wait_copies<0>();
+    // Values are there, and nobody reads these keys and biases any more.
+    __syncthreads();
+    if (tile + 1 < tiles) {
+      fetch(tile + 1, true);
+      store_ahead(tile + 1);
+    }
+    state.weigh(x, gains);
+    state.multiply_values(shared, x);
   }
 
+  state.join_lanes();
 #pragma unroll
-  for (int h = 0; h < 2; h++) {
-    SoftmaxState state = attention.state[h];
-    state.sum += __shfl_xor_sync(kAllLanes, state.sum, 1);
-    state.sum += __shfl_xor_sync(kAllLanes, state.sum, 2);
-    float gained = attention.gained[h];
-    if constexpr (GAINED) {
-      gained += __shfl_xor_sync(kAllLanes, gained, 1);
-      gained += __shfl_xor_sync(kAllLanes, gained, 2);
-    }
-    if (16 * warp + g + 8 * h >= rows * group) continue;
-    const size_t query =
-        static_cast<size_t>(row[h]) * sizes.heads + kv_head * group + head[h];
-    if (t == 0) {
-      args.log_sums[query] = GAINED
-                                 ? attention.gain[h] * state.max + logf(gained)
-                                 : log_sum(state);
-    }
+  for (int m = 0; m < Shape::kTiles; m++) {
 #pragma unroll
-    for (int d = 0; d < DIM / 8; d++) {
-      const uint32_t at = 8 * d + 2 * t;
-      if (at >= head_dim) continue;
-      const float2 pair = {attention.values[d][2 * h] / state.sum,
-                           attention.values[d][2 * h + 1] / state.sum};
-      *reinterpret_cast<float2 *>(args.output + query * head_dim + at) = pair;
+    for (int h = 0; h < 2; h++) {
+      const uint32_t pair = pair_of(m, h);
+      if (pair >= rows * group) continue;
+      const size_t query = queries.index(pair);
+      if (t == 0) {
+        args.log_sums[query] =
+            gains ? kLn2 * state.gain[m][h] * state.max[m][h] +
+                        logf(state.gained[m][h])
+                  : kLn2 * state.max[m][h] + logf(state.sum[m][h]);
+      }
+      const float share = 1.0f / state.sum[m][h];
+#pragma unroll
+      for (int d = 0; d < DIM / 8; d++) {
+        const uint32_t at = 8 * d + 2 * t;
+        if (at >= head_dim) continue;
+        const float2 both = {state.values[m][d][2 * h] * share,
+                             state.values[m][d][2 * h + 1] * share};
+        *reinterpret_cast<float2 *>(args.output + query * head_dim + at) = both;
+      }
     }
   }
 }
 
-template <int DIM, bool GAINED, bool ROOMY>
-cudaError_t launch_form(const skv_chunk_args &args, const Launch &launch) {
-  static_assert(sizeof(Shared<DIM, ROOMY>) % sizeof(uint4) == 0,
-                "queries follow");
-  static_assert(ROOMY || shared_bytes<DIM, false>(true) <= kLeastSharedBytes,
-                "a form for all devices");
-  const auto kernel = prefill_attend_kernel<DIM, GAINED, ROOMY>;
-  const size_t bytes = shared_bytes<DIM, ROOMY>(args.sink_queries != nullptr);
-  const cudaError_t status = allow_shared_memory(kernel, bytes);
-  if (status != cudaSuccess) return status;
+template <int DIM, PrefillForm FORM>
+uint32_t row_blocks(const skv_chunk_args &args) {
   const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
-  const uint32_t rows_per_block = kPairs<DIM> / group;
-  const dim3 grid((args.step.rows + rows_per_block - 1) / rows_per_block,
-                  args.sizes.kv_heads);
-  return launch_kernel(launch, kernel, grid, 32 * kWarps<DIM>, bytes, args);
+  const uint32_t rows = PrefillShape<DIM, FORM>::kPairs / group;
+  return (args.step.rows + rows - 1) / rows;
 }
 
-template <int DIM, bool GAINED>
-cudaError_t launch_gained(const skv_chunk_args &args, const Launch &launch) {
-  if constexpr (shared_bytes<DIM, true>(true) > kLeastSharedBytes) {
-    if (shared_bytes<DIM, true>(args.sink_queries != nullptr) >
-        launch.shared_bytes) {
-      return launch_form<DIM, GAINED, false>(args, launch);
-    }
-  }
-  return launch_form<DIM, GAINED, true>(args, launch);
+template <int DIM, PrefillForm FORM>
+cudaError_t launch_form(const skv_chunk_args &args, const Launch &launch) {
+  const auto kernel = prefill_attend_kernel<DIM, FORM>;
+  constexpr size_t kBytes = sizeof(PrefillShared<DIM, FORM>);
+  static_assert(kBytes <= kLeastSharedBytes, "a form for all devices");
+  const cudaError_t status = allow_shared_memory(kernel, kBytes);
+  if (status != cudaSuccess) return status;
+  const dim3 grid(args.sizes.kv_heads, row_blocks<DIM, FORM>(args));
+  return launch_kernel(launch, kernel, grid, PrefillShape<DIM, FORM>::kThreads,
+                       kBytes, args);
 }
 
 template <int DIM>
 cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
-  return args.policy.score == SKV_SCORE_STEP_GAIN
-             ? launch_gained<DIM, true>(args, launch)
-             : launch_gained<DIM, false>(args, launch);
+  if (args.step.rows <= kMostExactRows) {
+    return launch_form<DIM, PrefillForm::kExact>(args, launch);
+  }
+  const bool is_plain = args.sink_queries == nullptr && args.cache.lanes == 1 &&
+                        args.policy.score != SKV_SCORE_STEP_GAIN;
+  // Blocks of the plain form are twice as large: half as many do as well, fewer
+  // do not.
+  const uint32_t blocks =
+      row_blocks<DIM, PrefillForm::kPlain>(args) * args.sizes.kv_heads;
+  return is_plain && 2 * blocks >= launch.multiprocessors
+             ? launch_form<DIM, PrefillForm::kPlain>(args, launch)
+             : launch_form<DIM, PrefillForm::kGeneral>(args, launch);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Who goes when a chunk is compressed, and who may take them.
 #pragma once
 
+#include "merge_pairs.cuh"
 #include "merge_runs.cuh"
 #include "ratings.cuh"
 #include "search_items.cuh"
@@ -33,6 +34,7 @@ static __global__ void __launch_bounds__(kCompressThreads)
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
+  add_divergences(head, work, work.counters[kMatched], scratch);
   const uint32_t items = work.counters[kItems];
   const uint32_t budget = head.words[kHeadBudget];
   const uint32_t left = items - work.counters[kPairs];

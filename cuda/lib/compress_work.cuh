@@ -30,6 +30,11 @@ enum Counter {
   kPairs = 4,
   // How far the values of the head scatter before anything is merged; a float.
   kSpread = 5,
+  // Staged rows that go into free slots: of the ordinals in `queries`, into the
+  // slots in `candidates`.
+  kMoved = 6,
+  // Pairs of the round, listed by who proposed them in `queries`.
+  kMatched = 7,
   kCounters = 8
 };
 
@@ -42,7 +47,8 @@ struct HeadWork {
   float *scores;
   // 1 / |key|, or 0 for a zero key.
   float *inverse_norms;
-  // What items are sorted by, and the best key that touches an item.
+  // What items are sorted by, and the best key that touches an item. While
+  // pairs are matched, those of proposals.
   uint64_t *keys;
   uint64_t *best;
   // The item that an item is to be merged into.

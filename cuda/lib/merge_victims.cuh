@@ -145,21 +145,6 @@ static __global__ void __launch_bounds__(32 * kMergeWarps)
   if (merged_slots > 0) atomicAdd(head.words + kHeadMerged, merged_slots);
 }
 
-// Adds up what the merges of a head cost. Called by the whole block.
-__device__ inline void add_divergences(const ChunkHead &head,
-                                       const HeadWork &work, uint32_t victims,
-                                       SelectScratch &scratch) {
-  float divergence = 0.0f;
-  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
-    divergence += work.divergences[v];
-  }
-  divergence = block_sum(divergence, scratch);
-  if (threadIdx.x == 0) {
-    head.words[kHeadDivergence] = __float_as_uint(
-        __uint_as_float(head.words[kHeadDivergence]) + divergence);
-  }
-}
-
 inline cudaError_t launch_merges(const skv_chunk_args &args,
                                  const CompressWork &work,
                                  const Launch &launch) {

@@ -73,26 +73,46 @@ __device__ inline uint32_t fragment_index(uint32_t row, uint32_t column) {
   return ((step * 32 + lane) * 4 + word) * 2 + half;
 }
 
-// Splits one row of `width` floats into `a` operands; called by a whole warp.
-// A null pointer stands for zeros. Returns what products must be multiplied by.
+// Elements that a lane has of a row of WIDTH floats.
+template <int WIDTH>
+struct RowPart {
+  float x[WIDTH / 32];
+
+  // A null pointer stands for zeros.
+  __device__ void load(const float *values, uint32_t width) {
+#pragma unroll
+    for (int i = 0; i < WIDTH / 32; i++) {
+      const uint32_t column = lane_id() + 32 * i;
+      x[i] = values != nullptr && column < width ? values[column] : 0.0f;
+    }
+  }
+
+  // Splits the row into `a` operands; called by a whole warp. Returns what
+  // products must be multiplied by.
+  template <bool NATURAL>
+  __device__ float split(uint32_t row, uint4 *high, uint4 *low) const {
+    float largest = 0.0f;
+#pragma unroll
+    for (int i = 0; i < WIDTH / 32; i++) largest = fmaxf(largest, fabsf(x[i]));
+    const Scale scale = scale_for(warp_max(largest));
+#pragma unroll
+    for (int i = 0; i < WIDTH / 32; i++) {
+      const uint32_t at = fragment_index<NATURAL>(row, lane_id() + 32 * i);
+      const Split parts = split_float(x[i] * scale.scale);
+      reinterpret_cast<skv_half *>(high)[at] = parts.high;
+      reinterpret_cast<skv_half *>(low)[at] = parts.low;
+    }
+    return scale.inverse;
+  }
+};
+
+// Splits one row of `width` floats, or of zeros where `values` is null, into
+// `a` operands; called by a whole warp. Returns what products must be
+// multiplied by.
 template <int WIDTH, bool NATURAL>
 __device__ inline float split_row(const float *values, uint32_t width,
                                   uint32_t row, uint4 *high, uint4 *low) {
-  float x[WIDTH / 32];
-  float largest = 0.0f;
-#pragma unroll
-  for (int i = 0; i < WIDTH / 32; i++) {
-    const uint32_t column = lane_id() + 32 * i;
-    x[i] = values != nullptr && column < width ? values[column] : 0.0f;
-    largest = fmaxf(largest, fabsf(x[i]));
-  }
-  const Scale scale = scale_for(warp_max(largest));
-#pragma unroll
-  for (int i = 0; i < WIDTH / 32; i++) {
-    const uint32_t at = fragment_index<NATURAL>(row, lane_id() + 32 * i);
-    const Split parts = split_float(x[i] * scale.scale);
-    reinterpret_cast<skv_half *>(high)[at] = parts.high;
-    reinterpret_cast<skv_half *>(low)[at] = parts.low;
-  }
-  return scale.inverse;
+  RowPart<WIDTH> part;
+  part.load(values, width);
+  return part.template split<NATURAL>(row, high, low);
 }

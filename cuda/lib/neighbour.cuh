@@ -3,6 +3,8 @@
 
 #include "reduce.cuh"
 
+constexpr uint32_t kNoItem = ~0u;
+
 // An item and the cosine of its key with the one that is looked for.
 struct Neighbour {
   float similarity;

@@ -94,7 +94,6 @@ struct PairView {
     if (is_alone(q)) return kNoItem;
     return slot(query(q)).word(kSlotBias + args.cache.lanes) - 1;
   }
-  __device__ float inverse_norm(uint32_t) const { return 0.0f; }
   __device__ float spread() const { return __uint_as_float(header.z); }
   __device__ void store(uint32_t q, const Neighbour &best) const {
     const size_t at = (static_cast<size_t>(job.index) * work.parts + part) *

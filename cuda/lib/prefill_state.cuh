@@ -1,113 +1,181 @@
-// The attention of one warp's tile of (row, query head) pairs while tiles of
-// slots go by: a running softmax, and its products on tensor cores.
+// The attention of one warp's (row, query head) pairs while tiles of slots go
+// by: a running softmax, and its products on tensor cores.
+//
+// Logits are in units of ln 2 here, so that a weight is a power of two.
 #pragma once
 
-#include "row_tiles.cuh"
+#include "prefill_form.cuh"
 #include "softmax_state.cuh"
 
-template <int DIM>
-constexpr int kWarps = DIM == 256 ? 2 : 4;
+// The reference of a softmax is lower than the largest logit by this: see
+// kHeadroom, the same in other units.
+constexpr float kHeadroomBits = 14.0f;
 
-// (row, query head) pairs of a block.
-template <int DIM>
-constexpr int kPairs = 16 * kWarps<DIM>;
+template <int DIM, PrefillForm FORM>
+struct PrefillState {
+  using Shape = PrefillShape<DIM, FORM>;
+  using Shared = PrefillShared<DIM, FORM>;
+  static constexpr int kTiles = Shape::kTiles;
+  static constexpr int kSlots = Shape::kSlots;
 
-// Slots of a tile.
-template <int DIM>
-constexpr int kTile = DIM == 256 ? 32 : 64;
+  // Of rows g and g + 8 of each tile of pairs.
+  float max[kTiles][2];
+  float sum[kTiles][2];
+  float values[kTiles][DIM / 8][4] = {};
+  // Where scores have a scale of their own: that, and the softmax sum then.
+  float gain[kTiles][2];
+  float gained[kTiles][2];
 
-// Operands of the queries of one warp, in words of 16 bytes.
-template <int DIM>
-constexpr int kOperands = DIM / 16 * 32;
-
-template <int DIM, bool GAINED>
-struct Attention {
-  SoftmaxState state[2] = {init_softmax(), init_softmax()};
-  float values[DIM / 8][4] = {};
-  // What logits are multiplied with for scores, and the softmax sum then.
-  float gain[2] = {1.0f, 1.0f};
-  float gained[2] = {};
-
-  // Adds a tile of logits to the sum of row `h` at the scale of scores.
-  __device__ void add_gained(int h, const float (&x)[kTile<DIM> / 8][4],
-                             float max) {
-    const auto scale = [&](float from) {
-      return from == -INFINITY ? 0.0f : expf(gain[h] * (from - max));
-    };
-    gained[h] *= scale(state[h].max);
+  __device__ PrefillState() {
 #pragma unroll
-    for (int n = 0; n < kTile<DIM> / 8; n++) {
-      gained[h] += scale(x[n][2 * h]) + scale(x[n][2 * h + 1]);
+    for (int m = 0; m < kTiles; m++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        max[m][h] = -INFINITY;
+        sum[m][h] = gained[m][h] = 0.0f;
+        gain[m][h] = 1.0f;
+      }
     }
   }
 
-  // Adds a tile of weights' logits, which become weights.
-  __device__ void add(float (&x)[kTile<DIM> / 8][4], const skv_half *tile) {
-    float keep[2];
+  // Adds the products of the pairs with a tile of keys.
+  __device__ static void multiply_keys(const Shared &shared,
+                                       float (&x)[kTiles][kSlots / 8][4]) {
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-      float top = -INFINITY;
+    for (int step = 0; step < DIM / 16; step++) {
+      uint4 q[Shape::kSplits][kTiles];
 #pragma unroll
-      for (int n = 0; n < kTile<DIM> / 8; n++) {
-        top = fmaxf(top, fmaxf(x[n][2 * h], x[n][2 * h + 1]));
+      for (int s = 0; s < Shape::kSplits; s++) {
+#pragma unroll
+        for (int m = 0; m < kTiles; m++) {
+          q[s][m] = line_operands<DIM>(shared.queries[s],
+                                       Shape::kWarpPairs * warp_id() + 16 * m,
+                                       16 * step);
+        }
       }
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-      const float max = fmaxf(state[h].max, top - kHeadroom);
-      keep[h] = softmax_scale(state[h].max, max);
-      if constexpr (GAINED) add_gained(h, x, max);
-      state[h].max = max;
-      state[h].sum *= keep[h];
 #pragma unroll
-      for (int n = 0; n < kTile<DIM> / 8; n++) {
+      for (int n = 0; n < kSlots / 8; n += 2) {
+        const uint4 k = key_operands<DIM>(shared.keys, 8 * n, 16 * step);
+        // Low halves first.
 #pragma unroll
-        for (int i = 2 * h; i < 2 * h + 2; i++) {
-          x[n][i] = softmax_scale(x[n][i], max);
-          state[h].sum += x[n][i];
+        for (int s = Shape::kSplits - 1; s >= 0; s--) {
+#pragma unroll
+          for (int m = 0; m < kTiles; m++) {
+            mma(x[m][n], q[s][m], k.x, k.y);
+            mma(x[m][n + 1], q[s][m], k.z, k.w);
+          }
         }
       }
     }
+  }
+
+  // Adds a tile of logits to the sums at the scale of scores; `to` is the
+  // softmax's next reference.
+  __device__ void add_gained(int m, int h,
+                             const float (&x)[kTiles][kSlots / 8][4],
+                             float to) {
+    const auto weight = [&](float from) {
+      return from == -INFINITY ? 0.0f : exp2_fast(gain[m][h] * (from - to));
+    };
+    gained[m][h] *= weight(max[m][h]);
 #pragma unroll
-    for (int d = 0; d < DIM / 8; d++) {
-      values[d][0] *= keep[0], values[d][1] *= keep[0];
-      values[d][2] *= keep[1], values[d][3] *= keep[1];
+    for (int n = 0; n < kSlots / 8; n++) {
+      gained[m][h] += weight(x[m][n][2 * h]) + weight(x[m][n][2 * h + 1]);
     }
+  }
+
+  // Turns a tile of logits into weights, at the references of their rows, which
+  // may grow.
+  __device__ void weigh(float (&x)[kTiles][kSlots / 8][4], bool gains) {
+    float keep[kTiles][2];
+    bool grows = false;
 #pragma unroll
-    for (int j = 0; j < kTile<DIM> / 16; j++) {
-      const SplitPair a = split_pair(x[2 * j][0], x[2 * j][1]);
-      const SplitPair b = split_pair(x[2 * j][2], x[2 * j][3]);
-      const SplitPair c = split_pair(x[2 * j + 1][0], x[2 * j + 1][1]);
-      const SplitPair d = split_pair(x[2 * j + 1][2], x[2 * j + 1][3]);
-      const uint4 high = {a.high, b.high, c.high, d.high};
-      const uint4 low = {a.low, b.low, c.low, d.low};
+    for (int m = 0; m < kTiles; m++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        float top = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < kSlots / 8; n++) {
+          top = fmaxf(top, fmaxf(x[m][n][2 * h], x[m][n][2 * h + 1]));
+        }
+        top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+        top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+        const float to = fmaxf(max[m][h], top - kHeadroomBits);
+        const float reference = finite(to);
+        keep[m][h] = exp2_fast(max[m][h] - reference);
+        grows = grows || to != max[m][h];
+        if constexpr (!Shape::kIsPlain) {
+          if (gains) add_gained(m, h, x, reference);
+        }
+        max[m][h] = to;
+        sum[m][h] *= keep[m][h];
+#pragma unroll
+        for (int n = 0; n < kSlots / 8; n++) {
+#pragma unroll
+          for (int i = 2 * h; i < 2 * h + 2; i++) {
+            x[m][n][i] = exp2_fast(x[m][n][i] - reference);
+            sum[m][h] += x[m][n][i];
+          }
+        }
+      }
+    }
+    // References hardly grow once some tiles have gone by.
+    if (!__any_sync(kAllLanes, grows)) return;
+#pragma unroll
+    for (int m = 0; m < kTiles; m++) {
+#pragma unroll
+      for (int d = 0; d < DIM / 8; d++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) values[m][d][i] *= keep[m][i / 2];
+      }
+    }
+  }
+
+  // Adds the products of a tile's weights with its values.
+  __device__ void multiply_values(const Shared &shared,
+                                  const float (&x)[kTiles][kSlots / 8][4]) {
+#pragma unroll
+    for (int j = 0; j < kSlots / 16; j++) {
+      uint4 p[Shape::kSplits][kTiles];
+#pragma unroll
+      for (int m = 0; m < kTiles; m++) {
+        const float(&left)[4] = x[m][2 * j], (&right)[4] = x[m][2 * j + 1];
+        const SplitPair a = split_pair(left[0], left[1]);
+        const SplitPair b = split_pair(left[2], left[3]);
+        const SplitPair c = split_pair(right[0], right[1]);
+        const SplitPair d = split_pair(right[2], right[3]);
+        p[0][m] = {a.high, b.high, c.high, d.high};
+        if constexpr (Shape::kIsExact) p[1][m] = {a.low, b.low, c.low, d.low};
+      }
 #pragma unroll
       for (int column = 0; column < DIM; column += 16) {
-        const uint4 v = value_operands<DIM>(tile, 16 * j, column);
-        mma(values[column / 8], low, v.x, v.y);
-        mma(values[column / 8 + 1], low, v.z, v.w);
-        mma(values[column / 8], high, v.x, v.y);
-        mma(values[column / 8 + 1], high, v.z, v.w);
+        const uint4 v = value_operands<DIM>(shared.values, 16 * j, column);
+#pragma unroll
+        for (int s = Shape::kSplits - 1; s >= 0; s--) {
+#pragma unroll
+          for (int m = 0; m < kTiles; m++) {
+            mma(values[m][column / 8], p[s][m], v.x, v.y);
+            mma(values[m][column / 8 + 1], p[s][m], v.z, v.w);
+          }
+        }
+      }
+    }
+  }
+
+  // Adds up what the four lanes of a row have.
+  __device__ void join_lanes() {
+#pragma unroll
+    for (int m = 0; m < kTiles; m++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+#pragma unroll
+        for (int offset = 1; offset < 4; offset *= 2) {
+          sum[m][h] += __shfl_xor_sync(kAllLanes, sum[m][h], offset);
+          if constexpr (!Shape::kIsPlain) {
+            gained[m][h] += __shfl_xor_sync(kAllLanes, gained[m][h], offset);
+          }
+        }
       }
     }
   }
 };
-
-// Raw logits of a tile, without the scale of the queries.
-template <int DIM>
-__device__ inline void multiply_keys(const uint4 *high, const uint4 *low,
-                                     const skv_half *tile,
-                                     float (&x)[kTile<DIM> / 8][4]) {
-#pragma unroll
-  for (int step = 0; step < DIM / 16; step++) {
-    const uint4 h = high[step * 32 + lane_id()];
-    const uint4 l = low[step * 32 + lane_id()];
-#pragma unroll
-    for (int n = 0; n < kTile<DIM> / 8; n += 2) {
-      const uint4 k = key_operands<DIM>(tile, 8 * n, 16 * step);
-      mma(x[n], l, k.x, k.y);
-      mma(x[n + 1], l, k.z, k.w);
-      mma(x[n], h, k.x, k.y);
-      mma(x[n + 1], h, k.z, k.w);
-    }
-  }
-}

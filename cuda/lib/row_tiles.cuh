@@ -44,22 +44,49 @@ __device__ inline void load_lines(skv_half *tile, uint32_t lines,
   }
 }
 
-// Starts to fill them; whoever reads them waits for the copies first. Lines are
-// dealt to threads as by load_lines.
-template <int DIM, class Line>
-__device__ inline void copy_lines(skv_half *tile, uint32_t lines,
-                                  uint32_t head_dim, Line line) {
+// Starts to fill LINES lines of a tile, by THREADS threads, with `count` lines
+// from `from` and zeros; whoever reads them waits for the copies first.
+template <int DIM, uint32_t LINES, uint32_t THREADS>
+__device__ inline void copy_lines(skv_half *tile, const skv_half *from,
+                                  uint32_t count, uint32_t head_dim) {
   if (head_dim % 8 != 0) {
-    fill_lines<DIM, false>(tile, lines, head_dim, line);
+    fill_lines<DIM, false>(tile, LINES, head_dim, [&](uint32_t i) {
+      return i < count ? from + static_cast<size_t>(i) * head_dim : nullptr;
+    });
     return;
   }
   constexpr uint32_t kChunks = DIM / 8;
-#pragma unroll 4
-  for (uint32_t i = threadIdx.x; i < lines * kChunks; i += blockDim.x) {
-    const uint32_t at = i / kChunks, first = i % kChunks * 8;
+  static_assert(THREADS % kChunks == 0 && LINES * kChunks % THREADS == 0,
+                "a column and as many lines for each thread");
+  const uint32_t line = threadIdx.x / kChunks;
+  const uint32_t column = threadIdx.x % kChunks * 8;
+  const skv_half *own = from + line * head_dim + column;
+  skv_half *to = tile + line * kLinePitch<DIM> + column;
+#pragma unroll
+  for (uint32_t k = 0; k < LINES * kChunks / THREADS; k++) {
+    const uint32_t lines = k * (THREADS / kChunks);
+    copy_async(to + lines * kLinePitch<DIM>, own + lines * head_dim,
+               line + lines < count && column < head_dim);
+  }
+}
+
+// The same with lines from anywhere: `line(i)` is where line i is in memory, or
+// null for zeros.
+template <int DIM, uint32_t LINES, uint32_t THREADS, class Line>
+__device__ inline void gather_lines(skv_half *tile, uint32_t head_dim,
+                                    Line line) {
+  if (head_dim % 8 != 0) {
+    fill_lines<DIM, false>(tile, LINES, head_dim, line);
+    return;
+  }
+  constexpr uint32_t kChunks = DIM / 8;
+  const uint32_t column = threadIdx.x % kChunks * 8;
+#pragma unroll
+  for (uint32_t k = 0; k < LINES * kChunks / THREADS; k++) {
+    const uint32_t at = threadIdx.x / kChunks + k * (THREADS / kChunks);
     const skv_half *from = line(at);
-    copy_async(tile + at * kLinePitch<DIM> + first, from + first,
-               from != nullptr && first < head_dim);
+    copy_async(tile + at * kLinePitch<DIM> + column, from + column,
+               from != nullptr && column < head_dim);
   }
 }
 

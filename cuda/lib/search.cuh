@@ -1,5 +1,5 @@
-// For each query of a list, the best of some candidates: the slot with the most
-// similar key, or the one that is nearest or cheapest to merge with.
+// For each query of a list, the best of some candidates: the slot that is
+// nearest or cheapest to merge with.
 //
 // A block has a tile of queries and goes through the tiles of one part of the
 // candidates: all products of the two lists on tensor cores, exact because keys
@@ -17,15 +17,14 @@
 //   is_open(q, c)         whether the two may be compared
 //   remembered(q)         where a query has a slot to be compared with anyway,
 //                         its number, else kNoItem
-//   inverse_norm(number)  of a key, where keys are compared
-//   spread()              how far values scatter, where pairs are
+//   spread()              how far values scatter
 //   store(q, best)        takes what was found
 #pragma once
 
 #include "overlap.cuh"
 #include "search_tiles.cuh"
 
-// How pairs are compared: nothing of it counts where keys are.
+// How pairs are compared.
 struct PairSearch {
   skv_policy policy;
   uint32_t lanes;
@@ -34,14 +33,13 @@ struct PairSearch {
 };
 
 template <int DIM, Search SEARCH, class Source>
-__global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
+__global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
     search_kernel(Source source, PairSearch pairs, uint32_t head_dim) {
-  constexpr bool PAIRS = kFindsPairs<SEARCH>;
-  constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  constexpr uint32_t kQueries = kQueryTile<DIM>;
   constexpr int kTiles = kCandidateTile / 8;
   uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
-  auto &shared = *reinterpret_cast<SearchShared<DIM, PAIRS> *>(shared_memory);
+  auto &shared = *reinterpret_cast<SearchShared<DIM> *>(shared_memory);
   const auto view = source.view();
   const uint32_t first_query = blockIdx.x * kQueries;
   if (first_query >= view.queries) return;
@@ -51,7 +49,7 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
   const uint32_t per_part = (tiles + parts - 1) / parts;
   const uint32_t begin = view.part * per_part;
   const uint32_t end = min(tiles, begin + per_part);
-  const PairCosts costs(pairs.policy, PAIRS ? view.spread() : 0.0f);
+  const PairCosts costs(pairs.policy, view.spread());
 
   const auto load_queries = [&](skv_half *tile, bool keys) {
     load_lines<DIM>(tile, kQueries, head_dim,
@@ -71,15 +69,13 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
                     });
   };
   load_queries(shared.queries, true);
-  if constexpr (PAIRS) {
-    load_queries(shared.query_values, false);
-    __syncthreads();
-    square_lines<DIM>(shared.queries, kQueries, shared.query_squares[0]);
-    square_lines<DIM>(shared.query_values, kQueries, shared.query_squares[1]);
-  }
+  load_queries(shared.query_values, false);
+  __syncthreads();
+  square_lines<DIM>(shared.queries, kQueries, shared.query_squares[0]);
+  square_lines<DIM>(shared.query_values, kQueries, shared.query_squares[1]);
   const uint32_t g = lane_id() / 4, t = lane_id() % 4;
   uint32_t queries[2], numbers[2], positions[2] = {};
-  float inverse[2] = {}, weights[2] = {};
+  float weights[2] = {};
   Neighbour best[2] = {kNoNeighbour, kNoNeighbour};
 #pragma unroll
   for (int h = 0; h < 2; h++) {
@@ -87,13 +83,9 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
     numbers[h] = kNoItem;
     if (queries[h] >= view.queries) continue;
     numbers[h] = view.query(queries[h]);
-    if constexpr (PAIRS) {
-      const Slot slot = view.slot(numbers[h]);
-      positions[h] = slot.word(kSlotPosition);
-      weights[h] = log_weight(slot, pairs.policy, pairs.lanes);
-    } else {
-      inverse[h] = view.inverse_norm(numbers[h]);
-    }
+    const Slot slot = view.slot(numbers[h]);
+    positions[h] = slot.word(kSlotPosition);
+    weights[h] = log_weight(slot, pairs.policy, pairs.lanes);
   }
   for (uint32_t tile = begin; tile < end; tile++) {
     const uint32_t first = tile * kCandidateTile;
@@ -107,47 +99,39 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
       if (exists) {
         const Slot slot = view.slot(number);
         shared.positions[threadIdx.x] = slot.word(kSlotPosition);
-        if constexpr (PAIRS) {
-          shared.weights[threadIdx.x] =
-              log_weight(slot, pairs.policy, pairs.lanes);
-        } else {
-          shared.inverse_norms[threadIdx.x] = view.inverse_norm(number);
-        }
+        shared.weights[threadIdx.x] =
+            log_weight(slot, pairs.policy, pairs.lanes);
       }
     }
     __syncthreads();
     float x[kTiles][4] = {};
-    [[maybe_unused]] float keys[kTiles][4];
-    if constexpr (PAIRS) {
-      // Squared distances of keys first, then the same of values.
-      const auto measure = [&](const skv_half *own, int kind) {
-        square_lines<DIM>(shared.candidates, kCandidateTile, shared.squares);
-        multiply_lines<DIM>(own, shared.candidates, x);
-        __syncthreads();
-#pragma unroll
-        for (int n = 0; n < kTiles; n++) {
-#pragma unroll
-          for (int i = 0; i < 4; i++) {
-            const float mine =
-                shared.query_squares[kind][16 * warp_id() + g + i / 2 * 8];
-            const float other = shared.squares[8 * n + 2 * t + i % 2];
-            x[n][i] = fmaxf(0.0f, mine + other - 2.0f * x[n][i]);
-          }
-        }
-      };
-      measure(shared.queries, 0);
+    float keys[kTiles][4];
+    // Squared distances of keys first, then the same of values.
+    const auto measure = [&](const skv_half *own, int kind) {
+      square_lines<DIM>(shared.candidates, kCandidateTile, shared.squares);
+      multiply_lines<DIM>(own, shared.candidates, x);
+      __syncthreads();
 #pragma unroll
       for (int n = 0; n < kTiles; n++) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) keys[n][i] = x[n][i], x[n][i] = 0.0f;
+        for (int i = 0; i < 4; i++) {
+          const float mine =
+              shared.query_squares[kind][16 * warp_id() + g + i / 2 * 8];
+          const float other = shared.squares[8 * n + 2 * t + i % 2];
+          x[n][i] = fmaxf(0.0f, mine + other - 2.0f * x[n][i]);
+        }
       }
-      __syncthreads();
-      load_candidates(first, false);
-      __syncthreads();
-      measure(shared.query_values, 1);
-    } else {
-      multiply_lines<DIM>(shared.queries, shared.candidates, x);
+    };
+    measure(shared.queries, 0);
+#pragma unroll
+    for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) keys[n][i] = x[n][i], x[n][i] = 0.0f;
     }
+    __syncthreads();
+    load_candidates(first, false);
+    __syncthreads();
+    measure(shared.query_values, 1);
 #pragma unroll
     for (int n = 0; n < kTiles; n++) {
 #pragma unroll
@@ -157,22 +141,16 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
         const int h = i / 2;
         if (number == kNoItem || number == numbers[h]) continue;
         if (!view.is_open(queries[h], first + c)) continue;
-        float similarity;
-        if constexpr (PAIRS) {
-          const float weight = shared.weights[c];
-          const bool is_heavier =
-              weight > weights[h] ||
-              (weight == weights[h] && shared.positions[c] < positions[h]);
-          if (pairs.heavier && !is_heavier) continue;
-          const float distance = costs.distance(keys[n][i], x[n][i]);
-          similarity = SEARCH == Search::kNearest
-                           ? -distance
-                           : -PairCosts::cost(weights[h], weight, distance);
-        } else {
-          // The product of the norms comes first: the similarity of two keys
-          // is the same whichever of them is the query.
-          similarity = x[n][i] * (inverse[h] * shared.inverse_norms[c]);
-        }
+        const float weight = shared.weights[c];
+        const bool is_heavier =
+            weight > weights[h] ||
+            (weight == weights[h] && shared.positions[c] < positions[h]);
+        if (pairs.heavier && !is_heavier) continue;
+        const float distance = costs.distance(keys[n][i], x[n][i]);
+        const float similarity =
+            SEARCH == Search::kNearest
+                ? -distance
+                : -PairCosts::cost(weights[h], weight, distance);
         const Neighbour candidate = {similarity, shared.positions[c], number};
         if (candidate.beats(best[h])) best[h] = candidate;
       }
@@ -180,10 +158,8 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM, kFindsPairs<SEARCH>>)
   }
 #pragma unroll
   for (int h = 0; h < 2; h++) best[h] = nearest_of_lanes<2>(best[h]);
-  if constexpr (PAIRS) {
-    if (view.part == 0) {
-      compare_remembered<DIM>(view, costs, first_query, head_dim, shared, best);
-    }
+  if (view.part == 0) {
+    compare_remembered<DIM>(view, costs, first_query, head_dim, shared, best);
   }
 #pragma unroll
   for (int h = 0; h < 2; h++) {
@@ -197,15 +173,14 @@ inline cudaError_t launch_search_width(const Source &source,
                                        uint32_t head_dim, uint32_t most,
                                        uint32_t heads, uint32_t parts,
                                        const Launch &launch) {
-  constexpr bool PAIRS = kFindsPairs<SEARCH>;
   const auto kernel = search_kernel<DIM, SEARCH, Source>;
-  const size_t bytes = sizeof(SearchShared<DIM, PAIRS>);
+  const size_t bytes = sizeof(SearchShared<DIM>);
   const cudaError_t status = allow_shared_memory(kernel, bytes);
   if (status != cudaSuccess) return status;
-  constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  constexpr uint32_t kQueries = kQueryTile<DIM>;
   const dim3 grid((most + kQueries - 1) / kQueries, heads, parts);
-  return launch_kernel(launch, kernel, grid, 32 * kSearchWarps<DIM, PAIRS>,
-                       bytes, source, pairs, head_dim);
+  return launch_kernel(launch, kernel, grid, 32 * kSearchWarps<DIM>, bytes,
+                       source, pairs, head_dim);
 }
 
 // Searches for up to `most` queries of each head; `blocks` are those that share

@@ -3,6 +3,7 @@
 
 #include "compress_work.cuh"
 #include "search.cuh"
+#include "search_keys.cuh"
 
 __host__ __device__ inline bool merges_cheapest(const skv_policy &policy) {
   return policy.merge == SKV_MERGE_PAIR;
@@ -36,9 +37,6 @@ struct ItemView {
   }
   __device__ bool is_open(uint32_t, uint32_t) const { return true; }
   __device__ uint32_t remembered(uint32_t) const { return kNoItem; }
-  __device__ float inverse_norm(uint32_t ordinal) const {
-    return work.inverse_norms[ordinal];
-  }
   __device__ float spread() const {
     return __uint_as_float(work.counters[kSpread]);
   }
@@ -87,11 +85,11 @@ __device__ inline Neighbour nearest_of_query(const skv_chunk_args &args,
 inline cudaError_t launch_item_search(const skv_chunk_args &args,
                                       const CompressWork &work, bool heavier,
                                       const Launch &launch) {
+  if (!merges_cheapest(args.policy)) {
+    return launch_key_search(args, work, launch);
+  }
   const PairSearch pairs = {args.policy, args.cache.lanes, heavier};
-  const ItemSource source = {args, work};
-  const auto search = merges_cheapest(args.policy)
-                          ? launch_search<Search::kCheapest, ItemSource>
-                          : launch_search<Search::kKeys, ItemSource>;
-  return search(source, pairs, args.sizes.head_dim, work.most,
-                args.sizes.kv_heads, work.parts, launch);
+  return launch_search<Search::kCheapest, ItemSource>(
+      {args, work}, pairs, args.sizes.head_dim, work.most, args.sizes.kv_heads,
+      work.parts, launch);
 }

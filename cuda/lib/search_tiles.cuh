@@ -6,40 +6,34 @@
 #include "pair_costs.cuh"
 #include "row_tiles.cuh"
 
-constexpr uint32_t kNoItem = ~0u;
-
 constexpr uint32_t kCandidateTile = 64;
 
-// What is looked for: the most similar key, the cheapest to merge with, or the
-// nearest by key and value, whatever the weights.
-enum class Search { kKeys, kCheapest, kNearest };
+// What is looked for: the cheapest to merge with, or the nearest by key and
+// value, whatever the weights.
+enum class Search { kCheapest, kNearest };
 
-template <Search SEARCH>
-constexpr bool kFindsPairs = SEARCH != Search::kKeys;
+// Two tiles of queries and one of candidates fit.
+template <int DIM>
+constexpr uint32_t kSearchWarps = DIM == 256 ? 2 : 4;
 
-// Two tiles of queries and one of candidates fit where pairs are compared.
-template <int DIM, bool PAIRS>
-constexpr uint32_t kSearchWarps = DIM == 256 && PAIRS ? 2 : 4;
+template <int DIM>
+constexpr uint32_t kQueryTile = 16 * kSearchWarps<DIM>;
 
-template <int DIM, bool PAIRS>
-constexpr uint32_t kQueryTile = 16 * kSearchWarps<DIM, PAIRS>;
-
-// The same for heads of a width, where pairs are compared.
+// The same for heads of a width.
 __host__ __device__ inline uint32_t pair_query_tile(uint32_t head_dim) {
-  return head_dim <= 128 ? kQueryTile<128, true> : kQueryTile<256, true>;
+  return head_dim <= 128 ? kQueryTile<128> : kQueryTile<256>;
 }
 
-template <int DIM, bool PAIRS>
+template <int DIM>
 struct SearchShared {
-  static constexpr uint32_t kQueries = kQueryTile<DIM, PAIRS>;
+  static constexpr uint32_t kQueries = kQueryTile<DIM>;
   skv_half queries[kQueries * kLinePitch<DIM>];
-  skv_half query_values[PAIRS ? kQueries * kLinePitch<DIM> : 8];
-  // Keys, and then values where pairs are compared.
+  skv_half query_values[kQueries * kLinePitch<DIM>];
+  // Keys, and then values.
   skv_half candidates[kCandidateTile * kLinePitch<DIM>];
   // Of the queries' keys and values, and of what is in `candidates`.
   float query_squares[2][kQueries];
   float squares[kCandidateTile];
-  float inverse_norms[kCandidateTile];
   float weights[kCandidateTile];
   uint32_t positions[kCandidateTile];
   uint32_t numbers[kCandidateTile];
@@ -88,12 +82,9 @@ __device__ inline void multiply_lines(const skv_half *queries,
 // time, so that their keys and values are on their way together; a lane has 8
 // elements of a key or of a value at a time.
 template <int DIM, class View>
-__device__ inline void compare_remembered(const View &view,
-                                          const PairCosts &costs,
-                                          uint32_t first_query,
-                                          uint32_t head_dim,
-                                          const SearchShared<DIM, true> &shared,
-                                          Neighbour (&best)[2]) {
+__device__ inline void compare_remembered(
+    const View &view, const PairCosts &costs, uint32_t first_query,
+    uint32_t head_dim, const SearchShared<DIM> &shared, Neighbour (&best)[2]) {
   constexpr uint32_t kChunks = DIM / 8;
   constexpr uint32_t kSteps = (2 * kChunks + 31) / 32;
   constexpr uint32_t kBatch = 4;

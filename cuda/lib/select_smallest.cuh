@@ -12,6 +12,9 @@ struct SelectScratch {
   float sums[32];
 };
 
+// Keys that a thread of kth_smallest reads before it looks at any.
+constexpr uint32_t kKeysAhead = 4;
+
 // The `count`th smallest of the keys `key(0)` to `key(length - 1)`, `kNoKey`
 // left out; there must be as many. Called by the whole block.
 //
@@ -27,10 +30,20 @@ __device__ inline uint64_t kth_smallest(uint32_t length, uint32_t count,
       scratch.histogram[i] = 0;
     }
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < length; i += blockDim.x) {
-      const uint64_t key = key_of(i);
-      if (key == kNoKey || (key & mask) != prefix) continue;
-      atomicAdd(scratch.histogram + (key >> shift & 255), 1);
+    for (uint32_t first = threadIdx.x; first < length;
+         first += kKeysAhead * blockDim.x) {
+      uint64_t keys[kKeysAhead];
+#pragma unroll
+      for (uint32_t k = 0; k < kKeysAhead; k++) {
+        const uint32_t i = first + k * blockDim.x;
+        keys[k] = key_of(min(i, length - 1));
+        if (i >= length) keys[k] = kNoKey;
+      }
+#pragma unroll
+      for (uint32_t k = 0; k < kKeysAhead; k++) {
+        if (keys[k] == kNoKey || (keys[k] & mask) != prefix) continue;
+        atomicAdd(scratch.histogram + (keys[k] >> shift & 255), 1);
+      }
     }
     __syncthreads();
     if (warp_id() == 0) {
@@ -71,23 +84,62 @@ __device__ inline uint64_t kth_smallest(const uint64_t *keys, uint32_t length,
                       [&](uint32_t i) { return keys[i]; });
 }
 
-// Writes the numbers below `length` that `wanted` accepts to `list`, in order;
-// returns how many there are. Called by the whole block.
-template <class Wanted>
+// Groups of 32 numbers that a warp of list_if asks about before it looks at any
+// answer, so that what answers depend on is on its way together.
+constexpr uint32_t kGroupsAhead = 8;
+
+// Writes `value(i)` of the numbers below `length` that `wanted` accepts to
+// `list`, in their order; returns how many there are. Called by the whole
+// block.
+//
+// A warp has a run of up to 32 groups at a time, and lane k keeps which numbers
+// of group k are wanted: so the block waits once for 32 numbers of each thread.
+template <class Wanted, class Value>
 __device__ inline uint32_t list_if(uint32_t length, uint32_t *list,
-                                   SelectScratch &scratch, Wanted wanted) {
+                                   SelectScratch &scratch, Wanted wanted,
+                                   Value value) {
+  const uint32_t warps = blockDim.x / 32, lane = lane_id();
   uint32_t listed = 0;
-  for (uint32_t first = 0; first < length; first += blockDim.x) {
-    const uint32_t i = first + threadIdx.x;
-    const bool is_wanted = i < length && wanted(i);
+  for (uint32_t first = 0; first < length; first += 32 * blockDim.x) {
+    const uint32_t groups = min((length - first + 31) / 32, blockDim.x);
+    const uint32_t run = (groups + warps - 1) / warps;
+    const uint32_t begin = first + warp_id() * run * 32 + lane;
+    uint32_t mine = 0;
+    for (uint32_t group = 0; group < run; group += kGroupsAhead) {
+      bool answers[kGroupsAhead];
+#pragma unroll
+      for (uint32_t k = 0; k < kGroupsAhead; k++) {
+        const uint32_t i = begin + 32 * (group + k);
+        answers[k] = wanted(min(i, length - 1));
+        answers[k] = answers[k] && group + k < run && i < length;
+      }
+#pragma unroll
+      for (uint32_t k = 0; k < kGroupsAhead; k++) {
+        const uint32_t ballot = __ballot_sync(kAllLanes, answers[k]);
+        if (lane == group + k) mine = ballot;
+      }
+    }
     uint32_t total;
     const uint32_t before =
-        block_prefix(is_wanted ? 1 : 0, total, scratch.block);
-    if (is_wanted) list[listed + before] = i;
+        listed + block_prefix(__popc(mine), total, scratch.block);
+    for (uint32_t group = 0; group < run; group++) {
+      const uint32_t ballot = __shfl_sync(kAllLanes, mine, group);
+      const uint32_t at = __shfl_sync(kAllLanes, before, group);
+      if ((ballot >> lane & 1) == 0) continue;
+      list[at + __popc(ballot & ((1u << lane) - 1))] =
+          value(begin + 32 * group);
+    }
     listed += total;
   }
   __syncthreads();
   return listed;
+}
+
+// The same of the numbers themselves.
+template <class Wanted>
+__device__ inline uint32_t list_if(uint32_t length, uint32_t *list,
+                                   SelectScratch &scratch, Wanted wanted) {
+  return list_if(length, list, scratch, wanted, [](uint32_t i) { return i; });
 }
 
 // Shared memory of list_two, for up to 32 warps.

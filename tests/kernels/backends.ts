@@ -35,7 +35,8 @@ export interface TestedBackend {
 /**
  * The CUDA backend rounds the activations of longer steps to the 11 bits of a
  * half: weights are halves anyway, and a second half would double the work of
- * the tensor cores, which bound such steps.
+ * the tensor cores, which bound such steps. The attention of a chunk does the
+ * same with queries and with the weights that multiply values.
  */
 const CUDA = { exactRows: 32 };
 

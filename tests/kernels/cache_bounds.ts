@@ -23,6 +23,8 @@ export interface Magnitudes {
   readonly value: number;
   /** Slots and staged rows that a row attends to, at most. */
   readonly slots: number;
+  /** Whether queries and the weights of attention are rounded to halves. */
+  readonly roundsToHalves?: boolean;
   /** Rows that are observed. */
   readonly rows: number;
   /** Times that a slot may be merged in one call. */
@@ -62,7 +64,9 @@ export function cacheBounds(magnitudes: Magnitudes): CacheBounds {
   const group = heads / kvHeads;
   // |q·k| ≤ |q| |k|, a sum of headDim products, over √d.
   const largest = magnitudes.query * magnitudes.key / Math.sqrt(headDim);
-  const logit = sumError(headDim, largest) + 2 * F32 * largest;
+  // A query in halves adds 2^-11 Σ |q k|, however small its elements are.
+  const half = magnitudes.roundsToHalves === true ? F16 : 0;
+  const logit = sumError(headDim, largest) + (2 * F32 + half) * largest;
   // Softmax weights exp(x): under the weights themselves, the mean of |x| is
   // at most ln(slots), so that is how far their units of error count.
   const weights = (3 + 2 * Math.log(slots)) * 2 * F32 + 2 * logit +
@@ -113,7 +117,8 @@ export function cacheBounds(magnitudes: Magnitudes): CacheBounds {
   // Their scores are added up.
   const together = members * accumulated + sumError(members, 2 * members);
   return {
-    output: magnitudes.value * 2 * weights,
+    // Weights that multiply values are rounded, those that are added up are not.
+    output: magnitudes.value * (2 * weights + half),
     logSum,
     ema: ema + merges * (score + bias) + members * LOG_ADD,
     accumulated: accumulated + together + 8 * F32 * (merges + 2),
@@ -158,17 +163,25 @@ export function sceneNorm(
  *
  * @param comparesMerged Whether merged keys are compared again. Rounding them
  * to halves changes their elements by `2^-11 / √12` on average, at most.
+ * @param roundsToHalves Whether scores come from queries that are rounded to
+ * halves, which changes their elements by `2^-11 / √3` on average, at most.
  */
 export function choiceJitter(
   { score }: Policy,
-  { sizes: { headDim }, bounds: { ema }, comparesMerged = false }: {
+  {
+    sizes: { headDim },
+    bounds: { ema },
+    comparesMerged = false,
+    roundsToHalves,
+  }: {
     sizes: ModelSizes;
     bounds: CacheBounds;
     comparesMerged?: boolean;
+    roundsToHalves?: boolean;
   },
 ): Jitter {
   // Ages are counts: the same everywhere, and often equal.
   const scores = score.kind === "age" ? 0 : 4 * ema;
   const keys = comparesMerged ? F16 / Math.sqrt(12) : 4 * headDim * F32;
-  return { scores, keys };
+  return { scores, keys, queries: roundsToHalves === true ? 2 * F16 : 0 };
 }

@@ -17,7 +17,7 @@ import { cacheBounds, choiceJitter, sceneNorm } from "./cache_bounds.ts";
 import { makeCache, type SceneHead } from "./cache_scene.ts";
 import { assertSameCache } from "./compare_slots.ts";
 import { keepsScores, type TableChange, tableChange } from "./decode_cases.ts";
-import type { Draw, KernelCase } from "./kernel_case.ts";
+import type { Draw, KernelCase, Precision } from "./kernel_case.ts";
 import { modelSizes } from "./matrix_cases.ts";
 import { cam, emaScore, pairs, testPolicy, votes } from "./policies.ts";
 import { garbage, Random } from "./random.ts";
@@ -178,20 +178,28 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
       : 0,
     passes: merge.kind === "nextValues" ? merge.count : 0,
   };
-  const bounds = cacheBounds({
-    ...magnitudes,
-    merges: options.merges ?? (options.mergesTwice ? 2 : magnitudes.merges),
-  });
+  const merges = options.merges ??
+    (options.mergesTwice ? 2 : magnitudes.merges);
+  const attends = kernel !== "compress" || isObserved;
+  const roundsToHalves = ({ exactRows }: Precision) =>
+    attends && rows > exactRows;
   return {
     scene,
     ...(kernel === "compress" && {
-      jitter: choiceJitter(policy, {
-        sizes,
-        bounds: cacheBounds(magnitudes),
-        comparesMerged: options.mergesTwice ?? false,
-      }),
+      jitter: (precision) =>
+        choiceJitter(policy, {
+          sizes,
+          bounds: cacheBounds(magnitudes),
+          comparesMerged: options.mergesTwice ?? false,
+          roundsToHalves: roundsToHalves(precision),
+        }),
     }),
-    check(actual, expected) {
+    check(actual, expected, precision) {
+      const bounds = cacheBounds({
+        ...magnitudes,
+        merges,
+        roundsToHalves: roundsToHalves(precision),
+      });
       assertWithin(actual.output!.f32, expected.output!.f32, {
         what: "output",
         bound: bounds.output,
@@ -297,6 +305,33 @@ const shapes = [
     `of ${sizes.heads} heads over ${sizes.kvHeads} of width ${sizes.headDim}`,
 }));
 
+/** Enough rows and heads for every block of a device to have its own. */
+const manyRows =
+  ([[20, 1, 129], [64, 3, 50], [128, 2, 65], [136, 1, 65]] as const)
+    .map(([headDim, group, rows]) => ({
+      name: `of ${rows} rows, ${group} x 40 heads of width ${headDim}`,
+      policy: testPolicy({}),
+      sizes: modelSizes({ heads: 40 * group, kvHeads: 40, headDim }),
+      heads: Array.from({ length: 40 }, () => variedHeads[1]!),
+      rows,
+    }));
+
+/** Cases of attention alone. */
+const attentionOnly: readonly Omit<ChunkOptions, "kernel">[] = [
+  ...shapes.map((shape) => ({
+    ...shape,
+    name: `of 23 rows, ${shape.name}`,
+    policy: testPolicy({ sinkPositions: "cache" }),
+    rows: 23,
+  })),
+  {
+    name: "of 23 rows, votes per query head",
+    policy: testPolicy({ merge: votes({ votesPerQueryHead: true }) }),
+    rows: 23,
+  },
+  ...manyRows,
+];
+
 const attention: readonly Omit<ChunkOptions, "kernel">[] = [
   { name: "of a full chunk", policy: testPolicy({}) },
   { name: "of 5 of 37 rows", policy: testPolicy({}), live: 5 },
@@ -343,9 +378,10 @@ export function does(
 }
 
 /** The cases of the attention of a chunk. */
-export const attentionCases: readonly KernelCase[] = attention.map((options) =>
-  chunkCase({ ...options, kernel: "prefillAttend" })
-);
+export const attentionCases: readonly KernelCase[] = [
+  ...attention,
+  ...attentionOnly,
+].map((options) => chunkCase({ ...options, kernel: "prefillAttend" }));
 
 /** All cases. */
 export const chunkCases: readonly KernelCase[] = [

@@ -147,7 +147,7 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
   return {
     scene,
     ...(merge.kind !== "never" &&
-      { jitter: choiceJitter(policy, { sizes, bounds }) }),
+      { jitter: () => choiceJitter(policy, { sizes, bounds }) }),
     check(actual, expected) {
       assertWithin(actual.output!.f32, expected.output!.f32, {
         bound: bounds.output,

@@ -13,6 +13,8 @@ import { type Outcome, play, type Scene } from "./scene.ts";
 export interface Jitter {
   /** Of elements of keys and values, relative. */
   readonly keys: number;
+  /** Of elements of queries, relative. */
+  readonly queries: number;
   /** Of scores. */
   readonly scores: number;
 }
@@ -52,14 +54,19 @@ function choices(scene: Scene, { side }: Outcome): number[] {
 
 function change(scene: Scene, jitter: Jitter, random: Random): Scene {
   const tensors = { ...scene.tensors };
-  for (const name of ["keys", "stageKeys", "values", "stageValues"]) {
-    const { type, data } = tensors[name]!;
-    const floats = data as Float32Array;
-    tensors[name] = {
-      type,
-      data: floats.map((x) => x * (1 + jitter.keys * random.normal())),
-    };
-  }
+  const changeAll = (names: string[], deviation: number) => {
+    if (deviation === 0) return;
+    for (const name of names) {
+      const { type, data } = tensors[name]!;
+      const floats = data as Float32Array;
+      tensors[name] = {
+        type,
+        data: floats.map((x) => x * (1 + deviation * random.normal())),
+      };
+    }
+  };
+  changeAll(["keys", "stageKeys", "values", "stageValues"], jitter.keys);
+  changeAll(["queries", "sinkQueries"], jitter.queries);
   for (const name of ["side", "stageSide"]) {
     const { type, data } = tensors[name]!;
     const floats = (data as Float32Array).slice();

@@ -40,6 +40,8 @@ inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0, float b1,
   emulation::mma_tf32(c, a, b0, b1, SKV_HERE);
 }
 
+inline float exp2_fast(float x) { return exp2f(x); }
+
 inline uint4 load_matrices(const skv_half *row, SKV_PLACE) {
   return emulation::load_matrices(row, false, SKV_HERE);
 }

@@ -452,19 +452,22 @@ export const batchCases: readonly KernelCase[] = [
   }),
 ];
 
-/** One row of products of every form: many columns, many outputs, few. */
+/**
+ * Outputs and columns of products of one row, in every form: many columns, many
+ * outputs, few. The last two are large for any device.
+ */
+const vectors: readonly (readonly [number, number])[] = [
+  ...[[130, 2100], [901, 40], [3, 4000], [1500, 520]] as const,
+  ...[[2, 8], [600, 1100], [3, 12288], [6500, 2060], [671, 20000]] as const,
+];
+
+/** Cases of products of one row. */
 export const vectorCases: readonly KernelCase[] = [
-  ...[[130, 2100], [901, 40], [3, 4000], [1500, 520], [2, 8], [600, 1100], [
-    3,
-    12288,
-  ]].map(
-    ([rows, columns], i) =>
-      projectAddCase(`of one row, ${columns} columns and ${rows} outputs`, {
-        step: decodeStep([0]),
-        rows: rows!,
-        columns: columns!,
-        hasBias: i % 2 === 1,
-      }),
+  ...vectors.map(([rows, columns], i) =>
+    projectAddCase(`of one row, ${columns} columns and ${rows} outputs`, {
+      step: decodeStep([0]),
+      ...{ rows, columns, hasBias: i % 2 === 1 },
+    })
   ),
   gateUpCase("for one row, many outputs", {
     step: decodeStep([3]),

@@ -2510,7 +2510,7 @@ __device__ inline void load_halves(uint32_t (&out)[COUNT / 2],
 struct HalfRows {
   // (rows, weight.pitch), zeros beyond the width
   skv_half *high;
-  // The same, or null where one half is enough.
+  // The same, right behind, or null where one half is enough.
   skv_half *low;
   // (rows): what the products of a row must be multiplied by
   float *inverse;
@@ -2528,7 +2528,7 @@ inline bool takes_two_halves(const Product &product) {
 inline size_t half_rows_bytes(const Product &product) {
   const size_t halves =
       static_cast<size_t>(product.rows) * product.weight.pitch * 2;
-  return aligned_bytes(halves) * (takes_two_halves(product) ? 2 : 1) +
+  return aligned_bytes(takes_two_halves(product) ? 2 * halves : halves) +
          aligned_bytes(product.rows * sizeof(float));
 }
 
@@ -2647,8 +2647,9 @@ inline cudaError_t make_half_rows(const Product &product, Scratch &scratch,
                                   const Launch &launch, HalfRows &to) {
   const size_t halves =
       static_cast<size_t>(product.rows) * product.weight.pitch;
-  to.high = scratch.take<skv_half>(halves);
-  to.low = takes_two_halves(product) ? scratch.take<skv_half>(halves) : nullptr;
+  const bool has_low = takes_two_halves(product);
+  to.high = scratch.take<skv_half>(has_low ? 2 * halves : halves);
+  to.low = has_low ? to.high + halves : nullptr;
   to.inverse = scratch.take<float>(product.rows);
   const auto kernel = product.weight.columns % 8 == 0 ? half_rows_kernel<true>
                                                       : half_rows_kernel<false>;
@@ -2905,19 +2906,16 @@ struct LaneSum {
   }
 };
 `,
-  "lib/library_product.cuh": `// Products of many rows by a library of NVIDIA's (runtime/matrix_library.cuh):
-// it multiplies the halves into scratch memory, and a kernel of ours does what
-// belongs to the outputs.
+  "lib/library_product.cuh": `// Products of several rows by a library of NVIDIA's
+// (runtime/matrix_library.cuh): it multiplies the halves into scratch memory,
+// and a kernel of ours does what belongs to the outputs. Where rows are in two
+// halves, the small ones are rows of their own.
 #pragma once
 
 #include "../runtime/matrix_library.cuh"
 #include "half_rows.cuh"
 #include "overlap.cuh"
 #include "product_args.cuh"
-
-// Least rows that the library gets. With fewer, products are bound by the
-// weights' bytes, and a pass over the outputs costs more than is won.
-constexpr uint32_t kLeastLibraryRows = 128;
 
 constexpr uint32_t kFinishThreads = 256;
 
@@ -2927,13 +2925,13 @@ constexpr uint32_t kFinishPairs = 4;
 template <class Pairs>
 __global__ void __launch_bounds__(kFinishThreads)
     finish_pairs_kernel(Product product, Pairs pairs, const float *products,
-                        const float *inverse) {
+                        const float *small, const float *inverse) {
   begin_kernel();
   const uint32_t row = blockIdx.y;
   if (!product.is_wanted(row)) return;
   const uint32_t outputs = product.weight.rows;
   const uint32_t count = pairs_of(product.weight);
-  const float *from = products + static_cast<size_t>(row) * outputs;
+  const size_t first_output = static_cast<size_t>(row) * outputs;
   const float scale = inverse[row];
   const uint32_t first =
       blockIdx.x * (kFinishThreads * kFinishPairs) + threadIdx.x;
@@ -2943,7 +2941,10 @@ __global__ void __launch_bounds__(kFinishThreads)
     const uint32_t pair = min(first + i * kFinishThreads, count - 1);
 #pragma unroll
     for (uint32_t end = 0; end < 2; end++) {
-      ends[i][end] = from[min(pairs.output(pair, end), outputs - 1)];
+      const size_t at =
+          first_output + min(pairs.output(pair, end), outputs - 1);
+      ends[i][end] = products[at];
+      if (small != nullptr) ends[i][end] += small[at];
     }
   }
 #pragma unroll
@@ -2954,9 +2955,14 @@ __global__ void __launch_bounds__(kFinishThreads)
   }
 }
 
+// Rows that the library multiplies.
+inline uint32_t library_rows(const Product &product) {
+  return takes_two_halves(product) ? 2 * product.rows : product.rows;
+}
+
 inline size_t library_product_bytes(const Product &product) {
   const size_t outputs =
-      static_cast<size_t>(product.rows) * product.weight.rows;
+      static_cast<size_t>(library_rows(product)) * product.weight.rows;
   return half_rows_bytes(product) + aligned_bytes(outputs * sizeof(float)) +
          MatrixLibrary::kWorkspaceBytes;
 }
@@ -2968,20 +2974,24 @@ inline cudaError_t multiply_with_library(const Product &product,
                                          const Launch &launch, bool &done) {
   const size_t outputs =
       static_cast<size_t>(product.rows) * product.weight.rows;
+  const uint32_t multiplied = library_rows(product);
   HalfRows rows;
   cudaError_t status = make_half_rows(product, scratch, launch, rows);
   if (status != cudaSuccess) return status;
-  float *products = scratch.take<float>(outputs);
+  float *products = scratch.take<float>(
+      static_cast<size_t>(multiplied) * product.weight.rows);
   void *workspace = scratch.take<char>(MatrixLibrary::kWorkspaceBytes);
   done = launch.library->multiply(
-      {products, rows.high, product.weight, product.rows}, workspace,
+      {products, rows.high, product.weight, multiplied}, workspace,
       launch.stream);
   if (!done) return cudaSuccess;
   const uint32_t per_block = kFinishThreads * kFinishPairs;
   const dim3 grid((pairs_of(product.weight) + per_block - 1) / per_block,
                   product.rows);
   return launch_kernel(launch, finish_pairs_kernel<Pairs>, grid, kFinishThreads,
-                       0, product, pairs, products, rows.inverse);
+                       0, product, pairs, products,
+                       rows.low == nullptr ? nullptr : products + outputs,
+                       rows.inverse);
 }
 `,
   "lib/matrix_product.cuh": `// Products of several rows of activations with a weight matrix, for batches and
@@ -5908,8 +5918,8 @@ struct PrefillState {
   "lib/product.cuh": `// Products of activations with a weight matrix, in one of five forms by the
 // number of rows: lib/vector_product.cuh or, where the matrix is large,
 // lib/stream_product.cuh for one, lib/narrow_product.cuh for a few of a small
-// model, lib/matrix_product.cuh for more, lib/library_product.cuh for many where
-// there is that library.
+// model, lib/library_product.cuh for more where there is that library, and
+// lib/matrix_product.cuh where there is none.
 //
 // Outputs come in pairs that are finished together: neighbours, such as a gate
 // and its up value, or the two ends of a RoPE pair. A kernel describes them as
@@ -5938,9 +5948,7 @@ struct PrefillState {
 inline Needs product_needs(const Product &product, uint32_t multiprocessors) {
   if (product.rows == 1) return {};
   Needs needs = matrix_product_needs(product, multiprocessors);
-  if (product.rows >= kLeastLibraryRows) {
-    needs.library_scratch = library_product_bytes(product);
-  }
+  needs.library_scratch = library_product_bytes(product);
   return needs;
 }
 
@@ -5956,7 +5964,7 @@ inline cudaError_t multiply(const Product &product, const Pairs &pairs,
   if (is_narrow(product, launch)) {
     return multiply_narrow(product, pairs, launch);
   }
-  if (product.rows >= kLeastLibraryRows && launch.library != nullptr) {
+  if (launch.library != nullptr) {
     bool done = false;
     const cudaError_t status =
         multiply_with_library(product, pairs, scratch, launch, done);

@@ -16,7 +16,7 @@
 struct HalfRows {
   // (rows, weight.pitch), zeros beyond the width
   skv_half *high;
-  // The same, or null where one half is enough.
+  // The same, right behind, or null where one half is enough.
   skv_half *low;
   // (rows): what the products of a row must be multiplied by
   float *inverse;
@@ -34,7 +34,7 @@ inline bool takes_two_halves(const Product &product) {
 inline size_t half_rows_bytes(const Product &product) {
   const size_t halves =
       static_cast<size_t>(product.rows) * product.weight.pitch * 2;
-  return aligned_bytes(halves) * (takes_two_halves(product) ? 2 : 1) +
+  return aligned_bytes(takes_two_halves(product) ? 2 * halves : halves) +
          aligned_bytes(product.rows * sizeof(float));
 }
 
@@ -153,8 +153,9 @@ inline cudaError_t make_half_rows(const Product &product, Scratch &scratch,
                                   const Launch &launch, HalfRows &to) {
   const size_t halves =
       static_cast<size_t>(product.rows) * product.weight.pitch;
-  to.high = scratch.take<skv_half>(halves);
-  to.low = takes_two_halves(product) ? scratch.take<skv_half>(halves) : nullptr;
+  const bool has_low = takes_two_halves(product);
+  to.high = scratch.take<skv_half>(has_low ? 2 * halves : halves);
+  to.low = has_low ? to.high + halves : nullptr;
   to.inverse = scratch.take<float>(product.rows);
   const auto kernel = product.weight.columns % 8 == 0 ? half_rows_kernel<true>
                                                       : half_rows_kernel<false>;

@@ -1,16 +1,13 @@
-// Products of many rows by a library of NVIDIA's (runtime/matrix_library.cuh):
-// it multiplies the halves into scratch memory, and a kernel of ours does what
-// belongs to the outputs.
+// Products of several rows by a library of NVIDIA's
+// (runtime/matrix_library.cuh): it multiplies the halves into scratch memory,
+// and a kernel of ours does what belongs to the outputs. Where rows are in two
+// halves, the small ones are rows of their own.
 #pragma once
 
 #include "../runtime/matrix_library.cuh"
 #include "half_rows.cuh"
 #include "overlap.cuh"
 #include "product_args.cuh"
-
-// Least rows that the library gets. With fewer, products are bound by the
-// weights' bytes, and a pass over the outputs costs more than is won.
-constexpr uint32_t kLeastLibraryRows = 128;
 
 constexpr uint32_t kFinishThreads = 256;
 
@@ -20,13 +17,13 @@ constexpr uint32_t kFinishPairs = 4;
 template <class Pairs>
 __global__ void __launch_bounds__(kFinishThreads)
     finish_pairs_kernel(Product product, Pairs pairs, const float *products,
-                        const float *inverse) {
+                        const float *small, const float *inverse) {
   begin_kernel();
   const uint32_t row = blockIdx.y;
   if (!product.is_wanted(row)) return;
   const uint32_t outputs = product.weight.rows;
   const uint32_t count = pairs_of(product.weight);
-  const float *from = products + static_cast<size_t>(row) * outputs;
+  const size_t first_output = static_cast<size_t>(row) * outputs;
   const float scale = inverse[row];
   const uint32_t first =
       blockIdx.x * (kFinishThreads * kFinishPairs) + threadIdx.x;
@@ -36,7 +33,10 @@ __global__ void __launch_bounds__(kFinishThreads)
     const uint32_t pair = min(first + i * kFinishThreads, count - 1);
 #pragma unroll
     for (uint32_t end = 0; end < 2; end++) {
-      ends[i][end] = from[min(pairs.output(pair, end), outputs - 1)];
+      const size_t at =
+          first_output + min(pairs.output(pair, end), outputs - 1);
+      ends[i][end] = products[at];
+      if (small != nullptr) ends[i][end] += small[at];
     }
   }
 #pragma unroll
@@ -47,9 +47,14 @@ __global__ void __launch_bounds__(kFinishThreads)
   }
 }
 
+// Rows that the library multiplies.
+inline uint32_t library_rows(const Product &product) {
+  return takes_two_halves(product) ? 2 * product.rows : product.rows;
+}
+
 inline size_t library_product_bytes(const Product &product) {
   const size_t outputs =
-      static_cast<size_t>(product.rows) * product.weight.rows;
+      static_cast<size_t>(library_rows(product)) * product.weight.rows;
   return half_rows_bytes(product) + aligned_bytes(outputs * sizeof(float)) +
          MatrixLibrary::kWorkspaceBytes;
 }
@@ -61,18 +66,22 @@ inline cudaError_t multiply_with_library(const Product &product,
                                          const Launch &launch, bool &done) {
   const size_t outputs =
       static_cast<size_t>(product.rows) * product.weight.rows;
+  const uint32_t multiplied = library_rows(product);
   HalfRows rows;
   cudaError_t status = make_half_rows(product, scratch, launch, rows);
   if (status != cudaSuccess) return status;
-  float *products = scratch.take<float>(outputs);
+  float *products = scratch.take<float>(
+      static_cast<size_t>(multiplied) * product.weight.rows);
   void *workspace = scratch.take<char>(MatrixLibrary::kWorkspaceBytes);
   done = launch.library->multiply(
-      {products, rows.high, product.weight, product.rows}, workspace,
+      {products, rows.high, product.weight, multiplied}, workspace,
       launch.stream);
   if (!done) return cudaSuccess;
   const uint32_t per_block = kFinishThreads * kFinishPairs;
   const dim3 grid((pairs_of(product.weight) + per_block - 1) / per_block,
                   product.rows);
   return launch_kernel(launch, finish_pairs_kernel<Pairs>, grid, kFinishThreads,
-                       0, product, pairs, products, rows.inverse);
+                       0, product, pairs, products,
+                       rows.low == nullptr ? nullptr : products + outputs,
+                       rows.inverse);
 }

@@ -1,8 +1,8 @@
 // Products of activations with a weight matrix, in one of five forms by the
 // number of rows: lib/vector_product.cuh or, where the matrix is large,
 // lib/stream_product.cuh for one, lib/narrow_product.cuh for a few of a small
-// model, lib/matrix_product.cuh for more, lib/library_product.cuh for many where
-// there is that library.
+// model, lib/library_product.cuh for more where there is that library, and
+// lib/matrix_product.cuh where there is none.
 //
 // Outputs come in pairs that are finished together: neighbours, such as a gate
 // and its up value, or the two ends of a RoPE pair. A kernel describes them as
@@ -31,9 +31,7 @@
 inline Needs product_needs(const Product &product, uint32_t multiprocessors) {
   if (product.rows == 1) return {};
   Needs needs = matrix_product_needs(product, multiprocessors);
-  if (product.rows >= kLeastLibraryRows) {
-    needs.library_scratch = library_product_bytes(product);
-  }
+  needs.library_scratch = library_product_bytes(product);
   return needs;
 }
 
@@ -49,7 +47,7 @@ inline cudaError_t multiply(const Product &product, const Pairs &pairs,
   if (is_narrow(product, launch)) {
     return multiply_narrow(product, pairs, launch);
   }
-  if (product.rows >= kLeastLibraryRows && launch.library != nullptr) {
+  if (launch.library != nullptr) {
     bool done = false;
     const cudaError_t status =
         multiply_with_library(product, pairs, scratch, launch, done);

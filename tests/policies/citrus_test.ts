@@ -1,5 +1,6 @@
 import {
   assert,
+  assertAlmostEquals,
   assertEquals,
   assertNotEquals,
   assertThrows,
@@ -31,10 +32,14 @@ eachBackend(
       const texts = [{ prompt, continuation: ids.slice(60) }];
       return await scoreTokens(engine, texts, { stepsPerRead: 4 });
     };
-    assertEquals(
-      await score(citrus({ budget: 96, instruction, schedule })),
-      await score({ ...fullCache({ budget: 96 }), schedule }),
+    const [scored] = await score(
+      citrus({ budget: 96, instruction, schedule }),
     );
+    const [expected] = await score({ ...fullCache({ budget: 96 }), schedule });
+    assertEquals(scored!.length, expected!.length);
+    // A chunk with the instruction has more rows, and a product of more rows may
+    // add up in another order: 2^-24 of a sum, some dozen times over.
+    scored!.forEach((x, i) => assertAlmostEquals(x, expected![i]!, 2 ** -17));
   },
 );
 

@@ -23,9 +23,8 @@ struct AddPairs {
   };
   __device__ Held hold(uint32_t row, uint32_t pair) const {
     const uint32_t i = 2 * pair;
-    Held held = {hidden + static_cast<size_t>(row) * width + i,
-                 {},
-                 i + 1 < width};
+    Held held = {
+        hidden + static_cast<size_t>(row) * width + i, {}, i + 1 < width};
     if (bias != nullptr) {
       held.bias[0] = bias[i];
       if (held.is_pair) held.bias[1] = bias[i + 1];

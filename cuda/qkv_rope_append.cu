@@ -77,8 +77,7 @@ __device__ inline PairTarget target_of(const skv_qkv_rope_append_args &args,
             pair;
     if (args.sink_queries == nullptr) return to;
     const uint32_t kv_head = head / (sizes.heads / sizes.kv_heads);
-    to.sink_turn =
-        rotation(args.rope, half, pair, target.place(args, kv_head));
+    to.sink_turn = rotation(args.rope, half, pair, target.place(args, kv_head));
     return to;
   }
   to.is_key = head < sizes.heads + sizes.kv_heads;

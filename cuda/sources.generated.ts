@@ -2538,24 +2538,6 @@ constexpr uint32_t kHalfRowThreads = 512;
 // passes over a row; it reads further ones again.
 constexpr uint32_t kHeldChunks = 4;
 
-// Loads eight elements, adds up their squares, and norms them.
-template <bool ALIGNED>
-__device__ inline void load_normed(float (&x)[8], const Product &product,
-                                   const float *row, uint32_t first,
-                                   float &squares) {
-  const uint32_t width = product.weight.columns;
-  load_floats<ALIGNED>(x, row, first, width);
-  if (product.norm == nullptr) return;
-  float norms[8];
-  load_floats<ALIGNED>(norms, product.norm, first, width);
-#pragma unroll
-  for (int i = 0; i < 8; i++) {
-    squares += x[i] * x[i];
-    x[i] *= norms[i];
-  }
-}
-
-// Stores eight elements as halves; \`low\` may be null.
 __device__ inline void store_chunk(skv_half *high, skv_half *low,
                                    const float (&x)[8], float scale) {
   SplitPair pairs[4];
@@ -2978,8 +2960,8 @@ inline cudaError_t multiply_with_library(const Product &product,
   HalfRows rows;
   cudaError_t status = make_half_rows(product, scratch, launch, rows);
   if (status != cudaSuccess) return status;
-  float *products = scratch.take<float>(
-      static_cast<size_t>(multiplied) * product.weight.rows);
+  float *products = scratch.take<float>(static_cast<size_t>(multiplied) *
+                                        product.weight.rows);
   void *workspace = scratch.take<char>(MatrixLibrary::kWorkspaceBytes);
   done = launch.library->multiply(
       {products, rows.high, product.weight, multiplied}, workspace,
@@ -3239,7 +3221,8 @@ struct MatrixShape {
   static constexpr uint32_t kStageHalves =
       (kTileOutputs + kHalves * ROWS) * kStepColumns;
   // Two blocks are on a multiprocessor, but for the widest tile: one multiplies
-  // while the other waits. With one, products of 16 rows took 1.2 times as long.
+  // while the other waits. With one, products of 16 rows took 1.2 times as
+  // long.
   static constexpr int kStages = ROWS <= 16    ? 5
                                  : ROWS <= 64  ? 4
                                  : ROWS <= 128 ? 3
@@ -6036,6 +6019,25 @@ __device__ inline void load_floats(float (&out)[8], const float *row,
     }
   }
 }
+
+// Loads eight elements, adds up their squares, and norms them.
+template <bool ALIGNED>
+__device__ inline void load_normed(float (&x)[8], const Product &product,
+                                   const float *row, uint32_t first,
+                                   float &squares) {
+  const uint32_t width = product.weight.columns;
+  load_floats<ALIGNED>(x, row, first, width);
+  if (product.norm == nullptr) return;
+  float norms[8];
+  load_floats<ALIGNED>(norms, product.norm, first, width);
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    squares += x[i] * x[i];
+    x[i] *= norms[i];
+  }
+}
+
+// Stores eight elements as halves; \`low\` may be null.
 `,
   "lib/ratings.cuh": `// Scores that take more than a slot's own fields: compared with other keys,
 // pooled over neighbours, or shared by the heads of a layer; see
@@ -8348,13 +8350,14 @@ __device__ inline uint32_t forward_end(const skv_step &step) {
 // product: Σ w·(x·n) first, then times 1 / rms(x).
 //
 // The alternatives that lost, for the shape of Llama 3.1 8B on an H200, where
-// this one takes a step of 4.10 ms: weights straight to registers, 4.59 ms; half
-// the ring, so that the next product's blocks fit beside this one's and fill
-// theirs, 5.46 ms with equal rings, because some multiprocessors get two blocks
-// and others none, and 4.27 ms with unequal ones, which prevents that; batches
-// of outputs that blocks take as they get on, 5.46 ms; sixteen warps, 4.72 ms;
-// asking for the next product's first weights to come to the second-level cache
-// when a block has none left to load, 4.58 ms, because that holds up the others.
+// this one takes a step of 4.10 ms: weights straight to registers, 4.59 ms;
+// half the ring, so that the next product's blocks fit beside this one's and
+// fill theirs, 5.46 ms with equal rings, because some multiprocessors get two
+// blocks and others none, and 4.27 ms with unequal ones, which prevents that;
+// batches of outputs that blocks take as they get on, 5.46 ms; sixteen
+// warps, 4.72 ms; asking for the next product's first weights to come to the
+// second-level cache when a block has none left to load, 4.58 ms, because that
+// holds up the others.
 #pragma once
 
 #include <type_traits>
@@ -8376,22 +8379,10 @@ struct StreamShared {
 __device__ inline void load_row(float (&x)[8], const Product &product,
                                 const float *row, uint32_t column,
                                 float &squares) {
-  const uint32_t width = product.weight.columns;
-  const auto load = [&](float(&to)[8], const float *from) {
-    if (width % 8 == 0) {
-      load_floats<true>(to, from, column, width);
-    } else {
-      load_floats<false>(to, from, column, width);
-    }
-  };
-  load(x, row);
-  if (product.norm == nullptr) return;
-  float norms[8];
-  load(norms, product.norm);
-#pragma unroll
-  for (int i = 0; i < 8; i++) {
-    squares += x[i] * x[i];
-    x[i] *= norms[i];
+  if (product.weight.columns % 8 == 0) {
+    load_normed<true>(x, product, row, column, squares);
+  } else {
+    load_normed<false>(x, product, row, column, squares);
   }
 }
 
@@ -8567,8 +8558,8 @@ constexpr uint32_t kLeastColumns = 2048;
 inline bool is_streamed(const Product &product, const Launch &launch) {
   constexpr size_t kRingBytes = size_t{kStreamWarps} * kRing * kSlotHalves * 2;
   const skv_matrix &weight = product.weight;
-  const float bytes = 2.0f * static_cast<float>(weight.rows) *
-                      static_cast<float>(weight.pitch);
+  const float bytes =
+      2.0f * static_cast<float>(weight.rows) * static_cast<float>(weight.pitch);
   return weight.columns >= kLeastColumns &&
          kRingBytes + sizeof(StreamShared) <= launch.shared_bytes &&
          bytes >= kLeastRings * kRingBytes * launch.multiprocessors;
@@ -9259,8 +9250,8 @@ __global__ void __launch_bounds__(kVectorThreads)
   // What two lanes take to finish a pair each is on its way before the products
   // are there.
   const uint32_t pair = 2 * group + lane_id();
-  const bool finishes = part == 0 && lane_id() < 2 && pair < count &&
-                        product.is_wanted(0);
+  const bool finishes =
+      part == 0 && lane_id() < 2 && pair < count && product.is_wanted(0);
   typename Pairs::Held held = {};
   if (finishes) held = pairs.hold(0, pair);
   float sums[kOutputs + 1] = {};
@@ -9269,7 +9260,8 @@ __global__ void __launch_bounds__(kVectorThreads)
 #pragma unroll
     for (uint32_t o = 0; o < kOutputs; o++) {
       const uint32_t of = min(2 * group + o / 2, count - 1);
-      const uint32_t row = min(pairs.output(of, o % 2), product.weight.rows - 1);
+      const uint32_t row =
+          min(pairs.output(of, o % 2), product.weight.rows - 1);
       weights[o] =
           product.weight.data + static_cast<size_t>(row) * product.weight.pitch;
     }
@@ -10249,9 +10241,8 @@ struct AddPairs {
   };
   __device__ Held hold(uint32_t row, uint32_t pair) const {
     const uint32_t i = 2 * pair;
-    Held held = {hidden + static_cast<size_t>(row) * width + i,
-                 {},
-                 i + 1 < width};
+    Held held = {
+        hidden + static_cast<size_t>(row) * width + i, {}, i + 1 < width};
     if (bias != nullptr) {
       held.bias[0] = bias[i];
       if (held.is_pair) held.bias[1] = bias[i + 1];
@@ -10362,8 +10353,7 @@ __device__ inline PairTarget target_of(const skv_qkv_rope_append_args &args,
             pair;
     if (args.sink_queries == nullptr) return to;
     const uint32_t kv_head = head / (sizes.heads / sizes.kv_heads);
-    to.sink_turn =
-        rotation(args.rope, half, pair, target.place(args, kv_head));
+    to.sink_turn = rotation(args.rope, half, pair, target.place(args, kv_head));
     return to;
   }
   to.is_key = head < sizes.heads + sizes.kv_heads;

@@ -44,24 +44,6 @@ constexpr uint32_t kHalfRowThreads = 512;
 // passes over a row; it reads further ones again.
 constexpr uint32_t kHeldChunks = 4;
 
-// Loads eight elements, adds up their squares, and norms them.
-template <bool ALIGNED>
-__device__ inline void load_normed(float (&x)[8], const Product &product,
-                                   const float *row, uint32_t first,
-                                   float &squares) {
-  const uint32_t width = product.weight.columns;
-  load_floats<ALIGNED>(x, row, first, width);
-  if (product.norm == nullptr) return;
-  float norms[8];
-  load_floats<ALIGNED>(norms, product.norm, first, width);
-#pragma unroll
-  for (int i = 0; i < 8; i++) {
-    squares += x[i] * x[i];
-    x[i] *= norms[i];
-  }
-}
-
-// Stores eight elements as halves; `low` may be null.
 __device__ inline void store_chunk(skv_half *high, skv_half *low,
                                    const float (&x)[8], float scale) {
   SplitPair pairs[4];

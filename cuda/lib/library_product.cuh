@@ -70,8 +70,8 @@ inline cudaError_t multiply_with_library(const Product &product,
   HalfRows rows;
   cudaError_t status = make_half_rows(product, scratch, launch, rows);
   if (status != cudaSuccess) return status;
-  float *products = scratch.take<float>(
-      static_cast<size_t>(multiplied) * product.weight.rows);
+  float *products = scratch.take<float>(static_cast<size_t>(multiplied) *
+                                        product.weight.rows);
   void *workspace = scratch.take<char>(MatrixLibrary::kWorkspaceBytes);
   done = launch.library->multiply(
       {products, rows.high, product.weight, multiplied}, workspace,

@@ -30,7 +30,8 @@ struct MatrixShape {
   static constexpr uint32_t kStageHalves =
       (kTileOutputs + kHalves * ROWS) * kStepColumns;
   // Two blocks are on a multiprocessor, but for the widest tile: one multiplies
-  // while the other waits. With one, products of 16 rows took 1.2 times as long.
+  // while the other waits. With one, products of 16 rows took 1.2 times as
+  // long.
   static constexpr int kStages = ROWS <= 16    ? 5
                                  : ROWS <= 64  ? 4
                                  : ROWS <= 128 ? 3

@@ -61,3 +61,22 @@ __device__ inline void load_floats(float (&out)[8], const float *row,
     }
   }
 }
+
+// Loads eight elements, adds up their squares, and norms them.
+template <bool ALIGNED>
+__device__ inline void load_normed(float (&x)[8], const Product &product,
+                                   const float *row, uint32_t first,
+                                   float &squares) {
+  const uint32_t width = product.weight.columns;
+  load_floats<ALIGNED>(x, row, first, width);
+  if (product.norm == nullptr) return;
+  float norms[8];
+  load_floats<ALIGNED>(norms, product.norm, first, width);
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    squares += x[i] * x[i];
+    x[i] *= norms[i];
+  }
+}
+
+// Stores eight elements as halves; `low` may be null.

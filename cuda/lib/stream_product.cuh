@@ -12,13 +12,14 @@
 // product: Σ w·(x·n) first, then times 1 / rms(x).
 //
 // The alternatives that lost, for the shape of Llama 3.1 8B on an H200, where
-// this one takes a step of 4.10 ms: weights straight to registers, 4.59 ms; half
-// the ring, so that the next product's blocks fit beside this one's and fill
-// theirs, 5.46 ms with equal rings, because some multiprocessors get two blocks
-// and others none, and 4.27 ms with unequal ones, which prevents that; batches
-// of outputs that blocks take as they get on, 5.46 ms; sixteen warps, 4.72 ms;
-// asking for the next product's first weights to come to the second-level cache
-// when a block has none left to load, 4.58 ms, because that holds up the others.
+// this one takes a step of 4.10 ms: weights straight to registers, 4.59 ms;
+// half the ring, so that the next product's blocks fit beside this one's and
+// fill theirs, 5.46 ms with equal rings, because some multiprocessors get two
+// blocks and others none, and 4.27 ms with unequal ones, which prevents that;
+// batches of outputs that blocks take as they get on, 5.46 ms; sixteen
+// warps, 4.72 ms; asking for the next product's first weights to come to the
+// second-level cache when a block has none left to load, 4.58 ms, because that
+// holds up the others.
 #pragma once
 
 #include <type_traits>
@@ -40,22 +41,10 @@ struct StreamShared {
 __device__ inline void load_row(float (&x)[8], const Product &product,
                                 const float *row, uint32_t column,
                                 float &squares) {
-  const uint32_t width = product.weight.columns;
-  const auto load = [&](float(&to)[8], const float *from) {
-    if (width % 8 == 0) {
-      load_floats<true>(to, from, column, width);
-    } else {
-      load_floats<false>(to, from, column, width);
-    }
-  };
-  load(x, row);
-  if (product.norm == nullptr) return;
-  float norms[8];
-  load(norms, product.norm);
-#pragma unroll
-  for (int i = 0; i < 8; i++) {
-    squares += x[i] * x[i];
-    x[i] *= norms[i];
+  if (product.weight.columns % 8 == 0) {
+    load_normed<true>(x, product, row, column, squares);
+  } else {
+    load_normed<false>(x, product, row, column, squares);
   }
 }
 
@@ -231,8 +220,8 @@ constexpr uint32_t kLeastColumns = 2048;
 inline bool is_streamed(const Product &product, const Launch &launch) {
   constexpr size_t kRingBytes = size_t{kStreamWarps} * kRing * kSlotHalves * 2;
   const skv_matrix &weight = product.weight;
-  const float bytes = 2.0f * static_cast<float>(weight.rows) *
-                      static_cast<float>(weight.pitch);
+  const float bytes =
+      2.0f * static_cast<float>(weight.rows) * static_cast<float>(weight.pitch);
   return weight.columns >= kLeastColumns &&
          kRingBytes + sizeof(StreamShared) <= launch.shared_bytes &&
          bytes >= kLeastRings * kRingBytes * launch.multiprocessors;

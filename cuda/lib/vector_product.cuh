@@ -118,8 +118,8 @@ __global__ void __launch_bounds__(kVectorThreads)
   // What two lanes take to finish a pair each is on its way before the products
   // are there.
   const uint32_t pair = 2 * group + lane_id();
-  const bool finishes = part == 0 && lane_id() < 2 && pair < count &&
-                        product.is_wanted(0);
+  const bool finishes =
+      part == 0 && lane_id() < 2 && pair < count && product.is_wanted(0);
   typename Pairs::Held held = {};
   if (finishes) held = pairs.hold(0, pair);
   float sums[kOutputs + 1] = {};
@@ -128,7 +128,8 @@ __global__ void __launch_bounds__(kVectorThreads)
 #pragma unroll
     for (uint32_t o = 0; o < kOutputs; o++) {
       const uint32_t of = min(2 * group + o / 2, count - 1);
-      const uint32_t row = min(pairs.output(of, o % 2), product.weight.rows - 1);
+      const uint32_t row =
+          min(pairs.output(of, o % 2), product.weight.rows - 1);
       weights[o] =
           product.weight.data + static_cast<size_t>(row) * product.weight.pitch;
     }

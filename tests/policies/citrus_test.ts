@@ -38,8 +38,10 @@ eachBackend(
     const [expected] = await score({ ...fullCache({ budget: 96 }), schedule });
     assertEquals(scored!.length, expected!.length);
     // A chunk with the instruction has more rows, and a product of more rows may
-    // add up in another order: 2^-24 of a sum, some dozen times over.
-    scored!.forEach((x, i) => assertAlmostEquals(x, expected![i]!, 2 ** -17));
+    // take another way: activations are kept to 2^-22 of themselves, through a
+    // dozen products one after the other, for scores below 8.
+    const bound = 12 * 8 * 2 ** -22;
+    scored!.forEach((x, i) => assertAlmostEquals(x, expected![i]!, bound));
   },
 );
 

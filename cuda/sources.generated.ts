@@ -2538,6 +2538,7 @@ constexpr uint32_t kHalfRowThreads = 512;
 // passes over a row; it reads further ones again.
 constexpr uint32_t kHeldChunks = 4;
 
+// Stores eight elements as halves; \`low\` may be null.
 __device__ inline void store_chunk(skv_half *high, skv_half *low,
                                    const float (&x)[8], float scale) {
   SplitPair pairs[4];
@@ -6036,8 +6037,6 @@ __device__ inline void load_normed(float (&x)[8], const Product &product,
     x[i] *= norms[i];
   }
 }
-
-// Stores eight elements as halves; \`low\` may be null.
 `,
   "lib/ratings.cuh": `// Scores that take more than a slot's own fields: compared with other keys,
 // pooled over neighbours, or shared by the heads of a layer; see

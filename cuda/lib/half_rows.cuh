@@ -44,6 +44,7 @@ constexpr uint32_t kHalfRowThreads = 512;
 // passes over a row; it reads further ones again.
 constexpr uint32_t kHeldChunks = 4;
 
+// Stores eight elements as halves; `low` may be null.
 __device__ inline void store_chunk(skv_half *high, skv_half *low,
                                    const float (&x)[8], float scale) {
   SplitPair pairs[4];

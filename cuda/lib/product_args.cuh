@@ -78,5 +78,3 @@ __device__ inline void load_normed(float (&x)[8], const Product &product,
     x[i] *= norms[i];
   }
 }
-
-// Stores eight elements as halves; `low` may be null.

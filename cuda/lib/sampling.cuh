@@ -212,3 +212,24 @@ __device__ inline uint32_t random_bits(const uint32_t *state) {
       permute(state[kStateSeedLow] + permute(state[kStateSeedHigh]));
   return permute(state[kStateProduced] + seed) >> 8;
 }
+
+// Calls `use(id)` for this thread's ids of the block.
+template <class Use>
+__device__ inline void for_each_id(const SampleRow &row, const SampleWork &work,
+                                   Use use) {
+  const uint32_t end = min(row.vocabulary, (blockIdx.x + 1) * work.slice);
+#pragma unroll 2
+  for (uint32_t id = blockIdx.x * work.slice + threadIdx.x; id < end;
+       id += kSampleThreads) {
+    use(id);
+  }
+}
+
+// What the weights of the likeliest ids have to add up to, of a sum.
+__device__ inline uint64_t wanted_of(const SampleRow &row, uint64_t mass) {
+  const double share = ceil(row.option(kTopP) * static_cast<double>(mass));
+  return max(static_cast<uint64_t>(share), static_cast<uint64_t>(1));
+}
+
+// Blocks of a row are at most the threads of one.
+constexpr uint32_t kMostBlocks = kSampleThreads;

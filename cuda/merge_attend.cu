@@ -19,6 +19,7 @@
 // an H200, a tenth of a step of an 8B model.
 #include "lib/attend_parts.cuh"
 #include "lib/evict_step.cuh"
+#include "lib/leave_evidence.cuh"
 #include "lib/overlap.cuh"
 #include "runtime/launch.cuh"
 

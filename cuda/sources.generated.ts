@@ -448,6 +448,81 @@ static __global__ void __launch_bounds__(kCompressThreads)
   if (threadIdx.x == 0) settle_heads(args, work, free);
 }
 `,
+  "lib/attend_job.cuh": `// What a block of attention works on: some query heads of a KV head of one row,
+// and some of its slots.
+#pragma once
+
+#include "slots.cuh"
+#include "step.cuh"
+
+constexpr uint32_t kAttendWarps = 4;
+constexpr uint32_t kAttendThreads = 32 * kAttendWarps;
+
+// Slots of a tile, and the fewest that are worth a block.
+constexpr uint32_t kWarpSlots = 16;
+constexpr uint32_t kBlockSlots = kAttendWarps * kWarpSlots;
+
+// Query heads that a block takes. Larger groups are shared by several blocks.
+constexpr uint32_t kTileHeads = 8;
+
+constexpr uint32_t kMaxSplits = 128;
+
+constexpr uint32_t kNoSlot = ~0u;
+
+__host__ __device__ inline uint32_t head_tiles(uint32_t group) {
+  return (group + kTileHeads - 1) / kTileHeads;
+}
+
+// Some query heads of one (sequence, KV head) of a step.
+struct HeadJob {
+  uint32_t row;
+  uint32_t kv_head;
+  uint32_t position;
+  uint32_t group;
+  // Query heads of this block: first of the group, and how many.
+  uint32_t first_head;
+  uint32_t heads;
+  // Index among the (sequence, KV head) of the step.
+  uint32_t index;
+  uint32_t offset;
+  uint32_t high;
+  // The slot that the step appended, if there was room.
+  uint32_t newest;
+};
+
+__device__ inline HeadJob job_of(const skv_merge_attend_args &args,
+                                 const Row &row) {
+  HeadJob job;
+  job.group = args.sizes.heads / args.sizes.kv_heads;
+  const uint32_t tiles = head_tiles(job.group);
+  job.row = blockIdx.z;
+  job.kv_head = blockIdx.y / tiles;
+  job.first_head = blockIdx.y % tiles * kTileHeads;
+  job.heads = min(kTileHeads, job.group - job.first_head);
+  job.position = row.position;
+  job.index = job.row * args.sizes.kv_heads + job.kv_head;
+  const uint32_t *words =
+      head_words(args.cache, args.sizes, row.sequence, job.kv_head);
+  job.offset = words[kHeadOffset];
+  const uint32_t next = words[kHeadNext], capacity = words[kHeadCapacity];
+  job.newest = next < capacity ? next : kNoSlot;
+  job.high = max(words[kHeadHigh], min(next + 1, capacity));
+  return job;
+}
+
+// Tiles of slots of a block: \`begin\`, and those after it by steps of
+// kAttendWarps, up to \`end\`.
+struct Share {
+  uint32_t begin;
+  // End of the block's slots.
+  uint32_t end;
+
+  __device__ uint32_t first_slot(uint32_t i) const {
+    return begin + (warp_id() + i * kAttendWarps) * kWarpSlots;
+  }
+  __device__ bool has(uint32_t i) const { return first_slot(i) < end; }
+};
+`,
   "lib/attend_parts.cuh": `// How the parts of an attention become one: those of the warps of a block, then
 // those of the blocks of a head.
 #pragma once
@@ -749,38 +824,6 @@ __device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
   __syncthreads();
   return block_counts(shared);
 }
-
-// Notes what the policy needs to know; \`log_sums\` are in shared memory.
-template <int DIM>
-__device__ inline void leave_evidence(const HeadJob &job,
-                                      const Evidence &evidence, uint2 counts,
-                                      const AttendShared<DIM> &shared) {
-  if (threadIdx.x == 0 && job.first_head == 0) {
-    evidence.rows[job.index] = {job.position, counts.x, min(counts.y, job.high),
-                                job.high};
-  }
-  if (evidence.log_sums != nullptr && threadIdx.x < job.heads) {
-    evidence.log_sums[job.index * kMaxGroup + job.first_head + threadIdx.x] =
-        shared.log_sums[threadIdx.x];
-  }
-}
-
-// Keeps the queries for the policy, which the next layer overwrites. Called by
-// one block of each KV head.
-__device__ inline void keep_queries(const skv_merge_attend_args &args,
-                                    const HeadJob &job,
-                                    const Evidence &evidence) {
-  if (evidence.queries == nullptr) return;
-  const uint32_t count = job.heads * args.sizes.head_dim;
-  const float *from =
-      args.queries + query_row(args, job, 0) * args.sizes.head_dim;
-  const size_t own =
-      static_cast<size_t>(job.index) * job.group + job.first_head;
-#pragma unroll 1
-  for (uint32_t i = threadIdx.x; i < count; i += kAttendThreads) {
-    evidence.queries[own * args.sizes.head_dim + i] = __ldcg(from + i);
-  }
-}
 `,
   "lib/attend_slots.cuh": `// Decode attention of one warp over its share of the slots of a KV head.
 //
@@ -798,22 +841,8 @@ __device__ inline void keep_queries(const skv_merge_attend_args &args,
 #pragma once
 
 #include "overlap.cuh"
-#include "row_tiles.cuh"
-#include "slots.cuh"
+#include "query_operands.cuh"
 #include "softmax_state.cuh"
-#include "step.cuh"
-
-constexpr uint32_t kAttendWarps = 4;
-constexpr uint32_t kAttendThreads = 32 * kAttendWarps;
-
-// Slots of a tile, and the fewest that are worth a block.
-constexpr uint32_t kWarpSlots = 16;
-constexpr uint32_t kBlockSlots = kAttendWarps * kWarpSlots;
-
-// Query heads that a block takes. Larger groups are shared by several blocks.
-constexpr uint32_t kTileHeads = 8;
-
-constexpr uint32_t kMaxSplits = 128;
 
 // Tiles that a warp has in shared memory.
 template <int DIM>
@@ -822,143 +851,6 @@ constexpr int kStages = DIM >= 128 ? 2 : 4;
 // Halves of a tile: keys, then values.
 template <int DIM>
 constexpr int kTileHalves = 2 * kWarpSlots *kLinePitch<DIM>;
-
-constexpr uint32_t kNoSlot = ~0u;
-
-__host__ __device__ inline uint32_t head_tiles(uint32_t group) {
-  return (group + kTileHeads - 1) / kTileHeads;
-}
-
-// Some query heads of one (sequence, KV head) of a step.
-struct HeadJob {
-  uint32_t row;
-  uint32_t kv_head;
-  uint32_t position;
-  uint32_t group;
-  // Query heads of this block: first of the group, and how many.
-  uint32_t first_head;
-  uint32_t heads;
-  // Index among the (sequence, KV head) of the step.
-  uint32_t index;
-  uint32_t offset;
-  uint32_t high;
-  // The slot that the step appended, if there was room.
-  uint32_t newest;
-};
-
-__device__ inline HeadJob job_of(const skv_merge_attend_args &args,
-                                 const Row &row) {
-  HeadJob job;
-  job.group = args.sizes.heads / args.sizes.kv_heads;
-  const uint32_t tiles = head_tiles(job.group);
-  job.row = blockIdx.z;
-  job.kv_head = blockIdx.y / tiles;
-  job.first_head = blockIdx.y % tiles * kTileHeads;
-  job.heads = min(kTileHeads, job.group - job.first_head);
-  job.position = row.position;
-  job.index = job.row * args.sizes.kv_heads + job.kv_head;
-  const uint32_t *words =
-      head_words(args.cache, args.sizes, row.sequence, job.kv_head);
-  job.offset = words[kHeadOffset];
-  const uint32_t next = words[kHeadNext], capacity = words[kHeadCapacity];
-  job.newest = next < capacity ? next : kNoSlot;
-  job.high = max(words[kHeadHigh], min(next + 1, capacity));
-  return job;
-}
-
-// Tiles of slots of a block: \`begin\`, and those after it by steps of
-// kAttendWarps, up to \`end\`.
-struct Share {
-  uint32_t begin;
-  // End of the block's slots.
-  uint32_t end;
-
-  __device__ uint32_t first_slot(uint32_t i) const {
-    return begin + (warp_id() + i * kAttendWarps) * kWarpSlots;
-  }
-  __device__ bool has(uint32_t i) const { return first_slot(i) < end; }
-};
-
-// Query heads as left operands: head g in rows g, high halves, and g + 8, low
-// halves.
-template <int DIM>
-struct QueryOperands {
-  uint4 steps[DIM / 16];
-  // What products of head g = lane / 4 must be multiplied by.
-  float inverse;
-
-  // A null pointer stands for zeros.
-  __device__ void load(const float *query, uint32_t head_dim) {
-    const uint32_t t = lane_id() % 4;
-    float2 x[DIM / 16][2];
-    float largest = 0.0f;
-#pragma unroll
-    for (int step = 0; step < DIM / 16; step++) {
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const uint32_t column = 16 * step + 8 * i + 2 * t;
-        x[step][i] = {};
-        if (query != nullptr && column < head_dim) {
-          x[step][i] = __ldcg(reinterpret_cast<const float2 *>(query + column));
-        }
-        largest =
-            fmaxf(largest, fmaxf(fabsf(x[step][i].x), fabsf(x[step][i].y)));
-      }
-    }
-    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
-    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
-    const Scale scale = scale_for(largest);
-#pragma unroll
-    for (int step = 0; step < DIM / 16; step++) {
-      const SplitPair a =
-          split_pair(x[step][0].x * scale.scale, x[step][0].y * scale.scale);
-      const SplitPair b =
-          split_pair(x[step][1].x * scale.scale, x[step][1].y * scale.scale);
-      steps[step] = {a.high, a.low, b.high, b.low};
-    }
-    inverse = scale.inverse * rsqrtf(static_cast<float>(head_dim));
-  }
-
-  // Raw logits of slots 2t, 2t + 1, 2t + 8 and 2t + 9 of a tile for head g.
-  __device__ void multiply(const skv_half *keys, float (&logits)[4]) const {
-    // Two sums each: products wait for those of the same sum.
-    float x[2][2][4] = {};
-#pragma unroll
-    for (int step = 0; step < DIM / 16; step++) {
-      const uint4 k = key_operands<DIM>(keys, 0, 16 * step);
-      mma(x[step % 2][0], steps[step], k.x, k.y);
-      mma(x[step % 2][1], steps[step], k.z, k.w);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int n = i / 2, at = i % 2;
-      const float high = x[0][n][at] + x[1][n][at];
-      const float low = x[0][n][at + 2] + x[1][n][at + 2];
-      logits[i] = (high + low) * inverse;
-    }
-  }
-};
-
-// Row of a query head of the job.
-__device__ inline size_t query_row(const skv_merge_attend_args &args,
-                                   const HeadJob &job, uint32_t g) {
-  return static_cast<size_t>(job.row) * args.sizes.heads +
-         job.kv_head * job.group + job.first_head + g;
-}
-
-// This lane's query head of \`queries\`, or null where there is none.
-__device__ inline const float *query_of_lane(const skv_merge_attend_args &args,
-                                             const HeadJob &job,
-                                             const float *queries) {
-  const uint32_t g = lane_id() / 4;
-  if (g >= job.heads) return nullptr;
-  return queries + query_row(args, job, g) * args.sizes.head_dim;
-}
-
-// Which of a lane's four slots of a tile is which.
-__device__ inline uint32_t tile_slot(int i) {
-  return 2 * (lane_id() % 4) + i % 2 + i / 2 * 8;
-}
 
 // Attention of one warp over its tiles of a share.
 template <int DIM, bool ALIGNED>
@@ -3189,6 +3081,43 @@ struct LaneSum {
     }
   }
 };
+`,
+  "lib/leave_evidence.cuh": `// What attention leaves for the policy: see lib/evidence.cuh.
+#pragma once
+
+#include "attend_parts.cuh"
+
+// Notes what the policy needs to know; \`log_sums\` are in shared memory.
+template <int DIM>
+__device__ inline void leave_evidence(const HeadJob &job,
+                                      const Evidence &evidence, uint2 counts,
+                                      const AttendShared<DIM> &shared) {
+  if (threadIdx.x == 0 && job.first_head == 0) {
+    evidence.rows[job.index] = {job.position, counts.x, min(counts.y, job.high),
+                                job.high};
+  }
+  if (evidence.log_sums != nullptr && threadIdx.x < job.heads) {
+    evidence.log_sums[job.index * kMaxGroup + job.first_head + threadIdx.x] =
+        shared.log_sums[threadIdx.x];
+  }
+}
+
+// Keeps the queries for the policy, which the next layer overwrites. Called by
+// one block of each KV head.
+__device__ inline void keep_queries(const skv_merge_attend_args &args,
+                                    const HeadJob &job,
+                                    const Evidence &evidence) {
+  if (evidence.queries == nullptr) return;
+  const uint32_t count = job.heads * args.sizes.head_dim;
+  const float *from =
+      args.queries + query_row(args, job, 0) * args.sizes.head_dim;
+  const size_t own =
+      static_cast<size_t>(job.index) * job.group + job.first_head;
+#pragma unroll 1
+  for (uint32_t i = threadIdx.x; i < count; i += kAttendThreads) {
+    evidence.queries[own * args.sizes.head_dim + i] = __ldcg(from + i);
+  }
+}
 `,
   "lib/library_product.cuh": `// Products of several rows by a library of NVIDIA's
 // (runtime/matrix_library.cuh): it multiplies the halves into scratch memory,
@@ -6337,6 +6266,93 @@ __device__ inline void load_normed(float (&x)[8], const Product &product,
     squares += x[i] * x[i];
     x[i] *= norms[i];
   }
+}
+`,
+  "lib/query_operands.cuh": `// Queries as operands of tensor core products, in two halves each.
+#pragma once
+
+#include "attend_job.cuh"
+#include "row_tiles.cuh"
+
+// Query heads as left operands: head g in rows g, high halves, and g + 8, low
+// halves.
+template <int DIM>
+struct QueryOperands {
+  uint4 steps[DIM / 16];
+  // What products of head g = lane / 4 must be multiplied by.
+  float inverse;
+
+  // A null pointer stands for zeros.
+  __device__ void load(const float *query, uint32_t head_dim) {
+    const uint32_t t = lane_id() % 4;
+    float2 x[DIM / 16][2];
+    float largest = 0.0f;
+#pragma unroll
+    for (int step = 0; step < DIM / 16; step++) {
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const uint32_t column = 16 * step + 8 * i + 2 * t;
+        x[step][i] = {};
+        if (query != nullptr && column < head_dim) {
+          x[step][i] = __ldcg(reinterpret_cast<const float2 *>(query + column));
+        }
+        largest =
+            fmaxf(largest, fmaxf(fabsf(x[step][i].x), fabsf(x[step][i].y)));
+      }
+    }
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+    const Scale scale = scale_for(largest);
+#pragma unroll
+    for (int step = 0; step < DIM / 16; step++) {
+      const SplitPair a =
+          split_pair(x[step][0].x * scale.scale, x[step][0].y * scale.scale);
+      const SplitPair b =
+          split_pair(x[step][1].x * scale.scale, x[step][1].y * scale.scale);
+      steps[step] = {a.high, a.low, b.high, b.low};
+    }
+    inverse = scale.inverse * rsqrtf(static_cast<float>(head_dim));
+  }
+
+  // Raw logits of slots 2t, 2t + 1, 2t + 8 and 2t + 9 of a tile for head g.
+  __device__ void multiply(const skv_half *keys, float (&logits)[4]) const {
+    // Two sums each: products wait for those of the same sum.
+    float x[2][2][4] = {};
+#pragma unroll
+    for (int step = 0; step < DIM / 16; step++) {
+      const uint4 k = key_operands<DIM>(keys, 0, 16 * step);
+      mma(x[step % 2][0], steps[step], k.x, k.y);
+      mma(x[step % 2][1], steps[step], k.z, k.w);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int n = i / 2, at = i % 2;
+      const float high = x[0][n][at] + x[1][n][at];
+      const float low = x[0][n][at + 2] + x[1][n][at + 2];
+      logits[i] = (high + low) * inverse;
+    }
+  }
+};
+
+// Row of a query head of the job.
+__device__ inline size_t query_row(const skv_merge_attend_args &args,
+                                   const HeadJob &job, uint32_t g) {
+  return static_cast<size_t>(job.row) * args.sizes.heads +
+         job.kv_head * job.group + job.first_head + g;
+}
+
+// This lane's query head of \`queries\`, or null where there is none.
+__device__ inline const float *query_of_lane(const skv_merge_attend_args &args,
+                                             const HeadJob &job,
+                                             const float *queries) {
+  const uint32_t g = lane_id() / 4;
+  if (g >= job.heads) return nullptr;
+  return queries + query_row(args, job, g) * args.sizes.head_dim;
+}
+
+// Which of a lane's four slots of a tile is which.
+__device__ inline uint32_t tile_slot(int i) {
+  return 2 * (lane_id() % 4) + i % 2 + i / 2 * 8;
 }
 `,
   "lib/ratings.cuh": `// Scores that take more than a slot's own fields: compared with other keys,
@@ -9942,6 +9958,7 @@ cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
 // an H200, a tenth of a step of an 8B model.
 #include "lib/attend_parts.cuh"
 #include "lib/evict_step.cuh"
+#include "lib/leave_evidence.cuh"
 #include "lib/overlap.cuh"
 #include "runtime/launch.cuh"
 

@@ -1,0 +1,86 @@
+// Queries as operands of tensor core products, in two halves each.
+#pragma once
+
+#include "attend_job.cuh"
+#include "row_tiles.cuh"
+
+// Query heads as left operands: head g in rows g, high halves, and g + 8, low
+// halves.
+template <int DIM>
+struct QueryOperands {
+  uint4 steps[DIM / 16];
+  // What products of head g = lane / 4 must be multiplied by.
+  float inverse;
+
+  // A null pointer stands for zeros.
+  __device__ void load(const float *query, uint32_t head_dim) {
+    const uint32_t t = lane_id() % 4;
+    float2 x[DIM / 16][2];
+    float largest = 0.0f;
+#pragma unroll
+    for (int step = 0; step < DIM / 16; step++) {
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const uint32_t column = 16 * step + 8 * i + 2 * t;
+        x[step][i] = {};
+        if (query != nullptr && column < head_dim) {
+          x[step][i] = __ldcg(reinterpret_cast<const float2 *>(query + column));
+        }
+        largest =
+            fmaxf(largest, fmaxf(fabsf(x[step][i].x), fabsf(x[step][i].y)));
+      }
+    }
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+    const Scale scale = scale_for(largest);
+#pragma unroll
+    for (int step = 0; step < DIM / 16; step++) {
+      const SplitPair a =
+          split_pair(x[step][0].x * scale.scale, x[step][0].y * scale.scale);
+      const SplitPair b =
+          split_pair(x[step][1].x * scale.scale, x[step][1].y * scale.scale);
+      steps[step] = {a.high, a.low, b.high, b.low};
+    }
+    inverse = scale.inverse * rsqrtf(static_cast<float>(head_dim));
+  }
+
+  // Raw logits of slots 2t, 2t + 1, 2t + 8 and 2t + 9 of a tile for head g.
+  __device__ void multiply(const skv_half *keys, float (&logits)[4]) const {
+    // Two sums each: products wait for those of the same sum.
+    float x[2][2][4] = {};
+#pragma unroll
+    for (int step = 0; step < DIM / 16; step++) {
+      const uint4 k = key_operands<DIM>(keys, 0, 16 * step);
+      mma(x[step % 2][0], steps[step], k.x, k.y);
+      mma(x[step % 2][1], steps[step], k.z, k.w);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int n = i / 2, at = i % 2;
+      const float high = x[0][n][at] + x[1][n][at];
+      const float low = x[0][n][at + 2] + x[1][n][at + 2];
+      logits[i] = (high + low) * inverse;
+    }
+  }
+};
+
+// Row of a query head of the job.
+__device__ inline size_t query_row(const skv_merge_attend_args &args,
+                                   const HeadJob &job, uint32_t g) {
+  return static_cast<size_t>(job.row) * args.sizes.heads +
+         job.kv_head * job.group + job.first_head + g;
+}
+
+// This lane's query head of `queries`, or null where there is none.
+__device__ inline const float *query_of_lane(const skv_merge_attend_args &args,
+                                             const HeadJob &job,
+                                             const float *queries) {
+  const uint32_t g = lane_id() / 4;
+  if (g >= job.heads) return nullptr;
+  return queries + query_row(args, job, g) * args.sizes.head_dim;
+}
+
+// Which of a lane's four slots of a tile is which.
+__device__ inline uint32_t tile_slot(int i) {
+  return 2 * (lane_id() % 4) + i % 2 + i / 2 * 8;
+}

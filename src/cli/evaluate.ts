@@ -16,7 +16,7 @@ import { evaluationFlags, sizeFlags } from "./evaluation_flags.ts";
 import { planOf } from "./evaluation_plan.ts";
 import { parseFlags, text, toggle, UsageError, wantsHelp } from "./flags.ts";
 import { helpText } from "./help.ts";
-import { commonFlags, DEFAULT_MODEL, modelFlags } from "./model_flags.ts";
+import { commonFlags, modelFlags, modelFolderOf } from "./model_flags.ts";
 import { Progress } from "./progress.ts";
 import { type Command, runCommand } from "./run_command.ts";
 import { faint, print, printError } from "./terminal.ts";
@@ -78,7 +78,7 @@ export const evaluate: Command = async (args, interrupts) => {
   if (values.documents === undefined) {
     throw new UsageError("Cannot evaluate without text: expected --documents");
   }
-  const { model: folder = DEFAULT_MODEL } = values;
+  const folder = await modelFolderOf(values);
   const plan = await planOf(values, folder);
   const { out = DEFAULT_OUT, resume, quiet, documents: path } = values;
   const documents = await loadDocuments(path);

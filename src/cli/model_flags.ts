@@ -23,7 +23,7 @@ import {
 } from "./flags.ts";
 
 /** Model that is used where there is no `--model`, seen from this repository. */
-export const DEFAULT_MODEL = "examples/models/docs-7m";
+const DEFAULT_MODEL = "examples/models/docs-7m";
 
 /** Which model runs where, in how much memory. */
 export const modelFlags = {

@@ -1508,12 +1508,7 @@ __global__ void __launch_bounds__(kSampleThreads)
     atomicAdd(reinterpret_cast<unsigned long long *>(work.weights + first + i),
               static_cast<unsigned long long>(shared.weights.get(i)));
   }
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) shared.is_last = is_last_block(work);
-  __syncthreads();
-  if (!shared.is_last) return;
-  __threadfence();
+  if (!is_left_alone(work, shared.is_last)) return;
   narrow(row, work, plan, shared);
 }
 `,
@@ -1676,12 +1671,7 @@ __global__ void __launch_bounds__(kSampleThreads)
   if (threadIdx.x == 0) {
     work.sums[static_cast<size_t>(blockIdx.y) * work.blocks + blockIdx.x] = sum;
   }
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) shared.is_last = is_last_block(work);
-  __syncthreads();
-  if (!shared.is_last) return;
-  __threadfence();
+  if (!is_left_alone(work, shared.is_last)) return;
   draw(args, row, scaled, work, plan, shared);
 }
 `,
@@ -6267,6 +6257,18 @@ __device__ inline void load_normed(float (&x)[8], const Product &product,
     x[i] *= norms[i];
   }
 }
+
+// Adds eight weights times eight activations.
+__device__ inline void add_eight(float &sum, const uint4 &weights,
+                                 const float (&x)[8]) {
+  const uint32_t pairs[4] = {weights.x, weights.y, weights.z, weights.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 pair = to_floats(pairs[i]);
+    sum += pair.x * x[2 * i];
+    sum += pair.y * x[2 * i + 1];
+  }
+}
 `,
   "lib/query_operands.cuh": `// Queries as operands of tensor core products, in two halves each.
 #pragma once
@@ -6973,6 +6975,17 @@ __device__ inline bool is_last_block(const SampleWork &work) {
   if (last) *ticket = 0;
   __threadfence();
   return last;
+}
+
+// True in the last of a row's blocks to get here, which then sees what the
+// others wrote. Called by the whole block.
+__device__ inline bool is_left_alone(const SampleWork &work, bool &is_last) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) is_last = is_last_block(work);
+  __syncthreads();
+  if (is_last) __threadfence();
+  return is_last;
 }
 
 // The PCG output permutation (O'Neill, 2014).
@@ -8723,23 +8736,6 @@ __device__ inline void load_row(float (&x)[8], const Product &product,
   }
 }
 
-// Adds the products of eight columns of a group's rows.
-__device__ inline void add_products(float (&sums)[kStreamOutputs],
-                                    const skv_half *weights,
-                                    const float (&x)[8]) {
-#pragma unroll
-  for (uint32_t o = 0; o < kStreamOutputs; o++) {
-    const uint4 w = *reinterpret_cast<const uint4 *>(weights + o * 256);
-    const uint32_t pairs[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const float2 pair = to_floats(pairs[i]);
-      sums[o] += pair.x * x[2 * i];
-      sums[o] += pair.y * x[2 * i + 1];
-    }
-  }
-}
-
 // The sum of output \`lane / 8\` over all lanes, in the lanes of that output.
 __device__ inline float sum_of_lanes(const float (&sums)[kStreamOutputs]) {
   static_assert(kStreamOutputs == 4, "two bits of a lane name the output");
@@ -8810,7 +8806,12 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
   // Takes the next weights out of the ring, and starts to load others.
   const auto take = [&](float(&sums)[kStreamOutputs], const float(&values)[8]) {
     wait_copies<kRing - 1>();
-    add_products(sums, ring + slot * kSlotHalves, values);
+    const skv_half *weights = ring + slot * kSlotHalves;
+#pragma unroll
+    for (uint32_t o = 0; o < kStreamOutputs; o++) {
+      add_eight(sums[o], *reinterpret_cast<const uint4 *>(weights + o * 256),
+                values);
+    }
     stream.fetch(slot);
     slot = slot + 1 == slots ? 0 : slot + 1;
   };
@@ -9676,14 +9677,7 @@ __device__ inline void sum_columns(const Product &product,
       }
 #pragma unroll
       for (uint32_t o = 0; o < kOutputs; o++) {
-        const uint4 w = words[u][o];
-        const uint32_t pairs[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const float2 pair = to_floats(pairs[i]);
-          sums[o] += pair.x * x[2 * i];
-          sums[o] += pair.y * x[2 * i + 1];
-        }
+        add_eight(sums[o], words[u][o], x);
       }
     }
 #pragma unroll

@@ -122,11 +122,6 @@ __global__ void __launch_bounds__(kSampleThreads)
     atomicAdd(reinterpret_cast<unsigned long long *>(work.weights + first + i),
               static_cast<unsigned long long>(shared.weights.get(i)));
   }
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) shared.is_last = is_last_block(work);
-  __syncthreads();
-  if (!shared.is_last) return;
-  __threadfence();
+  if (!is_left_alone(work, shared.is_last)) return;
   narrow(row, work, plan, shared);
 }

@@ -157,11 +157,6 @@ __global__ void __launch_bounds__(kSampleThreads)
   if (threadIdx.x == 0) {
     work.sums[static_cast<size_t>(blockIdx.y) * work.blocks + blockIdx.x] = sum;
   }
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) shared.is_last = is_last_block(work);
-  __syncthreads();
-  if (!shared.is_last) return;
-  __threadfence();
+  if (!is_left_alone(work, shared.is_last)) return;
   draw(args, row, scaled, work, plan, shared);
 }

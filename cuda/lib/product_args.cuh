@@ -78,3 +78,15 @@ __device__ inline void load_normed(float (&x)[8], const Product &product,
     x[i] *= norms[i];
   }
 }
+
+// Adds eight weights times eight activations.
+__device__ inline void add_eight(float &sum, const uint4 &weights,
+                                 const float (&x)[8]) {
+  const uint32_t pairs[4] = {weights.x, weights.y, weights.z, weights.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 pair = to_floats(pairs[i]);
+    sum += pair.x * x[2 * i];
+    sum += pair.y * x[2 * i + 1];
+  }
+}

@@ -199,6 +199,17 @@ __device__ inline bool is_last_block(const SampleWork &work) {
   return last;
 }
 
+// True in the last of a row's blocks to get here, which then sees what the
+// others wrote. Called by the whole block.
+__device__ inline bool is_left_alone(const SampleWork &work, bool &is_last) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) is_last = is_last_block(work);
+  __syncthreads();
+  if (is_last) __threadfence();
+  return is_last;
+}
+
 // The PCG output permutation (O'Neill, 2014).
 __device__ inline uint32_t permute(uint32_t value) {
   const uint32_t state = value * 747796405u + 2891336453u;

@@ -48,23 +48,6 @@ __device__ inline void load_row(float (&x)[8], const Product &product,
   }
 }
 
-// Adds the products of eight columns of a group's rows.
-__device__ inline void add_products(float (&sums)[kStreamOutputs],
-                                    const skv_half *weights,
-                                    const float (&x)[8]) {
-#pragma unroll
-  for (uint32_t o = 0; o < kStreamOutputs; o++) {
-    const uint4 w = *reinterpret_cast<const uint4 *>(weights + o * 256);
-    const uint32_t pairs[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const float2 pair = to_floats(pairs[i]);
-      sums[o] += pair.x * x[2 * i];
-      sums[o] += pair.y * x[2 * i + 1];
-    }
-  }
-}
-
 // The sum of output `lane / 8` over all lanes, in the lanes of that output.
 __device__ inline float sum_of_lanes(const float (&sums)[kStreamOutputs]) {
   static_assert(kStreamOutputs == 4, "two bits of a lane name the output");
@@ -135,7 +118,12 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
   // Takes the next weights out of the ring, and starts to load others.
   const auto take = [&](float(&sums)[kStreamOutputs], const float(&values)[8]) {
     wait_copies<kRing - 1>();
-    add_products(sums, ring + slot * kSlotHalves, values);
+    const skv_half *weights = ring + slot * kSlotHalves;
+#pragma unroll
+    for (uint32_t o = 0; o < kStreamOutputs; o++) {
+      add_eight(sums[o], *reinterpret_cast<const uint4 *>(weights + o * 256),
+                values);
+    }
     stream.fetch(slot);
     slot = slot + 1 == slots ? 0 : slot + 1;
   };

@@ -82,14 +82,7 @@ __device__ inline void sum_columns(const Product &product,
       }
 #pragma unroll
       for (uint32_t o = 0; o < kOutputs; o++) {
-        const uint4 w = words[u][o];
-        const uint32_t pairs[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const float2 pair = to_floats(pairs[i]);
-          sums[o] += pair.x * x[2 * i];
-          sums[o] += pair.y * x[2 * i + 1];
-        }
+        add_eight(sums[o], words[u][o], x);
       }
     }
 #pragma unroll

@@ -28,6 +28,13 @@ const PERMISSIONS = [
   "--allow-net=127.0.0.1,localhost",
 ];
 
+/**
+ * What WebGPU runs on: anything but OpenGL. Its library frees what belongs to a
+ * thread when the process ends, and writes to it when the thread ends after
+ * that, as those of tests may do.
+ */
+const WEBGPU = { DENO_WEBGPU_BACKEND: "vulkan,metal,dx12" };
+
 interface Result {
   readonly file: string;
   readonly passed: number;
@@ -56,7 +63,7 @@ function deno(
 ): Promise<Deno.CommandOutput> {
   return new Deno.Command(Deno.execPath(), {
     args: [...args],
-    env: { NO_COLOR: "1", [FLAGS_VARIABLE]: flags.join(" ") },
+    env: { NO_COLOR: "1", ...WEBGPU, [FLAGS_VARIABLE]: flags.join(" ") },
     stdin: "null",
     signal: AbortSignal.timeout(TIME_LIMIT),
   }).output();

@@ -1,6 +1,15 @@
 /** The emulated device finds what it is there to find. */
-import { assertEquals, assertMatch } from "@std/assert";
-import { buildEmulation, emulationMissing } from "./build_emulation.ts";
+import {
+  assertEquals,
+  assertGreater,
+  assertLess,
+  assertMatch,
+} from "@std/assert";
+import {
+  buildEmulation,
+  emulationMissing,
+  openEmulation,
+} from "./build_emulation.ts";
 
 const missing = await emulationMissing();
 
@@ -63,5 +72,46 @@ Deno.test({
     if (text === "no error") {
       assertEquals([...words], Array(4).fill(2 ** 32 - 1));
     }
+  },
+});
+
+Deno.test({
+  name: "a stream runs its work again when a capture that it was in has ended",
+  ignore: missing !== undefined,
+  fn: async () => {
+    const library = Deno.dlopen(await buildEmulation(), {
+      emulation_run_after_capture: { parameters: [], result: "u32" },
+    });
+    const runs = library.symbols.emulation_run_after_capture();
+    library.close();
+    assertEquals(runs, 1);
+  },
+});
+
+/** Address space of this process, in bytes. */
+async function addressSpace(): Promise<number> {
+  const { stdout } = await new Deno.Command("grep", {
+    args: ["^VmSize:", `/proc/${Deno.pid}/status`],
+  }).output();
+  return 1024 * parseInt(new TextDecoder().decode(stdout).slice(7));
+}
+
+Deno.test({
+  name: "an emulated device gives its memory back before its library is closed",
+  ignore: missing !== undefined,
+  fn: async () => {
+    // What is given back when the process ends takes so long that threads that
+    // end meanwhile use other libraries after those have freed their memory.
+    const library = Deno.dlopen(await buildEmulation(), {});
+    const before = await addressSpace();
+    const backend = await openEmulation();
+    const opened = await addressSpace();
+    await backend[Symbol.asyncDispose]();
+    const after = await addressSpace();
+    library.close();
+    // The addresses of a device take 2^36 bytes, and what is noted of them
+    // several times that.
+    assertGreater(opened - before, 2 ** 36);
+    assertLess(after - before, 2 ** 36);
   },
 });

@@ -89,3 +89,27 @@ Deno.test("the test task passes options on", async () => {
   assertEquals([code, lines.at(-1)], [0, "2 passed, 0 failed"]);
   assertStringIncludes(lines.join("\n"), "a step ... ok");
 });
+
+Deno.test({
+  name: "the test task keeps OpenGL out of the processes of tests",
+  ignore: Deno.build.os !== "linux",
+  fn: async () => {
+    const asks = `
+Deno.test({
+  name: "eleven",
+  sanitizeOps: false,
+  sanitizeResources: false,
+  fn: async () => {
+    await navigator.gpu?.requestAdapter();
+    const maps = "/proc/" + Deno.pid + "/maps";
+    const { code } = await new Deno.Command("grep", {
+      args: ["-q", "libEGL", maps],
+    }).output();
+    if (code !== 1) throw new Error("grep libEGL " + maps + " ends with " + code);
+  },
+});
+`;
+    const { lines } = await run({ asks });
+    assertEquals(lines.at(-1), "1 passed, 0 failed");
+  },
+});

@@ -98,17 +98,6 @@ void *map(size_t bytes) {
   return mapped;
 }
 
-// Gives everything back when the library is closed.
-__attribute__((destructor)) void close_memory() {
-  if (memory == nullptr) return;
-  munmap(memory->arena, kArenaBytes);
-  munmap(memory->valid, kArenaBytes / kGranule);
-  munmap(memory->cells, kArenaBytes / kCellBytes * sizeof(Cell));
-  munmap(memory->shared_cells, shared_cell_bytes());
-  free(memory->released);
-  free(memory);
-}
-
 size_t rounded(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 
 // Notes that `bytes` bytes from an offset of the arena may be used.
@@ -289,6 +278,17 @@ void *allocate_memory(size_t bytes) {
   set_valid(static_cast<size_t>(start - memory->arena), bytes);
   memset(start, 0xff, bytes);
   return start;
+}
+
+void close_memory() {
+  if (memory == nullptr) return;
+  munmap(memory->arena, kArenaBytes);
+  munmap(memory->valid, kArenaBytes / kGranule);
+  munmap(memory->cells, kArenaBytes / kCellBytes * sizeof(Cell));
+  munmap(memory->shared_cells, shared_cell_bytes());
+  free(memory->released);
+  free(memory);
+  memory = nullptr;
 }
 
 bool free_memory(void *address) {

@@ -78,8 +78,10 @@ extern Block *block;
 // The work of the launch that runs.
 extern const Work *work;
 
-// Runs all blocks of a launch. What goes wrong is kept by `fail`.
+// Runs all blocks of a launch. What goes wrong is kept by `fault`.
 void run_blocks(const Launch &launch);
+// Gives the threads of blocks back; the next launch makes new ones.
+void free_block();
 
 // Ends the thread that runs and with it the launch, printf-like.
 [[noreturn]] void fault(cudaError_t error, const char *format, ...)
@@ -91,6 +93,8 @@ extern char failure_text[512];
 
 // Memory of the device; fresh memory holds no numbers.
 void *allocate_memory(size_t bytes);
+// Gives all of it back; the next allocation finds an empty device.
+void close_memory();
 bool free_memory(void *memory);
 void memory_sizes(size_t *free, size_t *total);
 // Whether bytes belong to one allocation.

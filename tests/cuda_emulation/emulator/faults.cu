@@ -53,6 +53,10 @@ __global__ void mistaken_kernel(Mistake mistake, uint32_t *memory) {
   if (mistake == kTwoBlocks || blockIdx.x == 0) memory[thread] = other;
 }
 
+__global__ void counting_kernel(uint32_t *runs) {
+  if (threadIdx.x == 0) *runs += 1;
+}
+
 }  // namespace
 
 // Runs the kernel; writes what CUDA says, and the first words of its memory.
@@ -73,4 +77,34 @@ extern "C" SKV_API void emulation_run_mistake(uint32_t mistake, uint8_t *text,
   memcpy(words, memory, 4 * sizeof(uint32_t));
   cudaFree(memory);
   cudaStreamDestroy(stream);
+}
+
+// Captures a kernel on a stream beside the one that began, forgets the graph,
+// and launches the kernel there once more. Returns how often it ran.
+extern "C" SKV_API uint32_t emulation_run_after_capture() {
+  cudaStream_t stream, side;
+  cudaEvent_t event;
+  void *memory = nullptr;
+  cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking);
+  cudaEventCreate(&event);
+  cudaMalloc(&memory, sizeof(uint32_t));
+  cudaMemsetAsync(memory, 0, sizeof(uint32_t), stream);
+  auto *runs = static_cast<uint32_t *>(memory);
+  cudaGraph_t graph;
+  cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed);
+  cudaEventRecord(event, stream);
+  cudaStreamWaitEvent(side, event);
+  start_kernel(side, counting_kernel, 1, 32, runs);
+  cudaEventRecord(event, side);
+  cudaStreamWaitEvent(stream, event);
+  cudaStreamEndCapture(stream, &graph);
+  cudaGraphDestroy(graph);
+  start_kernel(side, counting_kernel, 1, 32, runs);
+  const uint32_t count = *runs;
+  cudaFree(memory);
+  cudaEventDestroy(event);
+  cudaStreamDestroy(side);
+  cudaStreamDestroy(stream);
+  return count;
 }

@@ -167,14 +167,14 @@ void allocate_block() {
   for (int i = 0; i < kMostThreads; i++) block->threads[i].stack = stacks[i];
 }
 
-// Gives everything back when the library is closed.
-__attribute__((destructor)) void free_block() {
+}  // namespace
+
+void free_block() {
   if (block == nullptr) return;
   free_stacks(stacks, kMostThreads);
   free(block);
+  block = nullptr;
 }
-
-}  // namespace
 
 void run_blocks(const Launch &launch) {
   if (block == nullptr) allocate_block();

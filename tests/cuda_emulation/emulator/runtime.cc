@@ -20,6 +20,8 @@ struct EmulatedNode {
 
 struct EmulatedGraph {
   std::vector<EmulatedNode> nodes;
+  // The streams that its capture takes in.
+  std::vector<EmulatedStream *> streams;
   // One for what was captured, and one for each graph made of it.
   int owners = 1;
   uint32_t runs = 0;
@@ -83,9 +85,22 @@ struct Device {
   }
 };
 
-Device &device() {
+Device *devices() {
   static Device *const them = new Device[kDevices];
-  return them[current];
+  return them;
+}
+
+Device &device() { return devices()[current]; }
+
+// Gives back what takes up memory of the host once nobody uses a device. That
+// is work of a tenth of a second: when the process ends, destructors must not
+// do it, while other threads may end and use libraries that are closed already.
+void release_unused() {
+  for (int i = 0; i < kDevices; i++) {
+    if (devices()[i].streams > 0) return;
+  }
+  free_block();
+  close_memory();
 }
 
 using Lock = std::lock_guard<std::mutex>;
@@ -124,6 +139,12 @@ void run_graph(EmulatedGraph &graph) {
 
 void release(EmulatedGraph *graph) {
   if (--graph->owners == 0) delete graph;
+}
+
+// From here on, the graph takes what is enqueued.
+void join_capture(EmulatedStream *stream, EmulatedGraph *graph) {
+  stream->capture = graph;
+  graph->streams.push_back(stream);
 }
 
 void add_all(std::vector<size_t> &to, const std::vector<size_t> &from) {
@@ -196,8 +217,7 @@ cudaError_t cudaSetDevice(int device) {
   return failure;
 }
 
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties,
-                                    int device) {
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device) {
   const Lock lock(emulation::mutex());
   *properties = {};
   snprintf(properties->name, sizeof(properties->name), "emulated device");
@@ -334,6 +354,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   const Lock lock(emulation::mutex());
   delete stream;
   if (--emulation::device().streams == 0) failure = cudaSuccess;
+  emulation::release_unused();
   return failure;
 }
 
@@ -343,8 +364,8 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event,
                                 unsigned) {
   const Lock lock(emulation::mutex());
   if (event->capture != nullptr) {
-    if (stream->capture != event->capture) stream->last.clear();
-    stream->capture = event->capture;
+    if (stream->capture == nullptr)
+      emulation::join_capture(stream, event->capture);
     emulation::add_all(stream->last, event->last);
   }
   return failure;
@@ -384,15 +405,13 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin,
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   const Lock lock(emulation::mutex());
-  stream->capture = new EmulatedGraph;
-  stream->last.clear();
+  emulation::join_capture(stream, new EmulatedGraph);
   return failure;
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
   const Lock lock(emulation::mutex());
   *graph = stream->capture;
-  stream->capture = nullptr;
   // Everything has to lead to the end of the stream that began.
   std::vector<bool> joined((*graph)->nodes.size());
   std::vector<size_t> open = stream->last;
@@ -403,7 +422,11 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
     joined[at] = true;
     emulation::add_all(open, (*graph)->nodes[at].after);
   }
-  stream->last.clear();
+  for (EmulatedStream *it : (*graph)->streams) {
+    it->capture = nullptr;
+    it->last.clear();
+  }
+  (*graph)->streams.clear();
   for (const bool it : joined) {
     if (!it) return cudaErrorInvalidValue;
   }

@@ -119,7 +119,8 @@ const MatrixLibrary *library_of(skv_context *context) {
   return context->library.get();
 }
 
-// Launches all calls; waits for each where the context is to check them.
+// Launches all calls; waits for each where the context is to check them. No
+// side stream is left to be joined, whatever fails.
 int32_t launch_calls(skv_program *program) {
   skv_context *context = program->context;
   const bool checks = has_flag(context, SKV_CHECK_EVERY_KERNEL);
@@ -139,6 +140,8 @@ int32_t launch_calls(skv_program *program) {
       error = cudaStreamSynchronize(context->stream);
     }
     if (error != cudaSuccess) {
+      // Nobody joins what this program began: the next one must not either.
+      context->sides.used = context->sides.next = 0;
       char what[64];
       snprintf(what, sizeof(what), "run kernel %s", call.kernel->name);
       return check(context, error, what);

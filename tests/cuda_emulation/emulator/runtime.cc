@@ -287,6 +287,9 @@ const char *cudaGetErrorString(cudaError_t error) {
     case cudaErrorLaunchFailure:
       name = "unspecified launch failure";
       break;
+    case cudaErrorStreamCaptureIsolation:
+      name = "dependency created on uncaptured work in another stream";
+      break;
     default:
       break;
   }
@@ -363,6 +366,10 @@ cudaError_t cudaStreamSynchronize(cudaStream_t) { return failure; }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event,
                                 unsigned) {
   const Lock lock(emulation::mutex());
+  // What is captured can wait for nothing outside its capture.
+  if (stream->capture != nullptr && event->capture != stream->capture) {
+    return cudaErrorStreamCaptureIsolation;
+  }
   if (event->capture != nullptr) {
     if (stream->capture == nullptr)
       emulation::join_capture(stream, event->capture);

@@ -95,6 +95,9 @@ __global__ void __launch_bounds__(kSampleThreads)
       __threadfence();
       last = is_last_block(work);
     }
+    // An exchange does not order memory: what the first lane wrote is seen by
+    // the others from here on.
+    __syncwarp();
     last = __shfl_sync(kAllLanes, last ? 1 : 0, 0) != 0;
     if (!last) return;
     __threadfence();

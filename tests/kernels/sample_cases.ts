@@ -194,6 +194,15 @@ export const sampleCases: readonly KernelCase[] = [
   }),
   many("penalizes repetition", { temperature: 0, repetitionPenalty: 1.5 }),
   many("draws from a large vocabulary", { topP: 0.95 }, { vocabulary: 70_001 }),
+  // Few rows are worth several blocks each, on any device.
+  ...[{ topP: 0.95 }, { temperature: 0 }, { topK: 40 }].map((options) =>
+    sampleCase({
+      name: `takes one id of a large vocabulary, ${JSON.stringify(options)}`,
+      vocabulary: 20_001,
+      step: decodeStep([3]),
+      sequences: [options],
+    })
+  ),
   many("draws from fewer ids than threads", { topK: 3 }, { vocabulary: 9 }),
   sampleCase({
     name: "stops, goes on, is forced, and skips the finished",

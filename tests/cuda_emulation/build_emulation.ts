@@ -43,7 +43,7 @@ export async function emulationMissing(): Promise<string | undefined> {
 
 /**
  * Opens a backend on an emulated device: 0 is like a Hopper, 1 is older and has
- * as little shared memory as any.
+ * as little shared memory as any. There is a third that cannot be opened.
  */
 export async function openEmulation(
   { device = 0, checkEveryKernel = false, ownProducts = true }: {

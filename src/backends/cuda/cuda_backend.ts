@@ -298,8 +298,14 @@ export class CudaBackend implements Backend {
         )
       ));
       const scratch = new BigUint64Array(1);
-      this.#check(this.#symbols.skv_end_record(program, scratch), doing);
+      const status = this.#symbols.skv_end_record(program, scratch);
       const bytes = Number(scratch[0]);
+      this.#check(
+        status,
+        status === Status.outOfMemory
+          ? `${doing}, which works in ${bytes} bytes`
+          : doing,
+      );
       this.#bytes += bytes;
       return new CudaProgram(label, {
         run: (times) => {

@@ -8,6 +8,9 @@ import { BackendUnavailableError } from "../../errors.ts";
 /** Name of the driver's library on Linux. */
 const DRIVER = "libcuda.so.1";
 
+/** What the driver says where every GPU is hidden: `CUDA_ERROR_NO_DEVICE`. */
+const NO_DEVICE = 100;
+
 /** The driver's functions that are needed to ask for its devices. */
 const driverSymbols = {
   // CUresult cuInit(unsigned int flags)
@@ -57,9 +60,9 @@ export function checkDriver(): void {
       driver.symbols.cuDeviceGetCount(count);
     if (status !== 0 || count[0] === 0) {
       throw new BackendUnavailableError("cuda", {
-        reason: status !== 0
-          ? `the NVIDIA driver reports error ${status}`
-          : "the NVIDIA driver finds no GPU",
+        reason: status === 0 || status === NO_DEVICE
+          ? "the NVIDIA driver finds no GPU"
+          : `the NVIDIA driver reports error ${status}`,
         remedy: "check that nvidia-smi lists a GPU or use another backend",
       });
     }

@@ -39,9 +39,11 @@ export class CudaLibrary {
     const missing = (error: unknown) => {
       const why = error instanceof Error ? error.message : String(error);
       return new BackendUnavailableError("cuda", {
-        reason: named === undefined
-          ? "there is no CUDA library of this version in the cache"
-          : `the library that ${named} names cannot be opened: ${why}`,
+        reason: `${
+          named === undefined
+            ? "there is no usable CUDA library of this version in the cache"
+            : `the library that ${named} names cannot be opened`
+        }: ${why.replace(/^(Could not open library: )+/, "")}`,
         remedy: BUILD_REMEDY,
       });
     };

@@ -55,14 +55,18 @@ constexpr int kVersion = 12000;
 constexpr size_t kPlainShared = 48 * 1024;
 constexpr size_t kOwnShared = 256;
 
-// The devices: one like a Hopper, and one that has as little as any.
+// The devices: one like a Hopper, one that has as little as any, and one that
+// there is no code for.
 struct Model {
   int major;
   int minor;
   size_t most_shared;
+  bool runs_kernels;
 };
-constexpr int kDevices = 2;
-constexpr Model kModels[kDevices] = {{9, 0, 227 * 1024}, {8, 6, 99 * 1024}};
+constexpr int kDevices = 3;
+constexpr Model kModels[kDevices] = {{9, 0, 227 * 1024, true},
+                                     {8, 6, 99 * 1024, true},
+                                     {7, 5, 64 * 1024, false}};
 
 // The device that was chosen last. On a real machine each thread chooses its
 // own; tests use one device at a time.
@@ -183,6 +187,7 @@ cudaError_t set_shared_memory(const void *kernel, size_t bytes) {
 
 cudaError_t get_attributes(const void *kernel, cudaFuncAttributes *attributes) {
   const Lock lock(mutex());
+  if (!kModels[current].runs_kernels) return cudaErrorNoKernelImageForDevice;
   attributes->sharedSizeBytes = kOwnShared;
   attributes->maxDynamicSharedSizeBytes =
       static_cast<int>(device().allowed_to(kernel));

@@ -4,10 +4,8 @@
  * @module
  */
 import { join } from "@std/path";
-import { openBackend } from "../backends/open_backend.ts";
-import { halfOf, loadDocuments } from "../evaluate/documents.ts";
+import { halfOf } from "../evaluate/documents.ts";
 import { measureHeadLosses } from "../evaluate/head_losses.ts";
-import { openEvaluationModel } from "../evaluate/model.ts";
 import { selectWindows } from "../evaluate/windows.ts";
 import {
   HEAD_LOSSES_FILE,
@@ -15,16 +13,10 @@ import {
 } from "../model/head_losses_file.ts";
 import type { HeadLosses } from "../policies/allocations/head_losses.ts";
 import { numbers } from "./evaluation_flags.ts";
-import {
-  parseFlags,
-  text,
-  toggle,
-  UsageError,
-  wantsHelp,
-  whole,
-} from "./flags.ts";
+import { inputFlags, openInput } from "./evaluation_input.ts";
+import { parseFlagsOnly, text, toggle, wantsHelp, whole } from "./flags.ts";
 import { helpText } from "./help.ts";
-import { commonFlags, modelFlags, modelFolderOf } from "./model_flags.ts";
+import { commonFlags, modelFolderOf } from "./model_flags.ts";
 import { Progress } from "./progress.ts";
 import { type Command, runCommand } from "./run_command.ts";
 import { print } from "./terminal.ts";
@@ -37,12 +29,6 @@ const TOKENS = 640;
 
 /** Texts where there is no `--texts`. */
 const TEXTS = 4;
-
-const inputFlags = {
-  model: modelFlags.model,
-  backend: modelFlags.backend,
-  documents: text("FILE", "Held-out text: one {source, name, text} a line"),
-} as const;
 
 const sizeFlags = {
   budgets: numbers(
@@ -98,26 +84,12 @@ export const calibrate: Command = async (args, interrupts) => {
     await print(`${help}\n`);
     return 0;
   }
-  const { values, rest } = parseFlags(args, flags);
-  if (rest.length > 0) {
-    throw new UsageError(`Cannot use argument ${rest[0]}: expected flags only`);
-  }
-  const { documents: path, quiet } = values;
-  if (path === undefined) {
-    throw new UsageError("Cannot calibrate without text: expected --documents");
-  }
+  const values = parseFlagsOnly(args, flags);
   const folder = await modelFolderOf(values);
-  const { out = join(folder, HEAD_LOSSES_FILE) } = values;
-  const documents = await loadDocuments(path);
+  const { out = join(folder, HEAD_LOSSES_FILE), quiet } = values;
   const signal = interrupts.next();
-  const { backend } = await openBackend(values.backend ?? "auto");
-  await using _backend = backend;
-  const loading = new Progress("Loading", { enabled: !quiet });
-  using model = await openEvaluationModel(folder, {
-    backend,
-    onProgress: ({ bytes, totalBytes }) => loading.update(bytes, totalBytes),
-    signal,
-  });
+  await using input = await openInput(values, { folder, quiet, signal });
+  const { documents, model } = input;
   const windows = selectWindows(
     documents.filter((document) => halfOf(document) === "tune"),
     model.codec,
@@ -137,7 +109,6 @@ export const calibrate: Command = async (args, interrupts) => {
       signal,
     });
   } finally {
-    await loading.stop();
     await measuring.stop();
   }
   await writeHeadLosses(out, losses);

@@ -7,7 +7,7 @@
 import type { BackendName } from "../backends/backend.ts";
 import { openBackend } from "../backends/open_backend.ts";
 import { BackendUnavailableError } from "../errors.ts";
-import { parseFlags, toggle, UsageError, wantsHelp } from "./flags.ts";
+import { parseFlagsOnly, toggle, wantsHelp } from "./flags.ts";
 import { helpText, wrap } from "./help.ts";
 import { commonFlags } from "./model_flags.ts";
 import { type Command, runCommand } from "./run_command.ts";
@@ -48,10 +48,7 @@ export const doctor: Command = async (args) => {
     await print(`${help}\n`);
     return 0;
   }
-  const { values, rest } = parseFlags(args, flags);
-  if (rest.length > 0) {
-    throw new UsageError(`Cannot use argument ${rest[0]}: expected flags only`);
-  }
+  const values = parseFlagsOnly(args, flags);
   const backends: Diagnosis[] = [];
   // In the order in which `auto` tries them.
   for (const name of ["cuda", "webgpu", "cpu"] as const) {

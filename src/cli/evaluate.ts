@@ -4,31 +4,28 @@
  * @module
  */
 import { basename, join } from "@std/path";
-import { openBackend } from "../backends/open_backend.ts";
-import { loadDocuments } from "../evaluate/documents.ts";
-import { openEvaluationModel } from "../evaluate/model.ts";
 import { openResults, type ResultRow } from "../evaluate/results.ts";
 import { renderReport } from "../evaluate/report/report.ts";
 import { summarize } from "../evaluate/report/summary.ts";
 import { runPlan } from "../evaluate/run.ts";
 import { EvaluationProgress } from "./evaluation_progress.ts";
 import { evaluationFlags, sizeFlags } from "./evaluation_flags.ts";
+import { inputFlags, openInput } from "./evaluation_input.ts";
 import { planOf } from "./evaluation_plan.ts";
-import { parseFlags, text, toggle, UsageError, wantsHelp } from "./flags.ts";
+import {
+  parseFlagsOnly,
+  text,
+  toggle,
+  UsageError,
+  wantsHelp,
+} from "./flags.ts";
 import { helpText } from "./help.ts";
-import { commonFlags, modelFlags, modelFolderOf } from "./model_flags.ts";
-import { Progress } from "./progress.ts";
+import { commonFlags, modelFolderOf } from "./model_flags.ts";
 import { type Command, runCommand } from "./run_command.ts";
 import { faint, print, printError } from "./terminal.ts";
 
 /** Folder that results go to where there is no `--out`. */
 const DEFAULT_OUT = "evaluation";
-
-const inputFlags = {
-  model: modelFlags.model,
-  backend: modelFlags.backend,
-  documents: text("FILE", "Held-out text: one {source, name, text} a line"),
-} as const;
 
 const outputFlags = {
   out: text("FOLDER", `Where results go (default: ${DEFAULT_OUT})`),
@@ -71,27 +68,14 @@ export const evaluate: Command = async (args, interrupts) => {
     await print(`${help}\n`);
     return 0;
   }
-  const { values, rest } = parseFlags(args, flags);
-  if (rest.length > 0) {
-    throw new UsageError(`Cannot use argument ${rest[0]}: expected flags only`);
-  }
-  if (values.documents === undefined) {
-    throw new UsageError("Cannot evaluate without text: expected --documents");
-  }
+  const values = parseFlagsOnly(args, flags);
   const folder = await modelFolderOf(values);
   const plan = await planOf(values, folder);
-  const { out = DEFAULT_OUT, resume, quiet, documents: path } = values;
-  const documents = await loadDocuments(path);
-  const file = await prepareFolder(out, resume);
+  const { out = DEFAULT_OUT, resume, quiet } = values;
   const signal = interrupts.next();
-  const { backend } = await openBackend(values.backend ?? "auto");
-  await using _backend = backend;
-  const loading = new Progress("Loading", { enabled: !quiet });
-  using model = await openEvaluationModel(folder, {
-    backend,
-    onProgress: ({ bytes, totalBytes }) => loading.update(bytes, totalBytes),
-    signal,
-  });
+  await using input = await openInput(values, { folder, quiet, signal });
+  const { documents, model } = input;
+  const results = await prepareFolder(out, resume);
   const progress = new EvaluationProgress({ enabled: !quiet });
   let rows: ResultRow[];
   try {
@@ -99,7 +83,7 @@ export const evaluate: Command = async (args, interrupts) => {
       model,
       documents,
       plan,
-      results: await openResults(file),
+      results: await openResults(results),
       onProgress: (at) => progress.update(at),
       signal,
     });
@@ -109,7 +93,6 @@ export const evaluate: Command = async (args, interrupts) => {
     }
     throw error;
   } finally {
-    await loading.stop();
     await progress.stop();
   }
   const summary = summarize(rows);
@@ -122,8 +105,8 @@ export const evaluate: Command = async (args, interrupts) => {
     report,
     renderReport(summary, {
       facts: [
-        ["Device", backend.description],
-        ["Documents", `${basename(path)}, ${halfName(plan.half)}`],
+        ["Device", model.backend.description],
+        ["Documents", `${basename(input.file)}, ${halfName(plan.half)}`],
         ["Seeds", plan.seeds.join(", ")],
         ["Chunk, streaming", `${plan.chunk} tokens`],
       ],

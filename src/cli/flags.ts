@@ -177,6 +177,22 @@ export function parseFlags<F extends Flags>(
   };
 }
 
+/**
+ * Reads a command line of flags only.
+ *
+ * @returns The values of all flags.
+ * @throws {UsageError} If {@linkcode parseFlags} does, or something is not a
+ * flag.
+ */
+export function parseFlagsOnly<F extends Flags>(
+  args: readonly string[],
+  flags: F,
+): Values<F> {
+  const { values, rest } = parseFlags(args, flags);
+  if (rest.length === 0) return values;
+  throw new UsageError(`Cannot use argument ${rest[0]}: expected flags only`);
+}
+
 function missingValue(name: string): string {
   return `Cannot use --${name} without a value: expected --${name}=…`;
 }

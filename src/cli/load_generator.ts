@@ -6,7 +6,7 @@
 import { Generator } from "../generate/generator.ts";
 import type { Values } from "./flags.ts";
 import { type modelFlags, modelFolderOf, policyOf } from "./model_flags.ts";
-import { Progress } from "./progress.ts";
+import { LoadingProgress } from "./progress.ts";
 import { faint, printError } from "./terminal.ts";
 import { describeSkipped } from "./unavailable.ts";
 
@@ -17,18 +17,13 @@ export async function loadGenerator(
 ): Promise<Generator> {
   const folder = await modelFolderOf(values);
   const cache = await policyOf(values);
-  const progress = new Progress("Loading", { enabled: !quiet });
+  const progress = new LoadingProgress({ enabled: !quiet });
   let generator: Generator;
   try {
     generator = await Generator.load(folder, {
       cache,
       backend: values.backend ?? "auto",
-      // The files are read twice: once to check them, once to upload them.
-      onProgress: ({ stage, bytes, totalBytes }) =>
-        progress.update(
-          stage === "check" ? bytes : totalBytes + bytes,
-          2 * totalBytes,
-        ),
+      onProgress: progress.onProgress,
       signal,
     });
   } finally {

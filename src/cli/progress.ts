@@ -4,6 +4,7 @@
  * @module
  */
 import { ProgressBar } from "@std/cli/unstable-progress-bar";
+import type { LoadProgress } from "../model/weights.ts";
 
 /** Milliseconds that something may take before a bar appears. */
 const PATIENCE = 300;
@@ -42,4 +43,21 @@ export class Progress {
     await this.#bar?.stop();
     this.#bar = undefined;
   }
+}
+
+/** Progress of loading a model. */
+export class LoadingProgress extends Progress {
+  /** Constructs a new instance; it prints nothing yet. */
+  constructor(options: { enabled: boolean }) {
+    super("Loading", options);
+  }
+
+  /** Notes how far loading is. */
+  readonly onProgress = ({ stage, bytes, totalBytes }: LoadProgress): void => {
+    // The files are read twice: once to check them, once to upload them.
+    this.update(
+      stage === "check" ? bytes : totalBytes + bytes,
+      2 * totalBytes,
+    );
+  };
 }

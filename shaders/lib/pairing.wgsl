@@ -1,4 +1,28 @@
-// Pairing candidates up by the proposals that `search` left.
+// Pairing candidates up: who may pair, and which of the proposals that
+// `find_targets` left are taken.
+
+// Lists what may pair up, if the head is over its budget.
+@compute @workgroup_size(THREADS)
+fn list_pairs(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let excess = count_excess(thread);
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    let is_listed = excess > 0u && is_held(c) && may_go(c);
+    work[work_at(WORK_FLAGS, c)] =
+      select(0u, FLAG_LISTED | FLAG_TARGET, is_listed);
+  }
+  storageBarrier();
+  make_list(thread);
+  list_targets(thread);
+  if (thread == 0u) {
+    atomicStore(&counters[kv_head * COUNTERS + COUNT_EXCESS], excess);
+  }
+}
 
 fn mark_at(section: u32, candidate: u32) -> u32 {
   return (section * KV_HEADS + kv_head) * params.candidates + candidate;
@@ -84,4 +108,50 @@ fn accept_pairs(thread: u32, listed: u32) -> u32 {
     }
   }
   return accepted;
+}
+
+// Takes the best pairs, as many as the head is over its budget, and lists the
+// ends that go.
+@compute @workgroup_size(THREADS)
+fn pair(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let listed = read_counter(thread, COUNT_LISTED);
+  let excess = read_counter(thread, COUNT_EXCESS);
+  let accepted = accept_pairs(thread, listed);
+  var last = vec2(0xffffffffu);
+  if (accepted > excess) {
+    last = select_rank(thread, FLAG_ACCEPTED, excess);
+  }
+  storageBarrier();
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    let flags = work[work_at(WORK_FLAGS, c)];
+    work[work_at(WORK_FLAGS, c)] = flags & FLAG_ACCEPTED;
+  }
+  storageBarrier();
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    let flags = work[work_at(WORK_FLAGS, c)];
+    if ((flags & FLAG_ACCEPTED) == 0u || !is_within(c, last)) {
+      continue;
+    }
+    let choice = work[work_at(WORK_CHOICE, c)];
+    let mine = slot_of(c);
+    let other = slot_of(choice);
+    let is_lower = is_before(
+      Ranked(rank_of(score_of(c), mine), position_of(mine), mine),
+      Ranked(rank_of(score_of(choice), other), position_of(other), other),
+    );
+    let goes = select(choice, c, is_lower);
+    work[work_at(WORK_CHOICE, goes)] = select(c, choice, is_lower);
+    work[work_at(WORK_NEXT, goes)] = NO_SLOT;
+    work[work_at(WORK_FLAGS, goes)] |= FLAG_LISTED | FLAG_LEADER;
+  }
+  storageBarrier();
+  make_list(thread);
 }

@@ -83,6 +83,9 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "search",
     "pair_step",
     "segment_step",
+    "observe_step",
+    "merge_one",
+    "evict_one",
   ],
   prefill_attend: [
     "half",
@@ -132,12 +135,17 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
     "query_statistics",
     "expected_attention",
     "ratings",
+    "find_targets",
     "pairing",
+    "merge_sets",
+    "segment_rounds",
+    "choose_victims",
+    "merge_victims",
     "pass_values",
     "runs",
-    "segment_rounds",
+    "settle_chunk",
   ],
-  sample: ["step_words", "reduce", "ordered_bits"],
+  sample: ["step_words", "reduce", "ordered_bits", "draw_id"],
 };
 
 /**

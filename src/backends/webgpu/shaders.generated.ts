@@ -39,8 +39,9 @@ export const shaders: Readonly<Record<string, string>> = {
 //   pass_values     adds them, one by one
 // and at the end:
 //   settle          frees what is dropped, fills free slots, updates the head
-// A single workgroup per head could do it all in one dispatch, but the searches
-// are the work, quadratic in the candidates, and must fill the device.
+// \`survey\` is here, the others are in \`lib\`. A single workgroup per head could do
+// it all in one dispatch, but the searches are the work, quadratic in the
+// candidates, and must fill the device.
 //
 // Nothing depends on the order in which workgroups run: choices are by key and
 // position, sets are disjoint, and sums are taken in the order of candidates.
@@ -107,422 +108,6 @@ fn survey(
       let at = kv_head * COUNTERS + COUNT_SPREAD;
       atomicStore(&counters[at], bitcast<u32>(spread));
     }
-  }
-}
-
-// Lists what may pair up, if the head is over its budget.
-@compute @workgroup_size(THREADS)
-fn list_pairs(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) thread: u32,
-) {
-  if (!begin(group.x)) {
-    return;
-  }
-  let excess = count_excess(thread);
-  for (var c = thread; c < params.candidates; c += THREADS) {
-    let is_listed = excess > 0u && is_held(c) && may_go(c);
-    work[work_at(WORK_FLAGS, c)] =
-      select(0u, FLAG_LISTED | FLAG_TARGET, is_listed);
-  }
-  storageBarrier();
-  make_list(thread);
-  list_targets(thread);
-  if (thread == 0u) {
-    atomicStore(&counters[kv_head * COUNTERS + COUNT_EXCESS], excess);
-  }
-}
-
-// For each listed candidate, the target that it is merged into, if there is
-// one. A workgroup compares a tile of candidates with all targets.
-@compute @workgroup_size(THREADS)
-fn find_targets(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) thread: u32,
-) {
-  if (!begin(group.y)) {
-    return;
-  }
-  let first = group.x * PROPOSERS;
-  let listed = read_counter(thread, COUNT_LISTED);
-  if (first >= listed) {
-    return;
-  }
-  let targets = read_counter(thread, COUNT_TARGETS);
-  let spread = bitcast<f32>(read_counter(thread, COUNT_SPREAD));
-  search(thread, first, min(PROPOSERS, listed - first), targets, pair_scale(spread));
-}
-
-fn proposer_at(i: u32) -> u32 {
-  return work[work_at(WORK_LIST, i)];
-}
-
-fn target_at(t: u32) -> u32 {
-  return work[work_at(WORK_TARGETS, t)];
-}
-
-fn is_open_to(i: u32, t: u32) -> bool {
-  return true;
-}
-
-fn propose(i: u32, best: Ranked) {
-  let candidate = proposer_at(i);
-  // A moving threshold is only known once all victims have a target.
-  let is_close = MERGE != MERGE_VOTES || -best.key > THRESHOLD;
-  work[work_at(WORK_KEY, candidate)] = ordered(best.key);
-  work[work_at(WORK_CHOICE, candidate)] =
-    select(NO_SLOT, best.slot, best.slot != NO_SLOT && is_close);
-}
-
-// Takes the best pairs, as many as the head is over its budget, and lists the
-// ends that go.
-@compute @workgroup_size(THREADS)
-fn pair(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) thread: u32,
-) {
-  if (!begin(group.x)) {
-    return;
-  }
-  let listed = read_counter(thread, COUNT_LISTED);
-  let excess = read_counter(thread, COUNT_EXCESS);
-  let accepted = accept_pairs(thread, listed);
-  var last = vec2(0xffffffffu);
-  if (accepted > excess) {
-    last = select_rank(thread, FLAG_ACCEPTED, excess);
-  }
-  storageBarrier();
-  for (var i = thread; i < listed; i += THREADS) {
-    let c = work[work_at(WORK_LIST, i)];
-    let flags = work[work_at(WORK_FLAGS, c)];
-    work[work_at(WORK_FLAGS, c)] = flags & FLAG_ACCEPTED;
-  }
-  storageBarrier();
-  for (var i = thread; i < listed; i += THREADS) {
-    let c = work[work_at(WORK_LIST, i)];
-    let flags = work[work_at(WORK_FLAGS, c)];
-    if ((flags & FLAG_ACCEPTED) == 0u || !is_within(c, last)) {
-      continue;
-    }
-    let choice = work[work_at(WORK_CHOICE, c)];
-    let mine = slot_of(c);
-    let other = slot_of(choice);
-    let is_lower = is_before(
-      Ranked(rank_of(score_of(c), mine), position_of(mine), mine),
-      Ranked(rank_of(score_of(choice), other), position_of(other), other),
-    );
-    let goes = select(choice, c, is_lower);
-    work[work_at(WORK_CHOICE, goes)] = select(c, choice, is_lower);
-    work[work_at(WORK_NEXT, goes)] = NO_SLOT;
-    work[work_at(WORK_FLAGS, goes)] |= FLAG_LISTED | FLAG_LEADER;
-  }
-  storageBarrier();
-  make_list(thread);
-}
-
-// The slot after \`slot\` in its chain: see \`lib/merge_slots.wgsl\`.
-fn next_member(slot: u32) -> u32 {
-  var candidate = slot - table[head + HEAD_OFFSET];
-  if ((slot & STAGED) != 0u) {
-    candidate = params.max_capacity + (slot ^ STAGED) -
-      kv_head * params.stage_rows;
-  }
-  let next = work[work_at(WORK_NEXT, candidate)];
-  if (next == NO_SLOT) {
-    return NO_SLOT;
-  }
-  return slot_of(next);
-}
-
-// Merges listed candidates into the ones they chose. A workgroup takes whole
-// sets, so no two touch the same slot.
-@compute @workgroup_size(THREADS)
-fn merge(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) thread: u32,
-) {
-  if (!begin(group.y)) {
-    return;
-  }
-  merge_vector = (step_words[CHUNK_ROWS] - 1u) * HEADS + kv_head * GROUP;
-  let listed = read_counter(thread, COUNT_LISTED);
-  for (var i = group.x; i < listed; i += params.merge_groups) {
-    if (thread == 0u) {
-      let c = work[work_at(WORK_LIST, i)];
-      let is_leader = (work[work_at(WORK_FLAGS, c)] & FLAG_LEADER) != 0u;
-      shared_words[1] = c;
-      shared_words[2] = NO_SLOT;
-      if (is_leader) {
-        shared_words[2] = work[work_at(WORK_CHOICE, c)];
-      }
-    }
-    let goes = workgroupUniformLoad(&shared_words[1]);
-    let stays = workgroupUniformLoad(&shared_words[2]);
-    if (stays == NO_SLOT) {
-      continue;
-    }
-    let first = slot_of(goes);
-    var merged = Merged(0u, 0u, 0.0);
-    if (MERGE == MERGE_COSINE) {
-      merged.count = blend_slots(thread, slot_of(stays), first);
-    } else if (MERGE == MERGE_SEGMENTS) {
-      merged.count = merge_segment(thread, slot_of(stays), first);
-    } else {
-      merged = merge_slots(thread, slot_of(stays), first);
-    }
-    storageBarrier();
-    if (thread == 0u) {
-      var slot = first;
-      while (slot != NO_SLOT) {
-        free_slot(slot);
-        slot = next_member(slot);
-      }
-      let at = work_at(WORK_DIVERGENCE, stays);
-      work[at] =
-        bitcast<u32>(bitcast<f32>(work[at]) + merged.divergence);
-      let counts = kv_head * COUNTERS;
-      atomicAdd(&counters[counts + COUNT_MERGED], merged.count);
-      atomicAdd(&counters[counts + COUNT_GUARDED], merged.guarded);
-    }
-  }
-}
-
-// Leaves of the listed candidates those that do not stay by their scores alone,
-// with their ranks as keys.
-fn contest(thread: u32, evictable: u32, victims: u32) {
-  keep_lowest(thread, evictable - first_stage(evictable - victims));
-  for (var c = thread; c < params.candidates; c += THREADS) {
-    if (work[work_at(WORK_FLAGS, c)] == FLAG_LISTED) {
-      let slot = slot_of(c);
-      work[work_at(WORK_KEY, c)] = ordered(rank_of(score_of(c), slot));
-    }
-  }
-  storageBarrier();
-}
-
-// Lists the slots with the lowest ranks, as many as the head is over its
-// budget, and marks those that they may be merged into.
-@compute @workgroup_size(THREADS)
-fn select_victims(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) thread: u32,
-) {
-  if (!begin(group.x)) {
-    return;
-  }
-  let excess = count_excess(thread);
-  let evictable = list_evictable(thread);
-  let victims = min(excess, evictable);
-  if (COUNT_VALUES && victims > 0u) {
-    contest(thread, evictable, victims);
-  }
-  var last = vec2<u32>();
-  if (victims > 0u) {
-    last = select_rank(thread, FLAG_LISTED, victims);
-  }
-  for (var c = thread; c < params.candidates; c += THREADS) {
-    let is_listed = work[work_at(WORK_FLAGS, c)] == FLAG_LISTED;
-    var flags = 0u;
-    work[work_at(WORK_NEXT, c)] = NO_SLOT;
-    if (victims > 0u && is_listed && is_within(c, last)) {
-      flags = FLAG_LISTED;
-      work[work_at(WORK_CHOICE, c)] = NO_SLOT;
-    } else if (is_held(c) && takes_victims(c)) {
-      flags = FLAG_TARGET;
-    }
-    work[work_at(WORK_FLAGS, c)] = flags;
-  }
-  storageBarrier();
-  make_list(thread);
-  if (MERGE == MERGE_VOTES || MERGE == MERGE_PAIR || MERGE == MERGE_COSINE) {
-    list_targets(thread);
-  }
-}
-
-// Whether victims may be merged into a candidate that stays.
-fn takes_victims(candidate: u32) -> bool {
-  if (MERGE == MERGE_PAIR) {
-    return may_go(candidate);
-  }
-  return position_of(slot_of(candidate)) >= SINKS;
-}
-
-// Chains victims with the same target in the order of the list.
-@compute @workgroup_size(THREADS)
-fn link(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) thread: u32,
-) {
-  if (!begin(group.x)) {
-    return;
-  }
-  let listed = read_counter(thread, COUNT_LISTED);
-  if (MERGE == MERGE_COSINE) {
-    move_threshold(thread, listed);
-  }
-  for (var i = thread; i < listed; i += THREADS) {
-    let c = work[work_at(WORK_LIST, i)];
-    let choice = work[work_at(WORK_CHOICE, c)];
-    if (choice == NO_SLOT) {
-      continue;
-    }
-    var is_leader = true;
-    var next = NO_SLOT;
-    for (var k = 0u; k < listed; k++) {
-      let other = work[work_at(WORK_LIST, k)];
-      if (k == i || work[work_at(WORK_CHOICE, other)] != choice) {
-        continue;
-      }
-      if (k < i) {
-        is_leader = false;
-      } else {
-        next = other;
-        break;
-      }
-    }
-    work[work_at(WORK_NEXT, c)] = next;
-    if (is_leader) {
-      work[work_at(WORK_FLAGS, c)] |= FLAG_LEADER;
-    }
-  }
-}
-
-// Moves the threshold of the head and takes their targets from those victims
-// that are not similar enough.
-fn move_threshold(thread: u32, listed: u32) {
-  var cosines = 0.0;
-  var count = 0u;
-  for (var i = thread; i < listed; i += THREADS) {
-    let c = work[work_at(WORK_LIST, i)];
-    if (work[work_at(WORK_CHOICE, c)] != NO_SLOT) {
-      cosines -= unordered(work[work_at(WORK_KEY, c)]);
-      count += 1u;
-    }
-  }
-  cosines = sum_floats(thread, cosines);
-  count = sum_words(thread, count);
-  if (count == 0u) {
-    return;
-  }
-  let past = bitcast<f32>(uniform_word(thread, table[head + HEAD_THRESHOLD]));
-  let threshold = next_threshold(past, cosines / f32(count));
-  for (var i = thread; i < listed; i += THREADS) {
-    let c = work[work_at(WORK_LIST, i)];
-    if (-unordered(work[work_at(WORK_KEY, c)]) < threshold) {
-      work[work_at(WORK_CHOICE, c)] = NO_SLOT;
-    }
-  }
-  if (thread == 0u) {
-    table[head + HEAD_THRESHOLD] = bitcast<u32>(threshold);
-  }
-  storageBarrier();
-}
-
-// Frees what is dropped and moves the staged rows that are left, in order,
-// into free slots, in order.
-@compute @workgroup_size(THREADS)
-fn settle(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) thread: u32,
-) {
-  if (!begin(group.x)) {
-    return;
-  }
-  // What is listed and chose no target is dropped.
-  let listed = read_counter(thread, COUNT_LISTED);
-  var dropped = 0u;
-  var dropped_tokens = 0u;
-  for (var i = thread; i < listed; i += THREADS) {
-    let c = work[work_at(WORK_LIST, i)];
-    if (work[work_at(WORK_CHOICE, c)] == NO_SLOT) {
-      dropped += 1u;
-      dropped_tokens += tokens_of(slot_of(c));
-      free_slot(slot_of(c));
-    }
-  }
-  var divergence = 0.0;
-  for (var c = thread; c < params.candidates; c += THREADS) {
-    divergence += bitcast<f32>(work[work_at(WORK_DIVERGENCE, c)]);
-  }
-  dropped = sum_words(thread, dropped);
-  dropped_tokens = sum_words(thread, dropped_tokens);
-  divergence = sum_floats(thread, divergence);
-  storageBarrier();
-
-  // Staged rows that are left, in order: WORK_LIST from now on.
-  let rows = step_words[CHUNK_ROWS];
-  var left = 0u;
-  for (var first = 0u; first < rows; first += THREADS) {
-    let c = params.max_capacity + first + thread;
-    let is_left = select(0u, 1u, first + thread < rows && is_held(c));
-    let place = prefix_sum(thread, is_left);
-    if (is_left != 0u) {
-      work[work_at(WORK_LIST, left + place - 1u)] = c;
-    }
-    left += sum_words(thread, is_left);
-  }
-  // As many free slots, in order: WORK_NEXT.
-  let capacity = uniform_word(thread, table[head + HEAD_CAPACITY]);
-  var found = 0u;
-  for (var first = 0u; first < capacity && found < left; first += THREADS) {
-    let c = first + thread;
-    let is_free =
-      select(0u, 1u, c < capacity && tokens_of(slot_of(c)) == 0u);
-    let place = found + prefix_sum(thread, is_free);
-    if (is_free != 0u && place <= left) {
-      work[work_at(WORK_NEXT, place - 1u)] = c;
-    }
-    found += sum_words(thread, is_free);
-  }
-  storageBarrier();
-  let moved = min(left, found);
-  let half = HEAD_DIM / 2u;
-  for (var i = thread; i < moved * half; i += THREADS) {
-    let from_slot = slot_of(work[work_at(WORK_LIST, i / half)]);
-    let to_slot = slot_of(work[work_at(WORK_NEXT, i / half)]);
-    set_key_word(to_slot, i % half, key_word(from_slot, i % half));
-    set_value_word(to_slot, i % half, value_word(from_slot, i % half));
-  }
-  for (var i = thread; i < moved; i += THREADS) {
-    let from_slot = slot_of(work[work_at(WORK_LIST, i)]);
-    let to_slot = slot_of(work[work_at(WORK_NEXT, i)]);
-    for (var field = 0u; field < FIELD_BIAS + LANES; field++) {
-      set_side_word(to_slot, field, side_word(from_slot, field));
-    }
-  }
-  var high = uniform_word(thread, table[head + HEAD_HIGH]);
-  if (moved > 0u) {
-    let last = uniform_word(thread, work[work_at(WORK_NEXT, moved - 1u)]);
-    high = max(high, last + 1u);
-  }
-  storageBarrier();
-
-  var live = 0u;
-  var free = high;
-  for (var c = thread; c < high; c += THREADS) {
-    if (PARTNERS) {
-      set_side_word(slot_of(c), partner_field(), 0u);
-    }
-    if (tokens_of(slot_of(c)) == 0u) {
-      free = min(free, c);
-    } else {
-      live += 1u;
-    }
-  }
-  live = sum_words(thread, live);
-  free = min_words(thread, free);
-  if (thread == 0u) {
-    let counts = kv_head * COUNTERS;
-    table[head + HEAD_LIVE] = live;
-    table[head + HEAD_NEXT] = free;
-    table[head + HEAD_HIGH] = high;
-    table[head + HEAD_MERGED] += atomicLoad(&counters[counts + COUNT_MERGED]);
-    table[head + HEAD_GUARDED] += atomicLoad(&counters[counts + COUNT_GUARDED]);
-    table[head + HEAD_DROPPED] += dropped;
-    table[head + HEAD_DROPPED_TOKENS] += dropped_tokens;
-    table[head + HEAD_DIVERGENCE] = bitcast<u32>(
-      bitcast<f32>(table[head + HEAD_DIVERGENCE]) + divergence,
-    );
   }
 }
 `,
@@ -1067,6 +652,263 @@ fn ranked_position(candidate: u32) -> u32 {
   return position_of(slot_of(candidate));
 }
 `,
+  "lib/choose_victims.wgsl": `// Who goes when a chunk is compressed, and who may take them.
+
+// Leaves of the listed candidates those that do not stay by their scores alone,
+// with their ranks as keys.
+fn contest(thread: u32, evictable: u32, victims: u32) {
+  keep_lowest(thread, evictable - first_stage(evictable - victims));
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    if (work[work_at(WORK_FLAGS, c)] == FLAG_LISTED) {
+      let slot = slot_of(c);
+      work[work_at(WORK_KEY, c)] = ordered(rank_of(score_of(c), slot));
+    }
+  }
+  storageBarrier();
+}
+
+// Lists the slots with the lowest ranks, as many as the head is over its
+// budget, and marks those that they may be merged into.
+@compute @workgroup_size(THREADS)
+fn select_victims(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let excess = count_excess(thread);
+  let evictable = list_evictable(thread);
+  let victims = min(excess, evictable);
+  if (COUNT_VALUES && victims > 0u) {
+    contest(thread, evictable, victims);
+  }
+  var last = vec2<u32>();
+  if (victims > 0u) {
+    last = select_rank(thread, FLAG_LISTED, victims);
+  }
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    let is_listed = work[work_at(WORK_FLAGS, c)] == FLAG_LISTED;
+    var flags = 0u;
+    work[work_at(WORK_NEXT, c)] = NO_SLOT;
+    if (victims > 0u && is_listed && is_within(c, last)) {
+      flags = FLAG_LISTED;
+      work[work_at(WORK_CHOICE, c)] = NO_SLOT;
+    } else if (is_held(c) && takes_victims(c)) {
+      flags = FLAG_TARGET;
+    }
+    work[work_at(WORK_FLAGS, c)] = flags;
+  }
+  storageBarrier();
+  make_list(thread);
+  if (MERGE == MERGE_VOTES || MERGE == MERGE_PAIR || MERGE == MERGE_COSINE) {
+    list_targets(thread);
+  }
+}
+
+// Whether victims may be merged into a candidate that stays.
+fn takes_victims(candidate: u32) -> bool {
+  if (MERGE == MERGE_PAIR) {
+    return may_go(candidate);
+  }
+  return position_of(slot_of(candidate)) >= SINKS;
+}
+`,
+  "lib/draw_id.wgsl": `// Drawing one of the ids that are left, by running sums in the order of ids.
+//
+// A kernel defines
+//   weight_of(id, threshold)  the weight of an id, 0 below the threshold
+
+var<workgroup> segment_sums: array<f32, THREADS>;
+
+struct Segment {
+  first: u32,
+  end: u32,
+  left: f32,
+}
+
+// Splits the ids \`first .. end\` into a segment per thread, and finds the one in
+// which the running sum of weights passes \`left\`: the last segment with any
+// weight, if none does. With a negative \`left\` it passes \`share\` of the whole.
+fn find_segment(
+  thread: u32,
+  within: Segment,
+  threshold: u32,
+  share: f32,
+) -> Segment {
+  let size = (within.end - within.first + THREADS - 1u) / THREADS;
+  let first = min(within.end, within.first + thread * size);
+  let end = min(within.end, first + size);
+  var sum = 0.0;
+  for (var id = first; id < end; id++) {
+    sum += weight_of(id, threshold);
+  }
+  workgroupBarrier();
+  segment_sums[thread] = sum;
+  workgroupBarrier();
+  if (thread == 0u) {
+    var left = within.left;
+    if (left < 0.0) {
+      left = 0.0;
+      for (var i = 0u; i < THREADS; i++) {
+        left += segment_sums[i];
+      }
+      left *= share;
+    }
+    var found = 0u;
+    var inside = left;
+    for (var i = 0u; i < THREADS; i++) {
+      if (segment_sums[i] > 0.0) {
+        found = i;
+        inside = left;
+        left -= segment_sums[i];
+        if (left < 0.0) {
+          break;
+        }
+      }
+    }
+    shared_words[0] = found;
+    shared_floats[0] = inside;
+  }
+  let found = workgroupUniformLoad(&shared_words[0]);
+  let inside = workgroupUniformLoad(&shared_floats[0]);
+  let start = min(within.end, within.first + found * size);
+  return Segment(start, min(within.end, start + size), inside);
+}
+
+// Draws an id at or above a threshold.
+fn draw(thread: u32, threshold: u32, uniform_number: f32) -> u32 {
+  let all = Segment(0u, params.vocabulary, -1.0);
+  let coarse = find_segment(thread, all, threshold, uniform_number);
+  let fine = find_segment(thread, coarse, threshold, 0.0);
+  var chosen = fine.first;
+  var left = fine.left;
+  for (var id = fine.first; id < fine.end; id++) {
+    let weight = weight_of(id, threshold);
+    if (weight > 0.0) {
+      chosen = id;
+      left -= weight;
+      if (left < 0.0) {
+        break;
+      }
+    }
+  }
+  return chosen;
+}
+
+// A number in [0, 1) with 24 random bits, by the PCG output permutation.
+fn random_uniform(seed_low: u32, seed_high: u32, counter: u32) -> f32 {
+  let bits = permute(counter + permute(seed_low + permute(seed_high)));
+  return f32(bits >> 8u) / 16777216.0;
+}
+
+fn permute(value: u32) -> u32 {
+  let mixed = value * 747796405u + 2891336453u;
+  let word = ((mixed >> ((mixed >> 28u) + 4u)) ^ mixed) * 277803737u;
+  return (word >> 22u) ^ word;
+}
+`,
+  "lib/evict_one.wgsl": `// The end of a decode step: the slot that goes, if one has to.
+
+// Takes the head down to its budget and updates its words.
+fn evict(thread: u32) {
+  let kv_head = own_kv_head;
+  let offset = own_offset;
+  let high = own_high;
+  var live = 0u;
+  var free = high;
+  for (var i = thread; i < high; i += THREADS) {
+    if (tokens_of(offset + i) == 0u) {
+      free = min(free, i);
+    } else {
+      live += 1u;
+    }
+  }
+  live = sum_words(thread, live);
+  free = min_words(thread, free);
+  let head = head_at(sequence_of(own_row), kv_head);
+  if (thread == 0u) {
+    table[head + HEAD_LIVE] = live;
+    table[head + HEAD_NEXT] = free;
+    table[head + HEAD_HIGH] = high;
+  }
+  storageBarrier();
+  let budget = workgroupUniformLoad(&head_words[HEAD_BUDGET]);
+  if (MERGE == MERGE_PAIR) {
+    list_pairs(thread, select(0u, high, live > budget));
+    return;
+  }
+  if (MERGE != MERGE_NEVER && live > budget) {
+    var pair = vec2(NO_SLOT);
+    if (MERGE == MERGE_SEGMENTS) {
+      pair = closest_link(thread);
+    }
+    var victim = pair.y;
+    if (victim == NO_SLOT) {
+      victim = choose_victim(thread);
+    }
+    if (victim != NO_SLOT) {
+      var merged = Merged(0u, 0u, 0.0);
+      if (MERGE == MERGE_SEGMENTS && pair.y != NO_SLOT) {
+        merged.count = merge_segment(thread, pair.x, victim);
+      }
+      if (MERGE == MERGE_VOTES) {
+        let chosen = nearest(thread, victim, offset, high);
+        if (chosen.slot != NO_SLOT && -chosen.key > THRESHOLD) {
+          merge_vector = query_vector(own_row * GROUP, kv_head);
+          merged = merge_slots(thread, chosen.slot, victim);
+        }
+      }
+      if (MERGE == MERGE_COSINE) {
+        let chosen = nearest(thread, victim, offset, high);
+        let past = bitcast<f32>(head_words[HEAD_THRESHOLD]);
+        let threshold = next_threshold(past, -chosen.key);
+        if (chosen.slot != NO_SLOT) {
+          if (thread == 0u) {
+            table[head + HEAD_THRESHOLD] = bitcast<u32>(threshold);
+          }
+          if (-chosen.key >= threshold) {
+            merged.count = blend_slots(thread, chosen.slot, victim);
+          }
+        }
+      }
+      if (MERGE == MERGE_NEXT_VALUES) {
+        let taker = pass_on(thread, victim - offset, high, kv_head);
+        merged.count = select(1u, 0u, taker == NO_SLOT);
+      }
+      if (MERGE == MERGE_RIGHT_NEIGHBOUR) {
+        let kept = right_neighbour(thread, victim, offset, high);
+        if (kept != NO_SLOT) {
+          merged.count =
+            merge_value(thread, own_row, kv_head, kept, victim, offset);
+        }
+      }
+      workgroupBarrier();
+      remove(thread, head, victim, merged);
+    }
+  }
+}
+
+// Frees the slot that goes, and counts what became of it.
+fn remove(thread: u32, head: u32, victim: u32, merged: Merged) {
+  if (thread != 0u) {
+    return;
+  }
+  if (merged.count == 0u) {
+    table[head + HEAD_DROPPED] += 1u;
+    table[head + HEAD_DROPPED_TOKENS] += tokens_of(victim);
+  }
+  free_slot(victim);
+  let index = victim - table[head + HEAD_OFFSET];
+  table[head + HEAD_LIVE] -= 1u;
+  table[head + HEAD_NEXT] = min(table[head + HEAD_NEXT], index);
+  table[head + HEAD_MERGED] += merged.count;
+  table[head + HEAD_GUARDED] += merged.guarded;
+  table[head + HEAD_DIVERGENCE] = bitcast<u32>(
+    bitcast<f32>(table[head + HEAD_DIVERGENCE]) + merged.divergence,
+  );
+}
+`,
   "lib/expected_attention.wgsl": `// How much attention slots are expected to receive: see
 // \`src/reference/expected_attention.ts\`. A workgroup rates a head, and goes
 // through its keys twice; keeping the logits would take a float per query head
@@ -1145,6 +987,49 @@ fn rate_by_expectation(thread: u32, sequence: u32, kv_head: u32) {
     set_rating(entry, share - log(f32(GROUP)));
   }
   storageBarrier();
+}
+`,
+  "lib/find_targets.wgsl": `// For each listed candidate of a chunk, the target that it is merged into, if
+// there is one: what \`search\` asks for, and where the answer goes.
+
+// A workgroup compares a tile of candidates with all targets.
+@compute @workgroup_size(THREADS)
+fn find_targets(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.y)) {
+    return;
+  }
+  let first = group.x * PROPOSERS;
+  let listed = read_counter(thread, COUNT_LISTED);
+  if (first >= listed) {
+    return;
+  }
+  let targets = read_counter(thread, COUNT_TARGETS);
+  let spread = bitcast<f32>(read_counter(thread, COUNT_SPREAD));
+  search(thread, first, min(PROPOSERS, listed - first), targets, pair_scale(spread));
+}
+
+fn proposer_at(i: u32) -> u32 {
+  return work[work_at(WORK_LIST, i)];
+}
+
+fn target_at(t: u32) -> u32 {
+  return work[work_at(WORK_TARGETS, t)];
+}
+
+fn is_open_to(i: u32, t: u32) -> bool {
+  return true;
+}
+
+fn propose(i: u32, best: Ranked) {
+  let candidate = proposer_at(i);
+  // A moving threshold is only known once all victims have a target.
+  let is_close = MERGE != MERGE_VOTES || -best.key > THRESHOLD;
+  work[work_at(WORK_KEY, candidate)] = ordered(best.key);
+  work[work_at(WORK_CHOICE, candidate)] =
+    select(NO_SLOT, best.slot, best.slot != NO_SLOT && is_close);
 }
 `,
   "lib/half.wgsl": `// Halves: 16-bit floats, two to a 32-bit word. Packing and unpacking are core
@@ -1601,6 +1486,199 @@ fn multiply_tiles(thread: u32, first_row: u32) -> array<vec4<f32>, 4> {
   return sums;
 }
 `,
+  "lib/merge_one.wgsl": `// Where the slot that goes after a decode step is merged: the one with the most
+// similar key, or the values of its right neighbour.
+
+// Only two slots are ever merged here: the second member is the last.
+fn next_member(slot: u32) -> u32 {
+  return NO_SLOT;
+}
+
+// The slot with the key most similar to that of \`victim\`, among \`high\` slots
+// from \`offset\`; its key is minus the cosine.
+fn nearest(thread: u32, victim: u32, offset: u32, high: u32) -> Ranked {
+  let half = HEAD_DIM / 2u;
+  let j = thread % KEY_TILE;
+  let part = thread / KEY_TILE;
+  let parts = THREADS / KEY_TILE;
+  var best = unranked();
+  var victim_squares = 0.0;
+  for (var i = 0u; i < half; i++) {
+    let element = unpack_halves(key_word(victim, i));
+    victim_squares += dot(element, element);
+  }
+  for (var tile = 0u; tile < high; tile += KEY_TILE) {
+    let count = min(KEY_TILE, high - tile);
+    load_keys(thread, offset + tile, count);
+    workgroupBarrier();
+    var sums = vec2<f32>();
+    for (var i = part; i < half; i += parts) {
+      let key = unpack_halves(key_tile[j * key_pitch() + i]);
+      let other = unpack_halves(key_word(victim, i));
+      sums += vec2(dot(key, other), dot(key, key));
+    }
+    part_values[thread] = sums;
+    workgroupBarrier();
+    let slot = offset + tile + j;
+    if (part == 0u && j < count && slot != victim && tokens_of(slot) != 0u) {
+      let position = position_of(slot);
+      if (position >= SINKS) {
+        for (var p = 1u; p < parts; p++) {
+          sums += part_values[p * KEY_TILE + j];
+        }
+        let norms = sqrt(sums.y * victim_squares);
+        let cosine = select(sums.x / max(norms, 1e-30), 0.0, norms == 0.0);
+        let mine = Ranked(-cosine, position, slot);
+        if (is_before(mine, best)) {
+          best = mine;
+        }
+      }
+    }
+  }
+  return first_ranked(thread, best);
+}
+
+// The next slot to the right of \`victim\`.
+fn right_neighbour(thread: u32, victim: u32, offset: u32, high: u32) -> u32 {
+  let position = position_of(victim);
+  var best = unranked();
+  for (var i = thread; i < high; i += THREADS) {
+    let slot = offset + i;
+    if (tokens_of(slot) != 0u && position_of(slot) > position) {
+      let mine = Ranked(0.0, position_of(slot), slot);
+      if (is_before(mine, best)) {
+        best = mine;
+      }
+    }
+  }
+  return first_ranked(thread, best).slot;
+}
+
+// Merges the value of \`victim\` into \`kept\`; returns how many slots it merged.
+fn merge_value(
+  thread: u32,
+  row: u32,
+  kv_head: u32,
+  kept: u32,
+  victim: u32,
+  offset: u32,
+) -> u32 {
+  let half = HEAD_DIM / 2u;
+  if (thread < half) {
+    let from_value = unpack_halves(value_word(victim, thread));
+    var value = unpack_halves(value_word(kept, thread));
+    if (EXACT_VALUES) {
+      var change = vec2<f32>();
+      var lost = 0.0;
+      var left = 0.0;
+      for (var i = 0u; i < GROUP; i++) {
+        let weight = attention_weight(row, kv_head, i, victim, offset);
+        let vector = query_vector(row * GROUP + i, kv_head);
+        change += weight * (from_value - output[vector * half + thread]);
+        lost += weight;
+        left += attention_weight(row, kv_head, i, kept, offset);
+      }
+      let scale = max(left, lost / RATIO_CAP);
+      value += select(vec2<f32>(), change / scale, scale > 0.0);
+    } else {
+      let share = share_of(mean_attention(victim), mean_attention(kept));
+      value = share * from_value + (1.0 - share) * value;
+    }
+    set_value_word(kept, thread, pack_halves(value));
+  }
+  if (thread == 0u) {
+    set_side_word(kept, FIELD_TOKENS, tokens_of(kept) + tokens_of(victim));
+    if (!EXACT_VALUES) {
+      let share = share_of(mean_attention(victim), mean_attention(kept));
+      let norm = share * side_float(victim, FIELD_VALUE_NORM) +
+        (1.0 - share) * side_float(kept, FIELD_VALUE_NORM);
+      set_side_float(kept, FIELD_VALUE_NORM, norm);
+    }
+  }
+  return 1u;
+}
+
+// Weight of a slot in the attention of a query head.
+fn attention_weight(
+  row: u32,
+  kv_head: u32,
+  query_head: u32,
+  slot: u32,
+  offset: u32,
+) -> f32 {
+  let logit = raw_logits[logit_at(row, kv_head, query_head) + slot - offset];
+  return exp(logit + vote_bias(slot, query_head) - log_sums[query_head]);
+}
+`,
+  "lib/merge_sets.wgsl": `// Merging chains of listed candidates into what they chose.
+
+// The slot after \`slot\` in its chain: see \`lib/merge_slots.wgsl\`.
+fn next_member(slot: u32) -> u32 {
+  var candidate = slot - table[head + HEAD_OFFSET];
+  if ((slot & STAGED) != 0u) {
+    candidate = params.max_capacity + (slot ^ STAGED) -
+      kv_head * params.stage_rows;
+  }
+  let next = work[work_at(WORK_NEXT, candidate)];
+  if (next == NO_SLOT) {
+    return NO_SLOT;
+  }
+  return slot_of(next);
+}
+
+// Merges listed candidates into the ones they chose. A workgroup takes whole
+// sets, so no two touch the same slot.
+@compute @workgroup_size(THREADS)
+fn merge(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.y)) {
+    return;
+  }
+  merge_vector = (step_words[CHUNK_ROWS] - 1u) * HEADS + kv_head * GROUP;
+  let listed = read_counter(thread, COUNT_LISTED);
+  for (var i = group.x; i < listed; i += params.merge_groups) {
+    if (thread == 0u) {
+      let c = work[work_at(WORK_LIST, i)];
+      let is_leader = (work[work_at(WORK_FLAGS, c)] & FLAG_LEADER) != 0u;
+      shared_words[1] = c;
+      shared_words[2] = NO_SLOT;
+      if (is_leader) {
+        shared_words[2] = work[work_at(WORK_CHOICE, c)];
+      }
+    }
+    let goes = workgroupUniformLoad(&shared_words[1]);
+    let stays = workgroupUniformLoad(&shared_words[2]);
+    if (stays == NO_SLOT) {
+      continue;
+    }
+    let first = slot_of(goes);
+    var merged = Merged(0u, 0u, 0.0);
+    if (MERGE == MERGE_COSINE) {
+      merged.count = blend_slots(thread, slot_of(stays), first);
+    } else if (MERGE == MERGE_SEGMENTS) {
+      merged.count = merge_segment(thread, slot_of(stays), first);
+    } else {
+      merged = merge_slots(thread, slot_of(stays), first);
+    }
+    storageBarrier();
+    if (thread == 0u) {
+      var slot = first;
+      while (slot != NO_SLOT) {
+        free_slot(slot);
+        slot = next_member(slot);
+      }
+      let at = work_at(WORK_DIVERGENCE, stays);
+      work[at] =
+        bitcast<u32>(bitcast<f32>(work[at]) + merged.divergence);
+      let counts = kv_head * COUNTERS;
+      atomicAdd(&counters[counts + COUNT_MERGED], merged.count);
+      atomicAdd(&counters[counts + COUNT_GUARDED], merged.guarded);
+    }
+  }
+}
+`,
   "lib/merge_slots.wgsl": `// Merging slots: Electoral Votes and Zero Inference-Perturbation merging. See
 // \`src/reference/merge_slots.ts\` for the source and the formulas.
 //
@@ -1815,6 +1893,79 @@ fn share_of(a: f32, b: f32) -> f32 {
   return select(a / sum, 0.5, sum == 0.0);
 }
 `,
+  "lib/merge_victims.wgsl": `// Which victims of a chunk are merged into the same slot.
+
+// Chains victims with the same target in the order of the list.
+@compute @workgroup_size(THREADS)
+fn link(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let listed = read_counter(thread, COUNT_LISTED);
+  if (MERGE == MERGE_COSINE) {
+    move_threshold(thread, listed);
+  }
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    let choice = work[work_at(WORK_CHOICE, c)];
+    if (choice == NO_SLOT) {
+      continue;
+    }
+    var is_leader = true;
+    var next = NO_SLOT;
+    for (var k = 0u; k < listed; k++) {
+      let other = work[work_at(WORK_LIST, k)];
+      if (k == i || work[work_at(WORK_CHOICE, other)] != choice) {
+        continue;
+      }
+      if (k < i) {
+        is_leader = false;
+      } else {
+        next = other;
+        break;
+      }
+    }
+    work[work_at(WORK_NEXT, c)] = next;
+    if (is_leader) {
+      work[work_at(WORK_FLAGS, c)] |= FLAG_LEADER;
+    }
+  }
+}
+
+// Moves the threshold of the head and takes their targets from those victims
+// that are not similar enough.
+fn move_threshold(thread: u32, listed: u32) {
+  var cosines = 0.0;
+  var count = 0u;
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    if (work[work_at(WORK_CHOICE, c)] != NO_SLOT) {
+      cosines -= unordered(work[work_at(WORK_KEY, c)]);
+      count += 1u;
+    }
+  }
+  cosines = sum_floats(thread, cosines);
+  count = sum_words(thread, count);
+  if (count == 0u) {
+    return;
+  }
+  let past = bitcast<f32>(uniform_word(thread, table[head + HEAD_THRESHOLD]));
+  let threshold = next_threshold(past, cosines / f32(count));
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    if (-unordered(work[work_at(WORK_KEY, c)]) < threshold) {
+      work[work_at(WORK_CHOICE, c)] = NO_SLOT;
+    }
+  }
+  if (thread == 0u) {
+    table[head + HEAD_THRESHOLD] = bitcast<u32>(threshold);
+  }
+  storageBarrier();
+}
+`,
   "lib/neighbours.wgsl": `// Neighbours in the order of the text, among the slots of one head.
 //
 // A kernel defines
@@ -1942,6 +2093,83 @@ fn pass_on(thread: u32, candidate: u32, candidates: u32, kv_head: u32) -> u32 {
     set_side_word(other, FIELD_TOKENS, tokens_of(other) + tokens_of(slot));
   }
   return nearest;
+}
+`,
+  "lib/observe_step.wgsl": `// What a decode step adds to the scores of a head's slots.
+
+// Softmax sums of the row at the scale of scores, as logarithms.
+var<workgroup> gain_sums: array<f32, MAX_GROUP>;
+
+// Adds this row to the scores of a slot.
+fn observe_slot(row: u32, kv_head: u32, slot: u32, index: u32) {
+  let gain = score_gain(position_of_row(row), head_words[HEAD_BUDGET]);
+  var seen = init_observation();
+  for (var i = 0u; i < GROUP; i++) {
+    let logit = raw_logits[logit_at(row, kv_head, i) + index];
+    var log_sum = log_sums[i];
+    if (STEP_GAIN) {
+      log_sum = gain_sums[i];
+    }
+    seen =
+      observe_head(seen, gain * logit, gain * vote_bias(slot, i), log_sum);
+  }
+  let position = position_of_row(row);
+  let scores = add_observation(read_scores(slot), seen, position);
+  set_side_float(slot, FIELD_EMA, scores.ema);
+  set_side_float(slot, FIELD_ACCUMULATED, scores.accumulated);
+  set_side_word(slot, FIELD_OBSERVATIONS, scores.observations);
+}
+
+// Sums up the row's softmax at the scale of scores. The sum
+// of the attention is at least its largest term, so nothing overflows.
+fn sum_gained(thread: u32) {
+  let gain = score_gain(position_of_row(own_row), head_words[HEAD_BUDGET]);
+  for (var query_head = 0u; query_head < GROUP; query_head++) {
+    let first = logit_at(own_row, own_kv_head, query_head);
+    let log_sum = log_sums[query_head];
+    var sum = 0.0;
+    for (var i = thread; i < own_high; i += THREADS) {
+      if (tokens_of(own_offset + i) != 0u) {
+        let logit = raw_logits[first + i] +
+          vote_bias(own_offset + i, query_head);
+        sum += exp(gain * (logit - log_sum));
+      }
+    }
+    sum = sum_floats(thread, sum);
+    if (thread == 0u) {
+      gain_sums[query_head] = gain * log_sum + log(sum);
+    }
+  }
+  workgroupBarrier();
+}
+
+// Joins the attention of the head and adds the row to the scores.
+fn attend_and_score(thread: u32) {
+  let splits = (own_high + params.split_slots - 1u) / params.split_slots;
+  join(thread, own_row, own_kv_head, splits);
+  workgroupBarrier();
+  if (STEP_GAIN && OBSERVE) {
+    sum_gained(thread);
+  }
+  for (var i = thread; i < own_high; i += THREADS) {
+    let slot = own_offset + i;
+    if (tokens_of(slot) == 0u) {
+      continue;
+    }
+    if (OBSERVE) {
+      observe_slot(own_row, own_kv_head, slot, i);
+    }
+    if (RATED) {
+      set_rating(i, plain_score(slot));
+    }
+  }
+  if (MERGE != MERGE_NEVER) {
+    if (SCORE == SCORE_KEY_DISTANCE) {
+      rate_by_key(thread);
+    } else if (SCORE == SCORE_EXPECTED) {
+      rate_by_expectation(thread, sequence_of(own_row), own_kv_head);
+    }
+  }
 }
 `,
   "lib/ordered_bits.wgsl": `// Bits of a float that sort like the float.
@@ -2182,7 +2410,31 @@ fn merge_pair(
   remove(thread, head_at(sequence_of(row), kv_head), victim, merged);
 }
 `,
-  "lib/pairing.wgsl": `// Pairing candidates up by the proposals that \`search\` left.
+  "lib/pairing.wgsl": `// Pairing candidates up: who may pair, and which of the proposals that
+// \`find_targets\` left are taken.
+
+// Lists what may pair up, if the head is over its budget.
+@compute @workgroup_size(THREADS)
+fn list_pairs(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let excess = count_excess(thread);
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    let is_listed = excess > 0u && is_held(c) && may_go(c);
+    work[work_at(WORK_FLAGS, c)] =
+      select(0u, FLAG_LISTED | FLAG_TARGET, is_listed);
+  }
+  storageBarrier();
+  make_list(thread);
+  list_targets(thread);
+  if (thread == 0u) {
+    atomicStore(&counters[kv_head * COUNTERS + COUNT_EXCESS], excess);
+  }
+}
 
 fn mark_at(section: u32, candidate: u32) -> u32 {
   return (section * KV_HEADS + kv_head) * params.candidates + candidate;
@@ -2268,6 +2520,52 @@ fn accept_pairs(thread: u32, listed: u32) -> u32 {
     }
   }
   return accepted;
+}
+
+// Takes the best pairs, as many as the head is over its budget, and lists the
+// ends that go.
+@compute @workgroup_size(THREADS)
+fn pair(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  let listed = read_counter(thread, COUNT_LISTED);
+  let excess = read_counter(thread, COUNT_EXCESS);
+  let accepted = accept_pairs(thread, listed);
+  var last = vec2(0xffffffffu);
+  if (accepted > excess) {
+    last = select_rank(thread, FLAG_ACCEPTED, excess);
+  }
+  storageBarrier();
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    let flags = work[work_at(WORK_FLAGS, c)];
+    work[work_at(WORK_FLAGS, c)] = flags & FLAG_ACCEPTED;
+  }
+  storageBarrier();
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    let flags = work[work_at(WORK_FLAGS, c)];
+    if ((flags & FLAG_ACCEPTED) == 0u || !is_within(c, last)) {
+      continue;
+    }
+    let choice = work[work_at(WORK_CHOICE, c)];
+    let mine = slot_of(c);
+    let other = slot_of(choice);
+    let is_lower = is_before(
+      Ranked(rank_of(score_of(c), mine), position_of(mine), mine),
+      Ranked(rank_of(score_of(choice), other), position_of(other), other),
+    );
+    let goes = select(choice, c, is_lower);
+    work[work_at(WORK_CHOICE, goes)] = select(c, choice, is_lower);
+    work[work_at(WORK_NEXT, goes)] = NO_SLOT;
+    work[work_at(WORK_FLAGS, goes)] |= FLAG_LISTED | FLAG_LEADER;
+  }
+  storageBarrier();
+  make_list(thread);
 }
 `,
   "lib/pairs.wgsl": `// What merging two slots costs: see \`src/reference/pairs.ts\` for the source and
@@ -3724,6 +4022,114 @@ fn is_within(i: u32, last: vec2<u32>) -> bool {
   return key < last.x || (key == last.x && ranked_position(i) <= last.y);
 }
 `,
+  "lib/settle_chunk.wgsl": `// The end of a chunk's compression: what is dropped is freed, and the staged
+// rows that are left move, in order, into free slots, in order.
+@compute @workgroup_size(THREADS)
+fn settle(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  if (!begin(group.x)) {
+    return;
+  }
+  // What is listed and chose no target is dropped.
+  let listed = read_counter(thread, COUNT_LISTED);
+  var dropped = 0u;
+  var dropped_tokens = 0u;
+  for (var i = thread; i < listed; i += THREADS) {
+    let c = work[work_at(WORK_LIST, i)];
+    if (work[work_at(WORK_CHOICE, c)] == NO_SLOT) {
+      dropped += 1u;
+      dropped_tokens += tokens_of(slot_of(c));
+      free_slot(slot_of(c));
+    }
+  }
+  var divergence = 0.0;
+  for (var c = thread; c < params.candidates; c += THREADS) {
+    divergence += bitcast<f32>(work[work_at(WORK_DIVERGENCE, c)]);
+  }
+  dropped = sum_words(thread, dropped);
+  dropped_tokens = sum_words(thread, dropped_tokens);
+  divergence = sum_floats(thread, divergence);
+  storageBarrier();
+
+  // Staged rows that are left, in order: WORK_LIST from now on.
+  let rows = step_words[CHUNK_ROWS];
+  var left = 0u;
+  for (var first = 0u; first < rows; first += THREADS) {
+    let c = params.max_capacity + first + thread;
+    let is_left = select(0u, 1u, first + thread < rows && is_held(c));
+    let place = prefix_sum(thread, is_left);
+    if (is_left != 0u) {
+      work[work_at(WORK_LIST, left + place - 1u)] = c;
+    }
+    left += sum_words(thread, is_left);
+  }
+  // As many free slots, in order: WORK_NEXT.
+  let capacity = uniform_word(thread, table[head + HEAD_CAPACITY]);
+  var found = 0u;
+  for (var first = 0u; first < capacity && found < left; first += THREADS) {
+    let c = first + thread;
+    let is_free =
+      select(0u, 1u, c < capacity && tokens_of(slot_of(c)) == 0u);
+    let place = found + prefix_sum(thread, is_free);
+    if (is_free != 0u && place <= left) {
+      work[work_at(WORK_NEXT, place - 1u)] = c;
+    }
+    found += sum_words(thread, is_free);
+  }
+  storageBarrier();
+  let moved = min(left, found);
+  let half = HEAD_DIM / 2u;
+  for (var i = thread; i < moved * half; i += THREADS) {
+    let from_slot = slot_of(work[work_at(WORK_LIST, i / half)]);
+    let to_slot = slot_of(work[work_at(WORK_NEXT, i / half)]);
+    set_key_word(to_slot, i % half, key_word(from_slot, i % half));
+    set_value_word(to_slot, i % half, value_word(from_slot, i % half));
+  }
+  for (var i = thread; i < moved; i += THREADS) {
+    let from_slot = slot_of(work[work_at(WORK_LIST, i)]);
+    let to_slot = slot_of(work[work_at(WORK_NEXT, i)]);
+    for (var field = 0u; field < FIELD_BIAS + LANES; field++) {
+      set_side_word(to_slot, field, side_word(from_slot, field));
+    }
+  }
+  var high = uniform_word(thread, table[head + HEAD_HIGH]);
+  if (moved > 0u) {
+    let last = uniform_word(thread, work[work_at(WORK_NEXT, moved - 1u)]);
+    high = max(high, last + 1u);
+  }
+  storageBarrier();
+
+  var live = 0u;
+  var free = high;
+  for (var c = thread; c < high; c += THREADS) {
+    if (PARTNERS) {
+      set_side_word(slot_of(c), partner_field(), 0u);
+    }
+    if (tokens_of(slot_of(c)) == 0u) {
+      free = min(free, c);
+    } else {
+      live += 1u;
+    }
+  }
+  live = sum_words(thread, live);
+  free = min_words(thread, free);
+  if (thread == 0u) {
+    let counts = kv_head * COUNTERS;
+    table[head + HEAD_LIVE] = live;
+    table[head + HEAD_NEXT] = free;
+    table[head + HEAD_HIGH] = high;
+    table[head + HEAD_MERGED] += atomicLoad(&counters[counts + COUNT_MERGED]);
+    table[head + HEAD_GUARDED] += atomicLoad(&counters[counts + COUNT_GUARDED]);
+    table[head + HEAD_DROPPED] += dropped;
+    table[head + HEAD_DROPPED_TOKENS] += dropped_tokens;
+    table[head + HEAD_DIVERGENCE] = bitcast<u32>(
+      bitcast<f32>(table[head + HEAD_DIVERGENCE]) + divergence,
+    );
+  }
+}
+`,
   "lib/slot_writes.wgsl": `// Writing the slots of one layer.
 
 fn set_key_word(slot: u32, i: u32, word: u32) {
@@ -4162,8 +4568,6 @@ var<workgroup> state_keep: array<f32, MAX_GROUP>;
 var<workgroup> part_values: array<vec2<f32>, THREADS>;
 var<workgroup> part_sums: array<f32, THREADS>;
 var<workgroup> log_sums: array<f32, MAX_GROUP>;
-// The same at the scale of scores.
-var<workgroup> gain_sums: array<f32, MAX_GROUP>;
 var<workgroup> head_words: array<u32, HEAD_WORDS>;
 
 // Slots that may be live once the new token is in its slot.
@@ -4298,11 +4702,6 @@ fn attend(
   }
 }
 
-// Only two slots are ever merged here: the second member is the last.
-fn next_member(slot: u32) -> u32 {
-  return NO_SLOT;
-}
-
 // Joins the partial states of a head and writes its output.
 fn join(thread: u32, row: u32, kv_head: u32, splits: u32) {
   let half = HEAD_DIM / 2u;
@@ -4324,293 +4723,6 @@ fn join(thread: u32, row: u32, kv_head: u32, splits: u32) {
       log_sums[query_head] = log_softmax_sum(state);
     }
   }
-}
-
-// Adds this row to the scores of a slot.
-fn observe_slot(row: u32, kv_head: u32, slot: u32, index: u32) {
-  let gain = score_gain(position_of_row(row), head_words[HEAD_BUDGET]);
-  var seen = init_observation();
-  for (var i = 0u; i < GROUP; i++) {
-    let logit = raw_logits[logit_at(row, kv_head, i) + index];
-    var log_sum = log_sums[i];
-    if (STEP_GAIN) {
-      log_sum = gain_sums[i];
-    }
-    seen =
-      observe_head(seen, gain * logit, gain * vote_bias(slot, i), log_sum);
-  }
-  let position = position_of_row(row);
-  let scores = add_observation(read_scores(slot), seen, position);
-  set_side_float(slot, FIELD_EMA, scores.ema);
-  set_side_float(slot, FIELD_ACCUMULATED, scores.accumulated);
-  set_side_word(slot, FIELD_OBSERVATIONS, scores.observations);
-}
-
-// The slot with the key most similar to that of \`victim\`, among \`high\` slots
-// from \`offset\`; its key is minus the cosine.
-fn nearest(thread: u32, victim: u32, offset: u32, high: u32) -> Ranked {
-  let half = HEAD_DIM / 2u;
-  let j = thread % KEY_TILE;
-  let part = thread / KEY_TILE;
-  let parts = THREADS / KEY_TILE;
-  var best = unranked();
-  var victim_squares = 0.0;
-  for (var i = 0u; i < half; i++) {
-    let element = unpack_halves(key_word(victim, i));
-    victim_squares += dot(element, element);
-  }
-  for (var tile = 0u; tile < high; tile += KEY_TILE) {
-    let count = min(KEY_TILE, high - tile);
-    load_keys(thread, offset + tile, count);
-    workgroupBarrier();
-    var sums = vec2<f32>();
-    for (var i = part; i < half; i += parts) {
-      let key = unpack_halves(key_tile[j * key_pitch() + i]);
-      let other = unpack_halves(key_word(victim, i));
-      sums += vec2(dot(key, other), dot(key, key));
-    }
-    part_values[thread] = sums;
-    workgroupBarrier();
-    let slot = offset + tile + j;
-    if (part == 0u && j < count && slot != victim && tokens_of(slot) != 0u) {
-      let position = position_of(slot);
-      if (position >= SINKS) {
-        for (var p = 1u; p < parts; p++) {
-          sums += part_values[p * KEY_TILE + j];
-        }
-        let norms = sqrt(sums.y * victim_squares);
-        let cosine = select(sums.x / max(norms, 1e-30), 0.0, norms == 0.0);
-        let mine = Ranked(-cosine, position, slot);
-        if (is_before(mine, best)) {
-          best = mine;
-        }
-      }
-    }
-  }
-  return first_ranked(thread, best);
-}
-
-// The next slot to the right of \`victim\`.
-fn right_neighbour(thread: u32, victim: u32, offset: u32, high: u32) -> u32 {
-  let position = position_of(victim);
-  var best = unranked();
-  for (var i = thread; i < high; i += THREADS) {
-    let slot = offset + i;
-    if (tokens_of(slot) != 0u && position_of(slot) > position) {
-      let mine = Ranked(0.0, position_of(slot), slot);
-      if (is_before(mine, best)) {
-        best = mine;
-      }
-    }
-  }
-  return first_ranked(thread, best).slot;
-}
-
-// Merges the value of \`victim\` into \`kept\`; returns how many slots it merged.
-fn merge_value(
-  thread: u32,
-  row: u32,
-  kv_head: u32,
-  kept: u32,
-  victim: u32,
-  offset: u32,
-) -> u32 {
-  let half = HEAD_DIM / 2u;
-  if (thread < half) {
-    let from_value = unpack_halves(value_word(victim, thread));
-    var value = unpack_halves(value_word(kept, thread));
-    if (EXACT_VALUES) {
-      var change = vec2<f32>();
-      var lost = 0.0;
-      var left = 0.0;
-      for (var i = 0u; i < GROUP; i++) {
-        let weight = attention_weight(row, kv_head, i, victim, offset);
-        let vector = query_vector(row * GROUP + i, kv_head);
-        change += weight * (from_value - output[vector * half + thread]);
-        lost += weight;
-        left += attention_weight(row, kv_head, i, kept, offset);
-      }
-      let scale = max(left, lost / RATIO_CAP);
-      value += select(vec2<f32>(), change / scale, scale > 0.0);
-    } else {
-      let share = share_of(mean_attention(victim), mean_attention(kept));
-      value = share * from_value + (1.0 - share) * value;
-    }
-    set_value_word(kept, thread, pack_halves(value));
-  }
-  if (thread == 0u) {
-    set_side_word(kept, FIELD_TOKENS, tokens_of(kept) + tokens_of(victim));
-    if (!EXACT_VALUES) {
-      let share = share_of(mean_attention(victim), mean_attention(kept));
-      let norm = share * side_float(victim, FIELD_VALUE_NORM) +
-        (1.0 - share) * side_float(kept, FIELD_VALUE_NORM);
-      set_side_float(kept, FIELD_VALUE_NORM, norm);
-    }
-  }
-  return 1u;
-}
-
-// Weight of a slot in the attention of a query head.
-fn attention_weight(
-  row: u32,
-  kv_head: u32,
-  query_head: u32,
-  slot: u32,
-  offset: u32,
-) -> f32 {
-  let logit = raw_logits[logit_at(row, kv_head, query_head) + slot - offset];
-  return exp(logit + vote_bias(slot, query_head) - log_sums[query_head]);
-}
-
-// Sums up the row's softmax at the scale of scores. The sum
-// of the attention is at least its largest term, so nothing overflows.
-fn sum_gained(thread: u32) {
-  let gain = score_gain(position_of_row(own_row), head_words[HEAD_BUDGET]);
-  for (var query_head = 0u; query_head < GROUP; query_head++) {
-    let first = logit_at(own_row, own_kv_head, query_head);
-    let log_sum = log_sums[query_head];
-    var sum = 0.0;
-    for (var i = thread; i < own_high; i += THREADS) {
-      if (tokens_of(own_offset + i) != 0u) {
-        let logit = raw_logits[first + i] +
-          vote_bias(own_offset + i, query_head);
-        sum += exp(gain * (logit - log_sum));
-      }
-    }
-    sum = sum_floats(thread, sum);
-    if (thread == 0u) {
-      gain_sums[query_head] = gain * log_sum + log(sum);
-    }
-  }
-  workgroupBarrier();
-}
-
-// Joins the attention of the head and adds the row to the scores.
-fn attend_and_score(thread: u32) {
-  let splits = (own_high + params.split_slots - 1u) / params.split_slots;
-  join(thread, own_row, own_kv_head, splits);
-  workgroupBarrier();
-  if (STEP_GAIN && OBSERVE) {
-    sum_gained(thread);
-  }
-  for (var i = thread; i < own_high; i += THREADS) {
-    let slot = own_offset + i;
-    if (tokens_of(slot) == 0u) {
-      continue;
-    }
-    if (OBSERVE) {
-      observe_slot(own_row, own_kv_head, slot, i);
-    }
-    if (RATED) {
-      set_rating(i, plain_score(slot));
-    }
-  }
-  if (MERGE != MERGE_NEVER) {
-    if (SCORE == SCORE_KEY_DISTANCE) {
-      rate_by_key(thread);
-    } else if (SCORE == SCORE_EXPECTED) {
-      rate_by_expectation(thread, sequence_of(own_row), own_kv_head);
-    }
-  }
-}
-
-// Takes the head down to its budget and updates its words.
-fn evict(thread: u32) {
-  let kv_head = own_kv_head;
-  let offset = own_offset;
-  let high = own_high;
-  var live = 0u;
-  var free = high;
-  for (var i = thread; i < high; i += THREADS) {
-    if (tokens_of(offset + i) == 0u) {
-      free = min(free, i);
-    } else {
-      live += 1u;
-    }
-  }
-  live = sum_words(thread, live);
-  free = min_words(thread, free);
-  let head = head_at(sequence_of(own_row), kv_head);
-  if (thread == 0u) {
-    table[head + HEAD_LIVE] = live;
-    table[head + HEAD_NEXT] = free;
-    table[head + HEAD_HIGH] = high;
-  }
-  storageBarrier();
-  let budget = workgroupUniformLoad(&head_words[HEAD_BUDGET]);
-  if (MERGE == MERGE_PAIR) {
-    list_pairs(thread, select(0u, high, live > budget));
-    return;
-  }
-  if (MERGE != MERGE_NEVER && live > budget) {
-    var pair = vec2(NO_SLOT);
-    if (MERGE == MERGE_SEGMENTS) {
-      pair = closest_link(thread);
-    }
-    var victim = pair.y;
-    if (victim == NO_SLOT) {
-      victim = choose_victim(thread);
-    }
-    if (victim != NO_SLOT) {
-      var merged = Merged(0u, 0u, 0.0);
-      if (MERGE == MERGE_SEGMENTS && pair.y != NO_SLOT) {
-        merged.count = merge_segment(thread, pair.x, victim);
-      }
-      if (MERGE == MERGE_VOTES) {
-        let chosen = nearest(thread, victim, offset, high);
-        if (chosen.slot != NO_SLOT && -chosen.key > THRESHOLD) {
-          merge_vector = query_vector(own_row * GROUP, kv_head);
-          merged = merge_slots(thread, chosen.slot, victim);
-        }
-      }
-      if (MERGE == MERGE_COSINE) {
-        let chosen = nearest(thread, victim, offset, high);
-        let past = bitcast<f32>(head_words[HEAD_THRESHOLD]);
-        let threshold = next_threshold(past, -chosen.key);
-        if (chosen.slot != NO_SLOT) {
-          if (thread == 0u) {
-            table[head + HEAD_THRESHOLD] = bitcast<u32>(threshold);
-          }
-          if (-chosen.key >= threshold) {
-            merged.count = blend_slots(thread, chosen.slot, victim);
-          }
-        }
-      }
-      if (MERGE == MERGE_NEXT_VALUES) {
-        let taker = pass_on(thread, victim - offset, high, kv_head);
-        merged.count = select(1u, 0u, taker == NO_SLOT);
-      }
-      if (MERGE == MERGE_RIGHT_NEIGHBOUR) {
-        let kept = right_neighbour(thread, victim, offset, high);
-        if (kept != NO_SLOT) {
-          merged.count =
-            merge_value(thread, own_row, kv_head, kept, victim, offset);
-        }
-      }
-      workgroupBarrier();
-      remove(thread, head, victim, merged);
-    }
-  }
-}
-
-// Frees the slot that goes, and counts what became of it.
-fn remove(thread: u32, head: u32, victim: u32, merged: Merged) {
-  if (thread != 0u) {
-    return;
-  }
-  if (merged.count == 0u) {
-    table[head + HEAD_DROPPED] += 1u;
-    table[head + HEAD_DROPPED_TOKENS] += tokens_of(victim);
-  }
-  free_slot(victim);
-  let index = victim - table[head + HEAD_OFFSET];
-  table[head + HEAD_LIVE] -= 1u;
-  table[head + HEAD_NEXT] = min(table[head + HEAD_NEXT], index);
-  table[head + HEAD_MERGED] += merged.count;
-  table[head + HEAD_GUARDED] += merged.guarded;
-  table[head + HEAD_DIVERGENCE] = bitcast<u32>(
-    bitcast<f32>(table[head + HEAD_DIVERGENCE]) + merged.divergence,
-  );
 }
 
 @compute @workgroup_size(THREADS)
@@ -5506,7 +5618,6 @@ const SAMPLING_STOP_IDS = 8u;
 const SAMPLING_WORDS = 32u;
 
 var<workgroup> histogram: array<atomic<u32>, THREADS>;
-var<workgroup> segment_sums: array<f32, THREADS>;
 var<workgroup> shared_words: array<u32, 2>;
 var<workgroup> shared_floats: array<f32, 2>;
 
@@ -5589,93 +5700,6 @@ fn select_mass(thread: u32, lowest: u32, share: f32) -> u32 {
     }
   }
   return low;
-}
-
-// Splits the ids \`first .. end\` into a segment per thread, and finds the one in
-// which the running sum of weights passes \`left\`: the last segment with any
-// weight, if none does. With a negative \`left\` it passes \`share\` of the whole.
-struct Segment {
-  first: u32,
-  end: u32,
-  left: f32,
-}
-
-fn find_segment(
-  thread: u32,
-  within: Segment,
-  threshold: u32,
-  share: f32,
-) -> Segment {
-  let size = (within.end - within.first + THREADS - 1u) / THREADS;
-  let first = min(within.end, within.first + thread * size);
-  let end = min(within.end, first + size);
-  var sum = 0.0;
-  for (var id = first; id < end; id++) {
-    sum += weight_of(id, threshold);
-  }
-  workgroupBarrier();
-  segment_sums[thread] = sum;
-  workgroupBarrier();
-  if (thread == 0u) {
-    var left = within.left;
-    if (left < 0.0) {
-      left = 0.0;
-      for (var i = 0u; i < THREADS; i++) {
-        left += segment_sums[i];
-      }
-      left *= share;
-    }
-    var found = 0u;
-    var inside = left;
-    for (var i = 0u; i < THREADS; i++) {
-      if (segment_sums[i] > 0.0) {
-        found = i;
-        inside = left;
-        left -= segment_sums[i];
-        if (left < 0.0) {
-          break;
-        }
-      }
-    }
-    shared_words[0] = found;
-    shared_floats[0] = inside;
-  }
-  let found = workgroupUniformLoad(&shared_words[0]);
-  let inside = workgroupUniformLoad(&shared_floats[0]);
-  let start = min(within.end, within.first + found * size);
-  return Segment(start, min(within.end, start + size), inside);
-}
-
-// Draws an id at or above a threshold, by running sums in the order of ids.
-fn draw(thread: u32, threshold: u32, uniform_number: f32) -> u32 {
-  let all = Segment(0u, params.vocabulary, -1.0);
-  let coarse = find_segment(thread, all, threshold, uniform_number);
-  let fine = find_segment(thread, coarse, threshold, 0.0);
-  var chosen = fine.first;
-  var left = fine.left;
-  for (var id = fine.first; id < fine.end; id++) {
-    let weight = weight_of(id, threshold);
-    if (weight > 0.0) {
-      chosen = id;
-      left -= weight;
-      if (left < 0.0) {
-        break;
-      }
-    }
-  }
-  return chosen;
-}
-
-// A number in [0, 1) with 24 random bits, by the PCG output permutation.
-fn random_uniform(seed_low: u32, seed_high: u32, counter: u32) -> f32 {
-  let bits = permute(counter + permute(seed_low + permute(seed_high)));
-  return f32(bits >> 8u) / 16777216.0;
-}
-
-fn permute(value: u32) -> u32 {
-  let mixed = value * 747796405u + 2891336453u;
-  let word = ((mixed >> ((mixed >> 28u) + 4u)) ^ mixed) * 277803737u;
-  return (word >> 22u) ^ word;
 }
 
 fn choose(thread: u32, best: u32, options: u32, uniform_number: f32) -> u32 {

@@ -150,8 +150,7 @@ cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
     default:
       status = launch_attend<256, ALIGNED>(args, parts, evidence, launch);
   }
-  if (status != cudaSuccess) return status;
-  return launch_policy<ALIGNED>(args, evidence, launch);
+  return status;
 }
 
 }  // namespace
@@ -186,4 +185,13 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
   return args.sizes.head_dim % 8 == 0
              ? launch_aligned<true>(args, plan, parts, evidence, launch)
              : launch_aligned<false>(args, plan, parts, evidence, launch);
+}
+
+cudaError_t merge_late(const skv_merge_attend_args &args,
+                       const Launch &launch) {
+  Evidence evidence;
+  take_evidence(args, launch.multiprocessors, launch.own, &evidence);
+  return args.sizes.head_dim % 8 == 0
+             ? launch_policy<true>(args, evidence, launch)
+             : launch_policy<false>(args, evidence, launch);
 }

@@ -155,6 +155,8 @@ Needs merge_attend_needs(const skv_merge_attend_args &args,
                          uint32_t multiprocessors);
 cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
                                 const Launch &launch);
+// What the policy does with what attention left: the next step waits for it.
+cudaError_t merge_late(const skv_merge_attend_args &args, const Launch &launch);
 Needs prefill_attend_needs(const skv_chunk_args &args,
                            uint32_t multiprocessors);
 cudaError_t launch_prefill_attend(const skv_chunk_args &args,

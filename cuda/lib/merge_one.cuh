@@ -203,12 +203,13 @@ __device__ inline void evict(const skv_merge_attend_args &args,
         nearest_key<ALIGNED>(args, job, riders, victim, shared);
     if (nearest.similarity > policy.threshold) target = nearest.item;
   } else if constexpr (MERGE == SKV_MERGE_COSINE) {
-    const float past = __uint_as_float(job.words[kHeadThreshold]);
     const Neighbour nearest =
         nearest_key<ALIGNED>(args, job, riders, victim, shared);
-    if (nearest.exists()) {
+    if (nearest.exists() && warp_id() == 0) {
+      const float past = __uint_as_float(job.words[kHeadThreshold]);
       const float threshold = next_threshold(policy, past, nearest.similarity);
-      if (threadIdx.x == 0) {
+      __syncwarp();
+      if (lane_id() == 0) {
         job.words[kHeadThreshold] = __float_as_uint(threshold);
       }
       if (nearest.similarity >= threshold) target = nearest.item;

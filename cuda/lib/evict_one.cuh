@@ -165,6 +165,15 @@ __device__ inline void rate_slots(const skv_merge_attend_args &args,
   }
 }
 
+// A slot with a key, in line for the next step, or none. Called by one warp.
+__device__ inline Candidate next_in_line(const skv_merge_attend_args &args,
+                                         const EvictJob &job, uint32_t i) {
+  const Slot slot = job.slot(args, i);
+  if (!job.may_go(args, slot, kAhead<true>)) return kNoCandidate;
+  const float score = slot_score(args, job, slot, i);
+  return {rank_key(score, slot, args.policy), i};
+}
+
 // The slot with the lowest key over the block, or none; each thread brings its
 // own.
 __device__ inline uint32_t lowest_of_block(uint64_t key, uint32_t slot,

@@ -75,14 +75,18 @@ __global__ void __launch_bounds__(kEvictThreads, 2)
         keep_lowest(found.next, shared.lowest_of_warps[warp_id()]);
         __syncthreads();
       }
+      uint32_t target = ~0u;
       if (victim != ~0u) {
-        evict<MERGE, ALIGNED, QUERIES>(args, job, evidence.riders, victim,
-                                       shared);
+        target = evict<MERGE, ALIGNED, QUERIES>(args, job, evidence.riders,
+                                                victim, shared);
       }
-      // By another warp than the one that merges.
-      if (rides && warp_id() == 1) {
+      if (rides && warp_id() == 0) {
+        __syncwarp();
+        const Candidate merged = target == ~0u
+                                     ? Candidate(kNoCandidate)
+                                     : next_in_line(args, job, target);
         leave_shortlist(
-            shared.lowest_of_warps, kEvictWarps,
+            shared.lowest_of_warps, kEvictWarps, merged,
             evidence.riders.slots + job.index * evidence.riders.rows,
             evidence.riders.rows);
       }

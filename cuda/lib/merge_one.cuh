@@ -189,12 +189,12 @@ __device__ inline void remove_slot(const skv_merge_attend_args &args,
   words[kHeadNext] = min(words[kHeadNext], victim);
 }
 
-// Merges the victim where the policy says, or drops it. Called by the whole
-// block.
+// Merges the victim where the policy says, or drops it. Returns the slot that
+// took its key in, or none, to the first warp. Called by the whole block.
 template <uint32_t MERGE, bool ALIGNED, bool QUERIES>
-__device__ inline void evict(const skv_merge_attend_args &args,
-                             const EvictJob &job, const RiderMemory &riders,
-                             uint32_t victim, EvictShared &shared) {
+__device__ inline uint32_t evict(const skv_merge_attend_args &args,
+                                 const EvictJob &job, const RiderMemory &riders,
+                                 uint32_t victim, EvictShared &shared) {
   const skv_policy &policy = args.policy;
   uint32_t target = ~0u;
   bool is_merged = false;
@@ -227,7 +227,7 @@ __device__ inline void evict(const skv_merge_attend_args &args,
         },
         [&](uint32_t i) { return job.slot(args, i); });
   }
-  if (warp_id() != 0) return;
+  if (warp_id() != 0) return ~0u;
   Merged merged = {};
   if (target != ~0u) {
     is_merged = true;
@@ -244,4 +244,5 @@ __device__ inline void evict(const skv_merge_attend_args &args,
   }
   __syncwarp();
   if (lane_id() == 0) remove_slot(args, job, victim, is_merged, merged);
+  return target;
 }

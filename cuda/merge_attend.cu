@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kAttendThreads, DIM == 256 ? 1 : 2)
   if constexpr (RIDES) {
     // One block has all query heads of the group.
     const uint32_t index = blockIdx.z * args.sizes.kv_heads + blockIdx.y;
-    warp.riders.read(evidence.riders.slots + index * evidence.riders.rows,
+    warp.riders.read(evidence.riders, index,
                      args.sizes.heads / args.sizes.kv_heads);
   }
   const HeadJob job = job_of(args, row);

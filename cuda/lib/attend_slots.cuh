@@ -96,7 +96,8 @@ struct WarpAttention {
   }
 
   // Side fields of this lane's slots of tile i; those beyond the end look free.
-  // Those of the newest slot, which may not be there yet, are known.
+  // The bias of the newest slot, which may not be there yet, is known; so is
+  // its position, and what is read of that here says nothing.
   __device__ static TileSides load_sides(const skv_merge_attend_args &args,
                                          const HeadJob &job, const Share &share,
                                          uint32_t i) {
@@ -110,17 +111,21 @@ struct WarpAttention {
     const float *positions = slots.side +
                              static_cast<size_t>(kSlotPosition) * slots.total +
                              job.offset;
-    TileSides sides;
+    TileSides sides = {};
+    if (has_riders(job)) {
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        const uint32_t slot = share.first_slot(i) + tile_slot(k);
+        sides.position[k] =
+            __float_as_uint(positions[min(slot, share.end - 1)]);
+      }
+    }
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       const uint32_t slot = share.first_slot(i) + tile_slot(k);
       sides.bias[k] = kFreeBias;
-      sides.position[k] = job.position;
       if (slot >= share.end) continue;
       sides.bias[k] = slot == job.newest ? 0.0f : from[slot];
-      if (has_riders(job) && slot != job.newest) {
-        sides.position[k] = __float_as_uint(positions[slot]);
-      }
     }
     return sides;
   }
@@ -187,21 +192,24 @@ struct WarpAttention {
       mma(values[column / 8], weights, v.x, v.y);
       mma(values[column / 8 + 1], weights, v.z, v.w);
     }
-    if (has_riders(job)) compare_riders(args, share, first, products, sides);
+    if (has_riders(job))
+      compare_riders(args, job, share, first, products, sides);
   }
 
   // Looks among the slots of a tile for the nearest of the riders. Sinks take
   // no part in merges.
   __device__ void compare_riders(const skv_merge_attend_args &args,
-                                 const Share &share, uint32_t first,
-                                 const TileProducts &products,
+                                 const HeadJob &job, const Share &share,
+                                 uint32_t first, const TileProducts &products,
                                  const TileSides &sides) {
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       const uint32_t slot = first + tile_slot(k);
-      if (slot >= share.end || sides.bias[k] <= kLiveBias) continue;
-      if (sides.position[k] < args.policy.sinks) continue;
-      riders.compare(slot, sides.position[k], products.squares[k],
+      const uint32_t position =
+          slot == job.newest ? job.position : sides.position[k];
+      const bool counts = (slot < share.end) & (sides.bias[k] > kLiveBias) &
+                          (position >= args.policy.sinks);
+      riders.compare(counts, slot, position, products.squares[k],
                      products.high[k], products.low[k]);
     }
   }

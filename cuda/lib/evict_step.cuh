@@ -87,8 +87,8 @@ __global__ void __launch_bounds__(kEvictThreads, 2)
                                      : next_in_line(args, job, target);
         leave_shortlist(
             shared.lowest_of_warps, kEvictWarps, merged,
-            evidence.riders.slots + job.index * evidence.riders.rows,
-            evidence.riders.rows);
+            evidence.riders.slots + job.index * evidence.riders.count,
+            evidence.riders.count);
       }
     }
   }

@@ -108,7 +108,7 @@ inline uint32_t riders_of(const skv_merge_attend_args &args) {
   const uint32_t merge = args.policy.merge, head_dim = args.sizes.head_dim;
   const bool asks = merge == SKV_MERGE_VOTES || merge == SKV_MERGE_COSINE;
   if (!asks || head_dim % 8 != 0 || head_dim > kMaxRiderWidth) return 0;
-  return rider_rows(args.sizes.heads / args.sizes.kv_heads);
+  return riders_beside(args.sizes.heads / args.sizes.kv_heads);
 }
 
 // Takes it from the memory of the call; returns how much that is. The slots of
@@ -142,12 +142,12 @@ inline size_t take_evidence(const skv_merge_attend_args &args,
     evidence->links =
         scratch.take<uint4>(heads * link_parts(args.cache.max_capacity));
   }
-  if (const uint32_t rows = riders_of(args); rows > 0) {
+  if (const uint32_t count = riders_of(args); count > 0) {
     RiderMemory &riders = evidence->riders;
-    riders.slots = scratch.take<uint32_t>(heads * rows);
-    riders.nearest = scratch.take<Neighbour>(heads * most_splits * rows);
+    riders.slots = scratch.take<uint32_t>(heads * count);
+    riders.nearest = scratch.take<Neighbour>(heads * most_splits * count);
     riders.splits = scratch.take<uint32_t>(heads);
-    riders.rows = rows;
+    riders.count = count;
     riders.most_splits = most_splits;
   }
   if (policy.merge == SKV_MERGE_PAIR) {

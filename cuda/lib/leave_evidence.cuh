@@ -45,7 +45,7 @@ template <int DIM>
 __device__ inline void leave_nearest(const HeadJob &job,
                                      const RiderMemory &riders,
                                      const AttendShared<DIM> &shared) {
-  if (threadIdx.x >= riders.rows) return;
+  if (threadIdx.x >= riders.count) return;
   Neighbour best = kNoNeighbour;
 #pragma unroll
   for (uint32_t w = 0; w < kAttendWarps; w++) {
@@ -54,5 +54,5 @@ __device__ inline void leave_nearest(const HeadJob &job,
   }
   const size_t part =
       static_cast<size_t>(job.index) * riders.most_splits + blockIdx.x;
-  riders.nearest[part * riders.rows + threadIdx.x] = best;
+  riders.nearest[part * riders.count + threadIdx.x] = best;
 }

@@ -21,7 +21,7 @@ struct Candidate {
 constexpr Candidate kNoCandidate = {kNoKey, ~0u};
 
 // Candidates that a warp keeps.
-constexpr uint32_t kWarpCandidates = 4;
+constexpr uint32_t kWarpCandidates = kMaxRiders;
 
 // The two lowest of a thread.
 struct Lowest {
@@ -106,8 +106,8 @@ struct Ridden {
 // Called by the whole block, which sees it after the next barrier.
 __device__ inline void read_ridden(const RiderMemory &riders, uint32_t head,
                                    Ridden &ridden) {
-  if (threadIdx.x < riders.rows) {
-    ridden.slots[threadIdx.x] = riders.slots[head * riders.rows + threadIdx.x];
+  if (threadIdx.x < riders.count) {
+    ridden.slots[threadIdx.x] = riders.slots[head * riders.count + threadIdx.x];
   }
   if (threadIdx.x == 0) {
     ridden.splits = riders.splits == nullptr ? 0 : riders.splits[head];
@@ -122,16 +122,17 @@ __device__ inline Neighbour nearest_ridden(const RiderMemory &riders,
                                            uint32_t slot) {
   Neighbour best = kNoNeighbour;
   if (ridden.splits == 0) return best;
-  const bool is_it = lane_id() < riders.rows && ridden.slots[lane_id()] == slot;
+  const bool is_it =
+      lane_id() < riders.count && ridden.slots[lane_id()] == slot;
   const uint32_t found = __ballot_sync(kAllLanes, is_it);
   if (found == 0) return best;
   const Neighbour *nearest =
       riders.nearest +
-      static_cast<size_t>(head) * riders.most_splits * riders.rows +
+      static_cast<size_t>(head) * riders.most_splits * riders.count +
       (__ffs(found) - 1);
 #pragma unroll 1
   for (uint32_t s = lane_id(); s < ridden.splits; s += 32) {
-    const Neighbour other = nearest[s * riders.rows];
+    const Neighbour other = nearest[s * riders.count];
     if (other.beats(best)) best = other;
   }
   return nearest_of_lanes<16>(best);

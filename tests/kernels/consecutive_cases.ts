@@ -139,7 +139,7 @@ function groupsOf(group: number, headDim: number): ModelSizes {
 
 /** All cases. */
 export const consecutiveCases: readonly KernelCase[] = [
-  ...([[1, 64], [4, 16], [7, 40], [8, 16], [9, 32]] as const).map((
+  ...([[1, 64], [4, 16], [5, 32], [7, 40], [8, 16], [9, 32]] as const).map((
     [group, headDim],
   ) =>
     decodeCase({

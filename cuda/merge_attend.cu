@@ -6,13 +6,15 @@
 // Attention reads keys and values once, 4 head_dim bytes per slot, and the vote
 // biases. The slots of a head are split over blocks, and by tiles over warps:
 // see lib/attend_slots.cuh. The last block of a head to finish adds the parts
-// up: see lib/attend_parts.cuh.
+// up: see lib/attend_parts.cuh. Where a merge will ask for the most similar
+// key, it is looked for on the way, for slots that are likely to go: see
+// lib/riders.cuh.
 //
 // The policy's work needs the softmax sums of the whole head, and nothing needs
 // its result before the next step. So it is a kernel of its own on a stream
 // beside the main one, while the next layers are at work: see
 // lib/evict_step.cuh. It reads logits and side fields, about 40 bytes per slot,
-// and once more the keys where a slot is merged.
+// and all keys once more where another slot goes than those that were likely.
 //
 // The alternative that lost: the policy's work by the last block of attention,
 // which the rest of the layer then waits for: 17 µs per layer with 512 slots on
@@ -25,7 +27,7 @@
 
 namespace {
 
-template <int DIM, bool ALIGNED>
+template <int DIM, bool ALIGNED, bool RIDES>
 __global__ void __launch_bounds__(kAttendThreads, DIM == 256 ? 1 : 2)
     attend_kernel(skv_merge_attend_args args, AttendParts parts,
                   Evidence evidence) {
@@ -43,6 +45,13 @@ __global__ void __launch_bounds__(kAttendThreads, DIM == 256 ? 1 : 2)
     }
     return;
   }
+  WarpAttention<DIM, ALIGNED, RIDES> warp;
+  if constexpr (RIDES) {
+    // One block has all query heads of the group.
+    const uint32_t index = blockIdx.z * args.sizes.kv_heads + blockIdx.y;
+    warp.riders.read(evidence.riders, index,
+                     args.sizes.heads / args.sizes.kv_heads);
+  }
   const HeadJob job = job_of(args, row);
   const uint32_t splits = splits_of(parts, job.high);
   if (blockIdx.x >= splits) {
@@ -51,11 +60,12 @@ __global__ void __launch_bounds__(kAttendThreads, DIM == 256 ? 1 : 2)
   }
   const size_t first_logit =
       static_cast<size_t>(job.index) * job.group + job.first_head;
-  WarpAttention<DIM, ALIGNED> warp;
   warp.run(args, job, share_of(job.high, splits), shared.tiles[warp_id()][0],
            evidence.logits + first_logit * args.cache.max_capacity);
   if (blockIdx.x == 0) keep_queries(args, job, evidence);
   gather_warps(job, warp, shared);
+  const bool rode = warp.has_riders(job);
+  if (rode) leave_nearest(job, evidence.riders, shared);
   uint2 counts;
   if (splits == 1) {
     counts = finish_alone<DIM, ALIGNED>(args, job, evidence, shared);
@@ -63,7 +73,7 @@ __global__ void __launch_bounds__(kAttendThreads, DIM == 256 ? 1 : 2)
     if (!publish(job, parts, splits, shared)) return;
     counts = combine<DIM, ALIGNED>(args, job, parts, evidence, splits, shared);
   }
-  leave_evidence(job, evidence, counts, shared);
+  leave_evidence(job, evidence, counts, rode ? splits : 0, shared);
 }
 
 // How the slots of a head are split, and the sizes that follow.
@@ -117,11 +127,11 @@ Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
   return plan;
 }
 
-template <int DIM, bool ALIGNED>
+template <int DIM, bool ALIGNED, bool RIDES>
 cudaError_t launch_attend(const skv_merge_attend_args &args,
                           const AttendParts &parts, const Evidence &evidence,
                           const Launch &launch) {
-  const auto kernel = attend_kernel<DIM, ALIGNED>;
+  const auto kernel = attend_kernel<DIM, ALIGNED, RIDES>;
   const size_t bytes = sizeof(AttendShared<DIM>);
   const cudaError_t status = allow_shared_memory(kernel, bytes);
   if (status != cudaSuccess) return status;
@@ -132,6 +142,18 @@ cudaError_t launch_attend(const skv_merge_attend_args &args,
                        evidence);
 }
 
+template <int DIM, bool ALIGNED>
+cudaError_t launch_wide(const skv_merge_attend_args &args,
+                        const AttendParts &parts, const Evidence &evidence,
+                        const Launch &launch) {
+  if constexpr (ALIGNED && DIM <= kMaxRiderWidth) {
+    if (evidence.riders.slots != nullptr) {
+      return launch_attend<DIM, ALIGNED, true>(args, parts, evidence, launch);
+    }
+  }
+  return launch_attend<DIM, ALIGNED, false>(args, parts, evidence, launch);
+}
+
 template <bool ALIGNED>
 cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
                            const AttendParts &parts, const Evidence &evidence,
@@ -139,16 +161,16 @@ cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
   cudaError_t status;
   switch (plan.dim) {
     case 32:
-      status = launch_attend<32, ALIGNED>(args, parts, evidence, launch);
+      status = launch_wide<32, ALIGNED>(args, parts, evidence, launch);
       break;
     case 64:
-      status = launch_attend<64, ALIGNED>(args, parts, evidence, launch);
+      status = launch_wide<64, ALIGNED>(args, parts, evidence, launch);
       break;
     case 128:
-      status = launch_attend<128, ALIGNED>(args, parts, evidence, launch);
+      status = launch_wide<128, ALIGNED>(args, parts, evidence, launch);
       break;
     default:
-      status = launch_attend<256, ALIGNED>(args, parts, evidence, launch);
+      status = launch_wide<256, ALIGNED>(args, parts, evidence, launch);
   }
   return status;
 }
@@ -165,7 +187,8 @@ Needs merge_attend_needs(const skv_merge_attend_args &args,
       aligned_bytes(plan.parts * kMaxGroup * sizeof(float2)) +
       aligned_bytes(plan.parts * sizeof(uint2));
   needs.tickets = plan.parts == 0 ? 0 : plan.heads * head_tiles(plan.group);
-  needs.own = take_evidence(args, multiprocessors, nullptr, &evidence);
+  needs.own = take_evidence(args, multiprocessors, plan.most_splits, nullptr,
+                            &evidence);
   return needs;
 }
 
@@ -173,7 +196,8 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
                                 const Launch &launch) {
   const Plan plan = plan_of(args, launch.multiprocessors);
   Evidence evidence;
-  take_evidence(args, launch.multiprocessors, launch.own, &evidence);
+  take_evidence(args, launch.multiprocessors, plan.most_splits, launch.own,
+                &evidence);
   Scratch scratch(launch.scratch);
   AttendParts parts;
   parts.values = scratch.take<float>(plan.parts * plan.group * plan.dim);

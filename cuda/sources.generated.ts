@@ -488,6 +488,8 @@ struct HeadJob {
   uint32_t high;
   // The slot that the step appended, if there was room.
   uint32_t newest;
+  // Whether that takes the head over its budget, so that a slot has to go.
+  bool will_evict;
 };
 
 __device__ inline HeadJob job_of(const skv_merge_attend_args &args,
@@ -507,6 +509,8 @@ __device__ inline HeadJob job_of(const skv_merge_attend_args &args,
   const uint32_t next = words[kHeadNext], capacity = words[kHeadCapacity];
   job.newest = next < capacity ? next : kNoSlot;
   job.high = max(words[kHeadHigh], min(next + 1, capacity));
+  job.will_evict =
+      words[kHeadLive] + (next < capacity ? 1 : 0) > words[kHeadBudget];
   return job;
 }
 
@@ -562,6 +566,7 @@ struct AttendShared {
   float log_sums[kTileHeads];
   uint32_t live[kAttendWarps];
   uint32_t first_free[kAttendWarps];
+  Neighbour nearest[kAttendWarps][kMaxRiders];
   uint32_t ticket;
 };
 
@@ -580,9 +585,9 @@ __device__ inline Share share_of(uint32_t high, uint32_t splits) {
 }
 
 // Leaves what a warp found in shared memory. Called by the whole block.
-template <int DIM, bool ALIGNED>
+template <int DIM, bool ALIGNED, bool RIDES>
 __device__ inline void gather_warps(const HeadJob &job,
-                                    WarpAttention<DIM, ALIGNED> &warp,
+                                    WarpAttention<DIM, ALIGNED, RIDES> &warp,
                                     AttendShared<DIM> &shared) {
   const uint32_t g = lane_id() / 4, t = lane_id() % 4;
   float sum = warp.state.sum;
@@ -607,6 +612,7 @@ __device__ inline void gather_warps(const HeadJob &job,
     shared.live[warp_id()] = live;
     shared.first_free[warp_id()] = first_free;
   }
+  if (warp.has_riders(job)) warp.riders.gather(job, shared.nearest[warp_id()]);
   __syncthreads();
 }
 
@@ -836,12 +842,15 @@ __device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
 // tiles are on their way before the kernel in front has ended: only the newest
 // slot is written by it (see lib/overlap.cuh).
 //
+// Rows of the tile without a query head have riders: see lib/riders.cuh.
+//
 // The alternative that lost: keys and values straight to registers. Loads then
 // have to wait for the arithmetic in front of them.
 #pragma once
 
 #include "overlap.cuh"
 #include "query_operands.cuh"
+#include "riders.cuh"
 #include "softmax_state.cuh"
 
 // Tiles that a warp has in shared memory.
@@ -852,10 +861,19 @@ constexpr int kStages = DIM >= 128 ? 2 : 4;
 template <int DIM>
 constexpr int kTileHalves = 2 * kWarpSlots *kLinePitch<DIM>;
 
-// Attention of one warp over its tiles of a share.
-template <int DIM, bool ALIGNED>
+// What side fields say of a lane's slots of a tile.
+struct TileSides {
+  float bias[4];
+  // Where there are riders.
+  uint32_t position[4];
+};
+
+// Attention of one warp over its tiles of a share. RIDES: with riders where the
+// head goes over its budget.
+template <int DIM, bool ALIGNED, bool RIDES>
 struct WarpAttention {
   QueryOperands<DIM> queries;
+  LaneRiders<DIM> riders;
   // Of head g = lane / 4; the sum is that of this lane's slots.
   SoftmaxState state = init_softmax();
   // Dimensions 8 n + 2t, 8 n + 2t + 1 of head g, by high and by low halves.
@@ -906,11 +924,16 @@ struct WarpAttention {
     }
   }
 
-  // Vote biases of this lane's slots of tile i; those beyond the end look free.
-  // That of the newest slot, which may not be there yet, is known.
-  __device__ static void load_biases(const skv_merge_attend_args &args,
-                                     const HeadJob &job, const Share &share,
-                                     uint32_t i, float (&bias)[4]) {
+  __device__ static bool has_riders(const HeadJob &job) {
+    return RIDES && job.will_evict;
+  }
+
+  // Side fields of this lane's slots of tile i; those beyond the end look free.
+  // The bias of the newest slot, which may not be there yet, is known; so is
+  // its position, and what is read of that here says nothing.
+  __device__ static TileSides load_sides(const skv_merge_attend_args &args,
+                                         const HeadJob &job, const Share &share,
+                                         uint32_t i) {
     const skv_slots &slots = args.cache.slots;
     const uint32_t g = lane_id() / 4;
     const uint32_t lane =
@@ -918,23 +941,40 @@ struct WarpAttention {
     const float *from = slots.side +
                         static_cast<size_t>(kSlotBias + lane) * slots.total +
                         job.offset;
+    const float *positions = slots.side +
+                             static_cast<size_t>(kSlotPosition) * slots.total +
+                             job.offset;
+    TileSides sides = {};
+    if (has_riders(job)) {
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        const uint32_t slot = share.first_slot(i) + tile_slot(k);
+        sides.position[k] =
+            __float_as_uint(positions[min(slot, share.end - 1)]);
+      }
+    }
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       const uint32_t slot = share.first_slot(i) + tile_slot(k);
-      bias[k] = kFreeBias;
+      sides.bias[k] = kFreeBias;
       if (slot >= share.end) continue;
-      bias[k] = slot == job.newest ? 0.0f : from[slot];
+      sides.bias[k] = slot == job.newest ? 0.0f : from[slot];
     }
+    return sides;
   }
 
   // Adds tile i of the share, which is in shared memory.
   __device__ void add(const skv_merge_attend_args &args, const HeadJob &job,
                       const Share &share, uint32_t i, const skv_half *tile,
-                      const float (&bias)[4], float *logits) {
+                      const TileSides &sides, float *logits) {
     const uint32_t first = share.first_slot(i);
     const uint32_t g = lane_id() / 4;
+    const TileProducts products = has_riders(job)
+                                      ? queries.template multiply<RIDES>(tile)
+                                      : queries.template multiply<false>(tile);
     float raw[4];
-    queries.multiply(tile, raw);
+#pragma unroll
+    for (int k = 0; k < 4; k++) raw[k] = queries.logit(products, k);
     if (args.sink_queries != nullptr) {
       replace_sinks(args, job, share, first, tile, raw);
     }
@@ -953,8 +993,8 @@ struct WarpAttention {
     float top = -INFINITY;
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-      const bool counts = bias[k] > kLiveBias;
-      x[k] = counts ? raw[k] + bias[k] : -INFINITY;
+      const bool counts = sides.bias[k] > kLiveBias;
+      x[k] = counts ? raw[k] + sides.bias[k] : -INFINITY;
       top = fmaxf(top, x[k]);
       const uint32_t slot = first + tile_slot(k);
       if (slot >= share.end) continue;
@@ -985,6 +1025,26 @@ struct WarpAttention {
       mma(values[column / 8], weights, v.x, v.y);
       mma(values[column / 8 + 1], weights, v.z, v.w);
     }
+    if (has_riders(job))
+      compare_riders(args, job, share, first, products, sides);
+  }
+
+  // Looks among the slots of a tile for the nearest of the riders. Sinks take
+  // no part in merges.
+  __device__ void compare_riders(const skv_merge_attend_args &args,
+                                 const HeadJob &job, const Share &share,
+                                 uint32_t first, const TileProducts &products,
+                                 const TileSides &sides) {
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      const uint32_t slot = first + tile_slot(k);
+      const uint32_t position =
+          slot == job.newest ? job.position : sides.position[k];
+      const bool counts = (slot < share.end) & (sides.bias[k] > kLiveBias) &
+                          (position >= args.policy.sinks);
+      riders.compare(counts, slot, position, products.squares[k],
+                     products.high[k], products.low[k]);
+    }
   }
 
   // Logits of sinks are those of the queries at their cache positions.
@@ -1011,11 +1071,10 @@ struct WarpAttention {
     QueryOperands<DIM> sinks;
     sinks.load(query_of_lane(args, job, args.sink_queries),
                args.sizes.head_dim);
-    float other[4];
-    sinks.multiply(tile, other);
+    const TileProducts other = sinks.template multiply<false>(tile);
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-      if (is_sink[k]) raw[k] = other[k];
+      if (is_sink[k]) raw[k] = sinks.logit(other, k);
     }
   }
 
@@ -1024,7 +1083,6 @@ struct WarpAttention {
   __device__ void run(const skv_merge_attend_args &args, const HeadJob &job,
                       const Share &share, skv_half *tiles, float *logits) {
     constexpr uint32_t kAhead = kStages<DIM>;
-    float bias[4];
     // All but the newest slot is as the step before left it.
 #pragma unroll 1
     for (uint32_t i = 0; i < kAhead; i++) {
@@ -1034,7 +1092,8 @@ struct WarpAttention {
       }
       commit_copies();
     }
-    load_biases(args, job, share, 0, bias);
+    if (has_riders(job)) riders.load(args, job);
+    TileSides sides = load_sides(args, job, share, 0);
     wait_for_previous();
     const uint32_t tile = (job.newest - share.begin) / kWarpSlots;
     const uint32_t at = tile / kAttendWarps;
@@ -1046,6 +1105,9 @@ struct WarpAttention {
     }
     commit_copies();
     queries.load(query_of_lane(args, job, args.queries), args.sizes.head_dim);
+    if (has_riders(job) && riders.has_any(job.heads)) {
+      queries.take_riders(riders.steps);
+    }
 #pragma unroll 1
     for (uint32_t i = 0; share.has(i); i++) {
       // The newest slot may be in any of the first tiles.
@@ -1056,17 +1118,15 @@ struct WarpAttention {
       }
       __syncwarp();
       skv_half *tile = tiles + i % kAhead * kTileHalves<DIM>;
-      float next[4];
-      load_biases(args, job, share, i + 1, next);
-      add(args, job, share, i, tile, bias, logits);
+      const TileSides next = load_sides(args, job, share, i + 1);
+      add(args, job, share, i, tile, sides, logits);
       __syncwarp();
       if (share.has(i + kAhead)) {
         fetch<kWarpSlots>(args, job, share.first_slot(i + kAhead), share.end,
                           kNoSlot, tile);
       }
       commit_copies();
-#pragma unroll
-      for (int k = 0; k < 4; k++) bias[k] = next[k];
+      sides = next;
     }
   }
 };
@@ -1716,12 +1776,13 @@ struct EvictJob {
   __device__ Slot slot(const skv_merge_attend_args &args, uint32_t i) const {
     return slot_at(args.cache.slots, offset + i, args.sizes.head_dim);
   }
-  // Whether slot \`i\` holds a token that may be evicted.
-  __device__ bool may_go(const skv_merge_attend_args &args,
-                         const Slot &slot) const {
+  // Whether a slot holds a token that may be evicted, \`ahead\` steps after this
+  // one.
+  __device__ bool may_go(const skv_merge_attend_args &args, const Slot &slot,
+                         uint32_t ahead = 0) const {
     return slot.word(kSlotTokens) != 0 &&
            is_evictable(slot.word(kSlotPosition), args.policy,
-                        words[kHeadRecent], position);
+                        words[kHeadRecent], position + ahead);
   }
 };
 
@@ -1786,6 +1847,7 @@ __device__ inline bool needs_ratings(const skv_merge_attend_args &args,
 #include "neighbour.cuh"
 #include "next_values.cuh"
 #include "select_smallest.cuh"
+#include "shortlist.cuh"
 
 constexpr uint32_t kEvictWarps = 16;
 constexpr uint32_t kEvictThreads = 32 * kEvictWarps;
@@ -1799,11 +1861,13 @@ struct EvictShared {
   uint64_t lowest_keys[kEvictWarps];
   uint32_t lowest[kEvictWarps];
   Neighbour neighbours[kEvictWarps];
+  Ridden ridden;
   SelectScratch select;
   // What one policy has no two of.
   union {
     ListScratch list;
     Followers followers;
+    Candidate lowest_of_warps[kEvictWarps][kWarpCandidates];
   };
 };
 
@@ -1836,25 +1900,40 @@ __device__ inline void sum_gained(const skv_merge_attend_args &args,
   __syncthreads();
 }
 
-// A slot and what eviction sorts it by.
-struct Candidate {
-  uint64_t key;
-  uint32_t slot;
-};
-
-constexpr Candidate kNoCandidate = {kNoKey, ~0u};
-
 // Whether a slot's own fields say which goes first.
 __device__ inline bool own_fields_decide(const skv_merge_attend_args &args,
                                          const EvictJob &job) {
   return job.ratings == nullptr && !args.policy.count_values;
 }
 
+// What a thread finds among its slots: the one that goes first, and the lowest
+// of those that may go in the next step, where anybody wants to know.
+struct Found {
+  Candidate first = kNoCandidate;
+  Lowest next;
+};
+
+// Steps from this one to the last that is thought of: in the next one more slot
+// is no longer recent.
+template <bool RIDES>
+constexpr uint32_t kAhead = RIDES ? 1 : 0;
+
+// Looks at a slot that may go now or, where there are riders, in the next step.
+template <bool RIDES>
+__device__ inline void consider(const skv_merge_attend_args &args,
+                                const EvictJob &job, const Slot &slot,
+                                const Candidate &candidate, Found &found) {
+  if constexpr (RIDES) found.next.add(candidate);
+  if (candidate.key >= found.first.key) return;
+  if (!RIDES || job.may_go(args, slot)) found.first = candidate;
+}
+
 // Adds this step to the scores of all slots. Where their own fields decide,
-// returns the one of this thread that goes first. Called by the whole block.
-__device__ inline Candidate observe_slots(const skv_merge_attend_args &args,
-                                          const EvictJob &job,
-                                          EvictShared &shared) {
+// returns what this thread found. Called by the whole block.
+template <bool RIDES>
+__device__ inline Found observe_slots(const skv_merge_attend_args &args,
+                                      const EvictJob &job,
+                                      EvictShared &shared) {
   const skv_policy &policy = args.policy;
   const uint32_t lanes = args.cache.lanes;
   const uint32_t capacity = args.cache.max_capacity;
@@ -1864,7 +1943,8 @@ __device__ inline Candidate observe_slots(const skv_merge_attend_args &args,
   const float *log_sums = gains ? shared.score_sums : shared.log_sums;
   const bool ranks = job.is_over && own_fields_decide(args, job);
   const uint32_t recent = job.words[kHeadRecent];
-  Candidate first = kNoCandidate;
+  const uint32_t newest = job.position + kAhead<RIDES>;
+  Found found;
 #pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
     const Slot slot = job.slot(args, i);
@@ -1885,14 +1965,11 @@ __device__ inline Candidate observe_slots(const skv_merge_attend_args &args,
     if (job.own_ratings != nullptr && !takes_all_keys(policy)) {
       job.own_ratings[i] = own_score(scores, slot, policy, lanes);
     }
-    if (!ranks || !is_evictable(position, policy, recent, job.position)) {
-      continue;
-    }
+    if (!ranks || !is_evictable(position, policy, recent, newest)) continue;
     const float score = own_score(scores, slot, policy, lanes);
-    const uint64_t key = order_key(score, position);
-    if (key < first.key) first = {key, i};
+    consider<RIDES>(args, job, slot, {order_key(score, position), i}, found);
   }
-  return first;
+  return found;
 }
 
 // What the policy's score says of slot \`i\`: where heads share their scores,
@@ -1926,6 +2003,15 @@ __device__ inline void rate_slots(const skv_merge_attend_args &args,
         job.group, job.high, job.expected, shared.score_sums, job.own_ratings,
         [&](uint32_t i) { return slot_of(i).word(kSlotTokens) != 0; });
   }
+}
+
+// A slot with a key, in line for the next step, or none. Called by one warp.
+__device__ inline Candidate next_in_line(const skv_merge_attend_args &args,
+                                         const EvictJob &job, uint32_t i) {
+  const Slot slot = job.slot(args, i);
+  if (!job.may_go(args, slot, kAhead<true>)) return kNoCandidate;
+  const float score = slot_score(args, job, slot, i);
+  return {rank_key(score, slot, args.policy), i};
 }
 
 // The slot with the lowest key over the block, or none; each thread brings its
@@ -1984,30 +2070,30 @@ __device__ inline uint32_t key_scores_of(const skv_merge_attend_args &args,
   return evictable;
 }
 
-// The slot that goes first, or none. Called by the whole block.
-__device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
-                                         const EvictJob &job,
-                                         EvictShared &shared) {
+// What this thread finds by all that scores take. Called by the whole block.
+template <bool RIDES>
+__device__ inline Found rank_slots(const skv_merge_attend_args &args,
+                                   const EvictJob &job, EvictShared &shared) {
   const skv_policy &policy = args.policy;
   // Slots above this key stay by their scores alone.
   uint64_t limit = kNoKey;
   if (policy.count_values) {
     const uint32_t evictable = key_scores_of(args, job, shared);
-    if (evictable == 0) return ~0u;
+    if (evictable == 0) return {};
     limit = kth_smallest(job.keys, job.high,
                          evictable - first_stage(policy, evictable - 1),
                          shared.select);
   }
-  Candidate first = kNoCandidate;
+  Found found;
 #pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
     const Slot slot = job.slot(args, i);
-    if (!job.may_go(args, slot)) continue;
+    if (!job.may_go(args, slot, kAhead<RIDES>)) continue;
     if (policy.count_values && job.keys[i] > limit) continue;
     const uint64_t key = rank_key(slot_score(args, job, slot, i), slot, policy);
-    if (key < first.key) first = {key, i};
+    consider<RIDES>(args, job, slot, {key, i}, found);
   }
-  return lowest_of_block(first.key, first.slot, shared);
+  return found;
 }
 `,
   "lib/evict_step.cuh": `// The policy's work after a decode step, kernel by kernel.
@@ -2040,6 +2126,8 @@ template <uint32_t MERGE, bool ALIGNED, bool QUERIES>
 __global__ void __launch_bounds__(kEvictThreads, 2)
     evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
                  bool chooses) {
+  constexpr bool kRides =
+      ALIGNED && (MERGE == SKV_MERGE_VOTES || MERGE == SKV_MERGE_COSINE);
   __shared__ EvictShared shared;
   EvictJob job;
   if (!turn_to_head(args, evidence, blockIdx.y, blockIdx.x, job)) return;
@@ -2054,10 +2142,13 @@ __global__ void __launch_bounds__(kEvictThreads, 2)
       shared.log_sums[threadIdx.x] =
           evidence.log_sums[job.index * kMaxGroup + threadIdx.x];
     }
+    if constexpr (kRides) {
+      read_ridden(evidence.riders, job.index, shared.ridden);
+    }
     __syncthreads();
-    Candidate first = kNoCandidate;
+    Found found;
     if (observes) {
-      first = observe_slots(args, job, shared);
+      found = observe_slots<kRides>(args, job, shared);
       if (needs_ratings(args, job)) rate_slots(args, job, shared);
       if constexpr (MERGE == SKV_MERGE_PAIR) {
         list_pairs(args, job, evidence.pairs, shared);
@@ -2071,12 +2162,32 @@ __global__ void __launch_bounds__(kEvictThreads, 2)
       if constexpr (MERGE == SKV_MERGE_SEGMENTS) {
         if (close_link(args, job, shared)) return;
       }
+      if (!observes || !own_fields_decide(args, job)) {
+        found = rank_slots<kRides>(args, job, shared);
+      }
       const uint32_t victim =
-          observes && own_fields_decide(args, job)
-              ? lowest_of_block(first.key, first.slot, shared)
-              : choose_victim(args, job, shared);
-      if (victim == ~0u) return;
-      evict<MERGE, ALIGNED, QUERIES>(args, job, victim, shared);
+          lowest_of_block(found.first.key, found.first.slot, shared);
+      const bool rides = kRides && evidence.riders.slots != nullptr;
+      if (rides) {
+        found.next.leave_out(victim);
+        keep_lowest(found.next, shared.lowest_of_warps[warp_id()]);
+        __syncthreads();
+      }
+      uint32_t target = ~0u;
+      if (victim != ~0u) {
+        target = evict<MERGE, ALIGNED, QUERIES>(args, job, evidence.riders,
+                                                victim, shared);
+      }
+      if (rides && warp_id() == 0) {
+        __syncwarp();
+        const Candidate merged = target == ~0u
+                                     ? Candidate(kNoCandidate)
+                                     : next_in_line(args, job, target);
+        leave_shortlist(
+            shared.lowest_of_warps, kEvictWarps, merged,
+            evidence.riders.slots + job.index * evidence.riders.count,
+            evidence.riders.count);
+      }
     }
   }
 }
@@ -2156,6 +2267,7 @@ inline cudaError_t launch_policy(const skv_merge_attend_args &args,
 
 #include "../runtime/launch.cuh"
 #include "expected_attention.cuh"
+#include "riders.cuh"
 #include "value_spread.cuh"
 
 // Slots of a block that looks for links between neighbours.
@@ -2208,6 +2320,8 @@ struct Evidence {
   // lib/segment_step.cuh
   uint64_t *limits;
   uint4 *links;
+  // Where the most similar key is looked for and the group leaves room.
+  RiderMemory riders;
   // Where the cheapest pair is merged.
   PairWork pairs;
   // (heads, group, max_capacity) and (heads, parts, kMaxGroup): see Expectation
@@ -2248,10 +2362,23 @@ inline bool takes_queries(const skv_merge_attend_args &args) {
   return votes && (policy.key == SKV_KEY_MIN_NORM || args.cache.lanes > 1);
 }
 
-// Takes it from the memory of the call; returns how much that is.
+// Widest head with riders: with wider ones attention has no registers left. And
+// heads whose rows are not aligned are not worth a kernel of their own.
+constexpr uint32_t kMaxRiderWidth = 128;
+
+// Riders of each head: none where no merge asks for them.
+inline uint32_t riders_of(const skv_merge_attend_args &args) {
+  const uint32_t merge = args.policy.merge, head_dim = args.sizes.head_dim;
+  const bool asks = merge == SKV_MERGE_VOTES || merge == SKV_MERGE_COSINE;
+  if (!asks || head_dim % 8 != 0 || head_dim > kMaxRiderWidth) return 0;
+  return riders_beside(args.sizes.heads / args.sizes.kv_heads);
+}
+
+// Takes it from the memory of the call; returns how much that is. The slots of
+// a head are in \`most_splits\` parts, at most.
 inline size_t take_evidence(const skv_merge_attend_args &args,
-                            uint32_t multiprocessors, char *memory,
-                            Evidence *evidence) {
+                            uint32_t multiprocessors, uint32_t most_splits,
+                            char *memory, Evidence *evidence) {
   const skv_policy &policy = args.policy;
   const size_t heads =
       static_cast<size_t>(args.step.rows) * args.sizes.kv_heads;
@@ -2277,6 +2404,14 @@ inline size_t take_evidence(const skv_merge_attend_args &args,
     evidence->limits = scratch.take<uint64_t>(heads);
     evidence->links =
         scratch.take<uint4>(heads * link_parts(args.cache.max_capacity));
+  }
+  if (const uint32_t count = riders_of(args); count > 0) {
+    RiderMemory &riders = evidence->riders;
+    riders.slots = scratch.take<uint32_t>(heads * count);
+    riders.nearest = scratch.take<Neighbour>(heads * most_splits * count);
+    riders.splits = scratch.take<uint32_t>(heads);
+    riders.count = count;
+    riders.most_splits = most_splits;
   }
   if (policy.merge == SKV_MERGE_PAIR) {
     evidence->pairs = take_pairs(args, multiprocessors, &scratch);
@@ -3077,14 +3212,19 @@ struct LaneSum {
 
 #include "attend_parts.cuh"
 
-// Notes what the policy needs to know; \`log_sums\` are in shared memory.
+// Notes what the policy needs to know; \`log_sums\` are in shared memory, and
+// \`rode\` says how many splits left neighbours.
 template <int DIM>
 __device__ inline void leave_evidence(const HeadJob &job,
                                       const Evidence &evidence, uint2 counts,
+                                      uint32_t rode,
                                       const AttendShared<DIM> &shared) {
   if (threadIdx.x == 0 && job.first_head == 0) {
     evidence.rows[job.index] = {job.position, counts.x, min(counts.y, job.high),
                                 job.high};
+    if (evidence.riders.splits != nullptr) {
+      evidence.riders.splits[job.index] = rode;
+    }
   }
   if (evidence.log_sums != nullptr && threadIdx.x < job.heads) {
     evidence.log_sums[job.index * kMaxGroup + job.first_head + threadIdx.x] =
@@ -3107,6 +3247,23 @@ __device__ inline void keep_queries(const skv_merge_attend_args &args,
   for (uint32_t i = threadIdx.x; i < count; i += kAttendThreads) {
     evidence.queries[own * args.sizes.head_dim + i] = __ldcg(from + i);
   }
+}
+
+// Leaves the nearest of a block's slots for each rider.
+template <int DIM>
+__device__ inline void leave_nearest(const HeadJob &job,
+                                     const RiderMemory &riders,
+                                     const AttendShared<DIM> &shared) {
+  if (threadIdx.x >= riders.count) return;
+  Neighbour best = kNoNeighbour;
+#pragma unroll
+  for (uint32_t w = 0; w < kAttendWarps; w++) {
+    const Neighbour other = shared.nearest[w][threadIdx.x];
+    if (other.beats(best)) best = other;
+  }
+  const size_t part =
+      static_cast<size_t>(job.index) * riders.most_splits + blockIdx.x;
+  riders.nearest[part * riders.count + threadIdx.x] = best;
 }
 `,
   "lib/library_product.cuh": `// Products of several rows by a library of NVIDIA's
@@ -3594,6 +3751,24 @@ __device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
   return nearest_of_block(best, shared);
 }
 
+// The same, as attention found it if the victim was a rider.
+template <bool ALIGNED>
+__device__ inline Neighbour nearest_key(const skv_merge_attend_args &args,
+                                        const EvictJob &job,
+                                        const RiderMemory &riders,
+                                        uint32_t victim, EvictShared &shared) {
+  Neighbour nearest = kNoNeighbour;
+  if constexpr (ALIGNED) {
+    nearest = nearest_ridden(riders, job.index, shared.ridden, victim);
+  }
+  if (!nearest.exists()) {
+    return find_nearest<ALIGNED>(args, job, victim, shared);
+  }
+  const LaneVector key(job.slot(args, victim).key, args.sizes.head_dim);
+  nearest.similarity *= key.inverse_norm();
+  return nearest;
+}
+
 // Attention weight of slot \`i\` for query head \`g\`.
 __device__ inline float attention_weight(const skv_merge_attend_args &args,
                                          const EvictJob &job,
@@ -3685,24 +3860,27 @@ __device__ inline void remove_slot(const skv_merge_attend_args &args,
   words[kHeadNext] = min(words[kHeadNext], victim);
 }
 
-// Merges the victim where the policy says, or drops it. Called by the whole
-// block.
+// Merges the victim where the policy says, or drops it. Returns the slot that
+// took its key in, or none, to the first warp. Called by the whole block.
 template <uint32_t MERGE, bool ALIGNED, bool QUERIES>
-__device__ inline void evict(const skv_merge_attend_args &args,
-                             const EvictJob &job, uint32_t victim,
-                             EvictShared &shared) {
+__device__ inline uint32_t evict(const skv_merge_attend_args &args,
+                                 const EvictJob &job, const RiderMemory &riders,
+                                 uint32_t victim, EvictShared &shared) {
   const skv_policy &policy = args.policy;
   uint32_t target = ~0u;
   bool is_merged = false;
   if constexpr (MERGE == SKV_MERGE_VOTES) {
-    const Neighbour nearest = find_nearest<ALIGNED>(args, job, victim, shared);
+    const Neighbour nearest =
+        nearest_key<ALIGNED>(args, job, riders, victim, shared);
     if (nearest.similarity > policy.threshold) target = nearest.item;
   } else if constexpr (MERGE == SKV_MERGE_COSINE) {
-    const float past = __uint_as_float(job.words[kHeadThreshold]);
-    const Neighbour nearest = find_nearest<ALIGNED>(args, job, victim, shared);
-    if (nearest.exists()) {
+    const Neighbour nearest =
+        nearest_key<ALIGNED>(args, job, riders, victim, shared);
+    if (nearest.exists() && warp_id() == 0) {
+      const float past = __uint_as_float(job.words[kHeadThreshold]);
       const float threshold = next_threshold(policy, past, nearest.similarity);
-      if (threadIdx.x == 0) {
+      __syncwarp();
+      if (lane_id() == 0) {
         job.words[kHeadThreshold] = __float_as_uint(threshold);
       }
       if (nearest.similarity >= threshold) target = nearest.item;
@@ -3720,7 +3898,7 @@ __device__ inline void evict(const skv_merge_attend_args &args,
         },
         [&](uint32_t i) { return job.slot(args, i); });
   }
-  if (warp_id() != 0) return;
+  if (warp_id() != 0) return ~0u;
   Merged merged = {};
   if (target != ~0u) {
     is_merged = true;
@@ -3737,6 +3915,7 @@ __device__ inline void evict(const skv_merge_attend_args &args,
   }
   __syncwarp();
   if (lane_id() == 0) remove_slot(args, job, victim, is_merged, merged);
+  return target;
 }
 `,
   "lib/merge_pairs.cuh": `// Merging pairs before anything is evicted: similar ones, or the cheapest.
@@ -5408,8 +5587,8 @@ __device__ inline bool pass_on(const skv_policy &policy, const PassedOn &gone,
 // A kernel may be started when all blocks of the one in front of it run. Until
 // wait_for_previous returns it may read what no kernel of the program writes
 // before it does so itself, and nothing else: weights, and in a decode step the
-// words of sequences and heads and all slots but the newest, which change after
-// attention alone. Every thread calls it, so that whoever waits for this kernel
+// words of sequences and heads, all slots but the newest and the shortlist of
+// slots that are likely to go, which change after attention alone. Every thread calls it, so that whoever waits for this kernel
 // has waited for all before it.
 #pragma once
 
@@ -6284,8 +6463,16 @@ __device__ inline void add_eight(float &sum, const uint4 &weights,
 #include "attend_job.cuh"
 #include "row_tiles.cuh"
 
+// Products of rows g and g + 8 of a tile of left operands with slots 2t, 2t +
+// 1, 2t + 8 and 2t + 9 of a tile of keys, and the squared lengths of those.
+struct TileProducts {
+  float high[4];
+  float low[4];
+  float squares[4];
+};
+
 // Query heads as left operands: head g in rows g, high halves, and g + 8, low
-// halves.
+// halves. Rows of heads that there are not are free for riders.
 template <int DIM>
 struct QueryOperands {
   uint4 steps[DIM / 16];
@@ -6324,23 +6511,50 @@ struct QueryOperands {
     inverse = scale.inverse * rsqrtf(static_cast<float>(head_dim));
   }
 
-  // Raw logits of slots 2t, 2t + 1, 2t + 8 and 2t + 9 of a tile for head g.
-  __device__ void multiply(const skv_half *keys, float (&logits)[4]) const {
+  // Puts riders on the rows of a lane that has no query head; its logits are 0.
+  __device__ void take_riders(const uint4 (&riders)[DIM / 16]) {
+#pragma unroll
+    for (int step = 0; step < DIM / 16; step++) steps[step] = riders[step];
+    inverse = 0.0f;
+  }
+
+  // Multiplies with the keys of a tile. SQUARES: finds their lengths as well,
+  // on the diagonal of their products with each other: as left operands they
+  // are in the same registers as on the right.
+  template <bool SQUARES>
+  __device__ TileProducts multiply(const skv_half *keys) const {
     // Two sums each: products wait for those of the same sum.
-    float x[2][2][4] = {};
+    float x[2][2][4] = {}, own[2][4] = {};
 #pragma unroll
     for (int step = 0; step < DIM / 16; step++) {
       const uint4 k = key_operands<DIM>(keys, 0, 16 * step);
       mma(x[step % 2][0], steps[step], k.x, k.y);
       mma(x[step % 2][1], steps[step], k.z, k.w);
+      if constexpr (SQUARES) {
+        const uint4 left = {k.x, k.z, k.y, k.w};
+        mma(own[0], left, k.x, k.y);
+        mma(own[1], left, k.z, k.w);
+      }
     }
+    TileProducts products;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const int n = i / 2, at = i % 2;
-      const float high = x[0][n][at] + x[1][n][at];
-      const float low = x[0][n][at + 2] + x[1][n][at + 2];
-      logits[i] = (high + low) * inverse;
+      products.high[i] = x[0][n][at] + x[1][n][at];
+      products.low[i] = x[0][n][at + 2] + x[1][n][at + 2];
+      products.squares[i] = 0.0f;
+      if constexpr (SQUARES) {
+        // Slot 2t + at of the eight is in row and column 2t + at of both.
+        products.squares[i] = __shfl_sync(kAllLanes, own[n][at + 2 * n],
+                                          9 * (lane_id() % 4) + 4 * at);
+      }
     }
+    return products;
+  }
+
+  // Raw logit of the i-th of these slots for head g.
+  __device__ float logit(const TileProducts &products, int i) const {
+    return (products.high[i] + products.low[i]) * inverse;
   }
 };
 
@@ -6638,6 +6852,142 @@ __device__ inline uint32_t block_prefix(uint32_t x, uint32_t &total,
   total = scratch.words[32];
   return scratch.words[warp] + sum - x;
 }
+`,
+  "lib/riders.cuh": `// Riders: keys for which attention finds the most similar other key while it
+// reads all keys anyway, so that a merge need not read them once more.
+//
+// Whose key has to be compared is known when the step's scores are, which is
+// after attention. But scores change little from one step to the next: the
+// policy leaves a shortlist of the slots that are next in line (see
+// lib/shortlist.cuh), and the keys of those ride in the rows of the tensor core
+// tile that no query head takes, two for each head that a group has less than
+// eight; four are enough. Their products with all keys come with those of the
+// queries. A key is halves already, so it takes one row and the product is
+// exact.
+//
+// A shortlist is a hint and no more: it may be that of another text, or memory
+// that nothing was written to. The policy takes what was found for a slot if
+// that is the one it evicts, and searches by itself if not, so that no choice
+// hangs on the hint. A slot that cannot be compared here has no neighbour.
+//
+// The alternative that lost: to search when the victim is known, for each step
+// of each head, which at batch 16 took a third of a step on an H200.
+#pragma once
+
+#include "attend_job.cuh"
+#include "neighbour.cuh"
+
+// Most riders of a head. Over hundreds of steps of small models the victim was
+// one of the first four in 998 of a thousand and one of the first two in 97 of
+// a hundred: more would ride in vain.
+constexpr uint32_t kMaxRiders = 4;
+
+// Riders beside a group of query heads, in the rows that it leaves free.
+__host__ __device__ constexpr uint32_t riders_beside(uint32_t group) {
+  return group >= kTileHeads                   ? 0
+         : kTileHeads - group < kMaxRiders / 2 ? 2 * (kTileHeads - group)
+                                               : kMaxRiders;
+}
+
+// Memory of the riders of a step; no addresses where there are none.
+struct RiderMemory {
+  // (heads, count): the shortlist, as the step before left it
+  uint32_t *slots;
+  // (heads, most_splits, count): the nearest of each split, by cosines times
+  // the length of the rider's key
+  Neighbour *nearest;
+  // (heads): splits that left them, none where no search was expected
+  uint32_t *splits;
+  uint32_t count;
+  uint32_t most_splits;
+};
+
+// Rows g and g + 8 of the tile, where g = lane / 4 is no query head.
+template <int DIM>
+struct LaneRiders {
+  uint32_t slots[2] = {kNoSlot, kNoSlot};
+  // What any slot beats.
+  Neighbour best[2] = {{-INFINITY, ~0u, kNoItem}, {-INFINITY, ~0u, kNoItem}};
+  // As left operands: see QueryOperands.
+  uint4 steps[DIM / 16];
+
+  // Whether the lane has riders beside \`heads\` query heads.
+  __device__ static bool has_any(uint32_t heads) {
+    return lane_id() / 4 >= heads;
+  }
+  // Which of all riders is in row g + 8 i; there may be fewer.
+  __device__ static uint32_t index(uint32_t heads, uint32_t i) {
+    return lane_id() / 4 - heads + i * (kTileHeads - heads);
+  }
+
+  // Reads who the riders are, which may be anything.
+  __device__ void read(const RiderMemory &riders, uint32_t head,
+                       uint32_t heads) {
+    if (!has_any(heads)) return;
+#pragma unroll
+    for (uint32_t i = 0; i < 2; i++) {
+      const uint32_t at = index(heads, i);
+      if (at < riders.count) slots[i] = riders.slots[head * riders.count + at];
+    }
+  }
+
+  // Reads their keys. All slots but the newest are as the step before left
+  // them, so this need not wait for the kernel in front: see lib/overlap.cuh.
+  __device__ void load(const skv_merge_attend_args &args, const HeadJob &job) {
+    const uint32_t head_dim = args.sizes.head_dim;
+    const skv_half *keys[2];
+#pragma unroll
+    for (uint32_t i = 0; i < 2; i++) {
+      if (slots[i] >= job.high || slots[i] == job.newest) slots[i] = kNoSlot;
+      const uint32_t slot = slots[i] == kNoSlot ? 0 : slots[i];
+      keys[i] = args.cache.slots.keys +
+                static_cast<size_t>(job.offset + slot) * head_dim;
+    }
+    const auto pair = [&](uint32_t i, uint32_t column) -> uint32_t {
+      if (slots[i] == kNoSlot || column >= head_dim) return 0;
+      return *reinterpret_cast<const uint32_t *>(keys[i] + column);
+    };
+#pragma unroll
+    for (int step = 0; step < DIM / 16; step++) {
+      const uint32_t column = 16 * step + 2 * (lane_id() % 4);
+      steps[step] = {pair(0, column), pair(1, column), pair(0, column + 8),
+                     pair(1, column + 8)};
+    }
+  }
+
+  // Compares both with a slot, if it counts, given its squared length and its
+  // products with them. The same choice as by Neighbour::beats, without a
+  // branch.
+  __device__ void compare(bool counts, uint32_t slot, uint32_t position,
+                          float square, float first, float second) {
+    const float inverse = square == 0.0f ? 0.0f : rsqrtf(square);
+    const float products[2] = {first, second};
+#pragma unroll
+    for (uint32_t i = 0; i < 2; i++) {
+      const float similarity = products[i] * inverse;
+      const bool is_first =
+          (similarity == best[i].similarity) & (position < best[i].position);
+      const bool beats = (similarity > best[i].similarity) | is_first;
+      const bool takes = counts & (slot != slots[i]) & beats;
+      best[i].similarity = takes ? similarity : best[i].similarity;
+      best[i].position = takes ? position : best[i].position;
+      best[i].item = takes ? slot : best[i].item;
+    }
+  }
+
+  // Leaves the nearest of the warp, by rider.
+  __device__ void gather(const HeadJob &job, Neighbour *nearest) const {
+#pragma unroll
+    for (uint32_t i = 0; i < 2; i++) {
+      Neighbour found = best[i];
+      if (slots[i] == kNoSlot) found = kNoNeighbour;
+      found = nearest_of_lanes<2>(found);
+      const uint32_t at = index(job.heads, i);
+      if (!has_any(job.heads) || at >= kMaxRiders) continue;
+      if (lane_id() % 4 == 0) nearest[at] = found;
+    }
+  }
+};
 `,
   "lib/rope.cuh": `// Rotations of RoPE as complex numbers, from tables: see src/model/rope.ts.
 #pragma once
@@ -8438,6 +8788,146 @@ inline cudaError_t launch_settle(const skv_chunk_args &args,
   return launch_kernel(launch, kernel, grid, 32 * kMoveWarps, 0, args, work);
 }
 `,
+  "lib/shortlist.cuh": `// The slots of a head that are likely to go in the next step, left for
+// attention: see lib/riders.cuh. They are those with the lowest keys after this
+// step, among all that may go in the next. That the slot which took in the last
+// victim is one of them is not rare: its score is a mean with that of the
+// victim.
+//
+// It is a guess, so it need not be the exact list, which would take a round of
+// the block per slot: a thread brings its two lowest, a warp keeps four,
+// and one warp takes the lowest of those.
+#pragma once
+
+#include "neighbour.cuh"
+#include "riders.cuh"
+
+// A slot and what eviction sorts it by.
+struct Candidate {
+  uint64_t key;
+  uint32_t slot;
+};
+
+constexpr Candidate kNoCandidate = {kNoKey, ~0u};
+
+// Candidates that a warp keeps.
+constexpr uint32_t kWarpCandidates = kMaxRiders;
+
+// The two lowest of a thread.
+struct Lowest {
+  Candidate first = kNoCandidate;
+  Candidate second = kNoCandidate;
+
+  __device__ void add(const Candidate &other) {
+    if (other.key < first.key) {
+      second = first;
+      first = other;
+    } else if (other.key < second.key) {
+      second = other;
+    }
+  }
+  __device__ void pop() {
+    first = second;
+    second = kNoCandidate;
+  }
+  __device__ void leave_out(uint32_t slot) {
+    if (second.slot == slot) second = kNoCandidate;
+    if (first.slot == slot) pop();
+  }
+};
+
+// Turns the candidates of a warp into the lowest of them; true in the lane that
+// brought it. Called by the whole warp.
+__device__ inline bool take_lowest(Candidate &candidate) {
+  const uint32_t score = static_cast<uint32_t>(candidate.key >> 32);
+  const uint32_t least = __reduce_min_sync(kAllLanes, score);
+  const uint32_t position = static_cast<uint32_t>(candidate.key);
+  const uint32_t lowest =
+      __reduce_min_sync(kAllLanes, score == least ? position : ~0u);
+  const bool is_mine = score == least && position == lowest;
+  const uint32_t slot =
+      __reduce_min_sync(kAllLanes, is_mine ? candidate.slot : ~0u);
+  candidate = {static_cast<uint64_t>(least) << 32 | lowest, slot};
+  return is_mine;
+}
+
+// Keeps the lowest of a warp, in order. Called by the whole warp.
+__device__ inline void keep_lowest(Lowest mine, Candidate *kept) {
+#pragma unroll
+  for (uint32_t i = 0; i < kWarpCandidates; i++) {
+    Candidate lowest = mine.first;
+    if (take_lowest(lowest)) mine.pop();
+    if (lane_id() == 0) kept[i] = lowest;
+  }
+}
+
+// Leaves the lowest of what the warps of a block kept, and of the slot that
+// took the victim in, as it is now. Called by one warp.
+__device__ inline void leave_shortlist(const Candidate (*kept)[kWarpCandidates],
+                                       uint32_t warps, const Candidate &merged,
+                                       uint32_t *slots, uint32_t count) {
+  // A lane goes through what one warp kept; the one behind them has \`merged\`.
+  const Candidate *mine = kept[min(lane_id(), warps - 1)];
+  uint32_t taken = 0;
+  uint32_t slot = ~0u;
+#pragma unroll 1
+  for (uint32_t i = 0; i < count; i++) {
+    Candidate lowest = kNoCandidate;
+    if (lane_id() < warps) {
+      if (taken < kWarpCandidates && mine[taken].slot == merged.slot) taken++;
+      if (taken < kWarpCandidates) lowest = mine[taken];
+    } else if (lane_id() == warps && taken == 0) {
+      lowest = merged;
+    }
+    if (take_lowest(lowest)) taken++;
+    if (lane_id() == i) slot = lowest.slot;
+  }
+  if (lane_id() < count) slots[lane_id()] = slot;
+}
+
+// Who rode in this step, in shared memory: the policy tells the next step of
+// others before it is through.
+struct Ridden {
+  uint32_t slots[kMaxRiders];
+  // Splits that left neighbours.
+  uint32_t splits;
+};
+
+// Called by the whole block, which sees it after the next barrier.
+__device__ inline void read_ridden(const RiderMemory &riders, uint32_t head,
+                                   Ridden &ridden) {
+  if (threadIdx.x < riders.count) {
+    ridden.slots[threadIdx.x] = riders.slots[head * riders.count + threadIdx.x];
+  }
+  if (threadIdx.x == 0) {
+    ridden.splits = riders.splits == nullptr ? 0 : riders.splits[head];
+  }
+}
+
+// What attention found for a slot, by cosines times the length of its key; none
+// where that slot did not ride. The same in all lanes and warps; called by
+// whole warps.
+__device__ inline Neighbour nearest_ridden(const RiderMemory &riders,
+                                           uint32_t head, const Ridden &ridden,
+                                           uint32_t slot) {
+  Neighbour best = kNoNeighbour;
+  if (ridden.splits == 0) return best;
+  const bool is_it =
+      lane_id() < riders.count && ridden.slots[lane_id()] == slot;
+  const uint32_t found = __ballot_sync(kAllLanes, is_it);
+  if (found == 0) return best;
+  const Neighbour *nearest =
+      riders.nearest +
+      static_cast<size_t>(head) * riders.most_splits * riders.count +
+      (__ffs(found) - 1);
+#pragma unroll 1
+  for (uint32_t s = lane_id(); s < ridden.splits; s += 32) {
+    const Neighbour other = nearest[s * riders.count];
+    if (other.beats(best)) best = other;
+  }
+  return nearest_of_lanes<16>(best);
+}
+`,
   "lib/slots.cuh": `// Slots, their side fields and the head table: see SlotField and HeadWord in
 // src/backends/backend.ts.
 //
@@ -9950,13 +10440,15 @@ cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
 // Attention reads keys and values once, 4 head_dim bytes per slot, and the vote
 // biases. The slots of a head are split over blocks, and by tiles over warps:
 // see lib/attend_slots.cuh. The last block of a head to finish adds the parts
-// up: see lib/attend_parts.cuh.
+// up: see lib/attend_parts.cuh. Where a merge will ask for the most similar
+// key, it is looked for on the way, for slots that are likely to go: see
+// lib/riders.cuh.
 //
 // The policy's work needs the softmax sums of the whole head, and nothing needs
 // its result before the next step. So it is a kernel of its own on a stream
 // beside the main one, while the next layers are at work: see
 // lib/evict_step.cuh. It reads logits and side fields, about 40 bytes per slot,
-// and once more the keys where a slot is merged.
+// and all keys once more where another slot goes than those that were likely.
 //
 // The alternative that lost: the policy's work by the last block of attention,
 // which the rest of the layer then waits for: 17 µs per layer with 512 slots on
@@ -9969,7 +10461,7 @@ cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
 
 namespace {
 
-template <int DIM, bool ALIGNED>
+template <int DIM, bool ALIGNED, bool RIDES>
 __global__ void __launch_bounds__(kAttendThreads, DIM == 256 ? 1 : 2)
     attend_kernel(skv_merge_attend_args args, AttendParts parts,
                   Evidence evidence) {
@@ -9987,6 +10479,13 @@ __global__ void __launch_bounds__(kAttendThreads, DIM == 256 ? 1 : 2)
     }
     return;
   }
+  WarpAttention<DIM, ALIGNED, RIDES> warp;
+  if constexpr (RIDES) {
+    // One block has all query heads of the group.
+    const uint32_t index = blockIdx.z * args.sizes.kv_heads + blockIdx.y;
+    warp.riders.read(evidence.riders, index,
+                     args.sizes.heads / args.sizes.kv_heads);
+  }
   const HeadJob job = job_of(args, row);
   const uint32_t splits = splits_of(parts, job.high);
   if (blockIdx.x >= splits) {
@@ -9995,11 +10494,12 @@ __global__ void __launch_bounds__(kAttendThreads, DIM == 256 ? 1 : 2)
   }
   const size_t first_logit =
       static_cast<size_t>(job.index) * job.group + job.first_head;
-  WarpAttention<DIM, ALIGNED> warp;
   warp.run(args, job, share_of(job.high, splits), shared.tiles[warp_id()][0],
            evidence.logits + first_logit * args.cache.max_capacity);
   if (blockIdx.x == 0) keep_queries(args, job, evidence);
   gather_warps(job, warp, shared);
+  const bool rode = warp.has_riders(job);
+  if (rode) leave_nearest(job, evidence.riders, shared);
   uint2 counts;
   if (splits == 1) {
     counts = finish_alone<DIM, ALIGNED>(args, job, evidence, shared);
@@ -10007,7 +10507,7 @@ __global__ void __launch_bounds__(kAttendThreads, DIM == 256 ? 1 : 2)
     if (!publish(job, parts, splits, shared)) return;
     counts = combine<DIM, ALIGNED>(args, job, parts, evidence, splits, shared);
   }
-  leave_evidence(job, evidence, counts, shared);
+  leave_evidence(job, evidence, counts, rode ? splits : 0, shared);
 }
 
 // How the slots of a head are split, and the sizes that follow.
@@ -10061,11 +10561,11 @@ Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
   return plan;
 }
 
-template <int DIM, bool ALIGNED>
+template <int DIM, bool ALIGNED, bool RIDES>
 cudaError_t launch_attend(const skv_merge_attend_args &args,
                           const AttendParts &parts, const Evidence &evidence,
                           const Launch &launch) {
-  const auto kernel = attend_kernel<DIM, ALIGNED>;
+  const auto kernel = attend_kernel<DIM, ALIGNED, RIDES>;
   const size_t bytes = sizeof(AttendShared<DIM>);
   const cudaError_t status = allow_shared_memory(kernel, bytes);
   if (status != cudaSuccess) return status;
@@ -10076,6 +10576,18 @@ cudaError_t launch_attend(const skv_merge_attend_args &args,
                        evidence);
 }
 
+template <int DIM, bool ALIGNED>
+cudaError_t launch_wide(const skv_merge_attend_args &args,
+                        const AttendParts &parts, const Evidence &evidence,
+                        const Launch &launch) {
+  if constexpr (ALIGNED && DIM <= kMaxRiderWidth) {
+    if (evidence.riders.slots != nullptr) {
+      return launch_attend<DIM, ALIGNED, true>(args, parts, evidence, launch);
+    }
+  }
+  return launch_attend<DIM, ALIGNED, false>(args, parts, evidence, launch);
+}
+
 template <bool ALIGNED>
 cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
                            const AttendParts &parts, const Evidence &evidence,
@@ -10083,16 +10595,16 @@ cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
   cudaError_t status;
   switch (plan.dim) {
     case 32:
-      status = launch_attend<32, ALIGNED>(args, parts, evidence, launch);
+      status = launch_wide<32, ALIGNED>(args, parts, evidence, launch);
       break;
     case 64:
-      status = launch_attend<64, ALIGNED>(args, parts, evidence, launch);
+      status = launch_wide<64, ALIGNED>(args, parts, evidence, launch);
       break;
     case 128:
-      status = launch_attend<128, ALIGNED>(args, parts, evidence, launch);
+      status = launch_wide<128, ALIGNED>(args, parts, evidence, launch);
       break;
     default:
-      status = launch_attend<256, ALIGNED>(args, parts, evidence, launch);
+      status = launch_wide<256, ALIGNED>(args, parts, evidence, launch);
   }
   if (status != cudaSuccess) return status;
   return launch_policy<ALIGNED>(args, evidence, launch);
@@ -10110,7 +10622,8 @@ Needs merge_attend_needs(const skv_merge_attend_args &args,
       aligned_bytes(plan.parts * kMaxGroup * sizeof(float2)) +
       aligned_bytes(plan.parts * sizeof(uint2));
   needs.tickets = plan.parts == 0 ? 0 : plan.heads * head_tiles(plan.group);
-  needs.own = take_evidence(args, multiprocessors, nullptr, &evidence);
+  needs.own = take_evidence(args, multiprocessors, plan.most_splits, nullptr,
+                            &evidence);
   return needs;
 }
 
@@ -10118,7 +10631,8 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
                                 const Launch &launch) {
   const Plan plan = plan_of(args, launch.multiprocessors);
   Evidence evidence;
-  take_evidence(args, launch.multiprocessors, launch.own, &evidence);
+  take_evidence(args, launch.multiprocessors, plan.most_splits, launch.own,
+                &evidence);
   Scratch scratch(launch.scratch);
   AttendParts parts;
   parts.values = scratch.take<float>(plan.parts * plan.group * plan.dim);

@@ -38,6 +38,8 @@ struct HeadJob {
   uint32_t high;
   // The slot that the step appended, if there was room.
   uint32_t newest;
+  // Whether that takes the head over its budget, so that a slot has to go.
+  bool will_evict;
 };
 
 __device__ inline HeadJob job_of(const skv_merge_attend_args &args,
@@ -57,6 +59,8 @@ __device__ inline HeadJob job_of(const skv_merge_attend_args &args,
   const uint32_t next = words[kHeadNext], capacity = words[kHeadCapacity];
   job.newest = next < capacity ? next : kNoSlot;
   job.high = max(words[kHeadHigh], min(next + 1, capacity));
+  job.will_evict =
+      words[kHeadLive] + (next < capacity ? 1 : 0) > words[kHeadBudget];
   return job;
 }
 

@@ -37,6 +37,7 @@ struct AttendShared {
   float log_sums[kTileHeads];
   uint32_t live[kAttendWarps];
   uint32_t first_free[kAttendWarps];
+  Neighbour nearest[kAttendWarps][kMaxRiders];
   uint32_t ticket;
 };
 
@@ -55,9 +56,9 @@ __device__ inline Share share_of(uint32_t high, uint32_t splits) {
 }
 
 // Leaves what a warp found in shared memory. Called by the whole block.
-template <int DIM, bool ALIGNED>
+template <int DIM, bool ALIGNED, bool RIDES>
 __device__ inline void gather_warps(const HeadJob &job,
-                                    WarpAttention<DIM, ALIGNED> &warp,
+                                    WarpAttention<DIM, ALIGNED, RIDES> &warp,
                                     AttendShared<DIM> &shared) {
   const uint32_t g = lane_id() / 4, t = lane_id() % 4;
   float sum = warp.state.sum;
@@ -82,6 +83,7 @@ __device__ inline void gather_warps(const HeadJob &job,
     shared.live[warp_id()] = live;
     shared.first_free[warp_id()] = first_free;
   }
+  if (warp.has_riders(job)) warp.riders.gather(job, shared.nearest[warp_id()]);
   __syncthreads();
 }
 

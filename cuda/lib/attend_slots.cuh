@@ -9,12 +9,15 @@
 // tiles are on their way before the kernel in front has ended: only the newest
 // slot is written by it (see lib/overlap.cuh).
 //
+// Rows of the tile without a query head have riders: see lib/riders.cuh.
+//
 // The alternative that lost: keys and values straight to registers. Loads then
 // have to wait for the arithmetic in front of them.
 #pragma once
 
 #include "overlap.cuh"
 #include "query_operands.cuh"
+#include "riders.cuh"
 #include "softmax_state.cuh"
 
 // Tiles that a warp has in shared memory.
@@ -25,10 +28,19 @@ constexpr int kStages = DIM >= 128 ? 2 : 4;
 template <int DIM>
 constexpr int kTileHalves = 2 * kWarpSlots *kLinePitch<DIM>;
 
-// Attention of one warp over its tiles of a share.
-template <int DIM, bool ALIGNED>
+// What side fields say of a lane's slots of a tile.
+struct TileSides {
+  float bias[4];
+  // Where there are riders.
+  uint32_t position[4];
+};
+
+// Attention of one warp over its tiles of a share. RIDES: with riders where the
+// head goes over its budget.
+template <int DIM, bool ALIGNED, bool RIDES>
 struct WarpAttention {
   QueryOperands<DIM> queries;
+  LaneRiders<DIM> riders;
   // Of head g = lane / 4; the sum is that of this lane's slots.
   SoftmaxState state = init_softmax();
   // Dimensions 8 n + 2t, 8 n + 2t + 1 of head g, by high and by low halves.
@@ -79,11 +91,16 @@ struct WarpAttention {
     }
   }
 
-  // Vote biases of this lane's slots of tile i; those beyond the end look free.
-  // That of the newest slot, which may not be there yet, is known.
-  __device__ static void load_biases(const skv_merge_attend_args &args,
-                                     const HeadJob &job, const Share &share,
-                                     uint32_t i, float (&bias)[4]) {
+  __device__ static bool has_riders(const HeadJob &job) {
+    return RIDES && job.will_evict;
+  }
+
+  // Side fields of this lane's slots of tile i; those beyond the end look free.
+  // The bias of the newest slot, which may not be there yet, is known; so is
+  // its position, and what is read of that here says nothing.
+  __device__ static TileSides load_sides(const skv_merge_attend_args &args,
+                                         const HeadJob &job, const Share &share,
+                                         uint32_t i) {
     const skv_slots &slots = args.cache.slots;
     const uint32_t g = lane_id() / 4;
     const uint32_t lane =
@@ -91,23 +108,40 @@ struct WarpAttention {
     const float *from = slots.side +
                         static_cast<size_t>(kSlotBias + lane) * slots.total +
                         job.offset;
+    const float *positions = slots.side +
+                             static_cast<size_t>(kSlotPosition) * slots.total +
+                             job.offset;
+    TileSides sides = {};
+    if (has_riders(job)) {
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        const uint32_t slot = share.first_slot(i) + tile_slot(k);
+        sides.position[k] =
+            __float_as_uint(positions[min(slot, share.end - 1)]);
+      }
+    }
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       const uint32_t slot = share.first_slot(i) + tile_slot(k);
-      bias[k] = kFreeBias;
+      sides.bias[k] = kFreeBias;
       if (slot >= share.end) continue;
-      bias[k] = slot == job.newest ? 0.0f : from[slot];
+      sides.bias[k] = slot == job.newest ? 0.0f : from[slot];
     }
+    return sides;
   }
 
   // Adds tile i of the share, which is in shared memory.
   __device__ void add(const skv_merge_attend_args &args, const HeadJob &job,
                       const Share &share, uint32_t i, const skv_half *tile,
-                      const float (&bias)[4], float *logits) {
+                      const TileSides &sides, float *logits) {
     const uint32_t first = share.first_slot(i);
     const uint32_t g = lane_id() / 4;
+    const TileProducts products = has_riders(job)
+                                      ? queries.template multiply<RIDES>(tile)
+                                      : queries.template multiply<false>(tile);
     float raw[4];
-    queries.multiply(tile, raw);
+#pragma unroll
+    for (int k = 0; k < 4; k++) raw[k] = queries.logit(products, k);
     if (args.sink_queries != nullptr) {
       replace_sinks(args, job, share, first, tile, raw);
     }
@@ -126,8 +160,8 @@ struct WarpAttention {
     float top = -INFINITY;
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-      const bool counts = bias[k] > kLiveBias;
-      x[k] = counts ? raw[k] + bias[k] : -INFINITY;
+      const bool counts = sides.bias[k] > kLiveBias;
+      x[k] = counts ? raw[k] + sides.bias[k] : -INFINITY;
       top = fmaxf(top, x[k]);
       const uint32_t slot = first + tile_slot(k);
       if (slot >= share.end) continue;
@@ -158,6 +192,26 @@ struct WarpAttention {
       mma(values[column / 8], weights, v.x, v.y);
       mma(values[column / 8 + 1], weights, v.z, v.w);
     }
+    if (has_riders(job))
+      compare_riders(args, job, share, first, products, sides);
+  }
+
+  // Looks among the slots of a tile for the nearest of the riders. Sinks take
+  // no part in merges.
+  __device__ void compare_riders(const skv_merge_attend_args &args,
+                                 const HeadJob &job, const Share &share,
+                                 uint32_t first, const TileProducts &products,
+                                 const TileSides &sides) {
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      const uint32_t slot = first + tile_slot(k);
+      const uint32_t position =
+          slot == job.newest ? job.position : sides.position[k];
+      const bool counts = (slot < share.end) & (sides.bias[k] > kLiveBias) &
+                          (position >= args.policy.sinks);
+      riders.compare(counts, slot, position, products.squares[k],
+                     products.high[k], products.low[k]);
+    }
   }
 
   // Logits of sinks are those of the queries at their cache positions.
@@ -184,11 +238,10 @@ struct WarpAttention {
     QueryOperands<DIM> sinks;
     sinks.load(query_of_lane(args, job, args.sink_queries),
                args.sizes.head_dim);
-    float other[4];
-    sinks.multiply(tile, other);
+    const TileProducts other = sinks.template multiply<false>(tile);
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-      if (is_sink[k]) raw[k] = other[k];
+      if (is_sink[k]) raw[k] = sinks.logit(other, k);
     }
   }
 
@@ -197,7 +250,6 @@ struct WarpAttention {
   __device__ void run(const skv_merge_attend_args &args, const HeadJob &job,
                       const Share &share, skv_half *tiles, float *logits) {
     constexpr uint32_t kAhead = kStages<DIM>;
-    float bias[4];
     // All but the newest slot is as the step before left it.
 #pragma unroll 1
     for (uint32_t i = 0; i < kAhead; i++) {
@@ -207,7 +259,8 @@ struct WarpAttention {
       }
       commit_copies();
     }
-    load_biases(args, job, share, 0, bias);
+    if (has_riders(job)) riders.load(args, job);
+    TileSides sides = load_sides(args, job, share, 0);
     wait_for_previous();
     const uint32_t tile = (job.newest - share.begin) / kWarpSlots;
     const uint32_t at = tile / kAttendWarps;
@@ -219,6 +272,9 @@ struct WarpAttention {
     }
     commit_copies();
     queries.load(query_of_lane(args, job, args.queries), args.sizes.head_dim);
+    if (has_riders(job) && riders.has_any(job.heads)) {
+      queries.take_riders(riders.steps);
+    }
 #pragma unroll 1
     for (uint32_t i = 0; share.has(i); i++) {
       // The newest slot may be in any of the first tiles.
@@ -229,17 +285,15 @@ struct WarpAttention {
       }
       __syncwarp();
       skv_half *tile = tiles + i % kAhead * kTileHalves<DIM>;
-      float next[4];
-      load_biases(args, job, share, i + 1, next);
-      add(args, job, share, i, tile, bias, logits);
+      const TileSides next = load_sides(args, job, share, i + 1);
+      add(args, job, share, i, tile, sides, logits);
       __syncwarp();
       if (share.has(i + kAhead)) {
         fetch<kWarpSlots>(args, job, share.first_slot(i + kAhead), share.end,
                           kNoSlot, tile);
       }
       commit_copies();
-#pragma unroll
-      for (int k = 0; k < 4; k++) bias[k] = next[k];
+      sides = next;
     }
   }
 };

@@ -39,12 +39,13 @@ struct EvictJob {
   __device__ Slot slot(const skv_merge_attend_args &args, uint32_t i) const {
     return slot_at(args.cache.slots, offset + i, args.sizes.head_dim);
   }
-  // Whether slot `i` holds a token that may be evicted.
-  __device__ bool may_go(const skv_merge_attend_args &args,
-                         const Slot &slot) const {
+  // Whether a slot holds a token that may be evicted, `ahead` steps after this
+  // one.
+  __device__ bool may_go(const skv_merge_attend_args &args, const Slot &slot,
+                         uint32_t ahead = 0) const {
     return slot.word(kSlotTokens) != 0 &&
            is_evictable(slot.word(kSlotPosition), args.policy,
-                        words[kHeadRecent], position);
+                        words[kHeadRecent], position + ahead);
   }
 };
 

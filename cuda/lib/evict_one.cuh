@@ -7,6 +7,7 @@
 #include "neighbour.cuh"
 #include "next_values.cuh"
 #include "select_smallest.cuh"
+#include "shortlist.cuh"
 
 constexpr uint32_t kEvictWarps = 16;
 constexpr uint32_t kEvictThreads = 32 * kEvictWarps;
@@ -20,11 +21,13 @@ struct EvictShared {
   uint64_t lowest_keys[kEvictWarps];
   uint32_t lowest[kEvictWarps];
   Neighbour neighbours[kEvictWarps];
+  Ridden ridden;
   SelectScratch select;
   // What one policy has no two of.
   union {
     ListScratch list;
     Followers followers;
+    Candidate lowest_of_warps[kEvictWarps][kWarpCandidates];
   };
 };
 
@@ -57,25 +60,40 @@ __device__ inline void sum_gained(const skv_merge_attend_args &args,
   __syncthreads();
 }
 
-// A slot and what eviction sorts it by.
-struct Candidate {
-  uint64_t key;
-  uint32_t slot;
-};
-
-constexpr Candidate kNoCandidate = {kNoKey, ~0u};
-
 // Whether a slot's own fields say which goes first.
 __device__ inline bool own_fields_decide(const skv_merge_attend_args &args,
                                          const EvictJob &job) {
   return job.ratings == nullptr && !args.policy.count_values;
 }
 
+// What a thread finds among its slots: the one that goes first, and the lowest
+// of those that may go in the next step, where anybody wants to know.
+struct Found {
+  Candidate first = kNoCandidate;
+  Lowest next;
+};
+
+// Steps from this one to the last that is thought of: in the next one more slot
+// is no longer recent.
+template <bool RIDES>
+constexpr uint32_t kAhead = RIDES ? 1 : 0;
+
+// Looks at a slot that may go now or, where there are riders, in the next step.
+template <bool RIDES>
+__device__ inline void consider(const skv_merge_attend_args &args,
+                                const EvictJob &job, const Slot &slot,
+                                const Candidate &candidate, Found &found) {
+  if constexpr (RIDES) found.next.add(candidate);
+  if (candidate.key >= found.first.key) return;
+  if (!RIDES || job.may_go(args, slot)) found.first = candidate;
+}
+
 // Adds this step to the scores of all slots. Where their own fields decide,
-// returns the one of this thread that goes first. Called by the whole block.
-__device__ inline Candidate observe_slots(const skv_merge_attend_args &args,
-                                          const EvictJob &job,
-                                          EvictShared &shared) {
+// returns what this thread found. Called by the whole block.
+template <bool RIDES>
+__device__ inline Found observe_slots(const skv_merge_attend_args &args,
+                                      const EvictJob &job,
+                                      EvictShared &shared) {
   const skv_policy &policy = args.policy;
   const uint32_t lanes = args.cache.lanes;
   const uint32_t capacity = args.cache.max_capacity;
@@ -85,7 +103,8 @@ __device__ inline Candidate observe_slots(const skv_merge_attend_args &args,
   const float *log_sums = gains ? shared.score_sums : shared.log_sums;
   const bool ranks = job.is_over && own_fields_decide(args, job);
   const uint32_t recent = job.words[kHeadRecent];
-  Candidate first = kNoCandidate;
+  const uint32_t newest = job.position + kAhead<RIDES>;
+  Found found;
 #pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
     const Slot slot = job.slot(args, i);
@@ -106,14 +125,11 @@ __device__ inline Candidate observe_slots(const skv_merge_attend_args &args,
     if (job.own_ratings != nullptr && !takes_all_keys(policy)) {
       job.own_ratings[i] = own_score(scores, slot, policy, lanes);
     }
-    if (!ranks || !is_evictable(position, policy, recent, job.position)) {
-      continue;
-    }
+    if (!ranks || !is_evictable(position, policy, recent, newest)) continue;
     const float score = own_score(scores, slot, policy, lanes);
-    const uint64_t key = order_key(score, position);
-    if (key < first.key) first = {key, i};
+    consider<RIDES>(args, job, slot, {order_key(score, position), i}, found);
   }
-  return first;
+  return found;
 }
 
 // What the policy's score says of slot `i`: where heads share their scores,
@@ -147,6 +163,15 @@ __device__ inline void rate_slots(const skv_merge_attend_args &args,
         job.group, job.high, job.expected, shared.score_sums, job.own_ratings,
         [&](uint32_t i) { return slot_of(i).word(kSlotTokens) != 0; });
   }
+}
+
+// A slot with a key, in line for the next step, or none. Called by one warp.
+__device__ inline Candidate next_in_line(const skv_merge_attend_args &args,
+                                         const EvictJob &job, uint32_t i) {
+  const Slot slot = job.slot(args, i);
+  if (!job.may_go(args, slot, kAhead<true>)) return kNoCandidate;
+  const float score = slot_score(args, job, slot, i);
+  return {rank_key(score, slot, args.policy), i};
 }
 
 // The slot with the lowest key over the block, or none; each thread brings its
@@ -205,28 +230,28 @@ __device__ inline uint32_t key_scores_of(const skv_merge_attend_args &args,
   return evictable;
 }
 
-// The slot that goes first, or none. Called by the whole block.
-__device__ inline uint32_t choose_victim(const skv_merge_attend_args &args,
-                                         const EvictJob &job,
-                                         EvictShared &shared) {
+// What this thread finds by all that scores take. Called by the whole block.
+template <bool RIDES>
+__device__ inline Found rank_slots(const skv_merge_attend_args &args,
+                                   const EvictJob &job, EvictShared &shared) {
   const skv_policy &policy = args.policy;
   // Slots above this key stay by their scores alone.
   uint64_t limit = kNoKey;
   if (policy.count_values) {
     const uint32_t evictable = key_scores_of(args, job, shared);
-    if (evictable == 0) return ~0u;
+    if (evictable == 0) return {};
     limit = kth_smallest(job.keys, job.high,
                          evictable - first_stage(policy, evictable - 1),
                          shared.select);
   }
-  Candidate first = kNoCandidate;
+  Found found;
 #pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
     const Slot slot = job.slot(args, i);
-    if (!job.may_go(args, slot)) continue;
+    if (!job.may_go(args, slot, kAhead<RIDES>)) continue;
     if (policy.count_values && job.keys[i] > limit) continue;
     const uint64_t key = rank_key(slot_score(args, job, slot, i), slot, policy);
-    if (key < first.key) first = {key, i};
+    consider<RIDES>(args, job, slot, {key, i}, found);
   }
-  return lowest_of_block(first.key, first.slot, shared);
+  return found;
 }

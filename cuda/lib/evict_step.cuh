@@ -28,6 +28,8 @@ template <uint32_t MERGE, bool ALIGNED, bool QUERIES>
 __global__ void __launch_bounds__(kEvictThreads, 2)
     evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
                  bool chooses) {
+  constexpr bool kRides =
+      ALIGNED && (MERGE == SKV_MERGE_VOTES || MERGE == SKV_MERGE_COSINE);
   __shared__ EvictShared shared;
   EvictJob job;
   if (!turn_to_head(args, evidence, blockIdx.y, blockIdx.x, job)) return;
@@ -42,10 +44,13 @@ __global__ void __launch_bounds__(kEvictThreads, 2)
       shared.log_sums[threadIdx.x] =
           evidence.log_sums[job.index * kMaxGroup + threadIdx.x];
     }
+    if constexpr (kRides) {
+      read_ridden(evidence.riders, job.index, shared.ridden);
+    }
     __syncthreads();
-    Candidate first = kNoCandidate;
+    Found found;
     if (observes) {
-      first = observe_slots(args, job, shared);
+      found = observe_slots<kRides>(args, job, shared);
       if (needs_ratings(args, job)) rate_slots(args, job, shared);
       if constexpr (MERGE == SKV_MERGE_PAIR) {
         list_pairs(args, job, evidence.pairs, shared);
@@ -59,12 +64,32 @@ __global__ void __launch_bounds__(kEvictThreads, 2)
       if constexpr (MERGE == SKV_MERGE_SEGMENTS) {
         if (close_link(args, job, shared)) return;
       }
+      if (!observes || !own_fields_decide(args, job)) {
+        found = rank_slots<kRides>(args, job, shared);
+      }
       const uint32_t victim =
-          observes && own_fields_decide(args, job)
-              ? lowest_of_block(first.key, first.slot, shared)
-              : choose_victim(args, job, shared);
-      if (victim == ~0u) return;
-      evict<MERGE, ALIGNED, QUERIES>(args, job, victim, shared);
+          lowest_of_block(found.first.key, found.first.slot, shared);
+      const bool rides = kRides && evidence.riders.slots != nullptr;
+      if (rides) {
+        found.next.leave_out(victim);
+        keep_lowest(found.next, shared.lowest_of_warps[warp_id()]);
+        __syncthreads();
+      }
+      uint32_t target = ~0u;
+      if (victim != ~0u) {
+        target = evict<MERGE, ALIGNED, QUERIES>(args, job, evidence.riders,
+                                                victim, shared);
+      }
+      if (rides && warp_id() == 0) {
+        __syncwarp();
+        const Candidate merged = target == ~0u
+                                     ? Candidate(kNoCandidate)
+                                     : next_in_line(args, job, target);
+        leave_shortlist(
+            shared.lowest_of_warps, kEvictWarps, merged,
+            evidence.riders.slots + job.index * evidence.riders.count,
+            evidence.riders.count);
+      }
     }
   }
 }

@@ -4,6 +4,7 @@
 
 #include "../runtime/launch.cuh"
 #include "expected_attention.cuh"
+#include "riders.cuh"
 #include "value_spread.cuh"
 
 // Slots of a block that looks for links between neighbours.
@@ -56,6 +57,8 @@ struct Evidence {
   // lib/segment_step.cuh
   uint64_t *limits;
   uint4 *links;
+  // Where the most similar key is looked for and the group leaves room.
+  RiderMemory riders;
   // Where the cheapest pair is merged.
   PairWork pairs;
   // (heads, group, max_capacity) and (heads, parts, kMaxGroup): see Expectation
@@ -96,10 +99,23 @@ inline bool takes_queries(const skv_merge_attend_args &args) {
   return votes && (policy.key == SKV_KEY_MIN_NORM || args.cache.lanes > 1);
 }
 
-// Takes it from the memory of the call; returns how much that is.
+// Widest head with riders: with wider ones attention has no registers left. And
+// heads whose rows are not aligned are not worth a kernel of their own.
+constexpr uint32_t kMaxRiderWidth = 128;
+
+// Riders of each head: none where no merge asks for them.
+inline uint32_t riders_of(const skv_merge_attend_args &args) {
+  const uint32_t merge = args.policy.merge, head_dim = args.sizes.head_dim;
+  const bool asks = merge == SKV_MERGE_VOTES || merge == SKV_MERGE_COSINE;
+  if (!asks || head_dim % 8 != 0 || head_dim > kMaxRiderWidth) return 0;
+  return riders_beside(args.sizes.heads / args.sizes.kv_heads);
+}
+
+// Takes it from the memory of the call; returns how much that is. The slots of
+// a head are in `most_splits` parts, at most.
 inline size_t take_evidence(const skv_merge_attend_args &args,
-                            uint32_t multiprocessors, char *memory,
-                            Evidence *evidence) {
+                            uint32_t multiprocessors, uint32_t most_splits,
+                            char *memory, Evidence *evidence) {
   const skv_policy &policy = args.policy;
   const size_t heads =
       static_cast<size_t>(args.step.rows) * args.sizes.kv_heads;
@@ -125,6 +141,14 @@ inline size_t take_evidence(const skv_merge_attend_args &args,
     evidence->limits = scratch.take<uint64_t>(heads);
     evidence->links =
         scratch.take<uint4>(heads * link_parts(args.cache.max_capacity));
+  }
+  if (const uint32_t count = riders_of(args); count > 0) {
+    RiderMemory &riders = evidence->riders;
+    riders.slots = scratch.take<uint32_t>(heads * count);
+    riders.nearest = scratch.take<Neighbour>(heads * most_splits * count);
+    riders.splits = scratch.take<uint32_t>(heads);
+    riders.count = count;
+    riders.most_splits = most_splits;
   }
   if (policy.merge == SKV_MERGE_PAIR) {
     evidence->pairs = take_pairs(args, multiprocessors, &scratch);

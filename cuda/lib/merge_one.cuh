@@ -80,6 +80,24 @@ __device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
   return nearest_of_block(best, shared);
 }
 
+// The same, as attention found it if the victim was a rider.
+template <bool ALIGNED>
+__device__ inline Neighbour nearest_key(const skv_merge_attend_args &args,
+                                        const EvictJob &job,
+                                        const RiderMemory &riders,
+                                        uint32_t victim, EvictShared &shared) {
+  Neighbour nearest = kNoNeighbour;
+  if constexpr (ALIGNED) {
+    nearest = nearest_ridden(riders, job.index, shared.ridden, victim);
+  }
+  if (!nearest.exists()) {
+    return find_nearest<ALIGNED>(args, job, victim, shared);
+  }
+  const LaneVector key(job.slot(args, victim).key, args.sizes.head_dim);
+  nearest.similarity *= key.inverse_norm();
+  return nearest;
+}
+
 // Attention weight of slot `i` for query head `g`.
 __device__ inline float attention_weight(const skv_merge_attend_args &args,
                                          const EvictJob &job,
@@ -171,24 +189,27 @@ __device__ inline void remove_slot(const skv_merge_attend_args &args,
   words[kHeadNext] = min(words[kHeadNext], victim);
 }
 
-// Merges the victim where the policy says, or drops it. Called by the whole
-// block.
+// Merges the victim where the policy says, or drops it. Returns the slot that
+// took its key in, or none, to the first warp. Called by the whole block.
 template <uint32_t MERGE, bool ALIGNED, bool QUERIES>
-__device__ inline void evict(const skv_merge_attend_args &args,
-                             const EvictJob &job, uint32_t victim,
-                             EvictShared &shared) {
+__device__ inline uint32_t evict(const skv_merge_attend_args &args,
+                                 const EvictJob &job, const RiderMemory &riders,
+                                 uint32_t victim, EvictShared &shared) {
   const skv_policy &policy = args.policy;
   uint32_t target = ~0u;
   bool is_merged = false;
   if constexpr (MERGE == SKV_MERGE_VOTES) {
-    const Neighbour nearest = find_nearest<ALIGNED>(args, job, victim, shared);
+    const Neighbour nearest =
+        nearest_key<ALIGNED>(args, job, riders, victim, shared);
     if (nearest.similarity > policy.threshold) target = nearest.item;
   } else if constexpr (MERGE == SKV_MERGE_COSINE) {
-    const float past = __uint_as_float(job.words[kHeadThreshold]);
-    const Neighbour nearest = find_nearest<ALIGNED>(args, job, victim, shared);
-    if (nearest.exists()) {
+    const Neighbour nearest =
+        nearest_key<ALIGNED>(args, job, riders, victim, shared);
+    if (nearest.exists() && warp_id() == 0) {
+      const float past = __uint_as_float(job.words[kHeadThreshold]);
       const float threshold = next_threshold(policy, past, nearest.similarity);
-      if (threadIdx.x == 0) {
+      __syncwarp();
+      if (lane_id() == 0) {
         job.words[kHeadThreshold] = __float_as_uint(threshold);
       }
       if (nearest.similarity >= threshold) target = nearest.item;
@@ -206,7 +227,7 @@ __device__ inline void evict(const skv_merge_attend_args &args,
         },
         [&](uint32_t i) { return job.slot(args, i); });
   }
-  if (warp_id() != 0) return;
+  if (warp_id() != 0) return ~0u;
   Merged merged = {};
   if (target != ~0u) {
     is_merged = true;
@@ -223,4 +244,5 @@ __device__ inline void evict(const skv_merge_attend_args &args,
   }
   __syncwarp();
   if (lane_id() == 0) remove_slot(args, job, victim, is_merged, merged);
+  return target;
 }

@@ -4,8 +4,16 @@
 #include "attend_job.cuh"
 #include "row_tiles.cuh"
 
+// Products of rows g and g + 8 of a tile of left operands with slots 2t, 2t +
+// 1, 2t + 8 and 2t + 9 of a tile of keys, and the squared lengths of those.
+struct TileProducts {
+  float high[4];
+  float low[4];
+  float squares[4];
+};
+
 // Query heads as left operands: head g in rows g, high halves, and g + 8, low
-// halves.
+// halves. Rows of heads that there are not are free for riders.
 template <int DIM>
 struct QueryOperands {
   uint4 steps[DIM / 16];
@@ -44,23 +52,50 @@ struct QueryOperands {
     inverse = scale.inverse * rsqrtf(static_cast<float>(head_dim));
   }
 
-  // Raw logits of slots 2t, 2t + 1, 2t + 8 and 2t + 9 of a tile for head g.
-  __device__ void multiply(const skv_half *keys, float (&logits)[4]) const {
+  // Puts riders on the rows of a lane that has no query head; its logits are 0.
+  __device__ void take_riders(const uint4 (&riders)[DIM / 16]) {
+#pragma unroll
+    for (int step = 0; step < DIM / 16; step++) steps[step] = riders[step];
+    inverse = 0.0f;
+  }
+
+  // Multiplies with the keys of a tile. SQUARES: finds their lengths as well,
+  // on the diagonal of their products with each other: as left operands they
+  // are in the same registers as on the right.
+  template <bool SQUARES>
+  __device__ TileProducts multiply(const skv_half *keys) const {
     // Two sums each: products wait for those of the same sum.
-    float x[2][2][4] = {};
+    float x[2][2][4] = {}, own[2][4] = {};
 #pragma unroll
     for (int step = 0; step < DIM / 16; step++) {
       const uint4 k = key_operands<DIM>(keys, 0, 16 * step);
       mma(x[step % 2][0], steps[step], k.x, k.y);
       mma(x[step % 2][1], steps[step], k.z, k.w);
+      if constexpr (SQUARES) {
+        const uint4 left = {k.x, k.z, k.y, k.w};
+        mma(own[0], left, k.x, k.y);
+        mma(own[1], left, k.z, k.w);
+      }
     }
+    TileProducts products;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const int n = i / 2, at = i % 2;
-      const float high = x[0][n][at] + x[1][n][at];
-      const float low = x[0][n][at + 2] + x[1][n][at + 2];
-      logits[i] = (high + low) * inverse;
+      products.high[i] = x[0][n][at] + x[1][n][at];
+      products.low[i] = x[0][n][at + 2] + x[1][n][at + 2];
+      products.squares[i] = 0.0f;
+      if constexpr (SQUARES) {
+        // Slot 2t + at of the eight is in row and column 2t + at of both.
+        products.squares[i] = __shfl_sync(kAllLanes, own[n][at + 2 * n],
+                                          9 * (lane_id() % 4) + 4 * at);
+      }
     }
+    return products;
+  }
+
+  // Raw logit of the i-th of these slots for head g.
+  __device__ float logit(const TileProducts &products, int i) const {
+    return (products.high[i] + products.low[i]) * inverse;
   }
 };
 

@@ -42,6 +42,8 @@ export interface CacheOptions {
   readonly positions: readonly number[];
   /** Directions that keys cluster around; 0 for keys without clusters. */
   readonly clusters: number;
+  /** Whether the keys of a cluster are equal. */
+  readonly hasTwins?: boolean;
   /** Whether the heads of a sequence hold the same tokens in the same slots. */
   readonly lockstep?: boolean;
   /** Whether the step's own token stands in the `next` slot of each head. */
@@ -251,7 +253,7 @@ function choosePositions(count: number, end: number, random: Random): number[] {
 
 /** Keys of a head, near one of its directions, all halves. */
 function keySource(
-  { sizes: { headDim }, clusters, random }: CacheOptions,
+  { sizes: { headDim }, clusters, hasTwins, random }: CacheOptions,
 ): (head: number) => Float32Array {
   const centres = new Map<number, Float32Array[]>();
   return (head) => {
@@ -260,7 +262,7 @@ function keySource(
       Array.from({ length: clusters }, () => random.floats(headDim));
     centres.set(head, known);
     const centre = known[random.below(clusters)]!;
-    const spread = SPREAD * (0.3 + random.uniform());
+    const spread = hasTwins ? 0 : SPREAD * (0.3 + random.uniform());
     return roundToHalf(centre.map((x) => x + spread * random.normal()));
   };
 }

@@ -1,5 +1,6 @@
 import { adaptiveCases } from "./adaptive_cases.ts";
 import { attentionCases, chunkCases } from "./chunk_cases.ts";
+import { consecutiveCases } from "./consecutive_cases.ts";
 import { decodeCases } from "./decode_cases.ts";
 import type { KernelCase } from "./kernel_case.ts";
 import { batchCases, matrixCases, vectorCases } from "./matrix_cases.ts";
@@ -22,6 +23,7 @@ export const productCases: readonly KernelCase[] = [
 export const cases: readonly KernelCase[] = [
   ...productCases,
   ...decodeCases,
+  ...consecutiveCases,
   ...chunkCases,
   ...adaptiveCases,
   ...selectionCases,

@@ -12,14 +12,14 @@ import {
 import { remembersPartners, voteLanes } from "../../src/cache/layout.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 import { cacheBounds, choiceJitter, sceneNorm } from "./cache_bounds.ts";
-import { makeCache, type SceneHead } from "./cache_scene.ts";
+import { makeCache, type SceneCache, type SceneHead } from "./cache_scene.ts";
 import { assertSameCache } from "./compare_slots.ts";
 import type { Draw, KernelCase } from "./kernel_case.ts";
 import { modelSizes } from "./matrix_cases.ts";
 import { cam, pairs, testPolicy, votes } from "./policies.ts";
 import { garbage, Random } from "./random.ts";
 import type { Outcome, Scene } from "./scene.ts";
-import { decodeStep } from "./steps.ts";
+import { decodeStep, type SceneStep } from "./steps.ts";
 import { assertWithin } from "./tolerance.ts";
 
 /** What a case of `merge_attend` is made from. */
@@ -33,8 +33,25 @@ export interface DecodeOptions {
   readonly clusters?: number;
   /** Cosine that heads have come to ask for. */
   readonly threshold?: number;
+  /** Whether the keys of a cluster are equal. */
+  readonly hasTwins?: boolean;
   /** What the case is there for, seen in the reference's outcome. */
   readonly expect?: (change: TableChange) => void;
+  /** What the next call finds, if there is one. */
+  readonly next?: (turn: DecodeTurn) => Tensors | undefined;
+}
+
+/** Tensors by name. */
+export type Tensors = Scene["tensors"];
+
+/** A call and its outcome. */
+export interface DecodeTurn {
+  /** How many calls were made before it. */
+  readonly index: number;
+  readonly tensors: Tensors;
+  readonly expected: Outcome;
+  readonly options: DecodeOptions;
+  readonly random: Random;
 }
 
 /** By how much the head table's counters grew, over all heads. */
@@ -79,38 +96,77 @@ export function decodeCase(options: DecodeOptions): KernelCase {
   };
 }
 
-function drawDecode(options: DecodeOptions, random: Random): Draw {
+/** The step of a case, and the cache that its first call finds. */
+function decodeParts(
+  options: DecodeOptions,
+  random: Random,
+): { step: SceneStep; cache: SceneCache } {
   const { policy, sizes, heads, positions } = options;
-  const { merge } = policy;
-  const lanes = voteLanes(policy, sizes);
   const step = decodeStep(positions, { finished: options.finished ?? [] });
   const cache = makeCache({
     sizes,
-    lanes,
+    lanes: voteLanes(policy, sizes),
     ...(remembersPartners(policy) && { partners: policy.select }),
     hasStatistics: policy.score.kind === "expected",
     stageRows: 1,
     heads,
     positions,
     clusters: options.clusters ?? 0,
+    hasTwins: options.hasTwins ?? false,
     lockstep: policy.select.scope === "layer",
     hasNewest: true,
     threshold: options.threshold ?? 0,
     random,
   });
+  return { step, cache };
+}
+
+/** Draws what a call of a case finds. */
+export function decodeTensors(options: DecodeOptions, random: Random): Tensors {
+  return tensorsOf(decodeParts(options, random), options, random);
+}
+
+function tensorsOf(
+  { step, cache }: { step: SceneStep; cache: SceneCache },
+  { sizes }: DecodeOptions,
+  random: Random,
+): Tensors {
   const length = step.rows * sizes.heads * sizes.headDim;
+  return {
+    ...step.tensors,
+    ...cache.tensors,
+    queries: { type: "f32", data: random.floats(length) },
+    sinkQueries: { type: "f32", data: random.floats(length) },
+    output: { type: "f32", data: garbage(length) },
+  };
+}
+
+function drawDecode(options: DecodeOptions, random: Random): Draw {
+  const parts = decodeParts(options, random);
+  const tensors = tensorsOf(parts, options, random);
+  return decodeDraw({ ...parts, options, random }, tensors, 0);
+}
+
+function decodeDraw(
+  parts: {
+    step: SceneStep;
+    cache: SceneCache;
+    options: DecodeOptions;
+    random: Random;
+  },
+  tensors: Tensors,
+  index: number,
+): Draw {
+  const { step, cache, options, random } = parts;
+  const { policy, sizes, heads } = options;
+  const { merge } = policy;
+  const lanes = voteLanes(policy, sizes);
   const hasSinkQueries = policy.select.sinkPositions === "cache";
   const scene: Scene = {
     slots: cache.slots,
     ...(remembersPartners(policy) && { partners: partnerField(lanes) }),
     stageSlots: cache.stageSlots,
-    tensors: {
-      ...step.tensors,
-      ...cache.tensors,
-      queries: { type: "f32", data: random.floats(length) },
-      sinkQueries: { type: "f32", data: random.floats(length) },
-      output: { type: "f32", data: garbage(length) },
-    },
+    tensors,
     record: (kernels, stage) =>
       kernels.mergeAttend({
         output: stage.buffer("output"),
@@ -147,7 +203,18 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
   return {
     scene,
     ...(merge.kind !== "never" &&
-      { jitter: () => choiceJitter(policy, { sizes, bounds }) }),
+      {
+        jitter: () => ({
+          ...choiceJitter(policy, { sizes, bounds }),
+          // The same everywhere, to the last bit, and so are their cosines.
+          ...(options.hasTwins && { keys: 0 }),
+        }),
+      }),
+    next(expected) {
+      const turn = { index, tensors, expected, options, random };
+      const next = options.next?.(turn);
+      return next && decodeDraw(parts, next, index + 1);
+    },
     check(actual, expected) {
       assertWithin(actual.output!.f32, expected.output!.f32, {
         bound: bounds.output,
@@ -165,10 +232,11 @@ function drawDecode(options: DecodeOptions, random: Random): Draw {
   };
 }
 
-const gqa = modelSizes({ heads: 8, kvHeads: 2, headDim: 16 });
+/** Eight query heads over two. */
+export const gqa = modelSizes({ heads: 8, kvHeads: 2, headDim: 16 });
 
 /** Heads of one sequence with room, at the budget, with and without holes. */
-const variedHeads: readonly SceneHead[] = [
+export const variedHeads: readonly SceneHead[] = [
   { capacity: 41, budget: 40, recent: 5, live: 40, holes: 0 },
   { capacity: 70, budget: 33, recent: 8, live: 33, holes: 6 },
 ];
@@ -192,7 +260,8 @@ const zipScore = {
   countVotes: false,
 } as const;
 
-const d2o = testPolicy({
+/** D2O's parts. */
+export const d2o = testPolicy({
   score: { kind: "accumulated" },
   merge: { kind: "cosine", keep: 0.5 },
 });

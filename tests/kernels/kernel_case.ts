@@ -1,6 +1,6 @@
 import type { Backend } from "../../src/backends/backend.ts";
 import { assertStable, type Jitter } from "./jitter.ts";
-import { type Outcome, play, type Scene } from "./scene.ts";
+import { type Outcome, play, playAll, type Scene } from "./scene.ts";
 
 /** One call of one kernel, and what every backend must make of it. */
 export interface KernelCase {
@@ -19,6 +19,8 @@ export interface Draw {
   jitter?(precision: Precision): Jitter;
   /** Compares a backend with the reference. */
   check(actual: Outcome, expected: Outcome, precision: Precision): void;
+  /** What the same call is given next, if it is made once more. */
+  next?(expected: Outcome): Draw | undefined;
 }
 
 /** How precise a backend is. */
@@ -48,19 +50,48 @@ export async function tryCase(
   { backend, reference, exactRows = Infinity }: TryCaseOptions,
 ): Promise<void> {
   for (let seed = 1;; seed++) {
-    const { scene, jitter: jitterOf, check } = kernelCase.draw(seed);
-    const expected = await play(reference, scene);
-    const jitter = jitterOf?.({ exactRows });
-    if (jitter !== undefined) {
-      try {
-        await assertStable(scene, { expected, jitter, reference });
-      } catch (error) {
-        if (seed === SEEDS) throw error;
-        continue;
-      }
+    let turns: Turn[];
+    try {
+      turns = await playReference(kernelCase.draw(seed), {
+        reference,
+        exactRows,
+      });
+    } catch (error) {
+      if (seed === SEEDS) throw error;
+      continue;
     }
-    kernelCase.expect?.(scene, expected);
-    check(await play(backend, scene), expected, { exactRows });
+    for (const { draw, expected } of turns) {
+      kernelCase.expect?.(draw.scene, expected);
+    }
+    const actual = await playAll(backend, turns.map(({ draw }) => draw.scene));
+    turns.forEach(({ draw, expected }, i) =>
+      draw.check(actual[i]!, expected, { exactRows })
+    );
     return;
   }
+}
+
+/** A call, and what the reference makes of it. */
+interface Turn {
+  readonly draw: Draw;
+  readonly expected: Outcome;
+}
+
+/** Plays all calls; throws if rounding could turn the choices of one. */
+async function playReference(
+  first: Draw,
+  { reference, exactRows }: Precision & { reference: Backend },
+): Promise<Turn[]> {
+  const turns: Turn[] = [];
+  for (let draw: Draw | undefined = first; draw !== undefined;) {
+    const { scene }: Draw = draw;
+    const expected = await play(reference, scene);
+    const jitter = draw.jitter?.({ exactRows });
+    if (jitter !== undefined) {
+      await assertStable(scene, { expected, jitter, reference });
+    }
+    turns.push({ draw, expected });
+    draw = draw.next?.(expected);
+  }
+  return turns;
 }

@@ -52,13 +52,24 @@ export type Outcome = Readonly<Record<string, HostTensor>>;
 
 /** Plays `scene` on `backend` and reads every tensor. */
 export async function play(backend: Backend, scene: Scene): Promise<Outcome> {
+  const [outcome] = await playAll(backend, [scene]);
+  return outcome!;
+}
+
+/**
+ * Plays scenes that differ in their tensors' elements alone, by one program
+ * that runs once for each.
+ */
+export async function playAll(
+  backend: Backend,
+  scenes: readonly Scene[],
+): Promise<Outcome[]> {
   using stack = new DisposableStack();
   const buffers = new Map<string, DeviceBuffer>();
   const matrices = new Map<string, DeviceMatrix>();
+  const scene = scenes[0]!;
   for (const [name, { type, data }] of Object.entries(scene.tensors)) {
-    const buffer = stack.use(backend.allocate(name, type, data.length));
-    backend.write(buffer, data);
-    buffers.set(name, buffer);
+    buffers.set(name, stack.use(backend.allocate(name, type, data.length)));
   }
   for (const [name, spec] of Object.entries(scene.matrices ?? {})) {
     const matrix = stack.use(backend.allocateMatrix(name, spec));
@@ -71,10 +82,17 @@ export async function play(backend: Backend, scene: Scene): Promise<Outcome> {
       matrix: (name) => matrices.get(name)!,
     });
   }));
-  program.run();
-  const outcome: Record<string, HostTensor> = {};
-  for (const [name, buffer] of buffers) {
-    outcome[name] = await backend.read(buffer);
+  const outcomes: Outcome[] = [];
+  for (const { tensors } of scenes) {
+    for (const [name, buffer] of buffers) {
+      backend.write(buffer, tensors[name]!.data);
+    }
+    program.run();
+    const outcome: Record<string, HostTensor> = {};
+    for (const [name, buffer] of buffers) {
+      outcome[name] = await backend.read(buffer);
+    }
+    outcomes.push(outcome);
   }
-  return outcome;
+  return outcomes;
 }

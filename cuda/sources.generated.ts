@@ -1846,6 +1846,7 @@ __device__ inline bool needs_ratings(const skv_merge_attend_args &args,
 #include "key_distance.cuh"
 #include "neighbour.cuh"
 #include "next_values.cuh"
+#include "ridden.cuh"
 #include "select_smallest.cuh"
 #include "shortlist.cuh"
 
@@ -5588,8 +5589,8 @@ __device__ inline bool pass_on(const skv_policy &policy, const PassedOn &gone,
 // wait_for_previous returns it may read what no kernel of the program writes
 // before it does so itself, and nothing else: weights, and in a decode step the
 // words of sequences and heads, all slots but the newest and the shortlist of
-// slots that are likely to go, which change after attention alone. Every thread calls it, so that whoever waits for this kernel
-// has waited for all before it.
+// slots that are likely to go, which change after attention alone. Every thread
+// calls it, so that whoever waits for this kernel has waited for all before it.
 #pragma once
 
 #include "instructions.cuh"
@@ -6851,6 +6852,55 @@ __device__ inline uint32_t block_prefix(uint32_t x, uint32_t &total,
   __syncthreads();
   total = scratch.words[32];
   return scratch.words[warp] + sum - x;
+}
+`,
+  "lib/ridden.cuh": `// What attention found for the riders of a head, as the policy reads it: see
+// lib/riders.cuh.
+#pragma once
+
+#include "riders.cuh"
+
+// Who rode in this step, in shared memory: the policy tells the next step of
+// others before it is through.
+struct Ridden {
+  uint32_t slots[kMaxRiders];
+  // Splits that left neighbours.
+  uint32_t splits;
+};
+
+// Called by the whole block, which sees it after the next barrier.
+__device__ inline void read_ridden(const RiderMemory &riders, uint32_t head,
+                                   Ridden &ridden) {
+  if (threadIdx.x < riders.count) {
+    ridden.slots[threadIdx.x] = riders.slots[head * riders.count + threadIdx.x];
+  }
+  if (threadIdx.x == 0) {
+    ridden.splits = riders.splits == nullptr ? 0 : riders.splits[head];
+  }
+}
+
+// What attention found for a slot, by cosines times the length of its key; none
+// where that slot did not ride. The same in all lanes and warps; called by
+// whole warps.
+__device__ inline Neighbour nearest_ridden(const RiderMemory &riders,
+                                           uint32_t head, const Ridden &ridden,
+                                           uint32_t slot) {
+  Neighbour best = kNoNeighbour;
+  if (ridden.splits == 0) return best;
+  const bool is_it =
+      lane_id() < riders.count && ridden.slots[lane_id()] == slot;
+  const uint32_t found = __ballot_sync(kAllLanes, is_it);
+  if (found == 0) return best;
+  const Neighbour *nearest =
+      riders.nearest +
+      static_cast<size_t>(head) * riders.most_splits * riders.count +
+      (__ffs(found) - 1);
+#pragma unroll 1
+  for (uint32_t s = lane_id(); s < ridden.splits; s += 32) {
+    const Neighbour other = nearest[s * riders.count];
+    if (other.beats(best)) best = other;
+  }
+  return nearest_of_lanes<16>(best);
 }
 `,
   "lib/riders.cuh": `// Riders: keys for which attention finds the most similar other key while it
@@ -8883,49 +8933,6 @@ __device__ inline void leave_shortlist(const Candidate (*kept)[kWarpCandidates],
     if (lane_id() == i) slot = lowest.slot;
   }
   if (lane_id() < count) slots[lane_id()] = slot;
-}
-
-// Who rode in this step, in shared memory: the policy tells the next step of
-// others before it is through.
-struct Ridden {
-  uint32_t slots[kMaxRiders];
-  // Splits that left neighbours.
-  uint32_t splits;
-};
-
-// Called by the whole block, which sees it after the next barrier.
-__device__ inline void read_ridden(const RiderMemory &riders, uint32_t head,
-                                   Ridden &ridden) {
-  if (threadIdx.x < riders.count) {
-    ridden.slots[threadIdx.x] = riders.slots[head * riders.count + threadIdx.x];
-  }
-  if (threadIdx.x == 0) {
-    ridden.splits = riders.splits == nullptr ? 0 : riders.splits[head];
-  }
-}
-
-// What attention found for a slot, by cosines times the length of its key; none
-// where that slot did not ride. The same in all lanes and warps; called by
-// whole warps.
-__device__ inline Neighbour nearest_ridden(const RiderMemory &riders,
-                                           uint32_t head, const Ridden &ridden,
-                                           uint32_t slot) {
-  Neighbour best = kNoNeighbour;
-  if (ridden.splits == 0) return best;
-  const bool is_it =
-      lane_id() < riders.count && ridden.slots[lane_id()] == slot;
-  const uint32_t found = __ballot_sync(kAllLanes, is_it);
-  if (found == 0) return best;
-  const Neighbour *nearest =
-      riders.nearest +
-      static_cast<size_t>(head) * riders.most_splits * riders.count +
-      (__ffs(found) - 1);
-#pragma unroll 1
-  for (uint32_t s = lane_id(); s < ridden.splits; s += 32) {
-    const Neighbour other = nearest[s * riders.count];
-    if (other.beats(best)) best = other;
-  }
-  return nearest_of_lanes<16>(best);
 }
 `,
   "lib/slots.cuh": `// Slots, their side fields and the head table: see SlotField and HeadWord in

@@ -6,6 +6,7 @@
 #include "key_distance.cuh"
 #include "neighbour.cuh"
 #include "next_values.cuh"
+#include "ridden.cuh"
 #include "select_smallest.cuh"
 #include "shortlist.cuh"
 

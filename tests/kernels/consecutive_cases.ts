@@ -4,19 +4,11 @@
  *
  * @module
  */
-import {
-  HeadWord,
-  LOG_ZERO,
-  type ModelSizes,
-  SlotField,
-  StateWord,
-} from "../../src/backends/backend.ts";
-import { voteLanes } from "../../src/cache/layout.ts";
+import type { ModelSizes } from "../../src/backends/backend.ts";
 import type { SceneHead } from "./cache_scene.ts";
 import {
   d2o,
   decodeCase,
-  decodeTensors,
   type DecodeTurn,
   gqa,
   merged,
@@ -25,100 +17,14 @@ import {
 } from "./decode_cases.ts";
 import type { KernelCase } from "./kernel_case.ts";
 import { modelSizes } from "./matrix_cases.ts";
+import { follow, skip, spare, turnToOthers } from "./next_steps.ts";
 import { testPolicy, votes } from "./policies.ts";
-import { garbage, roundToHalf } from "./random.ts";
 
 type Next = (turn: DecodeTurn) => Tensors | undefined;
 
 /** Calls `next` up to the last of `calls`. */
 function times(calls: number, next: Next): Next {
   return (turn) => turn.index + 1 < calls ? next(turn) : undefined;
-}
-
-/** What a call left, with copies of the tensors that the next one changes. */
-function copied({ tensors, expected }: DecodeTurn): {
-  tensors: Record<string, Tensors[string]>;
-  side: Float32Array;
-  sideWords: Uint32Array;
-} {
-  const next: Record<string, Tensors[string]> = { ...tensors };
-  for (const name of ["keys", "values"]) {
-    // The reference keeps what it merges in more bits.
-    next[name] = { type: "half", data: roundToHalf(expected[name]!.f32) };
-  }
-  next.side = { type: "f32", data: expected.side!.f32.slice() };
-  next.table = { type: "u32", data: expected.table!.u32.slice() };
-  next.state = { type: "u32", data: tensors.state!.data.slice() };
-  next.output = { type: "f32", data: garbage(expected.output!.f32.length) };
-  const side = next.side!.data as Float32Array;
-  return { tensors: next, side, sideWords: new Uint32Array(side.buffer) };
-}
-
-/**
- * The next step of the same texts: rows that are live go on by one token.
- * `pauses` are rows that take part in every second step.
- */
-function follow(turn: DecodeTurn, pauses: readonly number[] = []): Tensors {
-  const { options: { sizes, policy, heads }, random } = turn;
-  const lanes = voteLanes(policy, sizes);
-  const { tensors, side, sideWords } = copied(turn);
-  const total = side.length / (SlotField.bias + lanes);
-  const table = tensors.table!.data;
-  const state = tensors.state!.data;
-  const keys = tensors.keys!.data as Float32Array;
-  const values = tensors.values!.data as Float32Array;
-  heads.forEach((_, row) => {
-    const words = row * StateWord.count;
-    const position = words + StateWord.position;
-    const finished = words + StateWord.finished;
-    if (state[finished] === 0) state[position]!++;
-    if (pauses.includes(row)) state[finished] = 1 - state[finished]!;
-    if (state[finished] !== 0) return;
-    for (let kvHead = 0; kvHead < sizes.kvHeads; kvHead++) {
-      const head = (heads.length + row) * sizes.kvHeads + kvHead;
-      const word = (which: number) => table[head * HeadWord.count + which]!;
-      if (word(HeadWord.next) >= word(HeadWord.capacity)) continue;
-      const slot = word(HeadWord.offset) + word(HeadWord.next);
-      keys.set(random.halves(sizes.headDim), slot * sizes.headDim);
-      values.set(random.halves(sizes.headDim), slot * sizes.headDim);
-      side[SlotField.ema * total + slot] = LOG_ZERO;
-      side[SlotField.accumulated * total + slot] = 0;
-      sideWords[SlotField.observations * total + slot] = 0;
-      sideWords[SlotField.position * total + slot] = state[position]!;
-      sideWords[SlotField.tokens * total + slot] = 1;
-      side[SlotField.valueNorm * total + slot] = 5 * random.uniform();
-      for (let lane = 0; lane < lanes; lane++) {
-        side[(SlotField.bias + lane) * total + slot] = 0;
-      }
-    }
-  });
-  return tensors;
-}
-
-/**
- * The same step again, but that the slots which went the last time count for
- * more: the ones next in line go.
- */
-function spare({ tensors, expected, options }: DecodeTurn): Tensors {
-  const side = (tensors.side!.data as Float32Array).slice();
-  const words = new Uint32Array(side.buffer);
-  const total = tensors.keys!.data.length / options.sizes.headDim;
-  for (let slot = 0; slot < total; slot++) {
-    const tokens = SlotField.tokens * total + slot;
-    if (words[tokens] === 0 || expected.side!.u32[tokens] !== 0) continue;
-    side[SlotField.ema * total + slot]! += 8;
-    side[SlotField.accumulated * total + slot]! += 8;
-  }
-  return { ...tensors, side: { type: "f32", data: side } };
-}
-
-/**
- * A step of other texts in the same memory, whose heads of each sequence have
- * changed places: slots that went next may not be there at all.
- */
-function turnToOthers({ options, random }: DecodeTurn): Tensors {
-  const heads = options.heads.map((all) => all.toReversed());
-  return decodeTensors({ ...options, heads }, random);
 }
 
 /** Slots enough for several blocks and several tiles of each warp. */
@@ -163,6 +69,21 @@ export const consecutiveCases: readonly KernelCase[] = [
       clusters: 30,
       expect: merged(2),
       next: times(3, spare),
+    })
+  ),
+  ...([1, 5, 6, 7] as const).map((group) =>
+    decodeCase({
+      name: `evicts what was further back in line, groups of ${group}`,
+      policy: testPolicy({
+        score: { kind: "accumulated" },
+        merge: votes({ threshold: -1 }),
+      }),
+      sizes: groupsOf(group, 16),
+      heads: [variedHeads],
+      positions: [90],
+      clusters: 3,
+      expect: merged(2),
+      next: times(6, skip),
     })
   ),
   ...([false, true] as const).map((votesPerQueryHead) =>

@@ -12,13 +12,15 @@
 //
 // The policy's work needs the softmax sums of the whole head, and nothing needs
 // its result before the next step. So it is a kernel of its own on a stream
-// beside the main one, while the next layers are at work: see
-// lib/evict_step.cuh. It reads logits and side fields, about 40 bytes per slot,
-// and all keys once more where another slot goes than those that were likely.
+// beside the main one, which begins with the logits: see lib/evict_step.cuh and
+// Launcher in runtime/program.cu. It reads logits and side fields, about 40
+// bytes per slot, and all keys once more where another slot goes than those
+// that were likely.
 //
-// The alternative that lost: the policy's work by the last block of attention,
+// The alternatives that lost: the policy's work by the last block of attention,
 // which the rest of the layer then waits for: 17 µs per layer with 512 slots on
-// an H200, a tenth of a step of an 8B model.
+// an H200, a tenth of a step of an 8B model; and right after attention, beside
+// the products of the layer: 7 µs.
 #include "lib/attend_parts.cuh"
 #include "lib/evict_step.cuh"
 #include "lib/leave_evidence.cuh"
@@ -158,21 +160,16 @@ template <bool ALIGNED>
 cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
                            const AttendParts &parts, const Evidence &evidence,
                            const Launch &launch) {
-  cudaError_t status;
   switch (plan.dim) {
     case 32:
-      status = launch_wide<32, ALIGNED>(args, parts, evidence, launch);
-      break;
+      return launch_wide<32, ALIGNED>(args, parts, evidence, launch);
     case 64:
-      status = launch_wide<64, ALIGNED>(args, parts, evidence, launch);
-      break;
+      return launch_wide<64, ALIGNED>(args, parts, evidence, launch);
     case 128:
-      status = launch_wide<128, ALIGNED>(args, parts, evidence, launch);
-      break;
+      return launch_wide<128, ALIGNED>(args, parts, evidence, launch);
     default:
-      status = launch_wide<256, ALIGNED>(args, parts, evidence, launch);
+      return launch_wide<256, ALIGNED>(args, parts, evidence, launch);
   }
-  return status;
 }
 
 }  // namespace
@@ -213,8 +210,10 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
 
 cudaError_t merge_late(const skv_merge_attend_args &args,
                        const Launch &launch) {
+  const Plan plan = plan_of(args, launch.multiprocessors);
   Evidence evidence;
-  take_evidence(args, launch.multiprocessors, launch.own, &evidence);
+  take_evidence(args, launch.multiprocessors, plan.most_splits, launch.own,
+                &evidence);
   return args.sizes.head_dim % 8 == 0
              ? launch_policy<true>(args, evidence, launch)
              : launch_policy<false>(args, evidence, launch);

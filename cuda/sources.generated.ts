@@ -10453,13 +10453,15 @@ cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
 //
 // The policy's work needs the softmax sums of the whole head, and nothing needs
 // its result before the next step. So it is a kernel of its own on a stream
-// beside the main one, while the next layers are at work: see
-// lib/evict_step.cuh. It reads logits and side fields, about 40 bytes per slot,
-// and all keys once more where another slot goes than those that were likely.
+// beside the main one, which begins with the logits: see lib/evict_step.cuh and
+// Launcher in runtime/program.cu. It reads logits and side fields, about 40
+// bytes per slot, and all keys once more where another slot goes than those
+// that were likely.
 //
-// The alternative that lost: the policy's work by the last block of attention,
+// The alternatives that lost: the policy's work by the last block of attention,
 // which the rest of the layer then waits for: 17 µs per layer with 512 slots on
-// an H200, a tenth of a step of an 8B model.
+// an H200, a tenth of a step of an 8B model; and right after attention, beside
+// the products of the layer: 7 µs.
 #include "lib/attend_parts.cuh"
 #include "lib/evict_step.cuh"
 #include "lib/leave_evidence.cuh"
@@ -10599,22 +10601,16 @@ template <bool ALIGNED>
 cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
                            const AttendParts &parts, const Evidence &evidence,
                            const Launch &launch) {
-  cudaError_t status;
   switch (plan.dim) {
     case 32:
-      status = launch_wide<32, ALIGNED>(args, parts, evidence, launch);
-      break;
+      return launch_wide<32, ALIGNED>(args, parts, evidence, launch);
     case 64:
-      status = launch_wide<64, ALIGNED>(args, parts, evidence, launch);
-      break;
+      return launch_wide<64, ALIGNED>(args, parts, evidence, launch);
     case 128:
-      status = launch_wide<128, ALIGNED>(args, parts, evidence, launch);
-      break;
+      return launch_wide<128, ALIGNED>(args, parts, evidence, launch);
     default:
-      status = launch_wide<256, ALIGNED>(args, parts, evidence, launch);
+      return launch_wide<256, ALIGNED>(args, parts, evidence, launch);
   }
-  if (status != cudaSuccess) return status;
-  return launch_policy<ALIGNED>(args, evidence, launch);
 }
 
 }  // namespace
@@ -10651,6 +10647,17 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
   return args.sizes.head_dim % 8 == 0
              ? launch_aligned<true>(args, plan, parts, evidence, launch)
              : launch_aligned<false>(args, plan, parts, evidence, launch);
+}
+
+cudaError_t merge_late(const skv_merge_attend_args &args,
+                       const Launch &launch) {
+  const Plan plan = plan_of(args, launch.multiprocessors);
+  Evidence evidence;
+  take_evidence(args, launch.multiprocessors, plan.most_splits, launch.own,
+                &evidence);
+  return args.sizes.head_dim % 8 == 0
+             ? launch_policy<true>(args, evidence, launch)
+             : launch_policy<false>(args, evidence, launch);
 }
 `,
   "observe.cu": `// Adds the attention of the chunk's observed rows to the scores of the slots
@@ -12105,6 +12112,8 @@ Needs merge_attend_needs(const skv_merge_attend_args &args,
                          uint32_t multiprocessors);
 cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
                                 const Launch &launch);
+// What the policy does with what attention left: the next step waits for it.
+cudaError_t merge_late(const skv_merge_attend_args &args, const Launch &launch);
 Needs prefill_attend_needs(const skv_chunk_args &args,
                            uint32_t multiprocessors);
 cudaError_t launch_prefill_attend(const skv_chunk_args &args,
@@ -12375,6 +12384,11 @@ struct Kernel {
   size_t size;
   Needs (*needs)(const void *args, uint32_t multiprocessors);
   cudaError_t (*launch)(const void *args, const Launch &launch);
+  // Launches work that no later call of the program waits for; null where there
+  // is none.
+  cudaError_t (*launch_late)(const void *args, const Launch &launch) = nullptr;
+  // Whether late work begins beside this call.
+  bool has_time = false;
 };
 
 template <class Args, Needs (*NEEDS)(const Args &, uint32_t),
@@ -12388,6 +12402,19 @@ constexpr Kernel kernel(const char *name) {
           [](const void *args, const Launch &launch) {
             return LAUNCH(*static_cast<const Args *>(args), launch);
           }};
+}
+
+template <class Args, cudaError_t (*LATE)(const Args &, const Launch &)>
+constexpr Kernel with_late(Kernel kernel) {
+  kernel.launch_late = [](const void *args, const Launch &launch) {
+    return LATE(*static_cast<const Args *>(args), launch);
+  };
+  return kernel;
+}
+
+constexpr Kernel with_time(Kernel kernel) {
+  kernel.has_time = true;
+  return kernel;
 }
 
 struct Call {
@@ -12472,6 +12499,59 @@ const MatrixLibrary *library_of(skv_context *context) {
   return context->library.get();
 }
 
+// Launches the calls of a program: all in order where they are waited for, else
+// late work beside a long call near the end. There it is many small blocks on
+// all multiprocessors. Beside each layer's products it would hold up a few of
+// these, and with them all others, which have equal shares: with 512 slots of
+// an 8B model on an H200, a merge in each layer took 6 % of a step that way,
+// and takes 2 %.
+class Launcher {
+ public:
+  Launcher(skv_program *program, const Launch &launch, bool waits)
+      : program_(program), launch_(launch), waits_(waits) {}
+
+  // Launches everything but late work.
+  cudaError_t run(const Call &call) {
+    if (call.kernel->has_time) {
+      const cudaError_t status = run_late();
+      if (status != cudaSuccess) return status;
+    }
+    const cudaError_t status = call.kernel->launch(call.args, launch_of(call));
+    if (status != cudaSuccess || call.kernel->launch_late == nullptr) {
+      return status;
+    }
+    late_.push_back(&call);
+    return waits_ ? run_late() : cudaSuccess;
+  }
+
+  // Launches late work.
+  cudaError_t run_late() {
+    cudaError_t status = cudaSuccess;
+    for (const Call *call : late_) {
+      if (status != cudaSuccess) break;
+      status = call->kernel->launch_late(call->args, launch_of(*call));
+    }
+    late_.clear();
+    return status;
+  }
+
+  cudaError_t end() {
+    const cudaError_t status = run_late();
+    return status == cudaSuccess ? join(launch_) : status;
+  }
+
+ private:
+  const Launch &launch_of(const Call &call) {
+    launch_.own = program_->own + call.own;
+    return launch_;
+  }
+
+  skv_program *const program_;
+  Launch launch_;
+  const bool waits_;
+  std::vector<const Call *> late_;
+};
+
 // Launches all calls; waits for each where the context is to check them. No
 // side stream is left to be joined, whatever fails.
 int32_t launch_calls(skv_program *program) {
@@ -12486,21 +12566,25 @@ int32_t launch_calls(skv_program *program) {
   launch.overlaps = !checks && context->overlaps;
   launch.sides = checks ? nullptr : &context->sides;
   launch.library = context->library.get();
+  Launcher launcher(program, launch, checks);
+  const auto fail_with = [&](cudaError_t error, const char *what) {
+    // Nobody joins what this program began: the next one must not either.
+    context->sides.used = context->sides.next = 0;
+    return check(context, error, what);
+  };
   for (const Call &call : program->calls) {
-    launch.own = program->own + call.own;
-    cudaError_t error = call.kernel->launch(call.args, launch);
+    cudaError_t error = launcher.run(call);
     if (error == cudaSuccess && checks) {
       error = cudaStreamSynchronize(context->stream);
     }
     if (error != cudaSuccess) {
-      // Nobody joins what this program began: the next one must not either.
-      context->sides.used = context->sides.next = 0;
       char what[64];
       snprintf(what, sizeof(what), "run kernel %s", call.kernel->name);
-      return check(context, error, what);
+      return fail_with(error, what);
     }
   }
-  return check(context, join(launch), "end a program");
+  const cudaError_t error = launcher.end();
+  return error == cudaSuccess ? SKV_OK : fail_with(error, "end a program");
 }
 
 int32_t capture(skv_program *program) {
@@ -12528,27 +12612,33 @@ int32_t capture(skv_program *program) {
 
 }  // namespace
 
-#define SKV_KERNEL_CALL(name, type)                                           \\
+#define SKV_CALL(name, type, ...)                                             \\
   int32_t skv_##name(skv_program *program, const type *args, uint64_t size) { \\
-    static constexpr Kernel entry =                                           \\
-        kernel<type, name##_needs, launch_##name>(#name);                     \\
+    static constexpr Kernel entry = __VA_ARGS__;                              \\
     return add_call(program, entry, args, size);                              \\
   }
+#define SKV_KERNEL(name, type) kernel<type, name##_needs, launch_##name>(#name)
+#define SKV_KERNEL_CALL(name, type) SKV_CALL(name, type, SKV_KERNEL(name, type))
 
 SKV_KERNEL_CALL(embed, skv_embed_args)
 SKV_KERNEL_CALL(qkv_rope_append, skv_qkv_rope_append_args)
 SKV_KERNEL_CALL(value_norms, skv_value_norms_args)
 SKV_KERNEL_CALL(query_statistics, skv_query_statistics_args)
-SKV_KERNEL_CALL(merge_attend, skv_merge_attend_args)
+SKV_CALL(merge_attend, skv_merge_attend_args,
+         with_late<skv_merge_attend_args, merge_late>(
+             SKV_KERNEL(merge_attend, skv_merge_attend_args)))
 SKV_KERNEL_CALL(prefill_attend, skv_chunk_args)
 SKV_KERNEL_CALL(observe, skv_chunk_args)
 SKV_KERNEL_CALL(compress, skv_chunk_args)
 SKV_KERNEL_CALL(project_add, skv_project_add_args)
 SKV_KERNEL_CALL(gate_up, skv_gate_up_args)
-SKV_KERNEL_CALL(lm_head, skv_lm_head_args)
+SKV_CALL(lm_head, skv_lm_head_args,
+         with_time(SKV_KERNEL(lm_head, skv_lm_head_args)))
 SKV_KERNEL_CALL(sample, skv_sample_args)
 
 #undef SKV_KERNEL_CALL
+#undef SKV_KERNEL
+#undef SKV_CALL
 
 int32_t skv_begin_record(skv_context *context, skv_program **program) {
   auto *started = new (std::nothrow) skv_program;

@@ -49,7 +49,7 @@ class MatrixLibrary;
 
 // Streams for work that the rest of the program does not wait for.
 struct Sides {
-  static constexpr int kCount = 8;
+  static constexpr int kCount = 32;
 
   cudaStream_t streams[kCount] = {};
   cudaEvent_t event = nullptr;

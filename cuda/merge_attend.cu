@@ -13,7 +13,7 @@
 // The policy's work needs the softmax sums of the whole head, and nothing needs
 // its result before the next step. So it is a kernel of its own on a stream
 // beside the main one, which begins with the logits: see lib/evict_step.cuh and
-// Launcher in runtime/program.cu. It reads logits and side fields, about 40
+// runtime/launcher.cuh. It reads logits and side fields, about 40
 // bytes per slot, and all keys once more where another slot goes than those
 // that were likely.
 //

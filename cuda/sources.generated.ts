@@ -10454,7 +10454,7 @@ cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
 // The policy's work needs the softmax sums of the whole head, and nothing needs
 // its result before the next step. So it is a kernel of its own on a stream
 // beside the main one, which begins with the logits: see lib/evict_step.cuh and
-// Launcher in runtime/program.cu. It reads logits and side fields, about 40
+// runtime/launcher.cuh. It reads logits and side fields, about 40
 // bytes per slot, and all keys once more where another slot goes than those
 // that were likely.
 //
@@ -11955,6 +11955,61 @@ int32_t check(skv_context *context, cudaError_t error, const char *what);
 // Makes the context's device that of this thread.
 int32_t enter(skv_context *context);
 `,
+  "runtime/kernel_call.cuh": `// What a recorded program keeps of a call: the kernel and its arguments.
+#pragma once
+
+#include <stddef.h>
+
+#include "launch.cuh"
+
+constexpr size_t kMaxArgs = 512;
+
+// What a recorded program knows about a kernel.
+struct Kernel {
+  const char *name;
+  size_t size;
+  Needs (*needs)(const void *args, uint32_t multiprocessors);
+  cudaError_t (*launch)(const void *args, const Launch &launch);
+  // Launches work that no later call of the program waits for; null where there
+  // is none.
+  cudaError_t (*launch_late)(const void *args, const Launch &launch) = nullptr;
+  // Whether late work begins beside this call.
+  bool has_time = false;
+};
+
+template <class Args, Needs (*NEEDS)(const Args &, uint32_t),
+          cudaError_t (*LAUNCH)(const Args &, const Launch &)>
+constexpr Kernel kernel(const char *name) {
+  static_assert(sizeof(Args) <= kMaxArgs, "room for the arguments");
+  return {name, sizeof(Args),
+          [](const void *args, uint32_t multiprocessors) {
+            return NEEDS(*static_cast<const Args *>(args), multiprocessors);
+          },
+          [](const void *args, const Launch &launch) {
+            return LAUNCH(*static_cast<const Args *>(args), launch);
+          }};
+}
+
+template <class Args, cudaError_t (*LATE)(const Args &, const Launch &)>
+constexpr Kernel with_late(Kernel kernel) {
+  kernel.launch_late = [](const void *args, const Launch &launch) {
+    return LATE(*static_cast<const Args *>(args), launch);
+  };
+  return kernel;
+}
+
+constexpr Kernel with_time(Kernel kernel) {
+  kernel.has_time = true;
+  return kernel;
+}
+
+struct Call {
+  const Kernel *kernel;
+  // Where its own memory begins.
+  size_t own = 0;
+  alignas(8) unsigned char args[kMaxArgs];
+};
+`,
   "runtime/launch.cuh": `// What a kernel's host side needs to know: the stream, scratch memory and the
 // device. A kernel's file defines two functions that src/backends/cuda never
 // sees: \`<name>_needs\`, how much scratch a call takes, and \`launch_<name>\`.
@@ -12132,6 +12187,68 @@ Needs lm_head_needs(const skv_lm_head_args &args, uint32_t multiprocessors);
 cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch);
 Needs sample_needs(const skv_sample_args &args, uint32_t multiprocessors);
 cudaError_t launch_sample(const skv_sample_args &args, const Launch &launch);
+`,
+  "runtime/launcher.cuh": `// The order in which the calls of a program are launched.
+#pragma once
+
+#include <vector>
+
+#include "kernel_call.cuh"
+
+// Launches the calls of a program: all in order where they are waited for, else
+// late work beside a long call near the end. There it is many small blocks on
+// all multiprocessors. Beside each layer's products it would hold up a few of
+// these, and with them all others, which have equal shares: with 512 slots of
+// an 8B model on an H200, a merge in each layer took 6 % of a step that way,
+// and takes 2 %.
+class Launcher {
+ public:
+  // \`own\` is the memory that calls have parts of. \`waits\` says whether all runs
+  // in order.
+  Launcher(const Launch &launch, char *own, bool waits)
+      : launch_(launch), own_(own), waits_(waits) {}
+
+  // Launches everything but late work.
+  cudaError_t run(const Call &call) {
+    if (call.kernel->has_time) {
+      const cudaError_t status = run_late();
+      if (status != cudaSuccess) return status;
+    }
+    const cudaError_t status = call.kernel->launch(call.args, launch_of(call));
+    if (status != cudaSuccess || call.kernel->launch_late == nullptr) {
+      return status;
+    }
+    late_.push_back(&call);
+    return waits_ ? run_late() : cudaSuccess;
+  }
+
+  // Launches late work.
+  cudaError_t run_late() {
+    cudaError_t status = cudaSuccess;
+    for (const Call *call : late_) {
+      if (status != cudaSuccess) break;
+      status = call->kernel->launch_late(call->args, launch_of(*call));
+    }
+    late_.clear();
+    return status;
+  }
+
+  cudaError_t end() {
+    const cudaError_t status = run_late();
+    return status == cudaSuccess ? join(launch_) : status;
+  }
+
+ private:
+  const Launch &launch_of(const Call &call) {
+    launch_.own = own_ + call.own;
+    return launch_;
+  }
+
+  Launch launch_;
+  char *const own_;
+  const bool waits_;
+  std::vector<const Call *> late_;
+};
 `,
   "runtime/matrix_library.cu": `// cuBLASLt by its documented binary interface: the library of any version from
 // 11 to 13 has these functions and numbers.
@@ -12372,59 +12489,7 @@ class MatrixLibrary {
 #include <vector>
 
 #include "context.cuh"
-#include "launch.cuh"
-
-namespace {
-
-constexpr size_t kMaxArgs = 512;
-
-// What a recorded program knows about a kernel.
-struct Kernel {
-  const char *name;
-  size_t size;
-  Needs (*needs)(const void *args, uint32_t multiprocessors);
-  cudaError_t (*launch)(const void *args, const Launch &launch);
-  // Launches work that no later call of the program waits for; null where there
-  // is none.
-  cudaError_t (*launch_late)(const void *args, const Launch &launch) = nullptr;
-  // Whether late work begins beside this call.
-  bool has_time = false;
-};
-
-template <class Args, Needs (*NEEDS)(const Args &, uint32_t),
-          cudaError_t (*LAUNCH)(const Args &, const Launch &)>
-constexpr Kernel kernel(const char *name) {
-  static_assert(sizeof(Args) <= kMaxArgs, "room for the arguments");
-  return {name, sizeof(Args),
-          [](const void *args, uint32_t multiprocessors) {
-            return NEEDS(*static_cast<const Args *>(args), multiprocessors);
-          },
-          [](const void *args, const Launch &launch) {
-            return LAUNCH(*static_cast<const Args *>(args), launch);
-          }};
-}
-
-template <class Args, cudaError_t (*LATE)(const Args &, const Launch &)>
-constexpr Kernel with_late(Kernel kernel) {
-  kernel.launch_late = [](const void *args, const Launch &launch) {
-    return LATE(*static_cast<const Args *>(args), launch);
-  };
-  return kernel;
-}
-
-constexpr Kernel with_time(Kernel kernel) {
-  kernel.has_time = true;
-  return kernel;
-}
-
-struct Call {
-  const Kernel *kernel;
-  // Where its own memory begins.
-  size_t own = 0;
-  alignas(8) unsigned char args[kMaxArgs];
-};
-
-}  // namespace
+#include "launcher.cuh"
 
 struct skv_program {
   skv_context *context = nullptr;
@@ -12436,33 +12501,6 @@ struct skv_program {
   cudaGraphExec_t graph = nullptr;
   bool recorded = false;
 };
-
-cudaError_t fork(const Launch &launch, Launch *side) {
-  *side = launch;
-  side->overlaps = false;
-  Sides *sides = launch.sides;
-  if (sides == nullptr) return cudaSuccess;
-  side->stream = sides->streams[sides->next];
-  sides->next = (sides->next + 1) % Sides::kCount;
-  sides->used = std::min(sides->used + 1, Sides::kCount);
-  const cudaError_t status = cudaEventRecord(sides->event, launch.stream);
-  if (status != cudaSuccess) return status;
-  return cudaStreamWaitEvent(side->stream, sides->event);
-}
-
-cudaError_t join(const Launch &launch) {
-  Sides *sides = launch.sides;
-  if (sides == nullptr) return cudaSuccess;
-  cudaError_t status = cudaSuccess;
-  for (int i = 0; i < sides->used && status == cudaSuccess; i++) {
-    status = cudaEventRecord(sides->event, sides->streams[i]);
-    if (status == cudaSuccess) {
-      status = cudaStreamWaitEvent(launch.stream, sides->event);
-    }
-  }
-  sides->used = sides->next = 0;
-  return status;
-}
 
 namespace {
 
@@ -12499,59 +12537,6 @@ const MatrixLibrary *library_of(skv_context *context) {
   return context->library.get();
 }
 
-// Launches the calls of a program: all in order where they are waited for, else
-// late work beside a long call near the end. There it is many small blocks on
-// all multiprocessors. Beside each layer's products it would hold up a few of
-// these, and with them all others, which have equal shares: with 512 slots of
-// an 8B model on an H200, a merge in each layer took 6 % of a step that way,
-// and takes 2 %.
-class Launcher {
- public:
-  Launcher(skv_program *program, const Launch &launch, bool waits)
-      : program_(program), launch_(launch), waits_(waits) {}
-
-  // Launches everything but late work.
-  cudaError_t run(const Call &call) {
-    if (call.kernel->has_time) {
-      const cudaError_t status = run_late();
-      if (status != cudaSuccess) return status;
-    }
-    const cudaError_t status = call.kernel->launch(call.args, launch_of(call));
-    if (status != cudaSuccess || call.kernel->launch_late == nullptr) {
-      return status;
-    }
-    late_.push_back(&call);
-    return waits_ ? run_late() : cudaSuccess;
-  }
-
-  // Launches late work.
-  cudaError_t run_late() {
-    cudaError_t status = cudaSuccess;
-    for (const Call *call : late_) {
-      if (status != cudaSuccess) break;
-      status = call->kernel->launch_late(call->args, launch_of(*call));
-    }
-    late_.clear();
-    return status;
-  }
-
-  cudaError_t end() {
-    const cudaError_t status = run_late();
-    return status == cudaSuccess ? join(launch_) : status;
-  }
-
- private:
-  const Launch &launch_of(const Call &call) {
-    launch_.own = program_->own + call.own;
-    return launch_;
-  }
-
-  skv_program *const program_;
-  Launch launch_;
-  const bool waits_;
-  std::vector<const Call *> late_;
-};
-
 // Launches all calls; waits for each where the context is to check them. No
 // side stream is left to be joined, whatever fails.
 int32_t launch_calls(skv_program *program) {
@@ -12566,7 +12551,7 @@ int32_t launch_calls(skv_program *program) {
   launch.overlaps = !checks && context->overlaps;
   launch.sides = checks ? nullptr : &context->sides;
   launch.library = context->library.get();
-  Launcher launcher(program, launch, checks);
+  Launcher launcher(launch, program->own, checks);
   const auto fail_with = [&](cudaError_t error, const char *what) {
     // Nobody joins what this program began: the next one must not either.
     context->sides.used = context->sides.next = 0;
@@ -12702,6 +12687,38 @@ void skv_dispose(skv_program *program) {
   }
   cudaGetLastError();
   delete program;
+}
+`,
+  "runtime/side_streams.cu": `// Streams beside that of a program: see Sides.
+#include <algorithm>
+
+#include "launch.cuh"
+
+cudaError_t fork(const Launch &launch, Launch *side) {
+  *side = launch;
+  side->overlaps = false;
+  Sides *sides = launch.sides;
+  if (sides == nullptr) return cudaSuccess;
+  side->stream = sides->streams[sides->next];
+  sides->next = (sides->next + 1) % Sides::kCount;
+  sides->used = std::min(sides->used + 1, Sides::kCount);
+  const cudaError_t status = cudaEventRecord(sides->event, launch.stream);
+  if (status != cudaSuccess) return status;
+  return cudaStreamWaitEvent(side->stream, sides->event);
+}
+
+cudaError_t join(const Launch &launch) {
+  Sides *sides = launch.sides;
+  if (sides == nullptr) return cudaSuccess;
+  cudaError_t status = cudaSuccess;
+  for (int i = 0; i < sides->used && status == cudaSuccess; i++) {
+    status = cudaEventRecord(sides->event, sides->streams[i]);
+    if (status == cudaSuccess) {
+      status = cudaStreamWaitEvent(launch.stream, sides->event);
+    }
+  }
+  sides->used = sides->next = 0;
+  return status;
 }
 `,
   "runtime/staging.cu": `#include "staging.cuh"

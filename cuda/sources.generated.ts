@@ -2342,8 +2342,8 @@ inline PairWork take_pairs(const skv_merge_attend_args &args,
   // Those who look at all candidates: all, or the first tile of each head.
   const uint32_t searches = heads * (args.policy.partners ? 1 : tiles);
   PairWork pairs;
-  pairs.parts = max(1u, min(min(kMaxPairParts, (tiles + 3) / 4),
-                            2 * multiprocessors / searches));
+  pairs.parts =
+      max(1u, min(min(kMaxPairParts, tiles), 2 * multiprocessors / searches));
   pairs.lists = scratch->take<uint32_t>(heads * capacity);
   pairs.headers = scratch->take<uint4>(heads);
   pairs.similarities = scratch->take<float>(heads * pairs.parts * capacity);
@@ -7722,28 +7722,51 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
   const uint32_t end = min(tiles, begin + per_part);
   const PairCosts costs(pairs.policy, view.spread());
 
-  const auto load_queries = [&](skv_half *tile, bool keys) {
-    load_lines<DIM>(tile, kQueries, head_dim,
-                    [&](uint32_t i) -> const skv_half * {
-                      const uint32_t q = first_query + i;
-                      if (q >= view.queries) return nullptr;
-                      const Slot slot = view.slot(view.query(q));
-                      return keys ? slot.key : slot.value;
-                    });
+  constexpr uint32_t kThreads = 32 * kSearchWarps<DIM>;
+  const auto copy_queries = [&](skv_half *tile, bool keys) {
+    gather_lines<DIM, kQueries, kThreads>(
+        tile, head_dim, [&](uint32_t i) -> const skv_half * {
+          const uint32_t q = first_query + i;
+          if (q >= view.queries) return nullptr;
+          const Slot slot = view.slot(view.query(q));
+          return keys ? slot.key : slot.value;
+        });
   };
-  const auto load_candidates = [&](uint32_t first, bool keys) {
-    load_lines<DIM>(shared.candidates, kCandidateTile, head_dim,
-                    [&](uint32_t i) -> const skv_half * {
-                      if (first + i >= candidates) return nullptr;
-                      const Slot slot = view.slot(view.candidate(first + i));
-                      return keys ? slot.key : slot.value;
-                    });
+  const auto copy_candidates = [&](skv_half *to, uint32_t first, bool keys) {
+    gather_lines<DIM, kCandidateTile, kThreads>(
+        to, head_dim, [&](uint32_t i) -> const skv_half * {
+          if (first + i >= candidates) return nullptr;
+          const Slot slot = view.slot(view.candidate(first + i));
+          return keys ? slot.key : slot.value;
+        });
   };
-  load_queries(shared.queries, true);
-  load_queries(shared.query_values, false);
-  __syncthreads();
-  square_lines<DIM>(shared.queries, kQueries, shared.query_squares[0]);
-  square_lines<DIM>(shared.query_values, kQueries, shared.query_squares[1]);
+  constexpr bool kBoth = kCandidateTiles<DIM> == 2;
+  skv_half *const keys = shared.candidates[0];
+  skv_half *const values = shared.candidates[kCandidateTiles<DIM> - 1];
+  // Starts to load a tile of candidates, with the values where there is room.
+  const auto start_tile = [&](uint32_t tile) {
+    const uint32_t first = tile * kCandidateTile;
+    copy_candidates(keys, first, true);
+    if constexpr (kBoth) copy_candidates(values, first, false);
+    if (threadIdx.x >= kCandidateTile) return;
+    const uint32_t c = first + threadIdx.x;
+    const bool exists = c < candidates;
+    const uint32_t number = exists ? view.candidate(c) : kNoItem;
+    shared.numbers[threadIdx.x] = number;
+    if (!exists) return;
+    const Slot slot = view.slot(number);
+    shared.positions[threadIdx.x] = slot.word(kSlotPosition);
+    shared.weights[threadIdx.x] = log_weight(slot, pairs.policy, pairs.lanes);
+  };
+  // Called by the whole block, for which all that was started is there then.
+  const auto wait_for_tiles = [] {
+    commit_copies();
+    wait_copies<0>();
+    __syncthreads();
+  };
+  copy_queries(shared.queries, true);
+  copy_queries(shared.query_values, false);
+  if (begin < end) start_tile(begin);
   const uint32_t g = lane_id() / 4, t = lane_id() % 4;
   uint32_t queries[2], numbers[2], positions[2] = {};
   float weights[2] = {};
@@ -7758,29 +7781,23 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
     positions[h] = slot.word(kSlotPosition);
     weights[h] = log_weight(slot, pairs.policy, pairs.lanes);
   }
+  wait_for_tiles();
+  square_lines<DIM>(shared.queries, kQueries, shared.query_squares[0]);
+  square_lines<DIM>(shared.query_values, kQueries, shared.query_squares[1]);
   for (uint32_t tile = begin; tile < end; tile++) {
     const uint32_t first = tile * kCandidateTile;
-    __syncthreads();
-    load_candidates(first, true);
-    if (threadIdx.x < kCandidateTile) {
-      const uint32_t c = first + threadIdx.x;
-      const bool exists = c < candidates;
-      const uint32_t number = exists ? view.candidate(c) : kNoItem;
-      shared.numbers[threadIdx.x] = number;
-      if (exists) {
-        const Slot slot = view.slot(number);
-        shared.positions[threadIdx.x] = slot.word(kSlotPosition);
-        shared.weights[threadIdx.x] =
-            log_weight(slot, pairs.policy, pairs.lanes);
-      }
+    if (tile != begin) {
+      __syncthreads();
+      start_tile(tile);
+      wait_for_tiles();
     }
-    __syncthreads();
     float x[kTiles][4] = {};
-    float keys[kTiles][4];
+    float key_distances[kTiles][4];
     // Squared distances of keys first, then the same of values.
-    const auto measure = [&](const skv_half *own, int kind) {
-      square_lines<DIM>(shared.candidates, kCandidateTile, shared.squares);
-      multiply_lines<DIM>(own, shared.candidates, x);
+    const auto measure = [&](const skv_half *own, const skv_half *theirs,
+                             int kind) {
+      square_lines<DIM>(theirs, kCandidateTile, shared.squares);
+      multiply_lines<DIM>(own, theirs, x);
       __syncthreads();
 #pragma unroll
       for (int n = 0; n < kTiles; n++) {
@@ -7793,16 +7810,18 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
         }
       }
     };
-    measure(shared.queries, 0);
+    measure(shared.queries, keys, 0);
 #pragma unroll
     for (int n = 0; n < kTiles; n++) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) keys[n][i] = x[n][i], x[n][i] = 0.0f;
+      for (int i = 0; i < 4; i++) key_distances[n][i] = x[n][i], x[n][i] = 0.0f;
     }
     __syncthreads();
-    load_candidates(first, false);
-    __syncthreads();
-    measure(shared.query_values, 1);
+    if constexpr (!kBoth) {
+      copy_candidates(values, first, false);
+      wait_for_tiles();
+    }
+    measure(shared.query_values, values, 1);
 #pragma unroll
     for (int n = 0; n < kTiles; n++) {
 #pragma unroll
@@ -7817,7 +7836,7 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
             weight > weights[h] ||
             (weight == weights[h] && shared.positions[c] < positions[h]);
         if (pairs.heavier && !is_heavier) continue;
-        const float distance = costs.distance(keys[n][i], x[n][i]);
+        const float distance = costs.distance(key_distances[n][i], x[n][i]);
         const float similarity =
             SEARCH == Search::kNearest
                 ? -distance
@@ -8222,9 +8241,13 @@ constexpr uint32_t kCandidateTile = 64;
 // value, whatever the weights.
 enum class Search { kCheapest, kNearest };
 
-// Two tiles of queries and one of candidates fit.
+// Two tiles of queries and one or two of candidates fit.
 template <int DIM>
 constexpr uint32_t kSearchWarps = DIM == 256 ? 2 : 4;
+
+// Tiles of candidates: keys and values, or one after the other.
+template <int DIM>
+constexpr uint32_t kCandidateTiles = DIM == 256 ? 1 : 2;
 
 template <int DIM>
 constexpr uint32_t kQueryTile = 16 * kSearchWarps<DIM>;
@@ -8239,8 +8262,8 @@ struct SearchShared {
   static constexpr uint32_t kQueries = kQueryTile<DIM>;
   skv_half queries[kQueries * kLinePitch<DIM>];
   skv_half query_values[kQueries * kLinePitch<DIM>];
-  // Keys, and then values.
-  skv_half candidates[kCandidateTile * kLinePitch<DIM>];
+  // Keys, and values in the last.
+  skv_half candidates[kCandidateTiles<DIM>][kCandidateTile * kLinePitch<DIM>];
   // Of the queries' keys and values, and of what is in \`candidates\`.
   float query_squares[2][kQueries];
   float squares[kCandidateTile];
@@ -8288,16 +8311,16 @@ __device__ inline void multiply_lines(const skv_half *queries,
   }
 }
 
-// Compares the queries of a warp with the slots that they remember, four at a
-// time, so that their keys and values are on their way together; a lane has 8
-// elements of a key or of a value at a time.
+// Compares the queries of a warp with the slots that they remember, four
+// or eight at a time, so that their keys and values are on their way together;
+// a lane has 8 elements of a key or of a value at a time.
 template <int DIM, class View>
 __device__ inline void compare_remembered(
     const View &view, const PairCosts &costs, uint32_t first_query,
     uint32_t head_dim, const SearchShared<DIM> &shared, Neighbour (&best)[2]) {
   constexpr uint32_t kChunks = DIM / 8;
   constexpr uint32_t kSteps = (2 * kChunks + 31) / 32;
-  constexpr uint32_t kBatch = 4;
+  constexpr uint32_t kBatch = DIM == 256 ? 4 : 8;
 #pragma unroll 1
   for (uint32_t first = 0; first < 16; first += kBatch) {
     uint32_t others[kBatch];

@@ -78,8 +78,8 @@ inline PairWork take_pairs(const skv_merge_attend_args &args,
   // Those who look at all candidates: all, or the first tile of each head.
   const uint32_t searches = heads * (args.policy.partners ? 1 : tiles);
   PairWork pairs;
-  pairs.parts = max(1u, min(min(kMaxPairParts, (tiles + 3) / 4),
-                            2 * multiprocessors / searches));
+  pairs.parts =
+      max(1u, min(min(kMaxPairParts, tiles), 2 * multiprocessors / searches));
   pairs.lists = scratch->take<uint32_t>(heads * capacity);
   pairs.headers = scratch->take<uint4>(heads);
   pairs.similarities = scratch->take<float>(heads * pairs.parts * capacity);

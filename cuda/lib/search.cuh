@@ -51,28 +51,51 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
   const uint32_t end = min(tiles, begin + per_part);
   const PairCosts costs(pairs.policy, view.spread());
 
-  const auto load_queries = [&](skv_half *tile, bool keys) {
-    load_lines<DIM>(tile, kQueries, head_dim,
-                    [&](uint32_t i) -> const skv_half * {
-                      const uint32_t q = first_query + i;
-                      if (q >= view.queries) return nullptr;
-                      const Slot slot = view.slot(view.query(q));
-                      return keys ? slot.key : slot.value;
-                    });
+  constexpr uint32_t kThreads = 32 * kSearchWarps<DIM>;
+  const auto copy_queries = [&](skv_half *tile, bool keys) {
+    gather_lines<DIM, kQueries, kThreads>(
+        tile, head_dim, [&](uint32_t i) -> const skv_half * {
+          const uint32_t q = first_query + i;
+          if (q >= view.queries) return nullptr;
+          const Slot slot = view.slot(view.query(q));
+          return keys ? slot.key : slot.value;
+        });
   };
-  const auto load_candidates = [&](uint32_t first, bool keys) {
-    load_lines<DIM>(shared.candidates, kCandidateTile, head_dim,
-                    [&](uint32_t i) -> const skv_half * {
-                      if (first + i >= candidates) return nullptr;
-                      const Slot slot = view.slot(view.candidate(first + i));
-                      return keys ? slot.key : slot.value;
-                    });
+  const auto copy_candidates = [&](skv_half *to, uint32_t first, bool keys) {
+    gather_lines<DIM, kCandidateTile, kThreads>(
+        to, head_dim, [&](uint32_t i) -> const skv_half * {
+          if (first + i >= candidates) return nullptr;
+          const Slot slot = view.slot(view.candidate(first + i));
+          return keys ? slot.key : slot.value;
+        });
   };
-  load_queries(shared.queries, true);
-  load_queries(shared.query_values, false);
-  __syncthreads();
-  square_lines<DIM>(shared.queries, kQueries, shared.query_squares[0]);
-  square_lines<DIM>(shared.query_values, kQueries, shared.query_squares[1]);
+  constexpr bool kBoth = kCandidateTiles<DIM> == 2;
+  skv_half *const keys = shared.candidates[0];
+  skv_half *const values = shared.candidates[kCandidateTiles<DIM> - 1];
+  // Starts to load a tile of candidates, with the values where there is room.
+  const auto start_tile = [&](uint32_t tile) {
+    const uint32_t first = tile * kCandidateTile;
+    copy_candidates(keys, first, true);
+    if constexpr (kBoth) copy_candidates(values, first, false);
+    if (threadIdx.x >= kCandidateTile) return;
+    const uint32_t c = first + threadIdx.x;
+    const bool exists = c < candidates;
+    const uint32_t number = exists ? view.candidate(c) : kNoItem;
+    shared.numbers[threadIdx.x] = number;
+    if (!exists) return;
+    const Slot slot = view.slot(number);
+    shared.positions[threadIdx.x] = slot.word(kSlotPosition);
+    shared.weights[threadIdx.x] = log_weight(slot, pairs.policy, pairs.lanes);
+  };
+  // Called by the whole block, for which all that was started is there then.
+  const auto wait_for_tiles = [] {
+    commit_copies();
+    wait_copies<0>();
+    __syncthreads();
+  };
+  copy_queries(shared.queries, true);
+  copy_queries(shared.query_values, false);
+  if (begin < end) start_tile(begin);
   const uint32_t g = lane_id() / 4, t = lane_id() % 4;
   uint32_t queries[2], numbers[2], positions[2] = {};
   float weights[2] = {};
@@ -87,29 +110,23 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
     positions[h] = slot.word(kSlotPosition);
     weights[h] = log_weight(slot, pairs.policy, pairs.lanes);
   }
+  wait_for_tiles();
+  square_lines<DIM>(shared.queries, kQueries, shared.query_squares[0]);
+  square_lines<DIM>(shared.query_values, kQueries, shared.query_squares[1]);
   for (uint32_t tile = begin; tile < end; tile++) {
     const uint32_t first = tile * kCandidateTile;
-    __syncthreads();
-    load_candidates(first, true);
-    if (threadIdx.x < kCandidateTile) {
-      const uint32_t c = first + threadIdx.x;
-      const bool exists = c < candidates;
-      const uint32_t number = exists ? view.candidate(c) : kNoItem;
-      shared.numbers[threadIdx.x] = number;
-      if (exists) {
-        const Slot slot = view.slot(number);
-        shared.positions[threadIdx.x] = slot.word(kSlotPosition);
-        shared.weights[threadIdx.x] =
-            log_weight(slot, pairs.policy, pairs.lanes);
-      }
+    if (tile != begin) {
+      __syncthreads();
+      start_tile(tile);
+      wait_for_tiles();
     }
-    __syncthreads();
     float x[kTiles][4] = {};
-    float keys[kTiles][4];
+    float key_distances[kTiles][4];
     // Squared distances of keys first, then the same of values.
-    const auto measure = [&](const skv_half *own, int kind) {
-      square_lines<DIM>(shared.candidates, kCandidateTile, shared.squares);
-      multiply_lines<DIM>(own, shared.candidates, x);
+    const auto measure = [&](const skv_half *own, const skv_half *theirs,
+                             int kind) {
+      square_lines<DIM>(theirs, kCandidateTile, shared.squares);
+      multiply_lines<DIM>(own, theirs, x);
       __syncthreads();
 #pragma unroll
       for (int n = 0; n < kTiles; n++) {
@@ -122,16 +139,18 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
         }
       }
     };
-    measure(shared.queries, 0);
+    measure(shared.queries, keys, 0);
 #pragma unroll
     for (int n = 0; n < kTiles; n++) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) keys[n][i] = x[n][i], x[n][i] = 0.0f;
+      for (int i = 0; i < 4; i++) key_distances[n][i] = x[n][i], x[n][i] = 0.0f;
     }
     __syncthreads();
-    load_candidates(first, false);
-    __syncthreads();
-    measure(shared.query_values, 1);
+    if constexpr (!kBoth) {
+      copy_candidates(values, first, false);
+      wait_for_tiles();
+    }
+    measure(shared.query_values, values, 1);
 #pragma unroll
     for (int n = 0; n < kTiles; n++) {
 #pragma unroll
@@ -146,7 +165,7 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
             weight > weights[h] ||
             (weight == weights[h] && shared.positions[c] < positions[h]);
         if (pairs.heavier && !is_heavier) continue;
-        const float distance = costs.distance(keys[n][i], x[n][i]);
+        const float distance = costs.distance(key_distances[n][i], x[n][i]);
         const float similarity =
             SEARCH == Search::kNearest
                 ? -distance

@@ -12,9 +12,13 @@ constexpr uint32_t kCandidateTile = 64;
 // value, whatever the weights.
 enum class Search { kCheapest, kNearest };
 
-// Two tiles of queries and one of candidates fit.
+// Two tiles of queries and one or two of candidates fit.
 template <int DIM>
 constexpr uint32_t kSearchWarps = DIM == 256 ? 2 : 4;
+
+// Tiles of candidates: keys and values, or one after the other.
+template <int DIM>
+constexpr uint32_t kCandidateTiles = DIM == 256 ? 1 : 2;
 
 template <int DIM>
 constexpr uint32_t kQueryTile = 16 * kSearchWarps<DIM>;
@@ -29,8 +33,8 @@ struct SearchShared {
   static constexpr uint32_t kQueries = kQueryTile<DIM>;
   skv_half queries[kQueries * kLinePitch<DIM>];
   skv_half query_values[kQueries * kLinePitch<DIM>];
-  // Keys, and then values.
-  skv_half candidates[kCandidateTile * kLinePitch<DIM>];
+  // Keys, and values in the last.
+  skv_half candidates[kCandidateTiles<DIM>][kCandidateTile * kLinePitch<DIM>];
   // Of the queries' keys and values, and of what is in `candidates`.
   float query_squares[2][kQueries];
   float squares[kCandidateTile];
@@ -78,16 +82,16 @@ __device__ inline void multiply_lines(const skv_half *queries,
   }
 }
 
-// Compares the queries of a warp with the slots that they remember, four at a
-// time, so that their keys and values are on their way together; a lane has 8
-// elements of a key or of a value at a time.
+// Compares the queries of a warp with the slots that they remember, four
+// or eight at a time, so that their keys and values are on their way together;
+// a lane has 8 elements of a key or of a value at a time.
 template <int DIM, class View>
 __device__ inline void compare_remembered(
     const View &view, const PairCosts &costs, uint32_t first_query,
     uint32_t head_dim, const SearchShared<DIM> &shared, Neighbour (&best)[2]) {
   constexpr uint32_t kChunks = DIM / 8;
   constexpr uint32_t kSteps = (2 * kChunks + 31) / 32;
-  constexpr uint32_t kBatch = 4;
+  constexpr uint32_t kBatch = DIM == 256 ? 4 : 8;
 #pragma unroll 1
   for (uint32_t first = 0; first < 16; first += kBatch) {
     uint32_t others[kBatch];

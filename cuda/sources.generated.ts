@@ -2301,9 +2301,9 @@ struct PairWork {
   }
 };
 
-// The policy goes on when the next layers are at work already. Attention itself
-// changes no word of a head: blocks that come late, to find that there are no
-// slots for them, still read those.
+// The policy goes on when all layers have been at work already. Attention
+// itself changes no word of a head: blocks that come late, to find that there
+// are no slots for them, still read those.
 struct Evidence {
   // (heads, group, max_capacity): raw logits
   float *logits;

@@ -3,10 +3,10 @@
 //
 // A block has a tile of queries and goes through the tiles of one part of the
 // candidates: all products of the two lists on tensor cores, exact because keys
-// and values are halves, with the best candidate kept per query. Candidates are
-// read once per tile of queries. Squared distances follow from products and
-// squares. The alternative that lost: one warp per query, which reads all
-// candidates for each of them.
+// and values are operands as they are, with the best candidate kept per query.
+// Candidates are read once per tile of queries. Squared distances follow from
+// products and squares. The alternative that lost: one warp per query, which
+// reads all candidates for each of them.
 //
 // Who searches passes a `Source`, whose `view()` a block asks for
 //   queries               how many there are; none if there is nothing to do
@@ -51,9 +51,9 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
   const uint32_t end = min(tiles, begin + per_part);
   const PairCosts costs(pairs.policy, view.spread());
 
-  const auto load_queries = [&](skv_half *tile, bool keys) {
+  const auto load_queries = [&](skv_cached *tile, bool keys) {
     load_lines<DIM>(tile, kQueries, head_dim,
-                    [&](uint32_t i) -> const skv_half * {
+                    [&](uint32_t i) -> const skv_cached * {
                       const uint32_t q = first_query + i;
                       if (q >= view.queries) return nullptr;
                       const Slot slot = view.slot(view.query(q));
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
   };
   const auto load_candidates = [&](uint32_t first, bool keys) {
     load_lines<DIM>(shared.candidates, kCandidateTile, head_dim,
-                    [&](uint32_t i) -> const skv_half * {
+                    [&](uint32_t i) -> const skv_cached * {
                       if (first + i >= candidates) return nullptr;
                       const Slot slot = view.slot(view.candidate(first + i));
                       return keys ? slot.key : slot.value;
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
     float x[kTiles][4] = {};
     float keys[kTiles][4];
     // Squared distances of keys first, then the same of values.
-    const auto measure = [&](const skv_half *own, int kind) {
+    const auto measure = [&](const skv_cached *own, int kind) {
       square_lines<DIM>(shared.candidates, kCandidateTile, shared.squares);
       multiply_lines<DIM>(own, shared.candidates, x);
       __syncthreads();

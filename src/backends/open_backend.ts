@@ -76,9 +76,9 @@ export async function openBackend(
   const able = wanted.filter(([n]) => stores[precision].includes(n));
   if (able.length === 0) {
     throw new TypeError(
-      `Cannot open backend "${name}" with precision "${precision}": expected ${
-        stores[precision].join(", ")
-      } for it`,
+      `Cannot open backend "${name}" with precision "${precision}": expected backend "${
+        stores[precision].join('" or "')
+      }"`,
     );
   }
   const skipped: BackendUnavailableError[] = [];

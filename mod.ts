@@ -102,6 +102,7 @@ export {
 } from "./src/policies/registry.ts";
 export {
   openBackend,
+  type OpenBackendOptions,
   type OpenedBackend,
 } from "./src/backends/open_backend.ts";
 export type * from "./src/backends/backend.ts";

@@ -9,6 +9,7 @@
 // few rows, so what counts is how often a warp waits. The alternative that
 // lost: keeping the logits of prefill_attend, (rows, heads, slots) floats.
 #include "lib/overlap.cuh"
+#include "lib/query_rows.cuh"
 #include "lib/row_tiles.cuh"
 #include "lib/scores.cuh"
 #include "lib/step.cuh"
@@ -34,7 +35,7 @@ template <int DIM>
 struct Shared {
   uint4 high[kWarps<DIM>][DIM / 16 * 32];
   uint4 low[kWarps<DIM>][DIM / 16 * 32];
-  skv_half keys[kTile * kLinePitch<DIM>];
+  skv_cached keys[kTile * kLinePitch<DIM>];
   float logits[kPairs<DIM> * kLogitPitch];
   float log_sums[kPairs<DIM>];
   float biases[kMaxGroup][kTile];
@@ -82,7 +83,7 @@ __device__ inline void make_logits(const skv_chunk_args &args,
   __syncwarp();
 #pragma unroll 1
   for (uint32_t first = 0; first < 16; first += kQueryBatch) {
-    RowPart<DIM> parts[kQueryBatch];
+    QueryRow<DIM> parts[kQueryBatch];
 #pragma unroll
     for (uint32_t k = 0; k < kQueryBatch; k++) {
       const uint32_t pair = 16 * warp + first + k;
@@ -97,7 +98,7 @@ __device__ inline void make_logits(const skv_chunk_args &args,
     for (uint32_t k = 0; k < kQueryBatch; k++) {
       const uint32_t i = first + k;
       const float scale =
-          parts[k].template split<true>(i, shared.high[warp], shared.low[warp]);
+          parts[k].split(i, shared.high[warp], shared.low[warp]);
       if (i == g) inverse[0] = scale * root;
       if (i == g + 8) inverse[1] = scale * root;
     }
@@ -111,10 +112,10 @@ __device__ inline void make_logits(const skv_chunk_args &args,
 #pragma unroll
     for (int n = 0; n < static_cast<int>(kTile) / 8; n += 2) {
       const uint4 k = key_operands<DIM>(shared.keys, 8 * n, 16 * step);
-      mma(x[n], l, k.x, k.y);
-      mma(x[n + 1], l, k.z, k.w);
-      mma(x[n], h, k.x, k.y);
-      mma(x[n + 1], h, k.z, k.w);
+      mma_cached(x[n], l, k.x, k.y);
+      mma_cached(x[n + 1], l, k.z, k.w);
+      mma_cached(x[n], h, k.x, k.y);
+      mma_cached(x[n + 1], h, k.z, k.w);
     }
   }
 #pragma unroll

@@ -75,7 +75,7 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
   // Starts to copy keys or values of a tile.
   const auto fetch = [&](uint32_t tile, bool keys) {
     const TilePlace place = place_of(tile);
-    const skv_half *all = keys ? place.home.keys : place.home.values;
+    const skv_cached *all = keys ? place.home.keys : place.home.values;
     copy_lines<DIM, kSlots, Shape::kThreads>(
         keys ? shared.keys : shared.values,
         all + static_cast<size_t>(place.base) * head_dim, place.count,

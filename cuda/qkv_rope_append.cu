@@ -52,7 +52,7 @@ struct PairTarget {
   float2 sink_turn;
   size_t at;
   // Of keys and values, null where the head is full.
-  skv_half *half_row;
+  skv_cached *half_row;
   bool is_query;
   bool is_key;
   // Where the side fields are, if this pair is the first of a key, and the
@@ -105,8 +105,8 @@ __device__ inline void store_pair(const skv_qkv_rope_append_args &args,
   }
   if (to.half_row == nullptr) return;
   const float2 kept = to.is_key ? turned(x, to.turn) : x;
-  to.half_row[0] = to_half(kept.x);
-  to.half_row[half] = to_half(kept.y);
+  to.half_row[0] = to_cached(kept.x);
+  to.half_row[half] = to_cached(kept.y);
   if (to.is_first) initialise_slot(to.slot, to.position, args.cache.lanes);
 }
 

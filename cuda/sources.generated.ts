@@ -558,7 +558,7 @@ template <int DIM>
 struct AttendShared {
   // Tiles of slots while warps attend, then what they found.
   union {
-    alignas(16) skv_half tiles[kAttendWarps][kStages<DIM>][kTileHalves<DIM>];
+    alignas(16) skv_cached tiles[kAttendWarps][kStages<DIM>][kTileHalves<DIM>];
     float values[kAttendWarps][kTileHeads][kSumPitch<DIM>];
   };
   SoftmaxState states[kAttendWarps][kTileHeads];
@@ -835,7 +835,8 @@ __device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
 //
 // Query heads of the group ride in one tensor core tile, so that a key is read
 // once for all of them. The tile has 16 rows: 8 heads, once their high and once
-// their low halves (lib/mma.cuh), so that one product has 32-bit precision.
+// their low parts (lib/cached.cuh), so that one product has nearly 32-bit
+// precision.
 //
 // A warp has tiles of slots of its own in shared memory, which asynchronous
 // copies fill ahead: warps wait for nobody until they are through. The first
@@ -876,22 +877,21 @@ struct WarpAttention {
   LaneRiders<DIM> riders;
   // Of head g = lane / 4; the sum is that of this lane's slots.
   SoftmaxState state = init_softmax();
-  // Dimensions 8 n + 2t, 8 n + 2t + 1 of head g, by high and by low halves.
+  // Dimensions 8 n + 2t, 8 n + 2t + 1 of head g, by high and by low parts.
   float values[DIM / 8][4] = {};
   uint32_t live = 0;
   uint32_t first_free = kNoSlot;
 
   // Starts to copy 16 bytes of a row to shared memory, zeros beyond its end.
-  __device__ static void copy_chunk(skv_half *to, const skv_half *row,
+  __device__ static void copy_chunk(skv_cached *to, const skv_cached *row,
                                     uint32_t column, uint32_t head_dim,
                                     bool wanted) {
     if constexpr (ALIGNED) {
       copy_async(to, row + column, wanted && column < head_dim);
     } else {
-      uint32_t halves[4] = {};
-      if (wanted) load_halves<8, false>(halves, row, column, head_dim);
-      *reinterpret_cast<uint4 *>(to) = {halves[0], halves[1], halves[2],
-                                        halves[3]};
+      uint32_t pairs[4] = {};
+      if (wanted) load_pairs<8, false>(pairs, row, column, head_dim);
+      *reinterpret_cast<uint4 *>(to) = {pairs[0], pairs[1], pairs[2], pairs[3]};
     }
   }
 
@@ -900,15 +900,15 @@ struct WarpAttention {
   template <uint32_t LINES>
   __device__ static void fetch(const skv_merge_attend_args &args,
                                const HeadJob &job, uint32_t slot, uint32_t end,
-                               uint32_t missing, skv_half *tile) {
+                               uint32_t missing, skv_cached *tile) {
     constexpr uint32_t kChunks = DIM / 8, kLines = 32 / kChunks;
     const uint32_t head_dim = args.sizes.head_dim;
     const uint32_t line = lane_id() / kChunks;
     const uint32_t column = lane_id() % kChunks * 8;
     const size_t row = static_cast<size_t>(job.offset + slot + line) * head_dim;
-    const skv_half *key = args.cache.slots.keys + row;
-    const skv_half *value = args.cache.slots.values + row;
-    skv_half *to = tile + line * kLinePitch<DIM> + column;
+    const skv_cached *key = args.cache.slots.keys + row;
+    const skv_cached *value = args.cache.slots.values + row;
+    skv_cached *to = tile + line * kLinePitch<DIM> + column;
     slot += line;
 #pragma unroll
     for (uint32_t c = 0; c < (LINES + kLines - 1) / kLines; c++) {
@@ -965,7 +965,7 @@ struct WarpAttention {
 
   // Adds tile i of the share, which is in shared memory.
   __device__ void add(const skv_merge_attend_args &args, const HeadJob &job,
-                      const Share &share, uint32_t i, const skv_half *tile,
+                      const Share &share, uint32_t i, const skv_cached *tile,
                       const TileSides &sides, float *logits) {
     const uint32_t first = share.first_slot(i);
     const uint32_t g = lane_id() / 4;
@@ -1009,7 +1009,7 @@ struct WarpAttention {
     for (int k = 0; k < 4; k++) x[k] = __expf(x[k] - finite(max));
     state.sum = state.sum * keep + ((x[0] + x[1]) + (x[2] + x[3]));
     state.max = max;
-    const SplitPair a = split_pair(x[0], x[1]), b = split_pair(x[2], x[3]);
+    const SplitPair a = split_cached(x[0], x[1]), b = split_cached(x[2], x[3]);
     const uint4 weights = {a.high, a.low, b.high, b.low};
     if (__any_sync(kAllLanes, keep != 1.0f)) {
 #pragma unroll
@@ -1018,12 +1018,12 @@ struct WarpAttention {
         for (int k = 0; k < 4; k++) values[n][k] *= keep;
       }
     }
-    const skv_half *rows = tile + kWarpSlots * kLinePitch<DIM>;
+    const skv_cached *rows = tile + kWarpSlots * kLinePitch<DIM>;
 #pragma unroll
     for (int column = 0; column < DIM; column += 16) {
       const uint4 v = value_operands<DIM>(rows, 0, column);
-      mma(values[column / 8], weights, v.x, v.y);
-      mma(values[column / 8 + 1], weights, v.z, v.w);
+      mma_cached(values[column / 8], weights, v.x, v.y);
+      mma_cached(values[column / 8 + 1], weights, v.z, v.w);
     }
     if (has_riders(job))
       compare_riders(args, job, share, first, products, sides);
@@ -1050,7 +1050,7 @@ struct WarpAttention {
   // Logits of sinks are those of the queries at their cache positions.
   __device__ void replace_sinks(const skv_merge_attend_args &args,
                                 const HeadJob &job, const Share &share,
-                                uint32_t first, const skv_half *tile,
+                                uint32_t first, const skv_cached *tile,
                                 float (&raw)[4]) {
     const skv_slots &slots = args.cache.slots;
     const float *positions = slots.side +
@@ -1081,7 +1081,7 @@ struct WarpAttention {
   // Attends to all tiles of the share. \`tiles\` has room for kStages of them,
   // for this warp alone.
   __device__ void run(const skv_merge_attend_args &args, const HeadJob &job,
-                      const Share &share, skv_half *tiles, float *logits) {
+                      const Share &share, skv_cached *tiles, float *logits) {
     constexpr uint32_t kAhead = kStages<DIM>;
     // All but the newest slot is as the step before left it.
 #pragma unroll 1
@@ -1117,7 +1117,7 @@ struct WarpAttention {
         wait_copies<kAhead - 1>();
       }
       __syncwarp();
-      skv_half *tile = tiles + i % kAhead * kTileHalves<DIM>;
+      skv_cached *tile = tiles + i % kAhead * kTileHalves<DIM>;
       const TileSides next = load_sides(args, job, share, i + 1);
       add(args, job, share, i, tile, sides, logits);
       __syncwarp();
@@ -1179,6 +1179,77 @@ __device__ inline void blend_slots(uint32_t count, Member member,
     kept.set_word(kSlotTokens, tokens);
   }
   __syncwarp();
+}
+`,
+  "lib/cached.cuh": `// What caches hold: keys and values in 16 bits, as halves, or as bfloat16 where
+// SKV_CACHE_BFLOAT16 is defined. No kernel knows which: this file and
+// mma_cached() in instructions.cuh do.
+//
+// bfloat16 has the range of a 32-bit float and 8 bits of precision in place of
+// 11, so storing has an error of 2^-8 in place of 2^-11. A float that is split
+// in two of them keeps 2^-17 of itself, two halves keep 2^-22 (lib/mma.cuh).
+// The alternative that lost: three parts, which are exact, but do not fit into
+// the tiles of decode steps and are finer than what is stored.
+#pragma once
+
+#include <math.h>
+
+#include "half.cuh"
+#include "instructions.cuh"
+#include "mma.cuh"
+
+#ifdef SKV_CACHE_BFLOAT16
+
+#include <cuda_bf16.h>
+
+constexpr bool kCachesHalves = false;
+
+__device__ inline float2 cached_floats(uint32_t pair) {
+  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162 *>(&pair));
+}
+
+__device__ inline float to_float(skv_cached x) {
+  return __bfloat162float(__ushort_as_bfloat16(x.bits));
+}
+
+__device__ inline skv_cached to_cached(float x) {
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+}
+
+__device__ inline uint32_t cached_pair(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t *>(&pair);
+}
+
+#else
+
+constexpr bool kCachesHalves = true;
+
+__device__ inline float2 cached_floats(uint32_t pair) {
+  return to_floats(pair);
+}
+
+__device__ inline float to_float(skv_cached x) { return to_float(x.bits); }
+
+__device__ inline skv_cached to_cached(float x) { return {to_half(x)}; }
+
+__device__ inline uint32_t cached_pair(float low, float high) {
+  return to_halves(low, high);
+}
+
+#endif
+
+// Whether rounding to what caches hold gives a finite number.
+inline bool fits_cache(float x) {
+  // The first number that rounding takes to infinity.
+  return fabsf(x) < (kCachesHalves ? 65520.0f : 0x1.ffp127f);
+}
+
+// Two numbers, each in two parts that can be multiplied with what caches hold.
+__device__ inline SplitPair split_cached(float x, float y) {
+  const uint32_t high = cached_pair(x, y);
+  const float2 rounded = cached_floats(high);
+  return {high, cached_pair(x - rounded.x, y - rounded.y)};
 }
 `,
   "lib/choose_victims.cuh": `// Who goes when a chunk is compressed, and who may take them.
@@ -1855,7 +1926,7 @@ constexpr uint32_t kEvictThreads = 32 * kEvictWarps;
 
 struct EvictShared {
   // The victim's key, zeros beyond its end.
-  __align__(16) skv_half key[kMaxHeadDim];
+  __align__(16) skv_cached key[kMaxHeadDim];
   float log_sums[kMaxGroup];
   // The same at the scale of scores.
   float score_sums[kMaxGroup];
@@ -2523,10 +2594,10 @@ __device__ inline void expect_slots(const ExpectedGroup &group, uint32_t count,
     float sums[kMaxGroup] = {};
     for (uint32_t d = 8 * t; d < width; d += 32) {
       uint32_t words[4];
-      load_halves<8, ALIGNED>(words, slot.key, d, width);
+      load_pairs<8, ALIGNED>(words, slot.key, d, width);
 #pragma unroll
       for (uint32_t j = 0; j < 4; j++) {
-        const float2 x = to_floats(words[j]);
+        const float2 x = cached_floats(words[j]);
         // Widths are even, and what is beyond them is 0.
         if (d + 2 * j >= width) continue;
 #pragma unroll
@@ -2783,12 +2854,13 @@ __device__ inline uint32_t to_halves(float low, float high) {
   return *reinterpret_cast<const uint32_t *>(&pair);
 }
 
-// COUNT halves of a row of \`width\` from \`first\`; zeros beyond its end. Rows
-// whose width is a multiple of 8 are read 8 or 16 bytes at a time.
-template <int COUNT, bool ALIGNED>
-__device__ inline void load_halves(uint32_t (&out)[COUNT / 2],
-                                   const skv_half *row, uint32_t first,
-                                   uint32_t width) {
+// COUNT 16-bit elements of a row of \`width\` from \`first\`, in pairs; zeros
+// beyond its end. Rows whose width is a multiple of 8 are read 8 or 16 bytes at
+// a time.
+template <int COUNT, bool ALIGNED, class T>
+__device__ inline void load_pairs(uint32_t (&out)[COUNT / 2], const T *row,
+                                  uint32_t first, uint32_t width) {
+  static_assert(sizeof(T) == 2, "16-bit elements");
   static_assert(COUNT == 4 || COUNT == 8, "one load per lane");
   if constexpr (ALIGNED) {
     if (first >= width) {
@@ -2997,6 +3069,19 @@ __device__ inline void mma(float (&c)[4], const uint4 &a, uint32_t b0,
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
+// The same for tiles of what caches hold: see lib/cached.cuh.
+__device__ inline void mma_cached(float (&c)[4], const uint4 &a, uint32_t b0,
+                                  uint32_t b1) {
+#ifdef SKV_CACHE_BFLOAT16
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+#else
+  mma(c, a, b0, b1);
+#endif
+}
+
 // c += a · b for tiles of 16 x 8 and 8 x 8 tf32 numbers. Lane 4 g + t holds
 //   a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)
 //   b: (t, g), (t + 4, g)
@@ -3022,9 +3107,11 @@ __device__ inline uint32_t shared_address(const void *pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Four 8 x 8 tiles of halves; lane i gives the address of row i % 8 of tile
-// i / 8.
-__device__ inline uint4 load_matrices(const skv_half *row) {
+// Four 8 x 8 tiles of 16-bit elements; lane i gives the address of row i % 8 of
+// tile i / 8.
+template <class T>
+__device__ inline uint4 load_matrices(const T *row) {
+  static_assert(sizeof(T) == 2, "16-bit elements");
   uint4 v;
   asm volatile(
       "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -3035,7 +3122,9 @@ __device__ inline uint4 load_matrices(const skv_half *row) {
 }
 
 // The same, each tile transposed.
-__device__ inline uint4 load_transposed(const skv_half *row) {
+template <class T>
+__device__ inline uint4 load_transposed(const T *row) {
+  static_assert(sizeof(T) == 2, "16-bit elements");
   uint4 v;
   asm volatile(
       "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -3046,8 +3135,8 @@ __device__ inline uint4 load_transposed(const skv_half *row) {
 }
 
 // Starts to copy 16 bytes to shared memory, or zeros.
-__device__ inline void copy_async(skv_half *to, const skv_half *from,
-                                  bool wanted) {
+template <class T>
+__device__ inline void copy_async(T *to, const T *from, bool wanted) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :
                : "r"(shared_address(to)), "l"(from), "r"(wanted ? 16 : 0)
@@ -3160,7 +3249,7 @@ __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
 struct LaneVector {
   float x[kLaneDims];
 
-  __device__ LaneVector(const skv_half *vector, uint32_t head_dim) {
+  __device__ LaneVector(const skv_cached *vector, uint32_t head_dim) {
 #pragma unroll
     for (int i = 0; i < kLaneDims; i++) {
       const uint32_t d = lane_id() + 32 * i;
@@ -3199,11 +3288,11 @@ struct LaneSum {
     for (int i = 0; i < kLaneDims; i++) x[i] += weight * vector.x[i];
   }
   // Stores the sum times \`scale\`.
-  __device__ void store(skv_half *to, float scale, uint32_t head_dim) const {
+  __device__ void store(skv_cached *to, float scale, uint32_t head_dim) const {
 #pragma unroll
     for (int i = 0; i < kLaneDims; i++) {
       const uint32_t d = lane_id() + 32 * i;
-      if (d < head_dim) to[d] = to_half(x[i] * scale);
+      if (d < head_dim) to[d] = to_cached(x[i] * scale);
     }
   }
 };
@@ -3706,7 +3795,7 @@ __device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
   const Slot gone = job.slot(args, victim);
   if (threadIdx.x < kMaxHeadDim) {
     shared.key[threadIdx.x] =
-        threadIdx.x < head_dim ? gone.key[threadIdx.x] : 0;
+        threadIdx.x < head_dim ? gone.key[threadIdx.x] : skv_cached{};
   }
   __syncthreads();
   // The length of the victim's key counts for all alike, but for the threshold.
@@ -3728,12 +3817,12 @@ __device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
 #pragma unroll 4
     for (uint32_t d = 8 * t; d < head_dim; d += 32) {
       uint32_t other[4];
-      load_halves<8, ALIGNED>(other, slot.key, d, head_dim);
+      load_pairs<8, ALIGNED>(other, slot.key, d, head_dim);
       const uint4 own = *reinterpret_cast<const uint4 *>(shared.key + d);
       const uint32_t mine[4] = {own.x, own.y, own.z, own.w};
 #pragma unroll
       for (int j = 0; j < 4; j++) {
-        const float2 x = to_floats(mine[j]), y = to_floats(other[j]);
+        const float2 x = cached_floats(mine[j]), y = cached_floats(other[j]);
         dot += x.x * y.x + x.y * y.y;
         square += y.x * y.x + y.y * y.y;
       }
@@ -3818,7 +3907,7 @@ __device__ inline void merge_value(const skv_merge_attend_args &args,
     } else {
       value = share * from + (1.0f - share) * value;
     }
-    kept.value[d] = to_half(value);
+    kept.value[d] = to_cached(value);
   }
   if (lane_id() != 0) return;
   kept.set_word(kSlotTokens, kept.word(kSlotTokens) + gone.word(kSlotTokens));
@@ -4287,7 +4376,7 @@ __device__ inline uint32_t merge_run(const RunHead &run, uint32_t last) {
     for (uint32_t i = last; i != kNoItem; i = run.left_of(i)) {
       value += work.scores[i] * to_float(run.slot(i).value[d]);
     }
-    kept.value[d] = to_half(value);
+    kept.value[d] = to_cached(value);
   }
   float norm = own * kept.get(kSlotValueNorm);
   uint32_t tokens = kept.word(kSlotTokens), count = 0;
@@ -4829,8 +4918,8 @@ __device__ inline Merged merge_slots(uint32_t count, Member member,
   for (int i = 0; i < kLaneDims; i++) {
     const uint32_t d = lane + 32 * i;
     if (d >= head_dim) continue;
-    kept.key[d] = to_half(key[i]);
-    kept.value[d] = to_half(value[i]);
+    kept.key[d] = to_cached(key[i]);
+    kept.value[d] = to_cached(value[i]);
   }
   if (lane == 0) {
     if (observations > 0) {
@@ -5034,18 +5123,7 @@ __device__ inline Scale scale_for(float largest) {
   return {__uint_as_float((268 - e) << 23), __uint_as_float((e - 14) << 23)};
 }
 
-// Two halves that make up x.
-struct Split {
-  skv_half high;
-  skv_half low;
-};
-
-__device__ inline Split split_float(float x) {
-  const skv_half high = to_half(x);
-  return {high, to_half(x - to_float(high))};
-}
-
-// The same for two numbers, packed.
+// Two halves that make up each of two numbers, packed.
 struct SplitPair {
   uint32_t high;
   uint32_t low;
@@ -5055,75 +5133,6 @@ __device__ inline SplitPair split_pair(float x, float y) {
   const uint32_t high = to_halves(x, y);
   const float2 rounded = to_floats(high);
   return {high, to_halves(x - rounded.x, y - rounded.y)};
-}
-
-// Where element (row, column) of a tile of 16 rows is among the halves of the
-// \`a\` operands, 32 lanes of a uint4 for each 16 columns.
-//
-// NATURAL: columns as they are, for \`b\` from load_matrices. Otherwise columns
-// are dealt so that the \`b\` operands of 32 columns are 16 consecutive bytes of
-// each lane: a dot product does not care about the order of its terms.
-template <bool NATURAL>
-__device__ inline uint32_t fragment_index(uint32_t row, uint32_t column) {
-  uint32_t step, pair, half, right;
-  if constexpr (NATURAL) {
-    step = column >> 4;
-    right = (column >> 3) & 1;
-    pair = (column & 7) >> 1;
-  } else {
-    const uint32_t inner = column & 31;
-    step = 2 * (column >> 5) + ((inner & 7) >> 2);
-    right = (inner & 3) >> 1;
-    pair = inner >> 3;
-  }
-  half = column & 1;
-  const uint32_t lane = (row & 7) * 4 + pair;
-  const uint32_t word = (row >> 3) + 2 * right;
-  return ((step * 32 + lane) * 4 + word) * 2 + half;
-}
-
-// Elements that a lane has of a row of WIDTH floats.
-template <int WIDTH>
-struct RowPart {
-  float x[WIDTH / 32];
-
-  // A null pointer stands for zeros.
-  __device__ void load(const float *values, uint32_t width) {
-#pragma unroll
-    for (int i = 0; i < WIDTH / 32; i++) {
-      const uint32_t column = lane_id() + 32 * i;
-      x[i] = values != nullptr && column < width ? values[column] : 0.0f;
-    }
-  }
-
-  // Splits the row into \`a\` operands; called by a whole warp. Returns what
-  // products must be multiplied by.
-  template <bool NATURAL>
-  __device__ float split(uint32_t row, uint4 *high, uint4 *low) const {
-    float largest = 0.0f;
-#pragma unroll
-    for (int i = 0; i < WIDTH / 32; i++) largest = fmaxf(largest, fabsf(x[i]));
-    const Scale scale = scale_for(warp_max(largest));
-#pragma unroll
-    for (int i = 0; i < WIDTH / 32; i++) {
-      const uint32_t at = fragment_index<NATURAL>(row, lane_id() + 32 * i);
-      const Split parts = split_float(x[i] * scale.scale);
-      reinterpret_cast<skv_half *>(high)[at] = parts.high;
-      reinterpret_cast<skv_half *>(low)[at] = parts.low;
-    }
-    return scale.inverse;
-  }
-};
-
-// Splits one row of \`width\` floats, or of zeros where \`values\` is null, into
-// \`a\` operands; called by a whole warp. Returns what products must be
-// multiplied by.
-template <int WIDTH, bool NATURAL>
-__device__ inline float split_row(const float *values, uint32_t width,
-                                  uint32_t row, uint4 *high, uint4 *low) {
-  RowPart<WIDTH> part;
-  part.load(values, width);
-  return part.template split<NATURAL>(row, high, low);
 }
 `,
   "lib/narrow_product.cuh": `// Products of up to 16 rows of activations with a weight matrix of few columns,
@@ -5569,7 +5578,7 @@ __device__ inline bool pass_on(const skv_policy &policy, const PassedOn &gone,
     for (uint32_t d = lane_id(); d < gone.head_dim; d += 32) {
       const float both =
           to_float(slot.value[d]) + share * to_float(gone.slot.value[d]);
-      slot.value[d] = to_half(both);
+      slot.value[d] = to_cached(both);
     }
     if (lane_id() != 0) continue;
     slot.set(kSlotValueNorm,
@@ -5924,10 +5933,12 @@ __device__ inline void pass_values(const skv_chunk_args &args,
 #include "row_tiles.cuh"
 #include "slots.cuh"
 
-// kExact: for few rows. Queries and weights are split in two halves each
-// (lib/mma.cuh), which keeps 32-bit precision; the memory that keys come from
-// bounds it, not the products.
-// kGeneral: queries and weights are rounded to one half.
+// kExact: for few rows. Queries and weights are split in two parts each
+// (lib/cached.cuh), which comes near to 32-bit precision or has it; the memory
+// that keys come from bounds it, not the products.
+//
+// kGeneral: queries and weights are rounded to what caches hold.
+//
 // kPlain: the same without what few policies ask for: queries of their own for
 // sinks, votes per query head, scores at a scale of their own. A warp has twice
 // the rows, so that operands are read from shared memory half as often.
@@ -5937,7 +5948,7 @@ template <int DIM, PrefillForm FORM>
 struct PrefillShape {
   static constexpr bool kIsExact = FORM == PrefillForm::kExact;
   static constexpr bool kIsPlain = FORM == PrefillForm::kPlain;
-  // Halves that an element of a query is split into.
+  // Parts that an element of a query is split into.
   static constexpr int kSplits = kIsExact ? 2 : 1;
   static constexpr int kWarps = DIM == 256 && kIsExact ? 2 : 4;
   static constexpr uint32_t kThreads = 32 * kWarps;
@@ -5958,9 +5969,9 @@ constexpr float kLn2 = 0.6931471806f;
 template <int DIM, PrefillForm FORM>
 struct PrefillShared {
   using Shape = PrefillShape<DIM, FORM>;
-  skv_half queries[Shape::kSplits][Shape::kPairs * kLinePitch<DIM>];
-  skv_half keys[Shape::kSlots * kLinePitch<DIM>];
-  skv_half values[Shape::kSlots * kLinePitch<DIM>];
+  skv_cached queries[Shape::kSplits][Shape::kPairs * kLinePitch<DIM>];
+  skv_cached keys[Shape::kSlots * kLinePitch<DIM>];
+  skv_cached values[Shape::kSlots * kLinePitch<DIM>];
   // log2 of votes.
   float biases[Shape::kLanes][Shape::kSlots];
   bool is_sink[Shape::kSlots];
@@ -6031,7 +6042,7 @@ __device__ inline void each_query(const PairQueries &queries, Use use) {
   }
 }
 
-// Rounds the queries of a warp's pairs to halves.
+// Rounds the queries of a warp's pairs to what caches hold.
 template <int DIM, PrefillForm FORM>
 __device__ inline void round_queries(const PairQueries &queries,
                                      PrefillShared<DIM, FORM> &shared) {
@@ -6046,7 +6057,7 @@ __device__ inline void round_queries(const PairQueries &queries,
           if (column >= DIM) continue;
           const uint32_t at = pair * kLinePitch<DIM> + column;
           const SplitPair both =
-              split_pair(x[step].x * scale.scale, x[step].y * scale.scale);
+              split_cached(x[step].x * scale.scale, x[step].y * scale.scale);
           *reinterpret_cast<uint32_t *>(shared.queries[0] + at) = both.high;
           if constexpr (Shape::kIsExact) {
             *reinterpret_cast<uint32_t *>(shared.queries[1] + at) = both.low;
@@ -6096,7 +6107,7 @@ __device__ inline void replace_sinks(
       const uint32_t pair = first_pair + i % 2 * 8;
       const float2 q = sinks.load(pair, 16 * step + 2 * t + i / 2 * 8);
       const float scale = shared.sink_scale[pair];
-      a[i] = split_pair(q.x * scale, q.y * scale);
+      a[i] = split_cached(q.x * scale, q.y * scale);
     }
     const uint4 high = {a[0].high, a[1].high, a[2].high, a[3].high};
     const uint4 low = {a[0].low, a[1].low, a[2].low, a[3].low};
@@ -6104,11 +6115,11 @@ __device__ inline void replace_sinks(
     for (int n = 0; n < Shape::kSlots / 8; n += 2) {
       const uint4 k = key_operands<DIM>(shared.keys, 8 * n, 16 * step);
       if constexpr (Shape::kIsExact) {
-        mma(other[n], low, k.x, k.y);
-        mma(other[n + 1], low, k.z, k.w);
+        mma_cached(other[n], low, k.x, k.y);
+        mma_cached(other[n + 1], low, k.z, k.w);
       }
-      mma(other[n], high, k.x, k.y);
-      mma(other[n + 1], high, k.z, k.w);
+      mma_cached(other[n], high, k.x, k.y);
+      mma_cached(other[n + 1], high, k.z, k.w);
     }
   }
 #pragma unroll
@@ -6183,13 +6194,13 @@ struct PrefillState {
 #pragma unroll
       for (int n = 0; n < kSlots / 8; n += 2) {
         const uint4 k = key_operands<DIM>(shared.keys, 8 * n, 16 * step);
-        // Low halves first.
+        // Low parts first.
 #pragma unroll
         for (int s = Shape::kSplits - 1; s >= 0; s--) {
 #pragma unroll
           for (int m = 0; m < kTiles; m++) {
-            mma(x[m][n], q[s][m], k.x, k.y);
-            mma(x[m][n + 1], q[s][m], k.z, k.w);
+            mma_cached(x[m][n], q[s][m], k.x, k.y);
+            mma_cached(x[m][n + 1], q[s][m], k.z, k.w);
           }
         }
       }
@@ -6267,10 +6278,10 @@ struct PrefillState {
 #pragma unroll
       for (int m = 0; m < kTiles; m++) {
         const float(&left)[4] = x[m][2 * j], (&right)[4] = x[m][2 * j + 1];
-        const SplitPair a = split_pair(left[0], left[1]);
-        const SplitPair b = split_pair(left[2], left[3]);
-        const SplitPair c = split_pair(right[0], right[1]);
-        const SplitPair d = split_pair(right[2], right[3]);
+        const SplitPair a = split_cached(left[0], left[1]);
+        const SplitPair b = split_cached(left[2], left[3]);
+        const SplitPair c = split_cached(right[0], right[1]);
+        const SplitPair d = split_cached(right[2], right[3]);
         p[0][m] = {a.high, b.high, c.high, d.high};
         if constexpr (Shape::kIsExact) p[1][m] = {a.low, b.low, c.low, d.low};
       }
@@ -6281,8 +6292,8 @@ struct PrefillState {
         for (int s = Shape::kSplits - 1; s >= 0; s--) {
 #pragma unroll
           for (int m = 0; m < kTiles; m++) {
-            mma(values[m][column / 8], p[s][m], v.x, v.y);
-            mma(values[m][column / 8 + 1], p[s][m], v.z, v.w);
+            mma_cached(values[m][column / 8], p[s][m], v.x, v.y);
+            mma_cached(values[m][column / 8 + 1], p[s][m], v.z, v.w);
           }
         }
       }
@@ -6458,7 +6469,7 @@ __device__ inline void add_eight(float &sum, const uint4 &weights,
   }
 }
 `,
-  "lib/query_operands.cuh": `// Queries as operands of tensor core products, in two halves each.
+  "lib/query_operands.cuh": `// Queries as operands of tensor core products, in two parts each.
 #pragma once
 
 #include "attend_job.cuh"
@@ -6472,8 +6483,8 @@ struct TileProducts {
   float squares[4];
 };
 
-// Query heads as left operands: head g in rows g, high halves, and g + 8, low
-// halves. Rows of heads that there are not are free for riders.
+// Query heads as left operands: head g in rows g, high parts, and g + 8, low
+// parts. Rows of heads that there are not are free for riders.
 template <int DIM>
 struct QueryOperands {
   uint4 steps[DIM / 16];
@@ -6504,9 +6515,9 @@ struct QueryOperands {
 #pragma unroll
     for (int step = 0; step < DIM / 16; step++) {
       const SplitPair a =
-          split_pair(x[step][0].x * scale.scale, x[step][0].y * scale.scale);
+          split_cached(x[step][0].x * scale.scale, x[step][0].y * scale.scale);
       const SplitPair b =
-          split_pair(x[step][1].x * scale.scale, x[step][1].y * scale.scale);
+          split_cached(x[step][1].x * scale.scale, x[step][1].y * scale.scale);
       steps[step] = {a.high, a.low, b.high, b.low};
     }
     inverse = scale.inverse * rsqrtf(static_cast<float>(head_dim));
@@ -6523,18 +6534,18 @@ struct QueryOperands {
   // on the diagonal of their products with each other: as left operands they
   // are in the same registers as on the right.
   template <bool SQUARES>
-  __device__ TileProducts multiply(const skv_half *keys) const {
+  __device__ TileProducts multiply(const skv_cached *keys) const {
     // Two sums each: products wait for those of the same sum.
     float x[2][2][4] = {}, own[2][4] = {};
 #pragma unroll
     for (int step = 0; step < DIM / 16; step++) {
       const uint4 k = key_operands<DIM>(keys, 0, 16 * step);
-      mma(x[step % 2][0], steps[step], k.x, k.y);
-      mma(x[step % 2][1], steps[step], k.z, k.w);
+      mma_cached(x[step % 2][0], steps[step], k.x, k.y);
+      mma_cached(x[step % 2][1], steps[step], k.z, k.w);
       if constexpr (SQUARES) {
         const uint4 left = {k.x, k.z, k.y, k.w};
-        mma(own[0], left, k.x, k.y);
-        mma(own[1], left, k.z, k.w);
+        mma_cached(own[0], left, k.x, k.y);
+        mma_cached(own[1], left, k.z, k.w);
       }
     }
     TileProducts products;
@@ -6579,6 +6590,57 @@ __device__ inline const float *query_of_lane(const skv_merge_attend_args &args,
 __device__ inline uint32_t tile_slot(int i) {
   return 2 * (lane_id() % 4) + i % 2 + i / 2 * 8;
 }
+`,
+  "lib/query_rows.cuh": `// Rows of queries as left operands of products with what caches hold, in shared
+// memory.
+#pragma once
+
+#include "cached.cuh"
+#include "reduce.cuh"
+
+// Where element (row, column) of a tile of 16 rows is among the elements of the
+// \`a\` operands, 32 lanes of a uint4 for each 16 columns.
+__device__ inline uint32_t fragment_index(uint32_t row, uint32_t column) {
+  const uint32_t step = column >> 4;
+  const uint32_t right = (column >> 3) & 1;
+  const uint32_t lane = (row & 7) * 4 + ((column & 7) >> 1);
+  const uint32_t word = (row >> 3) + 2 * right;
+  return ((step * 32 + lane) * 4 + word) * 2 + (column & 1);
+}
+
+// Elements that a lane has of a row of WIDTH floats.
+template <int WIDTH>
+struct QueryRow {
+  float x[WIDTH / 32];
+
+  // A null pointer stands for zeros.
+  __device__ void load(const float *values, uint32_t width) {
+#pragma unroll
+    for (int i = 0; i < WIDTH / 32; i++) {
+      const uint32_t column = lane_id() + 32 * i;
+      x[i] = values != nullptr && column < width ? values[column] : 0.0f;
+    }
+  }
+
+  // Splits the row into \`a\` operands; called by a whole warp. Returns what
+  // products must be multiplied by.
+  __device__ float split(uint32_t row, uint4 *high, uint4 *low) const {
+    float largest = 0.0f;
+#pragma unroll
+    for (int i = 0; i < WIDTH / 32; i++) largest = fmaxf(largest, fabsf(x[i]));
+    const Scale scale = scale_for(warp_max(largest));
+#pragma unroll
+    for (int i = 0; i < WIDTH / 32; i++) {
+      const uint32_t at = fragment_index(row, lane_id() + 32 * i);
+      const float scaled = x[i] * scale.scale;
+      const skv_cached rounded = to_cached(scaled);
+      reinterpret_cast<skv_cached *>(high)[at] = rounded;
+      reinterpret_cast<skv_cached *>(low)[at] =
+          to_cached(scaled - to_float(rounded));
+    }
+    return scale.inverse;
+  }
+};
 `,
   "lib/ratings.cuh": `// Scores that take more than a slot's own fields: compared with other keys,
 // pooled over neighbours, or shared by the heads of a layer; see
@@ -6912,8 +6974,8 @@ __device__ inline Neighbour nearest_ridden(const RiderMemory &riders,
 // lib/shortlist.cuh), and the keys of those ride in the rows of the tensor core
 // tile that no query head takes, two for each head that a group has less than
 // eight; four are enough. Their products with all keys come with those of the
-// queries. A key is halves already, so it takes one row and the product is
-// exact.
+// queries. A key is what caches hold already, so it takes one row and the
+// product is exact.
 //
 // A shortlist is a hint and no more: it may be that of another text, or memory
 // that nothing was written to. The policy takes what was found for a slot if
@@ -6985,7 +7047,7 @@ struct LaneRiders {
   // them, so this need not wait for the kernel in front: see lib/overlap.cuh.
   __device__ void load(const skv_merge_attend_args &args, const HeadJob &job) {
     const uint32_t head_dim = args.sizes.head_dim;
-    const skv_half *keys[2];
+    const skv_cached *keys[2];
 #pragma unroll
     for (uint32_t i = 0; i < 2; i++) {
       if (slots[i] >= job.high || slots[i] == job.newest) slots[i] = kNoSlot;
@@ -7067,7 +7129,8 @@ __device__ inline float2 rotation(const float *rope, uint32_t half,
 // of an 8 x 8 matrix are in different banks.
 #pragma once
 
-#include "mma.cuh"
+#include "cached.cuh"
+#include "reduce.cuh"
 
 template <int DIM>
 constexpr int kLinePitch = DIM + 8;
@@ -7080,26 +7143,26 @@ inline uint32_t padded_width(uint32_t head_dim) {
 }
 
 template <int DIM, bool ALIGNED, class Line>
-__device__ inline void fill_lines(skv_half *tile, uint32_t lines,
+__device__ inline void fill_lines(skv_cached *tile, uint32_t lines,
                                   uint32_t head_dim, Line line) {
   constexpr uint32_t kChunks = DIM / 8;
 #pragma unroll 4
   for (uint32_t i = threadIdx.x; i < lines * kChunks; i += blockDim.x) {
     const uint32_t at = i / kChunks, first = i % kChunks * 8;
-    const skv_half *from = line(at);
-    uint32_t halves[4] = {};
+    const skv_cached *from = line(at);
+    uint32_t pairs[4] = {};
     if (from != nullptr) {
-      load_halves<8, ALIGNED>(halves, from, first, head_dim);
+      load_pairs<8, ALIGNED>(pairs, from, first, head_dim);
     }
     *reinterpret_cast<uint4 *>(tile + at * kLinePitch<DIM> + first) = {
-        halves[0], halves[1], halves[2], halves[3]};
+        pairs[0], pairs[1], pairs[2], pairs[3]};
   }
 }
 
 // Fills \`lines\` lines of a tile; \`line(i)\` is where line i is in memory, or
 // null for zeros. Called by the whole block, which synchronizes afterwards.
 template <int DIM, class Line>
-__device__ inline void load_lines(skv_half *tile, uint32_t lines,
+__device__ inline void load_lines(skv_cached *tile, uint32_t lines,
                                   uint32_t head_dim, Line line) {
   if (head_dim % 8 == 0) {
     fill_lines<DIM, true>(tile, lines, head_dim, line);
@@ -7111,7 +7174,7 @@ __device__ inline void load_lines(skv_half *tile, uint32_t lines,
 // Starts to fill LINES lines of a tile, by THREADS threads, with \`count\` lines
 // from \`from\` and zeros; whoever reads them waits for the copies first.
 template <int DIM, uint32_t LINES, uint32_t THREADS>
-__device__ inline void copy_lines(skv_half *tile, const skv_half *from,
+__device__ inline void copy_lines(skv_cached *tile, const skv_cached *from,
                                   uint32_t count, uint32_t head_dim) {
   if (head_dim % 8 != 0) {
     fill_lines<DIM, false>(tile, LINES, head_dim, [&](uint32_t i) {
@@ -7124,8 +7187,8 @@ __device__ inline void copy_lines(skv_half *tile, const skv_half *from,
                 "a column and as many lines for each thread");
   const uint32_t line = threadIdx.x / kChunks;
   const uint32_t column = threadIdx.x % kChunks * 8;
-  const skv_half *own = from + line * head_dim + column;
-  skv_half *to = tile + line * kLinePitch<DIM> + column;
+  const skv_cached *own = from + line * head_dim + column;
+  skv_cached *to = tile + line * kLinePitch<DIM> + column;
 #pragma unroll
   for (uint32_t k = 0; k < LINES * kChunks / THREADS; k++) {
     const uint32_t lines = k * (THREADS / kChunks);
@@ -7137,7 +7200,7 @@ __device__ inline void copy_lines(skv_half *tile, const skv_half *from,
 // The same with lines from anywhere: \`line(i)\` is where line i is in memory, or
 // null for zeros.
 template <int DIM, uint32_t LINES, uint32_t THREADS, class Line>
-__device__ inline void gather_lines(skv_half *tile, uint32_t head_dim,
+__device__ inline void gather_lines(skv_cached *tile, uint32_t head_dim,
                                     Line line) {
   if (head_dim % 8 != 0) {
     fill_lines<DIM, false>(tile, LINES, head_dim, line);
@@ -7148,7 +7211,7 @@ __device__ inline void gather_lines(skv_half *tile, uint32_t head_dim,
 #pragma unroll
   for (uint32_t k = 0; k < LINES * kChunks / THREADS; k++) {
     const uint32_t at = threadIdx.x / kChunks + k * (THREADS / kChunks);
-    const skv_half *from = line(at);
+    const skv_cached *from = line(at);
     copy_async(tile + at * kLinePitch<DIM> + column, from + column,
                from != nullptr && column < head_dim);
   }
@@ -7157,7 +7220,7 @@ __device__ inline void gather_lines(skv_half *tile, uint32_t head_dim,
 // Right operands for the product with lines \`line .. line + 16\` of a tile, dims
 // \`column .. column + 16\`: two for each eight lines.
 template <int DIM>
-__device__ inline uint4 key_operands(const skv_half *tile, uint32_t line,
+__device__ inline uint4 key_operands(const skv_cached *tile, uint32_t line,
                                      uint32_t column) {
   const uint32_t lane = lane_id();
   return load_matrices(tile +
@@ -7168,7 +7231,7 @@ __device__ inline uint4 key_operands(const skv_half *tile, uint32_t line,
 // Right operands for weights of lines \`line .. line + 16\` times dims
 // \`column .. column + 16\`: two for each eight dims.
 template <int DIM>
-__device__ inline uint4 value_operands(const skv_half *tile, uint32_t line,
+__device__ inline uint4 value_operands(const skv_cached *tile, uint32_t line,
                                        uint32_t column) {
   const uint32_t lane = lane_id();
   return load_transposed(tile + (line + lane % 16) * kLinePitch<DIM> + column +
@@ -7177,7 +7240,7 @@ __device__ inline uint4 value_operands(const skv_half *tile, uint32_t line,
 
 // Left operands of lines \`line .. line + 16\`, dims \`column .. column + 16\`.
 template <int DIM>
-__device__ inline uint4 line_operands(const skv_half *tile, uint32_t line,
+__device__ inline uint4 line_operands(const skv_cached *tile, uint32_t line,
                                       uint32_t column) {
   const uint32_t lane = lane_id();
   return load_matrices(tile + (line + lane % 16) * kLinePitch<DIM> + column +
@@ -7674,10 +7737,10 @@ __device__ inline bool is_evictable(uint32_t position, const skv_policy &policy,
 //
 // A block has a tile of queries and goes through the tiles of one part of the
 // candidates: all products of the two lists on tensor cores, exact because keys
-// and values are halves, with the best candidate kept per query. Candidates are
-// read once per tile of queries. Squared distances follow from products and
-// squares. The alternative that lost: one warp per query, which reads all
-// candidates for each of them.
+// and values are operands as they are, with the best candidate kept per query.
+// Candidates are read once per tile of queries. Squared distances follow from
+// products and squares. The alternative that lost: one warp per query, which
+// reads all candidates for each of them.
 //
 // Who searches passes a \`Source\`, whose \`view()\` a block asks for
 //   queries               how many there are; none if there is nothing to do
@@ -7723,26 +7786,26 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
   const PairCosts costs(pairs.policy, view.spread());
 
   constexpr uint32_t kThreads = 32 * kSearchWarps<DIM>;
-  const auto copy_queries = [&](skv_half *tile, bool keys) {
+  const auto copy_queries = [&](skv_cached *tile, bool keys) {
     gather_lines<DIM, kQueries, kThreads>(
-        tile, head_dim, [&](uint32_t i) -> const skv_half * {
+        tile, head_dim, [&](uint32_t i) -> const skv_cached * {
           const uint32_t q = first_query + i;
           if (q >= view.queries) return nullptr;
           const Slot slot = view.slot(view.query(q));
           return keys ? slot.key : slot.value;
         });
   };
-  const auto copy_candidates = [&](skv_half *to, uint32_t first, bool keys) {
+  const auto copy_candidates = [&](skv_cached *to, uint32_t first, bool keys) {
     gather_lines<DIM, kCandidateTile, kThreads>(
-        to, head_dim, [&](uint32_t i) -> const skv_half * {
+        to, head_dim, [&](uint32_t i) -> const skv_cached * {
           if (first + i >= candidates) return nullptr;
           const Slot slot = view.slot(view.candidate(first + i));
           return keys ? slot.key : slot.value;
         });
   };
   constexpr bool kBoth = kCandidateTiles<DIM> == 2;
-  skv_half *const keys = shared.candidates[0];
-  skv_half *const values = shared.candidates[kCandidateTiles<DIM> - 1];
+  skv_cached *const keys = shared.candidates[0];
+  skv_cached *const values = shared.candidates[kCandidateTiles<DIM> - 1];
   // Starts to load a tile of candidates, with the values where there is room.
   const auto start_tile = [&](uint32_t tile) {
     const uint32_t first = tile * kCandidateTile;
@@ -7794,7 +7857,7 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
     float x[kTiles][4] = {};
     float key_distances[kTiles][4];
     // Squared distances of keys first, then the same of values.
-    const auto measure = [&](const skv_half *own, const skv_half *theirs,
+    const auto measure = [&](const skv_cached *own, const skv_cached *theirs,
                              int kind) {
       square_lines<DIM>(theirs, kCandidateTile, shared.squares);
       multiply_lines<DIM>(own, theirs, x);
@@ -7996,11 +8059,11 @@ inline cudaError_t launch_item_search(const skv_chunk_args &args,
 //
 // A block has a tile of queries and goes through the tiles of one part of the
 // candidates: all products of the two lists on tensor cores, exact because keys
-// are halves, with the best candidate kept per query. The next tile is always
-// on its way: where its keys are is found out one tile before that. A warp has
-// two tiles of 16 queries, so that operands come from shared memory half as
-// often as with one. Few candidates beat the best so far, so a glance at eight
-// similarities is enough for most.
+// are operands as they are, with the best candidate kept per query. The next
+// tile is always on its way: where its keys are is found out one tile before
+// that. A warp has two tiles of 16 queries, so that operands come from shared
+// memory half as often as with one. Few candidates beat the best so far, so a
+// glance at eight similarities is enough for most.
 #pragma once
 
 #include "compress_work.cuh"
@@ -8019,14 +8082,14 @@ struct KeySearch {
   // written while that of the one before it is used to fetch keys, and that of
   // the one before that to compare them.
   struct Side {
-    const skv_half *keys[kCandidates];
+    const skv_cached *keys[kCandidates];
     float inverse_norms[kCandidates];
     uint32_t positions[kCandidates];
     uint32_t ordinals[kCandidates];
   };
 
-  skv_half queries[kQueries * kLinePitch<DIM>];
-  skv_half candidates[2][kCandidates * kLinePitch<DIM>];
+  skv_cached queries[kQueries * kLinePitch<DIM>];
+  skv_cached candidates[2][kCandidates * kLinePitch<DIM>];
   Side sides[3];
 };
 
@@ -8063,7 +8126,7 @@ __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
   // The candidate of this thread in a tile, which it stores later.
   uint32_t ordinal = kNoItem, position = 0;
   float inverse_norm = 0.0f;
-  const skv_half *key = nullptr;
+  const skv_cached *key = nullptr;
   const auto look_ahead = [&](uint32_t tile) {
     const uint32_t c = tile * kTile + threadIdx.x;
     ordinal = kNoItem;
@@ -8093,7 +8156,7 @@ __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
 
   load_lines<DIM>(
       shared.queries, Shared::kQueries, head_dim,
-      [&](uint32_t i) -> const skv_half * {
+      [&](uint32_t i) -> const skv_cached * {
         const uint32_t q = first_query + i;
         if (q >= queries) return nullptr;
         return item_slot(args, head, work.items[work.queries[q]]).key;
@@ -8147,8 +8210,8 @@ __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
             key_operands<DIM>(shared.candidates[tile % 2], 8 * n, column);
 #pragma unroll
         for (int m = 0; m < Shared::kTiles; m++) {
-          mma(x[m][n], a[m], b.x, b.y);
-          mma(x[m][n + 1], a[m], b.z, b.w);
+          mma_cached(x[m][n], a[m], b.x, b.y);
+          mma_cached(x[m][n + 1], a[m], b.z, b.w);
         }
       }
     }
@@ -8260,10 +8323,10 @@ __host__ __device__ inline uint32_t pair_query_tile(uint32_t head_dim) {
 template <int DIM>
 struct SearchShared {
   static constexpr uint32_t kQueries = kQueryTile<DIM>;
-  skv_half queries[kQueries * kLinePitch<DIM>];
-  skv_half query_values[kQueries * kLinePitch<DIM>];
+  skv_cached queries[kQueries * kLinePitch<DIM>];
+  skv_cached query_values[kQueries * kLinePitch<DIM>];
   // Keys, and values in the last.
-  skv_half candidates[kCandidateTiles<DIM>][kCandidateTile * kLinePitch<DIM>];
+  skv_cached candidates[kCandidateTiles<DIM>][kCandidateTile * kLinePitch<DIM>];
   // Of the queries' keys and values, and of what is in \`candidates\`.
   float query_squares[2][kQueries];
   float squares[kCandidateTile];
@@ -8275,7 +8338,7 @@ struct SearchShared {
 // Squares of \`lines\` lines of a tile. Called by the whole block, whose threads
 // are once or twice as many.
 template <int DIM>
-__device__ inline void square_lines(const skv_half *tile, uint32_t lines,
+__device__ inline void square_lines(const skv_cached *tile, uint32_t lines,
                                     float *squares) {
   const uint32_t per_line = blockDim.x / lines;
   const uint32_t line = threadIdx.x / per_line;
@@ -8283,10 +8346,10 @@ __device__ inline void square_lines(const skv_half *tile, uint32_t lines,
   for (uint32_t c = threadIdx.x % per_line; c < DIM / 8; c += per_line) {
     const uint4 words =
         *reinterpret_cast<const uint4 *>(tile + line * kLinePitch<DIM> + 8 * c);
-    const uint32_t halves[4] = {words.x, words.y, words.z, words.w};
+    const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const float2 x = to_floats(halves[i]);
+      const float2 x = cached_floats(pairs[i]);
       sum += x.x * x.x + x.y * x.y;
     }
   }
@@ -8296,8 +8359,8 @@ __device__ inline void square_lines(const skv_half *tile, uint32_t lines,
 
 // Products of a warp's queries with all candidates of the tile.
 template <int DIM>
-__device__ inline void multiply_lines(const skv_half *queries,
-                                      const skv_half *candidates,
+__device__ inline void multiply_lines(const skv_cached *queries,
+                                      const skv_cached *candidates,
                                       float (&x)[kCandidateTile / 8][4]) {
 #pragma unroll
   for (int column = 0; column < DIM; column += 16) {
@@ -8305,8 +8368,8 @@ __device__ inline void multiply_lines(const skv_half *queries,
 #pragma unroll
     for (int n = 0; n < static_cast<int>(kCandidateTile) / 8; n += 2) {
       const uint4 b = key_operands<DIM>(candidates, 8 * n, column);
-      mma(x[n], a, b.x, b.y);
-      mma(x[n + 1], a, b.z, b.w);
+      mma_cached(x[n], a, b.x, b.y);
+      mma_cached(x[n + 1], a, b.z, b.w);
     }
   }
 }
@@ -8334,13 +8397,13 @@ __device__ inline void compare_remembered(
 #pragma unroll
       for (uint32_t step = 0; step < kSteps; step++) {
         const uint32_t chunk = 32 * step + lane_id();
-        const skv_half *from = chunk < kChunks ? slot.key : slot.value;
+        const skv_cached *from = chunk < kChunks ? slot.key : slot.value;
         // Zeros come back from beyond the end.
         const uint32_t d = chunk < 2 * kChunks ? chunk % kChunks * 8 : DIM;
         if (head_dim % 8 == 0) {
-          load_halves<8, true>(theirs[b][step], from, d, head_dim);
+          load_pairs<8, true>(theirs[b][step], from, d, head_dim);
         } else {
-          load_halves<8, false>(theirs[b][step], from, d, head_dim);
+          load_pairs<8, false>(theirs[b][step], from, d, head_dim);
         }
       }
     }
@@ -8354,15 +8417,15 @@ __device__ inline void compare_remembered(
         const uint32_t chunk = 32 * step + lane_id();
         if (chunk >= 2 * kChunks) continue;
         const bool is_key = chunk < kChunks;
-        const skv_half *own = is_key ? shared.queries : shared.query_values;
+        const skv_cached *own = is_key ? shared.queries : shared.query_values;
         const uint4 words = *reinterpret_cast<const uint4 *>(
             own + line * kLinePitch<DIM> + chunk % kChunks * 8);
         const uint32_t mine[4] = {words.x, words.y, words.z, words.w};
         float sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          const float2 x = to_floats(mine[i]);
-          const float2 y = to_floats(theirs[b][step][i]);
+          const float2 x = cached_floats(mine[i]);
+          const float2 y = cached_floats(theirs[b][step][i]);
           sum += (x.x - y.x) * (x.x - y.x) + (x.y - y.y) * (x.y - y.y);
         }
         squares[0] += is_key ? sum : 0.0f;
@@ -8424,11 +8487,11 @@ __device__ inline float link_cosines(const skv_merge_attend_args &args,
     float product = 0.0f, squares[2] = {};
     for (uint32_t d = 8 * t; is_link && d < head_dim; d += 32) {
       uint32_t x[4], y[4];
-      load_halves<8, ALIGNED>(x, job.slot(args, a).key, d, head_dim);
-      load_halves<8, ALIGNED>(y, job.slot(args, b).key, d, head_dim);
+      load_pairs<8, ALIGNED>(x, job.slot(args, a).key, d, head_dim);
+      load_pairs<8, ALIGNED>(y, job.slot(args, b).key, d, head_dim);
 #pragma unroll
       for (int j = 0; j < 4; j++) {
-        const float2 p = to_floats(x[j]), q = to_floats(y[j]);
+        const float2 p = cached_floats(x[j]), q = cached_floats(y[j]);
         product += p.x * q.x + p.y * q.y;
         squares[0] += p.x * p.x + p.y * p.y;
         squares[1] += q.x * q.x + q.y * q.y;
@@ -8826,7 +8889,7 @@ __global__ void __launch_bounds__(32 * kMoveWarps)
     move_kernel(skv_chunk_args args, CompressWork all_work) {
   // What one lane copies at a time: rows are whole numbers of it.
   using Piece = std::conditional_t<ALIGNED, uint4, uint32_t>;
-  constexpr uint32_t kHalves = sizeof(Piece) / sizeof(skv_half);
+  constexpr uint32_t kHalves = sizeof(Piece) / sizeof(skv_cached);
   begin_kernel();
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.y);
@@ -8967,7 +9030,7 @@ __device__ inline void leave_shortlist(const Candidate (*kept)[kWarpCandidates],
 
 #include <stdint.h>
 
-#include "half.cuh"
+#include "cached.cuh"
 #include "reduce.cuh"
 
 enum HeadWord {
@@ -9021,8 +9084,8 @@ __device__ inline uint32_t *head_words(const skv_cache &cache,
 
 // One slot of the cache or of the stage.
 struct Slot {
-  skv_half *key;
-  skv_half *value;
+  skv_cached *key;
+  skv_cached *value;
   float *side;
   uint32_t total;
 
@@ -9076,7 +9139,8 @@ __device__ inline void free_slot(const Slot &slot, uint32_t lanes) {
 
 // A state may use any reference instead of the true maximum: what counts is
 // max + ln(sum). Attention uses one that is lower by kHeadroom, so that weights
-// reach 2^14 and those of 2^-24 of the largest still are normal halves.
+// reach 2^14 and those of 2^-24 of the largest still are normal
+// halves.
 constexpr float kHeadroom = 9.704060528f;
 
 struct SoftmaxState {
@@ -10042,12 +10106,12 @@ __device__ inline void spread_part(uint32_t count, uint32_t head_dim,
     for (uint32_t i = first; i < end; i += kSpreadWarps * rows) {
       const Slot slot = slot_of(i);
       uint32_t words[4];
-      load_halves<8, ALIGNED>(words, slot.value, d, head_dim);
+      load_pairs<8, ALIGNED>(words, slot.value, d, head_dim);
       if (slot.word(kSlotTokens) == 0) continue;
       float x[8];
 #pragma unroll
       for (int j = 0; j < 4; j++) {
-        const float2 pair = to_floats(words[j]);
+        const float2 pair = cached_floats(words[j]);
         x[2 * j] = pair.x, x[2 * j + 1] = pair.y;
       }
       add(x);
@@ -10694,6 +10758,7 @@ cudaError_t merge_late(const skv_merge_attend_args &args,
 // few rows, so what counts is how often a warp waits. The alternative that
 // lost: keeping the logits of prefill_attend, (rows, heads, slots) floats.
 #include "lib/overlap.cuh"
+#include "lib/query_rows.cuh"
 #include "lib/row_tiles.cuh"
 #include "lib/scores.cuh"
 #include "lib/step.cuh"
@@ -10719,7 +10784,7 @@ template <int DIM>
 struct Shared {
   uint4 high[kWarps<DIM>][DIM / 16 * 32];
   uint4 low[kWarps<DIM>][DIM / 16 * 32];
-  skv_half keys[kTile * kLinePitch<DIM>];
+  skv_cached keys[kTile * kLinePitch<DIM>];
   float logits[kPairs<DIM> * kLogitPitch];
   float log_sums[kPairs<DIM>];
   float biases[kMaxGroup][kTile];
@@ -10767,7 +10832,7 @@ __device__ inline void make_logits(const skv_chunk_args &args,
   __syncwarp();
 #pragma unroll 1
   for (uint32_t first = 0; first < 16; first += kQueryBatch) {
-    RowPart<DIM> parts[kQueryBatch];
+    QueryRow<DIM> parts[kQueryBatch];
 #pragma unroll
     for (uint32_t k = 0; k < kQueryBatch; k++) {
       const uint32_t pair = 16 * warp + first + k;
@@ -10782,7 +10847,7 @@ __device__ inline void make_logits(const skv_chunk_args &args,
     for (uint32_t k = 0; k < kQueryBatch; k++) {
       const uint32_t i = first + k;
       const float scale =
-          parts[k].template split<true>(i, shared.high[warp], shared.low[warp]);
+          parts[k].split(i, shared.high[warp], shared.low[warp]);
       if (i == g) inverse[0] = scale * root;
       if (i == g + 8) inverse[1] = scale * root;
     }
@@ -10796,10 +10861,10 @@ __device__ inline void make_logits(const skv_chunk_args &args,
 #pragma unroll
     for (int n = 0; n < static_cast<int>(kTile) / 8; n += 2) {
       const uint4 k = key_operands<DIM>(shared.keys, 8 * n, 16 * step);
-      mma(x[n], l, k.x, k.y);
-      mma(x[n + 1], l, k.z, k.w);
-      mma(x[n], h, k.x, k.y);
-      mma(x[n + 1], h, k.z, k.w);
+      mma_cached(x[n], l, k.x, k.y);
+      mma_cached(x[n + 1], l, k.z, k.w);
+      mma_cached(x[n], h, k.x, k.y);
+      mma_cached(x[n + 1], h, k.z, k.w);
     }
   }
 #pragma unroll
@@ -11013,7 +11078,7 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
   // Starts to copy keys or values of a tile.
   const auto fetch = [&](uint32_t tile, bool keys) {
     const TilePlace place = place_of(tile);
-    const skv_half *all = keys ? place.home.keys : place.home.values;
+    const skv_cached *all = keys ? place.home.keys : place.home.values;
     copy_lines<DIM, kSlots, Shape::kThreads>(
         keys ? shared.keys : shared.values,
         all + static_cast<size_t>(place.base) * head_dim, place.count,
@@ -11347,7 +11412,7 @@ struct PairTarget {
   float2 sink_turn;
   size_t at;
   // Of keys and values, null where the head is full.
-  skv_half *half_row;
+  skv_cached *half_row;
   bool is_query;
   bool is_key;
   // Where the side fields are, if this pair is the first of a key, and the
@@ -11400,8 +11465,8 @@ __device__ inline void store_pair(const skv_qkv_rope_append_args &args,
   }
   if (to.half_row == nullptr) return;
   const float2 kept = to.is_key ? turned(x, to.turn) : x;
-  to.half_row[0] = to_half(kept.x);
-  to.half_row[half] = to_half(kept.y);
+  to.half_row[0] = to_cached(kept.x);
+  to.half_row[half] = to_cached(kept.y);
   if (to.is_first) initialise_slot(to.slot, to.position, args.cache.lanes);
 }
 
@@ -11655,6 +11720,7 @@ cudaError_t launch_query_statistics(const skv_query_statistics_args &args,
 
 #include <new>
 
+#include "../lib/cached.cuh"
 #include "context.cuh"
 
 namespace {
@@ -11816,6 +11882,10 @@ int32_t enter(skv_context *context) {
 }
 
 uint32_t skv_abi_version(void) { return SKV_ABI_VERSION; }
+
+uint32_t skv_cache_type(void) {
+  return kCachesHalves ? SKV_CACHE_IS_HALF : SKV_CACHE_IS_BFLOAT16;
+}
 
 void skv_last_error(skv_context *context, uint8_t *text, uint64_t capacity) {
   if (capacity == 0) return;
@@ -12940,13 +13010,13 @@ class ReadPool {
   std::deque<PendingRead> reads_;
 };
 `,
-  "runtime/transfer.cu": `// Writes and reads, and kernels that convert to and from halves on the way:
+  "runtime/transfer.cu": `// Writes and reads, and kernels that convert to and from 16 bits on the way:
 // straight from and to pinned host memory, so that no memory of the device is
 // needed for it.
 #include <math.h>
 #include <string.h>
 
-#include "../lib/half.cuh"
+#include "../lib/cached.cuh"
 #include "context.cuh"
 
 namespace {
@@ -12958,18 +13028,22 @@ uint32_t blocks_for(uint64_t count) {
   return static_cast<uint32_t>(blocks < 4096 ? blocks : 4096);
 }
 
+__device__ inline void store(skv_half &to, float x) { to = to_half(x); }
+__device__ inline void store(skv_cached &to, float x) { to = to_cached(x); }
+
+template <class T>
 __global__ void __launch_bounds__(kThreads)
-    store_halves(skv_half *to, const float *from, skv_rows rows) {
+    store_rows(T *to, const float *from, skv_rows rows) {
   const uint64_t count = static_cast<uint64_t>(rows.rows) * rows.columns;
   for (uint64_t i = blockIdx.x * kThreads + threadIdx.x; i < count;
        i += static_cast<uint64_t>(gridDim.x) * kThreads) {
-    to[rows.offset + i / rows.columns * rows.pitch + i % rows.columns] =
-        to_half(from[i]);
+    store(to[rows.offset + i / rows.columns * rows.pitch + i % rows.columns],
+          from[i]);
   }
 }
 
 __global__ void __launch_bounds__(kThreads)
-    load_floats(float *to, const skv_half *from, uint64_t count) {
+    load_floats(float *to, const skv_cached *from, uint64_t count) {
   for (uint64_t i = blockIdx.x * kThreads + threadIdx.x; i < count;
        i += static_cast<uint64_t>(gridDim.x) * kThreads) {
     to[i] = to_float(from[i]);
@@ -13016,15 +13090,20 @@ __global__ void __launch_bounds__(kThreads)
 bool is_half(float x) { return fabsf(x) < 65520.0f; }
 
 // Without an exit in the loop, so that it runs on vectors.
-bool are_halves(const float *data, uint64_t count) {
+bool fit(const float *data, uint64_t count, bool cached) {
   bool good = true;
-  for (uint64_t i = 0; i < count; i++) good &= is_half(data[i]);
+  if (cached) {
+    for (uint64_t i = 0; i < count; i++) good &= fits_cache(data[i]);
+  } else {
+    for (uint64_t i = 0; i < count; i++) good &= is_half(data[i]);
+  }
   return good;
 }
 
 // Writes one piece of rows that lie \`pitch\` apart.
-int32_t write_rows(skv_context *context, skv_half *to, const float *data,
-                   const skv_rows &rows) {
+template <class T>
+int32_t write_piece(skv_context *context, T *to, const float *data,
+                    const skv_rows &rows) {
   const size_t count = static_cast<size_t>(rows.rows) * rows.columns;
   void *piece = nullptr;
   cudaError_t error = context->writes.take(count * sizeof(float), &piece);
@@ -13034,10 +13113,42 @@ int32_t write_rows(skv_context *context, skv_half *to, const float *data,
   error = cudaHostGetDevicePointer(&on_device, piece, 0);
   if (error != cudaSuccess) return check(context, error, "stage a write");
   error =
-      start_kernel(context->stream, store_halves, blocks_for(count), kThreads,
+      start_kernel(context->stream, store_rows<T>, blocks_for(count), kThreads,
                    to, static_cast<const float *>(on_device), rows);
   if (error == cudaSuccess) error = context->writes.keep(context->stream);
-  return check(context, error, "write halves");
+  return check(context, error, "write rows");
+}
+
+// Writes rows, in as many pieces as it takes.
+template <class T>
+int32_t write_rows(skv_context *context, T *to, const float *data,
+                   const skv_rows &rows) {
+  const uint64_t columns = rows.columns;
+  int32_t status = SKV_OK;
+  constexpr uint64_t kMost = WriteRing::kPieceBytes / sizeof(float);
+  if (columns > kMost) {
+    // A row that is longer than a piece goes in parts.
+    for (uint64_t row = 0; row < rows.rows; row++) {
+      for (uint64_t at = 0; status == SKV_OK && at < columns; at += kMost) {
+        const uint64_t left = columns - at;
+        const skv_rows part = {
+            rows.offset + row * rows.pitch + at, 1,
+            static_cast<uint32_t>(left < kMost ? left : kMost), 0};
+        status = write_piece(context, to, data + row * columns + at, part);
+      }
+    }
+    return status;
+  }
+  const uint64_t most = columns == 0 ? 0 : kMost / columns;
+  for (uint64_t row = 0; status == SKV_OK && row < rows.rows && most > 0;
+       row += most) {
+    const uint64_t left = rows.rows - row;
+    const skv_rows part = {rows.offset + row * rows.pitch,
+                           static_cast<uint32_t>(left < most ? left : most),
+                           rows.columns, rows.pitch};
+    status = write_piece(context, to, data + row * columns, part);
+  }
+  return status;
 }
 
 }  // namespace
@@ -13063,40 +13174,25 @@ int32_t skv_write(skv_context *context, uint64_t address, const uint8_t *data,
   return status;
 }
 
-int32_t skv_write_halves(skv_context *context, uint64_t address,
-                         const float *data, const skv_rows *rows) {
-  int32_t status = enter(context);
+int32_t skv_write_rows(skv_context *context, uint64_t address,
+                       const float *data, const skv_rows *rows,
+                       uint32_t element) {
+  const int32_t status = enter(context);
   if (status != SKV_OK) return status;
-  const uint64_t columns = rows->columns;
-  const uint64_t count = rows->rows * columns;
-  if (!are_halves(data, count)) {
-    return fail(context, SKV_NOT_A_HALF, "a number does not fit in a half");
+  const uint64_t count = static_cast<uint64_t>(rows->rows) * rows->columns;
+  const bool cached = element == SKV_CACHED;
+  if (!fit(data, count, cached)) {
+    return fail(context, SKV_TOO_LARGE,
+                cached && !kCachesHalves
+                    ? "expected a number that a bfloat16 can hold, at most "
+                      "3.39e38"
+                    : "expected a number that a 16-bit float can hold, at most "
+                      "65504");
   }
-  skv_half *to = reinterpret_cast<skv_half *>(address);
-  constexpr uint64_t kMost = WriteRing::kPieceBytes / sizeof(float);
-  if (columns > kMost) {
-    // A row that is longer than a piece goes in parts.
-    for (uint64_t row = 0; row < rows->rows; row++) {
-      for (uint64_t at = 0; status == SKV_OK && at < columns; at += kMost) {
-        const uint64_t left = columns - at;
-        const skv_rows part = {
-            rows->offset + row * rows->pitch + at, 1,
-            static_cast<uint32_t>(left < kMost ? left : kMost), 0};
-        status = write_rows(context, to, data + row * columns + at, part);
-      }
-    }
-    return status;
-  }
-  const uint64_t most = columns == 0 ? 0 : kMost / columns;
-  for (uint64_t row = 0; status == SKV_OK && row < rows->rows && most > 0;
-       row += most) {
-    const uint64_t left = rows->rows - row;
-    const skv_rows part = {rows->offset + row * rows->pitch,
-                           static_cast<uint32_t>(left < most ? left : most),
-                           rows->columns, rows->pitch};
-    status = write_rows(context, to, data + row * columns, part);
-  }
-  return status;
+  void *to = reinterpret_cast<void *>(address);
+  return cached
+             ? write_rows(context, static_cast<skv_cached *>(to), data, *rows)
+             : write_rows(context, static_cast<skv_half *>(to), data, *rows);
 }
 
 int32_t skv_read(skv_context *context, uint64_t address, uint64_t count,
@@ -13112,13 +13208,14 @@ int32_t skv_read(skv_context *context, uint64_t address, uint64_t count,
     if (error == cudaSuccess) read = context->reads.find(*ticket);
   }
   if (error != cudaSuccess) return check(context, error, "stage a read");
-  if (count > 0 && element == SKV_HALF) {
+  if (count > 0 && element == SKV_CACHED) {
     void *on_device = nullptr;
     error = cudaHostGetDevicePointer(&on_device, read->memory, 0);
     if (error == cudaSuccess) {
-      error = start_kernel(context->stream, load_floats, blocks_for(count),
-                           kThreads, static_cast<float *>(on_device),
-                           reinterpret_cast<const skv_half *>(address), count);
+      error =
+          start_kernel(context->stream, load_floats, blocks_for(count),
+                       kThreads, static_cast<float *>(on_device),
+                       reinterpret_cast<const skv_cached *>(address), count);
     }
   } else if (count > 0) {
     error = cudaMemcpyAsync(read->memory, reinterpret_cast<void *>(address),
@@ -13308,7 +13405,7 @@ extern "C" {
 #endif
 
 /** Version of this interface; a library of another version is not used. */
-#define SKV_ABI_VERSION 3
+#define SKV_ABI_VERSION 4
 
 /** What a function returns. */
 enum skv_status {
@@ -13317,8 +13414,8 @@ enum skv_status {
   SKV_INVALID = 1,
   /** The device or the host has not enough memory. */
   SKV_OUT_OF_MEMORY = 2,
-  /** A number does not fit in a 16-bit float. */
-  SKV_NOT_A_HALF = 3,
+  /** A number is too large for the 16 bits that it would have. */
+  SKV_TOO_LARGE = 3,
   /** There is no driver or no device. */
   SKV_NO_DEVICE = 4,
   /** The library holds no code for the device. */
@@ -13338,8 +13435,19 @@ typedef struct skv_program skv_program;
 /** A 16-bit float, by its bits. */
 typedef uint16_t skv_half;
 
-/** What a buffer holds, for skv_read. */
-enum skv_element { SKV_WORD = 0, SKV_HALF = 1 };
+/**
+ * An element of a key or a value, by its bits: a 16-bit float, or a bfloat16 in
+ * a library that was built for caches of that type.
+ */
+typedef struct skv_cached {
+  uint16_t bits;
+} skv_cached;
+
+/** What caches hold, for skv_cache_type. */
+enum skv_cache_type_id { SKV_CACHE_IS_HALF = 0, SKV_CACHE_IS_BFLOAT16 = 1 };
+
+/** What a buffer or a matrix holds. */
+enum skv_element { SKV_WORD = 0, SKV_HALF = 1, SKV_CACHED = 2 };
 
 /** Flag of skv_open: every kernel is waited for, so that faults have a name. */
 #define SKV_CHECK_EVERY_KERNEL 1u
@@ -13388,10 +13496,11 @@ typedef struct skv_step {
 /** Slots of a layer, or staged rows: see Slots and SlotField. */
 typedef struct skv_slots {
   /** (total, head_dim) */
-  skv_half *keys;
+  skv_cached *keys;
   /** (total, head_dim) */
-  skv_half *values;
-  /** (6 + lanes, total) floats and words; a field more of remembered partners */
+  skv_cached *values;
+  /** (6 + lanes, total) floats and words; a field more of remembered partners
+   */
   float *side;
   uint32_t total;
   uint32_t reserved;
@@ -13668,18 +13777,21 @@ typedef struct skv_device_info {
   uint8_t name[64];
 } skv_device_info;
 
-/** Rows of 32-bit floats to store as halves. */
+/** Rows of 32-bit floats to store in 16 bits each. */
 typedef struct skv_rows {
-  /** Halves that lie before the first row. */
+  /** Elements that lie before the first row. */
   uint64_t offset;
   uint32_t rows;
   uint32_t columns;
-  /** Halves from the start of one row to the start of the next. */
+  /** Elements from the start of one row to the start of the next. */
   uint64_t pitch;
 } skv_rows;
 
 /** Version of the interface that the library was built for. */
 SKV_API uint32_t skv_abi_version(void);
+
+/** What caches hold here: see enum skv_cache_type_id. */
+SKV_API uint32_t skv_cache_type(void);
 
 /**
  * Copies the sentence that belongs to the last failure, ended by 0, cut to
@@ -13689,8 +13801,7 @@ SKV_API void skv_last_error(skv_context *context, uint8_t *text,
                             uint64_t capacity);
 
 /** Opens device \`index\`, and writes the context. */
-SKV_API int32_t skv_open(uint32_t index, uint32_t flags,
-                         skv_context **context);
+SKV_API int32_t skv_open(uint32_t index, uint32_t flags, skv_context **context);
 
 /** Waits for the device and frees the context and all its memory. */
 SKV_API void skv_close(skv_context *context);
@@ -13709,16 +13820,17 @@ SKV_API int32_t skv_free(skv_context *context, uint64_t address);
 SKV_API int32_t skv_write(skv_context *context, uint64_t address,
                           const uint8_t *data, uint64_t bytes);
 
-/** The same for floats that are stored as halves. */
-SKV_API int32_t skv_write_halves(skv_context *context, uint64_t address,
-                                 const float *data, const skv_rows *rows);
+/** The same for floats that are stored as SKV_HALF or as SKV_CACHED. */
+SKV_API int32_t skv_write_rows(skv_context *context, uint64_t address,
+                               const float *data, const skv_rows *rows,
+                               uint32_t element);
 
 /**
- * Enqueues the read of \`count\` elements and writes a ticket for skv_wait.
- * Halves arrive as 32-bit floats.
+ * Enqueues the read of \`count\` elements, words or what caches hold, and writes
+ * a ticket for skv_wait. What caches hold arrives as 32-bit floats.
  */
-SKV_API int32_t skv_read(skv_context *context, uint64_t address,
-                         uint64_t count, uint32_t element, uint32_t *ticket);
+SKV_API int32_t skv_read(skv_context *context, uint64_t address, uint64_t count,
+                         uint32_t element, uint32_t *ticket);
 
 /** Waits for a read and copies \`bytes\` bytes of it. Redeems the ticket. */
 SKV_API int32_t skv_wait(skv_context *context, uint32_t ticket, uint8_t *data,
@@ -13805,7 +13917,9 @@ SKV_API void skv_dispose(skv_program *program);
 // absolute products per row; \`collect\` adds them up in a fixed order. The
 // alternative that lost: the Gram matrix of each head's projection, which takes
 // fewer products but gives the L2 norm, and memory in each layer.
-#include "lib/mma.cuh"
+//
+// The projection is halves. Where caches hold something else, a block turns its
+// values into halves, scaled.
 #include "lib/overlap.cuh"
 #include "lib/row_tiles.cuh"
 #include "lib/slots.cuh"
@@ -13839,6 +13953,30 @@ __device__ inline bool appended_slot(const skv_value_norms_args &args,
   return true;
 }
 
+// Turns what a lane and the three next to it have of a value into halves,
+// scaled by a power of two: what is within 2^-31 of the largest element stays
+// exact. Returns what products must be multiplied by.
+template <int COUNT>
+__device__ inline float scale_to_halves(uint32_t (&pairs)[COUNT][4]) {
+  if constexpr (kCachesHalves) return 1.0f;
+  float largest = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 4 * COUNT; i++) {
+    const float2 x = cached_floats(pairs[i / 4][i % 4]);
+    largest = fmaxf(largest, fmaxf(fabsf(x.x), fabsf(x.y)));
+  }
+  largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+  largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+  const Scale scale = scale_for(largest);
+#pragma unroll
+  for (int i = 0; i < 4 * COUNT; i++) {
+    uint32_t &pair = pairs[i / 4][i % 4];
+    const float2 x = cached_floats(pair);
+    pair = to_halves(x.x * scale.scale, x.y * scale.scale);
+  }
+  return scale.inverse;
+}
+
 // Sums of absolute products of a tile of rows with a tile of outputs of a query
 // head: (rows, heads, parts).
 template <int DIM, bool ALIGNED>
@@ -13860,10 +13998,12 @@ __global__ void __launch_bounds__(kThreads)
     if (!appended_slot(args, first_row + g + 8 * h, kv_head, slot)) continue;
 #pragma unroll
     for (int c = 0; c < DIM / 32; c++) {
-      load_halves<8, ALIGNED>(values[h][c], slot.value, 32 * c + 8 * t,
-                              head_dim);
+      load_pairs<8, ALIGNED>(values[h][c], slot.value, 32 * c + 8 * t,
+                             head_dim);
     }
   }
+  const float inverse[2] = {scale_to_halves(values[0]),
+                            scale_to_halves(values[1])};
   const uint32_t outputs = args.weight.rows;
   const uint32_t begin = blockIdx.x * kTileOutputs;
   const uint32_t end = min(outputs, begin + kTileOutputs);
@@ -13878,7 +14018,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int c = 0; c < DIM / 32; c++) {
       uint32_t w[4];
-      load_halves<8, ALIGNED>(w, row, 32 * c + 8 * t, head_dim);
+      load_pairs<8, ALIGNED>(w, row, 32 * c + 8 * t, head_dim);
 #pragma unroll
       for (int s = 0; s < 2; s++) {
         const uint4 a = {values[0][c][2 * s], values[1][c][2 * s],
@@ -13895,7 +14035,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int h = 0; h < 2; h++) {
     sums[h] += __shfl_xor_sync(kAllLanes, sums[h], 1);
     sums[h] += __shfl_xor_sync(kAllLanes, sums[h], 2);
-    if (t == 0) shared[warp_id()][g + 8 * h] = sums[h];
+    if (t == 0) shared[warp_id()][g + 8 * h] = sums[h] * inverse[h];
   }
   __syncthreads();
   const uint32_t row = first_row + threadIdx.x;

@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 /** Version of this interface; a library of another version is not used. */
-#define SKV_ABI_VERSION 3
+#define SKV_ABI_VERSION 4
 
 /** What a function returns. */
 enum skv_status {
@@ -37,8 +37,8 @@ enum skv_status {
   SKV_INVALID = 1,
   /** The device or the host has not enough memory. */
   SKV_OUT_OF_MEMORY = 2,
-  /** A number does not fit in a 16-bit float. */
-  SKV_NOT_A_HALF = 3,
+  /** A number is too large for the 16 bits that it would have. */
+  SKV_TOO_LARGE = 3,
   /** There is no driver or no device. */
   SKV_NO_DEVICE = 4,
   /** The library holds no code for the device. */
@@ -58,8 +58,19 @@ typedef struct skv_program skv_program;
 /** A 16-bit float, by its bits. */
 typedef uint16_t skv_half;
 
-/** What a buffer holds, for skv_read. */
-enum skv_element { SKV_WORD = 0, SKV_HALF = 1 };
+/**
+ * An element of a key or a value, by its bits: a 16-bit float, or a bfloat16 in
+ * a library that was built for caches of that type.
+ */
+typedef struct skv_cached {
+  uint16_t bits;
+} skv_cached;
+
+/** What caches hold, for skv_cache_type. */
+enum skv_cache_type_id { SKV_CACHE_IS_HALF = 0, SKV_CACHE_IS_BFLOAT16 = 1 };
+
+/** What a buffer or a matrix holds. */
+enum skv_element { SKV_WORD = 0, SKV_HALF = 1, SKV_CACHED = 2 };
 
 /** Flag of skv_open: every kernel is waited for, so that faults have a name. */
 #define SKV_CHECK_EVERY_KERNEL 1u
@@ -108,10 +119,11 @@ typedef struct skv_step {
 /** Slots of a layer, or staged rows: see Slots and SlotField. */
 typedef struct skv_slots {
   /** (total, head_dim) */
-  skv_half *keys;
+  skv_cached *keys;
   /** (total, head_dim) */
-  skv_half *values;
-  /** (6 + lanes, total) floats and words; a field more of remembered partners */
+  skv_cached *values;
+  /** (6 + lanes, total) floats and words; a field more of remembered partners
+   */
   float *side;
   uint32_t total;
   uint32_t reserved;
@@ -388,18 +400,21 @@ typedef struct skv_device_info {
   uint8_t name[64];
 } skv_device_info;
 
-/** Rows of 32-bit floats to store as halves. */
+/** Rows of 32-bit floats to store in 16 bits each. */
 typedef struct skv_rows {
-  /** Halves that lie before the first row. */
+  /** Elements that lie before the first row. */
   uint64_t offset;
   uint32_t rows;
   uint32_t columns;
-  /** Halves from the start of one row to the start of the next. */
+  /** Elements from the start of one row to the start of the next. */
   uint64_t pitch;
 } skv_rows;
 
 /** Version of the interface that the library was built for. */
 SKV_API uint32_t skv_abi_version(void);
+
+/** What caches hold here: see enum skv_cache_type_id. */
+SKV_API uint32_t skv_cache_type(void);
 
 /**
  * Copies the sentence that belongs to the last failure, ended by 0, cut to
@@ -409,8 +424,7 @@ SKV_API void skv_last_error(skv_context *context, uint8_t *text,
                             uint64_t capacity);
 
 /** Opens device `index`, and writes the context. */
-SKV_API int32_t skv_open(uint32_t index, uint32_t flags,
-                         skv_context **context);
+SKV_API int32_t skv_open(uint32_t index, uint32_t flags, skv_context **context);
 
 /** Waits for the device and frees the context and all its memory. */
 SKV_API void skv_close(skv_context *context);
@@ -429,16 +443,17 @@ SKV_API int32_t skv_free(skv_context *context, uint64_t address);
 SKV_API int32_t skv_write(skv_context *context, uint64_t address,
                           const uint8_t *data, uint64_t bytes);
 
-/** The same for floats that are stored as halves. */
-SKV_API int32_t skv_write_halves(skv_context *context, uint64_t address,
-                                 const float *data, const skv_rows *rows);
+/** The same for floats that are stored as SKV_HALF or as SKV_CACHED. */
+SKV_API int32_t skv_write_rows(skv_context *context, uint64_t address,
+                               const float *data, const skv_rows *rows,
+                               uint32_t element);
 
 /**
- * Enqueues the read of `count` elements and writes a ticket for skv_wait.
- * Halves arrive as 32-bit floats.
+ * Enqueues the read of `count` elements, words or what caches hold, and writes
+ * a ticket for skv_wait. What caches hold arrives as 32-bit floats.
  */
-SKV_API int32_t skv_read(skv_context *context, uint64_t address,
-                         uint64_t count, uint32_t element, uint32_t *ticket);
+SKV_API int32_t skv_read(skv_context *context, uint64_t address, uint64_t count,
+                         uint32_t element, uint32_t *ticket);
 
 /** Waits for a read and copies `bytes` bytes of it. Redeems the ticket. */
 SKV_API int32_t skv_wait(skv_context *context, uint32_t ticket, uint8_t *data,

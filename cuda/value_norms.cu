@@ -8,7 +8,9 @@
 // absolute products per row; `collect` adds them up in a fixed order. The
 // alternative that lost: the Gram matrix of each head's projection, which takes
 // fewer products but gives the L2 norm, and memory in each layer.
-#include "lib/mma.cuh"
+//
+// The projection is halves. Where caches hold something else, a block turns its
+// values into halves, scaled.
 #include "lib/overlap.cuh"
 #include "lib/row_tiles.cuh"
 #include "lib/slots.cuh"
@@ -42,6 +44,30 @@ __device__ inline bool appended_slot(const skv_value_norms_args &args,
   return true;
 }
 
+// Turns what a lane and the three next to it have of a value into halves,
+// scaled by a power of two: what is within 2^-31 of the largest element stays
+// exact. Returns what products must be multiplied by.
+template <int COUNT>
+__device__ inline float scale_to_halves(uint32_t (&pairs)[COUNT][4]) {
+  if constexpr (kCachesHalves) return 1.0f;
+  float largest = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 4 * COUNT; i++) {
+    const float2 x = cached_floats(pairs[i / 4][i % 4]);
+    largest = fmaxf(largest, fmaxf(fabsf(x.x), fabsf(x.y)));
+  }
+  largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+  largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+  const Scale scale = scale_for(largest);
+#pragma unroll
+  for (int i = 0; i < 4 * COUNT; i++) {
+    uint32_t &pair = pairs[i / 4][i % 4];
+    const float2 x = cached_floats(pair);
+    pair = to_halves(x.x * scale.scale, x.y * scale.scale);
+  }
+  return scale.inverse;
+}
+
 // Sums of absolute products of a tile of rows with a tile of outputs of a query
 // head: (rows, heads, parts).
 template <int DIM, bool ALIGNED>
@@ -63,10 +89,12 @@ __global__ void __launch_bounds__(kThreads)
     if (!appended_slot(args, first_row + g + 8 * h, kv_head, slot)) continue;
 #pragma unroll
     for (int c = 0; c < DIM / 32; c++) {
-      load_halves<8, ALIGNED>(values[h][c], slot.value, 32 * c + 8 * t,
-                              head_dim);
+      load_pairs<8, ALIGNED>(values[h][c], slot.value, 32 * c + 8 * t,
+                             head_dim);
     }
   }
+  const float inverse[2] = {scale_to_halves(values[0]),
+                            scale_to_halves(values[1])};
   const uint32_t outputs = args.weight.rows;
   const uint32_t begin = blockIdx.x * kTileOutputs;
   const uint32_t end = min(outputs, begin + kTileOutputs);
@@ -81,7 +109,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int c = 0; c < DIM / 32; c++) {
       uint32_t w[4];
-      load_halves<8, ALIGNED>(w, row, 32 * c + 8 * t, head_dim);
+      load_pairs<8, ALIGNED>(w, row, 32 * c + 8 * t, head_dim);
 #pragma unroll
       for (int s = 0; s < 2; s++) {
         const uint4 a = {values[0][c][2 * s], values[1][c][2 * s],
@@ -98,7 +126,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int h = 0; h < 2; h++) {
     sums[h] += __shfl_xor_sync(kAllLanes, sums[h], 1);
     sums[h] += __shfl_xor_sync(kAllLanes, sums[h], 2);
-    if (t == 0) shared[warp_id()][g + 8 * h] = sums[h];
+    if (t == 0) shared[warp_id()][g + 8 * h] = sums[h] * inverse[h];
   }
   __syncthreads();
   const uint32_t row = first_row + threadIdx.x;

@@ -29,7 +29,7 @@ template <int DIM>
 struct AttendShared {
   // Tiles of slots while warps attend, then what they found.
   union {
-    alignas(16) skv_half tiles[kAttendWarps][kStages<DIM>][kTileHalves<DIM>];
+    alignas(16) skv_cached tiles[kAttendWarps][kStages<DIM>][kTileHalves<DIM>];
     float values[kAttendWarps][kTileHeads][kSumPitch<DIM>];
   };
   SoftmaxState states[kAttendWarps][kTileHeads];

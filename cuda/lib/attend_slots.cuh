@@ -2,7 +2,8 @@
 //
 // Query heads of the group ride in one tensor core tile, so that a key is read
 // once for all of them. The tile has 16 rows: 8 heads, once their high and once
-// their low halves (lib/mma.cuh), so that one product has 32-bit precision.
+// their low parts (lib/cached.cuh), so that one product has nearly 32-bit
+// precision.
 //
 // A warp has tiles of slots of its own in shared memory, which asynchronous
 // copies fill ahead: warps wait for nobody until they are through. The first
@@ -43,22 +44,21 @@ struct WarpAttention {
   LaneRiders<DIM> riders;
   // Of head g = lane / 4; the sum is that of this lane's slots.
   SoftmaxState state = init_softmax();
-  // Dimensions 8 n + 2t, 8 n + 2t + 1 of head g, by high and by low halves.
+  // Dimensions 8 n + 2t, 8 n + 2t + 1 of head g, by high and by low parts.
   float values[DIM / 8][4] = {};
   uint32_t live = 0;
   uint32_t first_free = kNoSlot;
 
   // Starts to copy 16 bytes of a row to shared memory, zeros beyond its end.
-  __device__ static void copy_chunk(skv_half *to, const skv_half *row,
+  __device__ static void copy_chunk(skv_cached *to, const skv_cached *row,
                                     uint32_t column, uint32_t head_dim,
                                     bool wanted) {
     if constexpr (ALIGNED) {
       copy_async(to, row + column, wanted && column < head_dim);
     } else {
-      uint32_t halves[4] = {};
-      if (wanted) load_halves<8, false>(halves, row, column, head_dim);
-      *reinterpret_cast<uint4 *>(to) = {halves[0], halves[1], halves[2],
-                                        halves[3]};
+      uint32_t pairs[4] = {};
+      if (wanted) load_pairs<8, false>(pairs, row, column, head_dim);
+      *reinterpret_cast<uint4 *>(to) = {pairs[0], pairs[1], pairs[2], pairs[3]};
     }
   }
 
@@ -67,15 +67,15 @@ struct WarpAttention {
   template <uint32_t LINES>
   __device__ static void fetch(const skv_merge_attend_args &args,
                                const HeadJob &job, uint32_t slot, uint32_t end,
-                               uint32_t missing, skv_half *tile) {
+                               uint32_t missing, skv_cached *tile) {
     constexpr uint32_t kChunks = DIM / 8, kLines = 32 / kChunks;
     const uint32_t head_dim = args.sizes.head_dim;
     const uint32_t line = lane_id() / kChunks;
     const uint32_t column = lane_id() % kChunks * 8;
     const size_t row = static_cast<size_t>(job.offset + slot + line) * head_dim;
-    const skv_half *key = args.cache.slots.keys + row;
-    const skv_half *value = args.cache.slots.values + row;
-    skv_half *to = tile + line * kLinePitch<DIM> + column;
+    const skv_cached *key = args.cache.slots.keys + row;
+    const skv_cached *value = args.cache.slots.values + row;
+    skv_cached *to = tile + line * kLinePitch<DIM> + column;
     slot += line;
 #pragma unroll
     for (uint32_t c = 0; c < (LINES + kLines - 1) / kLines; c++) {
@@ -132,7 +132,7 @@ struct WarpAttention {
 
   // Adds tile i of the share, which is in shared memory.
   __device__ void add(const skv_merge_attend_args &args, const HeadJob &job,
-                      const Share &share, uint32_t i, const skv_half *tile,
+                      const Share &share, uint32_t i, const skv_cached *tile,
                       const TileSides &sides, float *logits) {
     const uint32_t first = share.first_slot(i);
     const uint32_t g = lane_id() / 4;
@@ -176,7 +176,7 @@ struct WarpAttention {
     for (int k = 0; k < 4; k++) x[k] = __expf(x[k] - finite(max));
     state.sum = state.sum * keep + ((x[0] + x[1]) + (x[2] + x[3]));
     state.max = max;
-    const SplitPair a = split_pair(x[0], x[1]), b = split_pair(x[2], x[3]);
+    const SplitPair a = split_cached(x[0], x[1]), b = split_cached(x[2], x[3]);
     const uint4 weights = {a.high, a.low, b.high, b.low};
     if (__any_sync(kAllLanes, keep != 1.0f)) {
 #pragma unroll
@@ -185,12 +185,12 @@ struct WarpAttention {
         for (int k = 0; k < 4; k++) values[n][k] *= keep;
       }
     }
-    const skv_half *rows = tile + kWarpSlots * kLinePitch<DIM>;
+    const skv_cached *rows = tile + kWarpSlots * kLinePitch<DIM>;
 #pragma unroll
     for (int column = 0; column < DIM; column += 16) {
       const uint4 v = value_operands<DIM>(rows, 0, column);
-      mma(values[column / 8], weights, v.x, v.y);
-      mma(values[column / 8 + 1], weights, v.z, v.w);
+      mma_cached(values[column / 8], weights, v.x, v.y);
+      mma_cached(values[column / 8 + 1], weights, v.z, v.w);
     }
     if (has_riders(job))
       compare_riders(args, job, share, first, products, sides);
@@ -217,7 +217,7 @@ struct WarpAttention {
   // Logits of sinks are those of the queries at their cache positions.
   __device__ void replace_sinks(const skv_merge_attend_args &args,
                                 const HeadJob &job, const Share &share,
-                                uint32_t first, const skv_half *tile,
+                                uint32_t first, const skv_cached *tile,
                                 float (&raw)[4]) {
     const skv_slots &slots = args.cache.slots;
     const float *positions = slots.side +
@@ -248,7 +248,7 @@ struct WarpAttention {
   // Attends to all tiles of the share. `tiles` has room for kStages of them,
   // for this warp alone.
   __device__ void run(const skv_merge_attend_args &args, const HeadJob &job,
-                      const Share &share, skv_half *tiles, float *logits) {
+                      const Share &share, skv_cached *tiles, float *logits) {
     constexpr uint32_t kAhead = kStages<DIM>;
     // All but the newest slot is as the step before left it.
 #pragma unroll 1
@@ -284,7 +284,7 @@ struct WarpAttention {
         wait_copies<kAhead - 1>();
       }
       __syncwarp();
-      skv_half *tile = tiles + i % kAhead * kTileHalves<DIM>;
+      skv_cached *tile = tiles + i % kAhead * kTileHalves<DIM>;
       const TileSides next = load_sides(args, job, share, i + 1);
       add(args, job, share, i, tile, sides, logits);
       __syncwarp();

@@ -15,7 +15,7 @@ constexpr uint32_t kEvictThreads = 32 * kEvictWarps;
 
 struct EvictShared {
   // The victim's key, zeros beyond its end.
-  __align__(16) skv_half key[kMaxHeadDim];
+  __align__(16) skv_cached key[kMaxHeadDim];
   float log_sums[kMaxGroup];
   // The same at the scale of scores.
   float score_sums[kMaxGroup];

@@ -96,10 +96,10 @@ __device__ inline void expect_slots(const ExpectedGroup &group, uint32_t count,
     float sums[kMaxGroup] = {};
     for (uint32_t d = 8 * t; d < width; d += 32) {
       uint32_t words[4];
-      load_halves<8, ALIGNED>(words, slot.key, d, width);
+      load_pairs<8, ALIGNED>(words, slot.key, d, width);
 #pragma unroll
       for (uint32_t j = 0; j < 4; j++) {
-        const float2 x = to_floats(words[j]);
+        const float2 x = cached_floats(words[j]);
         // Widths are even, and what is beyond them is 0.
         if (d + 2 * j >= width) continue;
 #pragma unroll

@@ -24,12 +24,13 @@ __device__ inline uint32_t to_halves(float low, float high) {
   return *reinterpret_cast<const uint32_t *>(&pair);
 }
 
-// COUNT halves of a row of `width` from `first`; zeros beyond its end. Rows
-// whose width is a multiple of 8 are read 8 or 16 bytes at a time.
-template <int COUNT, bool ALIGNED>
-__device__ inline void load_halves(uint32_t (&out)[COUNT / 2],
-                                   const skv_half *row, uint32_t first,
-                                   uint32_t width) {
+// COUNT 16-bit elements of a row of `width` from `first`, in pairs; zeros
+// beyond its end. Rows whose width is a multiple of 8 are read 8 or 16 bytes at
+// a time.
+template <int COUNT, bool ALIGNED, class T>
+__device__ inline void load_pairs(uint32_t (&out)[COUNT / 2], const T *row,
+                                  uint32_t first, uint32_t width) {
+  static_assert(sizeof(T) == 2, "16-bit elements");
   static_assert(COUNT == 4 || COUNT == 8, "one load per lane");
   if constexpr (ALIGNED) {
     if (first >= width) {

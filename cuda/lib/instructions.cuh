@@ -36,6 +36,19 @@ __device__ inline void mma(float (&c)[4], const uint4 &a, uint32_t b0,
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
+// The same for tiles of what caches hold: see lib/cached.cuh.
+__device__ inline void mma_cached(float (&c)[4], const uint4 &a, uint32_t b0,
+                                  uint32_t b1) {
+#ifdef SKV_CACHE_BFLOAT16
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+#else
+  mma(c, a, b0, b1);
+#endif
+}
+
 // c += a · b for tiles of 16 x 8 and 8 x 8 tf32 numbers. Lane 4 g + t holds
 //   a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)
 //   b: (t, g), (t + 4, g)
@@ -61,9 +74,11 @@ __device__ inline uint32_t shared_address(const void *pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Four 8 x 8 tiles of halves; lane i gives the address of row i % 8 of tile
-// i / 8.
-__device__ inline uint4 load_matrices(const skv_half *row) {
+// Four 8 x 8 tiles of 16-bit elements; lane i gives the address of row i % 8 of
+// tile i / 8.
+template <class T>
+__device__ inline uint4 load_matrices(const T *row) {
+  static_assert(sizeof(T) == 2, "16-bit elements");
   uint4 v;
   asm volatile(
       "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -74,7 +89,9 @@ __device__ inline uint4 load_matrices(const skv_half *row) {
 }
 
 // The same, each tile transposed.
-__device__ inline uint4 load_transposed(const skv_half *row) {
+template <class T>
+__device__ inline uint4 load_transposed(const T *row) {
+  static_assert(sizeof(T) == 2, "16-bit elements");
   uint4 v;
   asm volatile(
       "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -85,8 +102,8 @@ __device__ inline uint4 load_transposed(const skv_half *row) {
 }
 
 // Starts to copy 16 bytes to shared memory, or zeros.
-__device__ inline void copy_async(skv_half *to, const skv_half *from,
-                                  bool wanted) {
+template <class T>
+__device__ inline void copy_async(T *to, const T *from, bool wanted) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :
                : "r"(shared_address(to)), "l"(from), "r"(wanted ? 16 : 0)

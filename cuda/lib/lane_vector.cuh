@@ -7,7 +7,7 @@
 struct LaneVector {
   float x[kLaneDims];
 
-  __device__ LaneVector(const skv_half *vector, uint32_t head_dim) {
+  __device__ LaneVector(const skv_cached *vector, uint32_t head_dim) {
 #pragma unroll
     for (int i = 0; i < kLaneDims; i++) {
       const uint32_t d = lane_id() + 32 * i;
@@ -46,11 +46,11 @@ struct LaneSum {
     for (int i = 0; i < kLaneDims; i++) x[i] += weight * vector.x[i];
   }
   // Stores the sum times `scale`.
-  __device__ void store(skv_half *to, float scale, uint32_t head_dim) const {
+  __device__ void store(skv_cached *to, float scale, uint32_t head_dim) const {
 #pragma unroll
     for (int i = 0; i < kLaneDims; i++) {
       const uint32_t d = lane_id() + 32 * i;
-      if (d < head_dim) to[d] = to_half(x[i] * scale);
+      if (d < head_dim) to[d] = to_cached(x[i] * scale);
     }
   }
 };

@@ -34,7 +34,7 @@ __device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
   const Slot gone = job.slot(args, victim);
   if (threadIdx.x < kMaxHeadDim) {
     shared.key[threadIdx.x] =
-        threadIdx.x < head_dim ? gone.key[threadIdx.x] : 0;
+        threadIdx.x < head_dim ? gone.key[threadIdx.x] : skv_cached{};
   }
   __syncthreads();
   // The length of the victim's key counts for all alike, but for the threshold.
@@ -56,12 +56,12 @@ __device__ inline Neighbour find_nearest(const skv_merge_attend_args &args,
 #pragma unroll 4
     for (uint32_t d = 8 * t; d < head_dim; d += 32) {
       uint32_t other[4];
-      load_halves<8, ALIGNED>(other, slot.key, d, head_dim);
+      load_pairs<8, ALIGNED>(other, slot.key, d, head_dim);
       const uint4 own = *reinterpret_cast<const uint4 *>(shared.key + d);
       const uint32_t mine[4] = {own.x, own.y, own.z, own.w};
 #pragma unroll
       for (int j = 0; j < 4; j++) {
-        const float2 x = to_floats(mine[j]), y = to_floats(other[j]);
+        const float2 x = cached_floats(mine[j]), y = cached_floats(other[j]);
         dot += x.x * y.x + x.y * y.y;
         square += y.x * y.x + y.y * y.y;
       }
@@ -146,7 +146,7 @@ __device__ inline void merge_value(const skv_merge_attend_args &args,
     } else {
       value = share * from + (1.0f - share) * value;
     }
-    kept.value[d] = to_half(value);
+    kept.value[d] = to_cached(value);
   }
   if (lane_id() != 0) return;
   kept.set_word(kSlotTokens, kept.word(kSlotTokens) + gone.word(kSlotTokens));

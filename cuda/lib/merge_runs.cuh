@@ -156,7 +156,7 @@ __device__ inline uint32_t merge_run(const RunHead &run, uint32_t last) {
     for (uint32_t i = last; i != kNoItem; i = run.left_of(i)) {
       value += work.scores[i] * to_float(run.slot(i).value[d]);
     }
-    kept.value[d] = to_half(value);
+    kept.value[d] = to_cached(value);
   }
   float norm = own * kept.get(kSlotValueNorm);
   uint32_t tokens = kept.word(kSlotTokens), count = 0;

@@ -229,8 +229,8 @@ __device__ inline Merged merge_slots(uint32_t count, Member member,
   for (int i = 0; i < kLaneDims; i++) {
     const uint32_t d = lane + 32 * i;
     if (d >= head_dim) continue;
-    kept.key[d] = to_half(key[i]);
-    kept.value[d] = to_half(value[i]);
+    kept.key[d] = to_cached(key[i]);
+    kept.value[d] = to_cached(value[i]);
   }
   if (lane == 0) {
     if (observations > 0) {

@@ -86,7 +86,7 @@ __device__ inline bool pass_on(const skv_policy &policy, const PassedOn &gone,
     for (uint32_t d = lane_id(); d < gone.head_dim; d += 32) {
       const float both =
           to_float(slot.value[d]) + share * to_float(gone.slot.value[d]);
-      slot.value[d] = to_half(both);
+      slot.value[d] = to_cached(both);
     }
     if (lane_id() != 0) continue;
     slot.set(kSlotValueNorm,

@@ -5,10 +5,12 @@
 #include "row_tiles.cuh"
 #include "slots.cuh"
 
-// kExact: for few rows. Queries and weights are split in two halves each
-// (lib/mma.cuh), which keeps 32-bit precision; the memory that keys come from
-// bounds it, not the products.
-// kGeneral: queries and weights are rounded to one half.
+// kExact: for few rows. Queries and weights are split in two parts each
+// (lib/cached.cuh), which comes near to 32-bit precision or has it; the memory
+// that keys come from bounds it, not the products.
+//
+// kGeneral: queries and weights are rounded to what caches hold.
+//
 // kPlain: the same without what few policies ask for: queries of their own for
 // sinks, votes per query head, scores at a scale of their own. A warp has twice
 // the rows, so that operands are read from shared memory half as often.
@@ -18,7 +20,7 @@ template <int DIM, PrefillForm FORM>
 struct PrefillShape {
   static constexpr bool kIsExact = FORM == PrefillForm::kExact;
   static constexpr bool kIsPlain = FORM == PrefillForm::kPlain;
-  // Halves that an element of a query is split into.
+  // Parts that an element of a query is split into.
   static constexpr int kSplits = kIsExact ? 2 : 1;
   static constexpr int kWarps = DIM == 256 && kIsExact ? 2 : 4;
   static constexpr uint32_t kThreads = 32 * kWarps;
@@ -39,9 +41,9 @@ constexpr float kLn2 = 0.6931471806f;
 template <int DIM, PrefillForm FORM>
 struct PrefillShared {
   using Shape = PrefillShape<DIM, FORM>;
-  skv_half queries[Shape::kSplits][Shape::kPairs * kLinePitch<DIM>];
-  skv_half keys[Shape::kSlots * kLinePitch<DIM>];
-  skv_half values[Shape::kSlots * kLinePitch<DIM>];
+  skv_cached queries[Shape::kSplits][Shape::kPairs * kLinePitch<DIM>];
+  skv_cached keys[Shape::kSlots * kLinePitch<DIM>];
+  skv_cached values[Shape::kSlots * kLinePitch<DIM>];
   // log2 of votes.
   float biases[Shape::kLanes][Shape::kSlots];
   bool is_sink[Shape::kSlots];
@@ -112,7 +114,7 @@ __device__ inline void each_query(const PairQueries &queries, Use use) {
   }
 }
 
-// Rounds the queries of a warp's pairs to halves.
+// Rounds the queries of a warp's pairs to what caches hold.
 template <int DIM, PrefillForm FORM>
 __device__ inline void round_queries(const PairQueries &queries,
                                      PrefillShared<DIM, FORM> &shared) {
@@ -127,7 +129,7 @@ __device__ inline void round_queries(const PairQueries &queries,
           if (column >= DIM) continue;
           const uint32_t at = pair * kLinePitch<DIM> + column;
           const SplitPair both =
-              split_pair(x[step].x * scale.scale, x[step].y * scale.scale);
+              split_cached(x[step].x * scale.scale, x[step].y * scale.scale);
           *reinterpret_cast<uint32_t *>(shared.queries[0] + at) = both.high;
           if constexpr (Shape::kIsExact) {
             *reinterpret_cast<uint32_t *>(shared.queries[1] + at) = both.low;

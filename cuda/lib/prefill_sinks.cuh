@@ -39,7 +39,7 @@ __device__ inline void replace_sinks(
       const uint32_t pair = first_pair + i % 2 * 8;
       const float2 q = sinks.load(pair, 16 * step + 2 * t + i / 2 * 8);
       const float scale = shared.sink_scale[pair];
-      a[i] = split_pair(q.x * scale, q.y * scale);
+      a[i] = split_cached(q.x * scale, q.y * scale);
     }
     const uint4 high = {a[0].high, a[1].high, a[2].high, a[3].high};
     const uint4 low = {a[0].low, a[1].low, a[2].low, a[3].low};
@@ -47,11 +47,11 @@ __device__ inline void replace_sinks(
     for (int n = 0; n < Shape::kSlots / 8; n += 2) {
       const uint4 k = key_operands<DIM>(shared.keys, 8 * n, 16 * step);
       if constexpr (Shape::kIsExact) {
-        mma(other[n], low, k.x, k.y);
-        mma(other[n + 1], low, k.z, k.w);
+        mma_cached(other[n], low, k.x, k.y);
+        mma_cached(other[n + 1], low, k.z, k.w);
       }
-      mma(other[n], high, k.x, k.y);
-      mma(other[n + 1], high, k.z, k.w);
+      mma_cached(other[n], high, k.x, k.y);
+      mma_cached(other[n + 1], high, k.z, k.w);
     }
   }
 #pragma unroll

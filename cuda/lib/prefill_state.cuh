@@ -56,13 +56,13 @@ struct PrefillState {
 #pragma unroll
       for (int n = 0; n < kSlots / 8; n += 2) {
         const uint4 k = key_operands<DIM>(shared.keys, 8 * n, 16 * step);
-        // Low halves first.
+        // Low parts first.
 #pragma unroll
         for (int s = Shape::kSplits - 1; s >= 0; s--) {
 #pragma unroll
           for (int m = 0; m < kTiles; m++) {
-            mma(x[m][n], q[s][m], k.x, k.y);
-            mma(x[m][n + 1], q[s][m], k.z, k.w);
+            mma_cached(x[m][n], q[s][m], k.x, k.y);
+            mma_cached(x[m][n + 1], q[s][m], k.z, k.w);
           }
         }
       }
@@ -140,10 +140,10 @@ struct PrefillState {
 #pragma unroll
       for (int m = 0; m < kTiles; m++) {
         const float(&left)[4] = x[m][2 * j], (&right)[4] = x[m][2 * j + 1];
-        const SplitPair a = split_pair(left[0], left[1]);
-        const SplitPair b = split_pair(left[2], left[3]);
-        const SplitPair c = split_pair(right[0], right[1]);
-        const SplitPair d = split_pair(right[2], right[3]);
+        const SplitPair a = split_cached(left[0], left[1]);
+        const SplitPair b = split_cached(left[2], left[3]);
+        const SplitPair c = split_cached(right[0], right[1]);
+        const SplitPair d = split_cached(right[2], right[3]);
         p[0][m] = {a.high, b.high, c.high, d.high};
         if constexpr (Shape::kIsExact) p[1][m] = {a.low, b.low, c.low, d.low};
       }
@@ -154,8 +154,8 @@ struct PrefillState {
         for (int s = Shape::kSplits - 1; s >= 0; s--) {
 #pragma unroll
           for (int m = 0; m < kTiles; m++) {
-            mma(values[m][column / 8], p[s][m], v.x, v.y);
-            mma(values[m][column / 8 + 1], p[s][m], v.z, v.w);
+            mma_cached(values[m][column / 8], p[s][m], v.x, v.y);
+            mma_cached(values[m][column / 8 + 1], p[s][m], v.z, v.w);
           }
         }
       }

@@ -1,4 +1,4 @@
-// Queries as operands of tensor core products, in two halves each.
+// Queries as operands of tensor core products, in two parts each.
 #pragma once
 
 #include "attend_job.cuh"
@@ -12,8 +12,8 @@ struct TileProducts {
   float squares[4];
 };
 
-// Query heads as left operands: head g in rows g, high halves, and g + 8, low
-// halves. Rows of heads that there are not are free for riders.
+// Query heads as left operands: head g in rows g, high parts, and g + 8, low
+// parts. Rows of heads that there are not are free for riders.
 template <int DIM>
 struct QueryOperands {
   uint4 steps[DIM / 16];
@@ -44,9 +44,9 @@ struct QueryOperands {
 #pragma unroll
     for (int step = 0; step < DIM / 16; step++) {
       const SplitPair a =
-          split_pair(x[step][0].x * scale.scale, x[step][0].y * scale.scale);
+          split_cached(x[step][0].x * scale.scale, x[step][0].y * scale.scale);
       const SplitPair b =
-          split_pair(x[step][1].x * scale.scale, x[step][1].y * scale.scale);
+          split_cached(x[step][1].x * scale.scale, x[step][1].y * scale.scale);
       steps[step] = {a.high, a.low, b.high, b.low};
     }
     inverse = scale.inverse * rsqrtf(static_cast<float>(head_dim));
@@ -63,18 +63,18 @@ struct QueryOperands {
   // on the diagonal of their products with each other: as left operands they
   // are in the same registers as on the right.
   template <bool SQUARES>
-  __device__ TileProducts multiply(const skv_half *keys) const {
+  __device__ TileProducts multiply(const skv_cached *keys) const {
     // Two sums each: products wait for those of the same sum.
     float x[2][2][4] = {}, own[2][4] = {};
 #pragma unroll
     for (int step = 0; step < DIM / 16; step++) {
       const uint4 k = key_operands<DIM>(keys, 0, 16 * step);
-      mma(x[step % 2][0], steps[step], k.x, k.y);
-      mma(x[step % 2][1], steps[step], k.z, k.w);
+      mma_cached(x[step % 2][0], steps[step], k.x, k.y);
+      mma_cached(x[step % 2][1], steps[step], k.z, k.w);
       if constexpr (SQUARES) {
         const uint4 left = {k.x, k.z, k.y, k.w};
-        mma(own[0], left, k.x, k.y);
-        mma(own[1], left, k.z, k.w);
+        mma_cached(own[0], left, k.x, k.y);
+        mma_cached(own[1], left, k.z, k.w);
       }
     }
     TileProducts products;

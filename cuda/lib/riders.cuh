@@ -7,8 +7,8 @@
 // lib/shortlist.cuh), and the keys of those ride in the rows of the tensor core
 // tile that no query head takes, two for each head that a group has less than
 // eight; four are enough. Their products with all keys come with those of the
-// queries. A key is halves already, so it takes one row and the product is
-// exact.
+// queries. A key is what caches hold already, so it takes one row and the
+// product is exact.
 //
 // A shortlist is a hint and no more: it may be that of another text, or memory
 // that nothing was written to. The policy takes what was found for a slot if
@@ -80,7 +80,7 @@ struct LaneRiders {
   // them, so this need not wait for the kernel in front: see lib/overlap.cuh.
   __device__ void load(const skv_merge_attend_args &args, const HeadJob &job) {
     const uint32_t head_dim = args.sizes.head_dim;
-    const skv_half *keys[2];
+    const skv_cached *keys[2];
 #pragma unroll
     for (uint32_t i = 0; i < 2; i++) {
       if (slots[i] >= job.high || slots[i] == job.newest) slots[i] = kNoSlot;

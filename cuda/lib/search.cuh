@@ -3,10 +3,10 @@
 //
 // A block has a tile of queries and goes through the tiles of one part of the
 // candidates: all products of the two lists on tensor cores, exact because keys
-// and values are halves, with the best candidate kept per query. Candidates are
-// read once per tile of queries. Squared distances follow from products and
-// squares. The alternative that lost: one warp per query, which reads all
-// candidates for each of them.
+// and values are operands as they are, with the best candidate kept per query.
+// Candidates are read once per tile of queries. Squared distances follow from
+// products and squares. The alternative that lost: one warp per query, which
+// reads all candidates for each of them.
 //
 // Who searches passes a `Source`, whose `view()` a block asks for
 //   queries               how many there are; none if there is nothing to do
@@ -52,26 +52,26 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
   const PairCosts costs(pairs.policy, view.spread());
 
   constexpr uint32_t kThreads = 32 * kSearchWarps<DIM>;
-  const auto copy_queries = [&](skv_half *tile, bool keys) {
+  const auto copy_queries = [&](skv_cached *tile, bool keys) {
     gather_lines<DIM, kQueries, kThreads>(
-        tile, head_dim, [&](uint32_t i) -> const skv_half * {
+        tile, head_dim, [&](uint32_t i) -> const skv_cached * {
           const uint32_t q = first_query + i;
           if (q >= view.queries) return nullptr;
           const Slot slot = view.slot(view.query(q));
           return keys ? slot.key : slot.value;
         });
   };
-  const auto copy_candidates = [&](skv_half *to, uint32_t first, bool keys) {
+  const auto copy_candidates = [&](skv_cached *to, uint32_t first, bool keys) {
     gather_lines<DIM, kCandidateTile, kThreads>(
-        to, head_dim, [&](uint32_t i) -> const skv_half * {
+        to, head_dim, [&](uint32_t i) -> const skv_cached * {
           if (first + i >= candidates) return nullptr;
           const Slot slot = view.slot(view.candidate(first + i));
           return keys ? slot.key : slot.value;
         });
   };
   constexpr bool kBoth = kCandidateTiles<DIM> == 2;
-  skv_half *const keys = shared.candidates[0];
-  skv_half *const values = shared.candidates[kCandidateTiles<DIM> - 1];
+  skv_cached *const keys = shared.candidates[0];
+  skv_cached *const values = shared.candidates[kCandidateTiles<DIM> - 1];
   // Starts to load a tile of candidates, with the values where there is room.
   const auto start_tile = [&](uint32_t tile) {
     const uint32_t first = tile * kCandidateTile;
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
     float x[kTiles][4] = {};
     float key_distances[kTiles][4];
     // Squared distances of keys first, then the same of values.
-    const auto measure = [&](const skv_half *own, const skv_half *theirs,
+    const auto measure = [&](const skv_cached *own, const skv_cached *theirs,
                              int kind) {
       square_lines<DIM>(theirs, kCandidateTile, shared.squares);
       multiply_lines<DIM>(own, theirs, x);

@@ -2,11 +2,11 @@
 //
 // A block has a tile of queries and goes through the tiles of one part of the
 // candidates: all products of the two lists on tensor cores, exact because keys
-// are halves, with the best candidate kept per query. The next tile is always
-// on its way: where its keys are is found out one tile before that. A warp has
-// two tiles of 16 queries, so that operands come from shared memory half as
-// often as with one. Few candidates beat the best so far, so a glance at eight
-// similarities is enough for most.
+// are operands as they are, with the best candidate kept per query. The next
+// tile is always on its way: where its keys are is found out one tile before
+// that. A warp has two tiles of 16 queries, so that operands come from shared
+// memory half as often as with one. Few candidates beat the best so far, so a
+// glance at eight similarities is enough for most.
 #pragma once
 
 #include "compress_work.cuh"
@@ -25,14 +25,14 @@ struct KeySearch {
   // written while that of the one before it is used to fetch keys, and that of
   // the one before that to compare them.
   struct Side {
-    const skv_half *keys[kCandidates];
+    const skv_cached *keys[kCandidates];
     float inverse_norms[kCandidates];
     uint32_t positions[kCandidates];
     uint32_t ordinals[kCandidates];
   };
 
-  skv_half queries[kQueries * kLinePitch<DIM>];
-  skv_half candidates[2][kCandidates * kLinePitch<DIM>];
+  skv_cached queries[kQueries * kLinePitch<DIM>];
+  skv_cached candidates[2][kCandidates * kLinePitch<DIM>];
   Side sides[3];
 };
 
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
   // The candidate of this thread in a tile, which it stores later.
   uint32_t ordinal = kNoItem, position = 0;
   float inverse_norm = 0.0f;
-  const skv_half *key = nullptr;
+  const skv_cached *key = nullptr;
   const auto look_ahead = [&](uint32_t tile) {
     const uint32_t c = tile * kTile + threadIdx.x;
     ordinal = kNoItem;
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
 
   load_lines<DIM>(
       shared.queries, Shared::kQueries, head_dim,
-      [&](uint32_t i) -> const skv_half * {
+      [&](uint32_t i) -> const skv_cached * {
         const uint32_t q = first_query + i;
         if (q >= queries) return nullptr;
         return item_slot(args, head, work.items[work.queries[q]]).key;
@@ -153,8 +153,8 @@ __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
             key_operands<DIM>(shared.candidates[tile % 2], 8 * n, column);
 #pragma unroll
         for (int m = 0; m < Shared::kTiles; m++) {
-          mma(x[m][n], a[m], b.x, b.y);
-          mma(x[m][n + 1], a[m], b.z, b.w);
+          mma_cached(x[m][n], a[m], b.x, b.y);
+          mma_cached(x[m][n + 1], a[m], b.z, b.w);
         }
       }
     }

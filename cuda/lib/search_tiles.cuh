@@ -31,10 +31,10 @@ __host__ __device__ inline uint32_t pair_query_tile(uint32_t head_dim) {
 template <int DIM>
 struct SearchShared {
   static constexpr uint32_t kQueries = kQueryTile<DIM>;
-  skv_half queries[kQueries * kLinePitch<DIM>];
-  skv_half query_values[kQueries * kLinePitch<DIM>];
+  skv_cached queries[kQueries * kLinePitch<DIM>];
+  skv_cached query_values[kQueries * kLinePitch<DIM>];
   // Keys, and values in the last.
-  skv_half candidates[kCandidateTiles<DIM>][kCandidateTile * kLinePitch<DIM>];
+  skv_cached candidates[kCandidateTiles<DIM>][kCandidateTile * kLinePitch<DIM>];
   // Of the queries' keys and values, and of what is in `candidates`.
   float query_squares[2][kQueries];
   float squares[kCandidateTile];
@@ -46,7 +46,7 @@ struct SearchShared {
 // Squares of `lines` lines of a tile. Called by the whole block, whose threads
 // are once or twice as many.
 template <int DIM>
-__device__ inline void square_lines(const skv_half *tile, uint32_t lines,
+__device__ inline void square_lines(const skv_cached *tile, uint32_t lines,
                                     float *squares) {
   const uint32_t per_line = blockDim.x / lines;
   const uint32_t line = threadIdx.x / per_line;
@@ -54,10 +54,10 @@ __device__ inline void square_lines(const skv_half *tile, uint32_t lines,
   for (uint32_t c = threadIdx.x % per_line; c < DIM / 8; c += per_line) {
     const uint4 words =
         *reinterpret_cast<const uint4 *>(tile + line * kLinePitch<DIM> + 8 * c);
-    const uint32_t halves[4] = {words.x, words.y, words.z, words.w};
+    const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const float2 x = to_floats(halves[i]);
+      const float2 x = cached_floats(pairs[i]);
       sum += x.x * x.x + x.y * x.y;
     }
   }
@@ -67,8 +67,8 @@ __device__ inline void square_lines(const skv_half *tile, uint32_t lines,
 
 // Products of a warp's queries with all candidates of the tile.
 template <int DIM>
-__device__ inline void multiply_lines(const skv_half *queries,
-                                      const skv_half *candidates,
+__device__ inline void multiply_lines(const skv_cached *queries,
+                                      const skv_cached *candidates,
                                       float (&x)[kCandidateTile / 8][4]) {
 #pragma unroll
   for (int column = 0; column < DIM; column += 16) {
@@ -76,8 +76,8 @@ __device__ inline void multiply_lines(const skv_half *queries,
 #pragma unroll
     for (int n = 0; n < static_cast<int>(kCandidateTile) / 8; n += 2) {
       const uint4 b = key_operands<DIM>(candidates, 8 * n, column);
-      mma(x[n], a, b.x, b.y);
-      mma(x[n + 1], a, b.z, b.w);
+      mma_cached(x[n], a, b.x, b.y);
+      mma_cached(x[n + 1], a, b.z, b.w);
     }
   }
 }
@@ -105,13 +105,13 @@ __device__ inline void compare_remembered(
 #pragma unroll
       for (uint32_t step = 0; step < kSteps; step++) {
         const uint32_t chunk = 32 * step + lane_id();
-        const skv_half *from = chunk < kChunks ? slot.key : slot.value;
+        const skv_cached *from = chunk < kChunks ? slot.key : slot.value;
         // Zeros come back from beyond the end.
         const uint32_t d = chunk < 2 * kChunks ? chunk % kChunks * 8 : DIM;
         if (head_dim % 8 == 0) {
-          load_halves<8, true>(theirs[b][step], from, d, head_dim);
+          load_pairs<8, true>(theirs[b][step], from, d, head_dim);
         } else {
-          load_halves<8, false>(theirs[b][step], from, d, head_dim);
+          load_pairs<8, false>(theirs[b][step], from, d, head_dim);
         }
       }
     }
@@ -125,15 +125,15 @@ __device__ inline void compare_remembered(
         const uint32_t chunk = 32 * step + lane_id();
         if (chunk >= 2 * kChunks) continue;
         const bool is_key = chunk < kChunks;
-        const skv_half *own = is_key ? shared.queries : shared.query_values;
+        const skv_cached *own = is_key ? shared.queries : shared.query_values;
         const uint4 words = *reinterpret_cast<const uint4 *>(
             own + line * kLinePitch<DIM> + chunk % kChunks * 8);
         const uint32_t mine[4] = {words.x, words.y, words.z, words.w};
         float sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          const float2 x = to_floats(mine[i]);
-          const float2 y = to_floats(theirs[b][step][i]);
+          const float2 x = cached_floats(mine[i]);
+          const float2 y = cached_floats(theirs[b][step][i]);
           sum += (x.x - y.x) * (x.x - y.x) + (x.y - y.y) * (x.y - y.y);
         }
         squares[0] += is_key ? sum : 0.0f;

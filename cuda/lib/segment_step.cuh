@@ -41,11 +41,11 @@ __device__ inline float link_cosines(const skv_merge_attend_args &args,
     float product = 0.0f, squares[2] = {};
     for (uint32_t d = 8 * t; is_link && d < head_dim; d += 32) {
       uint32_t x[4], y[4];
-      load_halves<8, ALIGNED>(x, job.slot(args, a).key, d, head_dim);
-      load_halves<8, ALIGNED>(y, job.slot(args, b).key, d, head_dim);
+      load_pairs<8, ALIGNED>(x, job.slot(args, a).key, d, head_dim);
+      load_pairs<8, ALIGNED>(y, job.slot(args, b).key, d, head_dim);
 #pragma unroll
       for (int j = 0; j < 4; j++) {
-        const float2 p = to_floats(x[j]), q = to_floats(y[j]);
+        const float2 p = cached_floats(x[j]), q = cached_floats(y[j]);
         product += p.x * q.x + p.y * q.y;
         squares[0] += p.x * p.x + p.y * p.y;
         squares[1] += q.x * q.x + q.y * q.y;

@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(32 * kMoveWarps)
     move_kernel(skv_chunk_args args, CompressWork all_work) {
   // What one lane copies at a time: rows are whole numbers of it.
   using Piece = std::conditional_t<ALIGNED, uint4, uint32_t>;
-  constexpr uint32_t kHalves = sizeof(Piece) / sizeof(skv_half);
+  constexpr uint32_t kHalves = sizeof(Piece) / sizeof(skv_cached);
   begin_kernel();
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.y);

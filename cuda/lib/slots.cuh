@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#include "half.cuh"
+#include "cached.cuh"
 #include "reduce.cuh"
 
 enum HeadWord {
@@ -61,8 +61,8 @@ __device__ inline uint32_t *head_words(const skv_cache &cache,
 
 // One slot of the cache or of the stage.
 struct Slot {
-  skv_half *key;
-  skv_half *value;
+  skv_cached *key;
+  skv_cached *value;
   float *side;
   uint32_t total;
 

@@ -5,7 +5,8 @@
 
 // A state may use any reference instead of the true maximum: what counts is
 // max + ln(sum). Attention uses one that is lower by kHeadroom, so that weights
-// reach 2^14 and those of 2^-24 of the largest still are normal halves.
+// reach 2^14 and those of 2^-24 of the largest still are normal
+// halves.
 constexpr float kHeadroom = 9.704060528f;
 
 struct SoftmaxState {

@@ -53,12 +53,12 @@ __device__ inline void spread_part(uint32_t count, uint32_t head_dim,
     for (uint32_t i = first; i < end; i += kSpreadWarps * rows) {
       const Slot slot = slot_of(i);
       uint32_t words[4];
-      load_halves<8, ALIGNED>(words, slot.value, d, head_dim);
+      load_pairs<8, ALIGNED>(words, slot.value, d, head_dim);
       if (slot.word(kSlotTokens) == 0) continue;
       float x[8];
 #pragma unroll
       for (int j = 0; j < 4; j++) {
-        const float2 pair = to_floats(words[j]);
+        const float2 pair = cached_floats(words[j]);
         x[2 * j] = pair.x, x[2 * j + 1] = pair.y;
       }
       add(x);

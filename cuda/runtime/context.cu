@@ -5,6 +5,7 @@
 
 #include <new>
 
+#include "../lib/cached.cuh"
 #include "context.cuh"
 
 namespace {
@@ -166,6 +167,10 @@ int32_t enter(skv_context *context) {
 }
 
 uint32_t skv_abi_version(void) { return SKV_ABI_VERSION; }
+
+uint32_t skv_cache_type(void) {
+  return kCachesHalves ? SKV_CACHE_IS_HALF : SKV_CACHE_IS_BFLOAT16;
+}
 
 void skv_last_error(skv_context *context, uint8_t *text, uint64_t capacity) {
   if (capacity == 0) return;

@@ -1,10 +1,10 @@
-// Writes and reads, and kernels that convert to and from halves on the way:
+// Writes and reads, and kernels that convert to and from 16 bits on the way:
 // straight from and to pinned host memory, so that no memory of the device is
 // needed for it.
 #include <math.h>
 #include <string.h>
 
-#include "../lib/half.cuh"
+#include "../lib/cached.cuh"
 #include "context.cuh"
 
 namespace {
@@ -16,18 +16,22 @@ uint32_t blocks_for(uint64_t count) {
   return static_cast<uint32_t>(blocks < 4096 ? blocks : 4096);
 }
 
+__device__ inline void store(skv_half &to, float x) { to = to_half(x); }
+__device__ inline void store(skv_cached &to, float x) { to = to_cached(x); }
+
+template <class T>
 __global__ void __launch_bounds__(kThreads)
-    store_halves(skv_half *to, const float *from, skv_rows rows) {
+    store_rows(T *to, const float *from, skv_rows rows) {
   const uint64_t count = static_cast<uint64_t>(rows.rows) * rows.columns;
   for (uint64_t i = blockIdx.x * kThreads + threadIdx.x; i < count;
        i += static_cast<uint64_t>(gridDim.x) * kThreads) {
-    to[rows.offset + i / rows.columns * rows.pitch + i % rows.columns] =
-        to_half(from[i]);
+    store(to[rows.offset + i / rows.columns * rows.pitch + i % rows.columns],
+          from[i]);
   }
 }
 
 __global__ void __launch_bounds__(kThreads)
-    load_floats(float *to, const skv_half *from, uint64_t count) {
+    load_floats(float *to, const skv_cached *from, uint64_t count) {
   for (uint64_t i = blockIdx.x * kThreads + threadIdx.x; i < count;
        i += static_cast<uint64_t>(gridDim.x) * kThreads) {
     to[i] = to_float(from[i]);
@@ -74,15 +78,20 @@ __global__ void __launch_bounds__(kThreads)
 bool is_half(float x) { return fabsf(x) < 65520.0f; }
 
 // Without an exit in the loop, so that it runs on vectors.
-bool are_halves(const float *data, uint64_t count) {
+bool fit(const float *data, uint64_t count, bool cached) {
   bool good = true;
-  for (uint64_t i = 0; i < count; i++) good &= is_half(data[i]);
+  if (cached) {
+    for (uint64_t i = 0; i < count; i++) good &= fits_cache(data[i]);
+  } else {
+    for (uint64_t i = 0; i < count; i++) good &= is_half(data[i]);
+  }
   return good;
 }
 
 // Writes one piece of rows that lie `pitch` apart.
-int32_t write_rows(skv_context *context, skv_half *to, const float *data,
-                   const skv_rows &rows) {
+template <class T>
+int32_t write_piece(skv_context *context, T *to, const float *data,
+                    const skv_rows &rows) {
   const size_t count = static_cast<size_t>(rows.rows) * rows.columns;
   void *piece = nullptr;
   cudaError_t error = context->writes.take(count * sizeof(float), &piece);
@@ -92,10 +101,42 @@ int32_t write_rows(skv_context *context, skv_half *to, const float *data,
   error = cudaHostGetDevicePointer(&on_device, piece, 0);
   if (error != cudaSuccess) return check(context, error, "stage a write");
   error =
-      start_kernel(context->stream, store_halves, blocks_for(count), kThreads,
+      start_kernel(context->stream, store_rows<T>, blocks_for(count), kThreads,
                    to, static_cast<const float *>(on_device), rows);
   if (error == cudaSuccess) error = context->writes.keep(context->stream);
-  return check(context, error, "write halves");
+  return check(context, error, "write rows");
+}
+
+// Writes rows, in as many pieces as it takes.
+template <class T>
+int32_t write_rows(skv_context *context, T *to, const float *data,
+                   const skv_rows &rows) {
+  const uint64_t columns = rows.columns;
+  int32_t status = SKV_OK;
+  constexpr uint64_t kMost = WriteRing::kPieceBytes / sizeof(float);
+  if (columns > kMost) {
+    // A row that is longer than a piece goes in parts.
+    for (uint64_t row = 0; row < rows.rows; row++) {
+      for (uint64_t at = 0; status == SKV_OK && at < columns; at += kMost) {
+        const uint64_t left = columns - at;
+        const skv_rows part = {
+            rows.offset + row * rows.pitch + at, 1,
+            static_cast<uint32_t>(left < kMost ? left : kMost), 0};
+        status = write_piece(context, to, data + row * columns + at, part);
+      }
+    }
+    return status;
+  }
+  const uint64_t most = columns == 0 ? 0 : kMost / columns;
+  for (uint64_t row = 0; status == SKV_OK && row < rows.rows && most > 0;
+       row += most) {
+    const uint64_t left = rows.rows - row;
+    const skv_rows part = {rows.offset + row * rows.pitch,
+                           static_cast<uint32_t>(left < most ? left : most),
+                           rows.columns, rows.pitch};
+    status = write_piece(context, to, data + row * columns, part);
+  }
+  return status;
 }
 
 }  // namespace
@@ -121,40 +162,25 @@ int32_t skv_write(skv_context *context, uint64_t address, const uint8_t *data,
   return status;
 }
 
-int32_t skv_write_halves(skv_context *context, uint64_t address,
-                         const float *data, const skv_rows *rows) {
-  int32_t status = enter(context);
+int32_t skv_write_rows(skv_context *context, uint64_t address,
+                       const float *data, const skv_rows *rows,
+                       uint32_t element) {
+  const int32_t status = enter(context);
   if (status != SKV_OK) return status;
-  const uint64_t columns = rows->columns;
-  const uint64_t count = rows->rows * columns;
-  if (!are_halves(data, count)) {
-    return fail(context, SKV_NOT_A_HALF, "a number does not fit in a half");
+  const uint64_t count = static_cast<uint64_t>(rows->rows) * rows->columns;
+  const bool cached = element == SKV_CACHED;
+  if (!fit(data, count, cached)) {
+    return fail(context, SKV_TOO_LARGE,
+                cached && !kCachesHalves
+                    ? "expected a number that a bfloat16 can hold, at most "
+                      "3.39e38"
+                    : "expected a number that a 16-bit float can hold, at most "
+                      "65504");
   }
-  skv_half *to = reinterpret_cast<skv_half *>(address);
-  constexpr uint64_t kMost = WriteRing::kPieceBytes / sizeof(float);
-  if (columns > kMost) {
-    // A row that is longer than a piece goes in parts.
-    for (uint64_t row = 0; row < rows->rows; row++) {
-      for (uint64_t at = 0; status == SKV_OK && at < columns; at += kMost) {
-        const uint64_t left = columns - at;
-        const skv_rows part = {
-            rows->offset + row * rows->pitch + at, 1,
-            static_cast<uint32_t>(left < kMost ? left : kMost), 0};
-        status = write_rows(context, to, data + row * columns + at, part);
-      }
-    }
-    return status;
-  }
-  const uint64_t most = columns == 0 ? 0 : kMost / columns;
-  for (uint64_t row = 0; status == SKV_OK && row < rows->rows && most > 0;
-       row += most) {
-    const uint64_t left = rows->rows - row;
-    const skv_rows part = {rows->offset + row * rows->pitch,
-                           static_cast<uint32_t>(left < most ? left : most),
-                           rows->columns, rows->pitch};
-    status = write_rows(context, to, data + row * columns, part);
-  }
-  return status;
+  void *to = reinterpret_cast<void *>(address);
+  return cached
+             ? write_rows(context, static_cast<skv_cached *>(to), data, *rows)
+             : write_rows(context, static_cast<skv_half *>(to), data, *rows);
 }
 
 int32_t skv_read(skv_context *context, uint64_t address, uint64_t count,
@@ -170,13 +196,14 @@ int32_t skv_read(skv_context *context, uint64_t address, uint64_t count,
     if (error == cudaSuccess) read = context->reads.find(*ticket);
   }
   if (error != cudaSuccess) return check(context, error, "stage a read");
-  if (count > 0 && element == SKV_HALF) {
+  if (count > 0 && element == SKV_CACHED) {
     void *on_device = nullptr;
     error = cudaHostGetDevicePointer(&on_device, read->memory, 0);
     if (error == cudaSuccess) {
-      error = start_kernel(context->stream, load_floats, blocks_for(count),
-                           kThreads, static_cast<float *>(on_device),
-                           reinterpret_cast<const skv_half *>(address), count);
+      error =
+          start_kernel(context->stream, load_floats, blocks_for(count),
+                       kThreads, static_cast<float *>(on_device),
+                       reinterpret_cast<const skv_cached *>(address), count);
     }
   } else if (count > 0) {
     error = cudaMemcpyAsync(read->memory, reinterpret_cast<void *>(address),

@@ -10,14 +10,15 @@
  *
  * @module
  */
-import type { Policy } from "../policies/parts.ts";
+import type { Policy, Precision } from "../policies/parts.ts";
 
 /** The name of a backend. */
 export type BackendName = "cpu" | "webgpu" | "cuda";
 
 /**
  * What a buffer holds. `half` is the type of weights, keys and values: 16-bit
- * floats on a GPU, 32-bit floats on the CPU (see {@link Backend.halfBytes}).
+ * floats on a GPU, 32-bit floats on the CPU (see {@link Backend.halfBytes}). Keys
+ * and values may be of another 16-bit type (see {@link Backend.precision}).
  */
 export type ElementType = "f32" | "u32" | "half";
 
@@ -75,6 +76,11 @@ export interface Backend extends AsyncDisposable {
   readonly description: string;
   /** Bytes of one `half` element on this backend: 2 or 4. */
   readonly halfBytes: 2 | 4;
+  /**
+   * The type of keys and values: `half`, which is what this backend takes unless
+   * told otherwise (see {@link ElementType}), or what it was opened for.
+   */
+  readonly precision: Precision["kind"];
   /** Decode steps worth enqueueing before their ids are read back together. */
   readonly stepsPerRead: number;
   /**

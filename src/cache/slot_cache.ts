@@ -12,6 +12,7 @@ import {
   SlotField,
   type Slots,
 } from "../backends/backend.ts";
+import { checkPrecision } from "../backends/check_precision.ts";
 import type { Policy } from "../policies/parts.ts";
 import { largestCapacity } from "./adaptive_heads.ts";
 import {
@@ -61,6 +62,7 @@ export class SlotCache implements Disposable {
   /**
    * Allocates the cache.
    *
+   * @throws {TypeError} If the backend has not the policy's precision.
    * @throws {RangeError} If the budget does not suit the policy or the model.
    */
   constructor(
@@ -69,6 +71,7 @@ export class SlotCache implements Disposable {
     options: Omit<BudgetOptions, "halfBytes">,
   ) {
     const { sizes, sequences, stageRows } = options;
+    checkPrecision(policy, backend);
     this.#backend = backend;
     this.#sequences = sequences;
     this.budgets = resolveBudget(policy, {

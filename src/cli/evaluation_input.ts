@@ -21,6 +21,7 @@ import { LoadingProgress } from "./progress.ts";
 export const inputFlags = {
   model: modelFlags.model,
   backend: modelFlags.backend,
+  precision: modelFlags.precision,
   documents: text("FILE", "Held-out text: one {source, name, text} a line"),
 } as const;
 
@@ -49,12 +50,15 @@ export interface EvaluationInput extends AsyncDisposable {
  * the model.
  *
  * @throws {UsageError} If no documents are named.
+ * @throws {TypeError} If the backend has not the precision.
  * @throws {EvaluationFormatError} If the documents are missing or damaged.
  * @throws {BackendUnavailableError} If the backend cannot be opened.
  * @throws {ModelFormatError} If a file of the model is missing or damaged.
  */
 export async function openInput(
-  { documents: file, backend: name = "auto" }: Values<typeof inputFlags>,
+  { documents: file, backend: name = "auto", precision = "half" }: Values<
+    typeof inputFlags
+  >,
   { folder, quiet, signal }: OpenInputOptions,
 ): Promise<EvaluationInput> {
   if (file === undefined) {
@@ -62,7 +66,7 @@ export async function openInput(
   }
   const documents = await loadDocuments(file);
   await using stack = new AsyncDisposableStack();
-  const { backend } = await openBackend(name);
+  const { backend } = await openBackend(name, { precision });
   stack.use(backend);
   const loading = new LoadingProgress({ enabled: !quiet });
   const { onProgress } = loading;

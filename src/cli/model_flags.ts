@@ -6,7 +6,7 @@
 import type { BackendName } from "../backends/backend.ts";
 import type { ChatOptions, PolicyForModel } from "../generate/options.ts";
 import { readHeadLosses } from "../model/head_losses_file.ts";
-import type { Budget } from "../policies/parts.ts";
+import type { Budget, Precision } from "../policies/parts.ts";
 import { createPolicy, policies } from "../policies/registry.ts";
 import { steady } from "../policies/steady.ts";
 import { BUDGET_FORMS, parseBudget } from "../policies/parse_budget.ts";
@@ -32,6 +32,12 @@ export const modelFlags = {
     help: "cuda, webgpu, cpu, or auto: the first of them that this machine " +
       "has (default: auto)",
     words: ["auto", "cuda", "webgpu", "cpu"] satisfies (BackendName | "auto")[],
+  }),
+  precision: choice("TYPE", {
+    help:
+      "How keys and values are stored: half, or bfloat16 for models whose " +
+      "numbers are too large for that; bfloat16 needs CUDA (default: half)",
+    words: ["half", "bfloat16"] satisfies Precision["kind"][],
   }),
   policy: choice("NAME", {
     help: `${Object.keys(policies).join(", ")} (default: steady)`,
@@ -118,9 +124,10 @@ export const quietFlag = {
  * @throws {ModelFormatError} If the file of `--losses` is missing or damaged.
  */
 export async function policyOf(
-  { policy: name = "steady", budget, losses: file, chunk, whole: longest }:
-    Values<typeof modelFlags>,
+  values: Values<typeof modelFlags>,
 ): Promise<PolicyForModel> {
+  const { policy: name = "steady", budget, losses: file } = values;
+  const { precision, chunk, whole: longest } = values;
   if (file !== undefined && name !== "steady") {
     throw new UsageError(
       `Cannot use --losses with --policy ${name}: expected --policy steady`,
@@ -137,6 +144,7 @@ export async function policyOf(
     ...name === "steady"
       ? steady({ budget: amount, losses: given ?? headLosses })
       : createPolicy(name, amount),
+    ...precision !== undefined && { precision: { kind: precision } },
     ...longest !== undefined
       ? { schedule: { kind: "whole", longest } }
       : chunk !== undefined && { schedule: { kind: "streaming", chunk } },

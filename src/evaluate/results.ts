@@ -91,7 +91,7 @@ export type ResultRow = Measurement & {
   readonly task: string;
   /** Name of the model. */
   readonly model: string;
-  /** Name of the backend. */
+  /** Name of the backend, with the type of its caches if not `half`. */
   readonly backend: string;
   /** Label of the policy; `full` is the full cache. */
   readonly policy: string;

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { backendLabel, checkPrecision } from "../backends/check_precision.ts";
 import { resolveBudget } from "../cache/budget.ts";
 import { fullCache } from "../policies/full_cache.ts";
 import { validatePolicy } from "../policies/validate_policy.ts";
@@ -62,6 +63,8 @@ interface Cell {
  * them is computed once, for all policies.
  *
  * @returns The results of the plan, in its order.
+ * @throws {TypeError} If the backend has not the precision of a policy, before
+ * anything is measured.
  * @throws {RangeError} If a budget does not suit a policy, or the documents
  * are too short, before anything is measured.
  */
@@ -84,7 +87,7 @@ export async function runPlan(options: RunOptions): Promise<ResultRow[]> {
         version: RESULT_VERSION,
         task: group.task,
         model: model.name,
-        backend: model.backend.name,
+        backend: backendLabel(model.backend),
         ...labels,
         memory: {
           ...measureMemory(model, policy),
@@ -141,7 +144,7 @@ async function createCells(
           version: RESULT_VERSION,
           model: model.name,
           config: model.config,
-          backend: model.backend.name,
+          backend: backendLabel(model.backend),
           identity,
           policy: own,
         })
@@ -182,6 +185,7 @@ function checkBudget(
   policy: Policy,
 ): void {
   validatePolicy(policy);
+  checkPrecision(policy, backend);
   try {
     resolveBudget(policy, {
       ...config,

@@ -21,6 +21,7 @@ import type {
   Program,
   WriteRowsOptions,
 } from "../backends/backend.ts";
+import type { Precision } from "../policies/parts.ts";
 
 /** What a kernel that takes queries is called with. */
 interface QueryArguments {
@@ -59,6 +60,11 @@ export class TappedBackend implements Backend {
   /** See {@link Backend.halfBytes}. */
   get halfBytes(): 2 | 4 {
     return this.#inner.halfBytes;
+  }
+
+  /** See {@link Backend.precision}. */
+  get precision(): Precision["kind"] {
+    return this.#inner.precision;
   }
 
   /** See {@link Backend.stepsPerRead}. */

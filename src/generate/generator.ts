@@ -4,6 +4,7 @@
  * @module
  */
 import type { Backend } from "../backends/backend.ts";
+import { checkPrecision } from "../backends/check_precision.ts";
 import { openBackend } from "../backends/open_backend.ts";
 import { resolveBudget } from "../cache/budget.ts";
 import type { CacheStats } from "../cache/slot_cache.ts";
@@ -88,6 +89,8 @@ export class Generator implements AsyncDisposable {
    * @param folder Path or file URL of a Hugging Face model folder.
    * @throws {ModelFormatError} If a file is missing or damaged.
    * @throws {BackendUnavailableError} If the backend cannot be opened.
+   * @throws {TypeError} If the backend cannot store keys and values with the
+   * policy's precision, or two parts of the policy do not go together.
    * @throws {RangeError} If the budget does not suit the policy or the model,
    * or `sequences` is not a whole number of at least 1.
    */
@@ -108,12 +111,13 @@ export class Generator implements AsyncDisposable {
     const { backend: wanted = "auto" } = options;
     const ownsBackend = typeof wanted === "string";
     const { backend, skipped } = ownsBackend
-      ? await openBackend(wanted)
+      ? await openBackend(wanted, { precision: policy.precision.kind })
       : { backend: wanted, skipped: [] };
     let weights: Weights | undefined;
     let engine: Engine | undefined;
     try {
-      // A bad budget should be known before gigabytes of weights are read.
+      // What is wrong should be known before gigabytes of weights are read.
+      checkPrecision(policy, backend);
       resolveBudget(policy, {
         ...config,
         sequences,

@@ -62,7 +62,7 @@ const merge: KindsOf<Merge> = {
   nextValues: true,
   segments: true,
 };
-const precision: KindsOf<Precision> = { half: true };
+const precision: KindsOf<Precision> = { half: true, bfloat16: true };
 const schedule: KindsOf<Schedule> = { streaming: true, whole: true };
 
 /**

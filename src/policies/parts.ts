@@ -389,8 +389,17 @@ export type Merge =
 
 /** How keys and values are stored. */
 export type Precision =
-  /** The backend's half type. */
-  { readonly kind: "half" };
+  /**
+   * The backend's half type: 16-bit floats on a GPU, 32-bit floats on the CPU,
+   * unless it was opened for another type. Numbers above 65504 overflow.
+   */
+  | { readonly kind: "half" }
+  /**
+   * bfloat16, in as many bytes: the range of 32-bit floats with 8 bits of
+   * precision in place of 11, for models whose keys or values overflow. CUDA
+   * alone, by a library of its own (`deno task build:cuda --cache bfloat16`).
+   */
+  | { readonly kind: "bfloat16" };
 
 /** When the cache is compressed while a prompt is read. */
 export type Schedule =

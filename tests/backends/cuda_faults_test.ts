@@ -136,6 +136,17 @@ const obstacles: readonly Obstacle[] = [
       ),
   },
   {
+    name: "a library for other caches",
+    driver: "one GPU",
+    prepare: async () => ({
+      [LIBRARY_VARIABLE]: await buildEmulation("bfloat16"),
+    }),
+    says: () =>
+      new RegExp(
+        `^the library .+ was built for caches of bfloat16, expected half: ${BUILD}$`,
+      ),
+  },
+  {
     name: "a library for another architecture",
     driver: "one GPU",
     prepare: async () => ({ [LIBRARY_VARIABLE]: await buildEmulation() }),

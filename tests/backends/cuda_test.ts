@@ -157,11 +157,8 @@ Deno.test("every status is an exception of its kind", () => {
     error(Status.outOfMemory).message,
     "Cannot do this: it is so",
   );
+  assertInstanceOf(error(Status.tooLarge), RangeError);
   assertInstanceOf(error(Status.invalid), TypeError);
-  assertEquals(
-    errorOf(Status.notAHalf, "", "write 70000 to keys").message,
-    "Cannot write 70000 to keys: expected a number that a 16-bit float can hold, at most 65504",
-  );
   for (const status of [Status.noDevice, Status.architecture]) {
     assertInstanceOf(error(status), BackendUnavailableError);
     assertStringIncludes(error(status).message, "it is so: ");

@@ -47,6 +47,13 @@ export const emulated: Candidate = {
   ...(missing !== undefined && { unavailable: missing }),
 };
 
+/** The same with caches that hold bfloat16. */
+const emulatedBfloat16: Candidate = {
+  ...emulated,
+  label: "cuda (emulated) with bfloat16 caches",
+  open: () => openEmulation({ precision: "bfloat16" }),
+};
+
 for (const { label, unavailable } of [...candidates, emulated]) {
   if (unavailable) {
     console.warn(`Tests on ${label} are ignored: ${unavailable}`);
@@ -59,6 +66,8 @@ export interface EachBackendOptions {
   readonly only?: readonly BackendName[];
   /** Whether the test is too much for an emulated device. */
   readonly large?: boolean;
+  /** Whether the test also runs on an emulated device with bfloat16 caches. */
+  readonly bfloat16?: boolean;
 }
 
 /**
@@ -68,9 +77,14 @@ export interface EachBackendOptions {
 export function eachBackend(
   name: string,
   body: (backend: Backend, candidate: Candidate) => Promise<void>,
-  { only, large = false }: EachBackendOptions = {},
+  { only, large = false, bfloat16 = false }: EachBackendOptions = {},
 ): void {
-  for (const candidate of [...candidates, ...large ? [] : [emulated]]) {
+  const all = [
+    ...candidates,
+    ...large ? [] : [emulated],
+    ...bfloat16 ? [emulatedBfloat16] : [],
+  ];
+  for (const candidate of all) {
     if (only !== undefined && !only.includes(candidate.name)) continue;
     const { label, unavailable } = candidate;
     Deno.test({

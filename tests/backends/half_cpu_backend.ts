@@ -8,18 +8,29 @@ import type {
   WriteRowsOptions,
 } from "../../src/backends/backend.ts";
 import { CpuBackend } from "../../src/backends/cpu/cpu_backend.ts";
+import type { Precision } from "../../src/policies/parts.ts";
+import { roundToBfloat16, roundToHalf } from "../kernels/random.ts";
 
 /**
- * The CPU backend with weights, keys and values rounded to 16-bit floats where
- * a GPU backend stores them: what rounding alone does to a result.
+ * The CPU backend with weights, keys and values rounded to 16 bits where a GPU
+ * backend stores them: what rounding alone does to a result.
  */
 export class HalfCpuBackend extends CpuBackend {
+  /** Rounds keys and values. */
+  readonly #round: (values: Float32Array) => Float32Array;
+
+  /** Constructs a new instance whose caches hold what `precision` names. */
+  constructor(precision: Precision["kind"] = "half") {
+    super();
+    this.#round = precision === "half" ? roundToHalf : roundToBfloat16;
+  }
+
   override writeRows(
     matrix: DeviceMatrix,
     data: Float32Array,
     options: WriteRowsOptions,
   ): void {
-    super.writeRows(matrix, rounded(data), options);
+    super.writeRows(matrix, roundToHalf(data), options);
   }
 
   override record(label: string, body: (kernels: Kernels) => void): Program {
@@ -32,8 +43,8 @@ export class HalfCpuBackend extends CpuBackend {
         if (name !== "qkvRopeAppend") return;
         const { cache } = args as { cache: Record<string, Slots<unknown>> };
         const run = () => {
-          roundSlots(cache["slots"]!);
-          roundSlots(cache["stage"]!);
+          this.#roundSlots(cache["slots"]!);
+          this.#roundSlots(cache["stage"]!);
         };
         programs.push({ label, run, [Symbol.dispose]() {} });
       },
@@ -51,16 +62,12 @@ export class HalfCpuBackend extends CpuBackend {
       },
     };
   }
-}
 
-function rounded(data: Float32Array): Float32Array {
-  return new Float32Array(new Float16Array(data));
-}
-
-function roundSlots({ keys, values }: Slots<unknown>): void {
-  for (const buffer of [keys, values]) {
-    // Buffers of the CPU backend are host tensors.
-    const { f32 } = buffer as DeviceBuffer & HostTensor;
-    f32.set(rounded(f32));
+  #roundSlots({ keys, values }: Slots<unknown>): void {
+    for (const buffer of [keys, values]) {
+      // Buffers of the CPU backend are host tensors.
+      const { f32 } = buffer as DeviceBuffer & HostTensor;
+      f32.set(this.#round(f32));
+    }
   }
 }

@@ -5,9 +5,11 @@
  * @module
  */
 import type { Backend } from "../../src/backends/backend.ts";
+import { cacheDefinitions } from "../../src/backends/cuda/build.ts";
 import { CudaBackend } from "../../src/backends/cuda/cuda_backend.ts";
 import { cacheFolder } from "../../src/backends/cuda/find_library.ts";
 import { CudaLibrary } from "../../src/backends/cuda/library.ts";
+import type { Precision } from "../../src/policies/parts.ts";
 
 /** Sources of the library, and what is laid over them or stands beside. */
 const SOURCES = new URL("../../cuda/", import.meta.url);
@@ -46,16 +48,25 @@ export async function emulationMissing(): Promise<string | undefined> {
  * as little shared memory as any. There is a third that cannot be opened.
  */
 export async function openEmulation(
-  { device = 0, checkEveryKernel = false, ownProducts = true }: {
+  {
+    device = 0,
+    checkEveryKernel = false,
+    ownProducts = true,
+    precision = "half",
+  }: {
     device?: 0 | 1;
     checkEveryKernel?: boolean;
     ownProducts?: boolean;
+    precision?: Precision["kind"];
   } = {},
 ): Promise<Backend> {
-  const path = await buildEmulation();
+  const path = await buildEmulation(precision);
   // The emulation has its own cuBLASLt: see emulator/matrix_library.cu.
   if (!ownProducts) Deno.env.set("STEADYKV_CUBLASLT", path);
-  const library = new CudaLibrary({ path, named: "the emulation" });
+  const library = new CudaLibrary(
+    { path, named: "the emulation" },
+    precision,
+  );
   return CudaBackend.open(library, {
     device,
     checkEveryKernel,
@@ -66,19 +77,26 @@ export async function openEmulation(
 /**
  * Builds the library, unless one of these sources is in the cache folder.
  *
+ * @param precision What caches hold (default halves).
  * @returns The path of the library.
  */
-export async function buildEmulation(): Promise<string> {
+export async function buildEmulation(
+  precision: Precision["kind"] = "half",
+): Promise<string> {
   const files = await collectFiles();
+  const common = [...COMMON, ...cacheDefinitions(precision)];
   const folder = `${cacheFolder()}/steadykv/cuda-emulation-${await hash(
     files,
+    common,
   )}`;
   const path = `${folder}/libsteadykv_emulated.so`;
   await Deno.mkdir(folder, { recursive: true });
   // Tests that start together build it once.
   using lock = await Deno.open(`${folder}/lock`, { create: true, write: true });
   await lock.lock(true);
-  if (!await exists(path)) await compile(files, folder, path);
+  if (!await exists(path)) {
+    await compile(files, { common, folder, path });
+  }
   return path;
 }
 
@@ -102,9 +120,12 @@ async function collectFiles(): Promise<Map<string, string>> {
   return files;
 }
 
-async function hash(files: ReadonlyMap<string, string>): Promise<string> {
+async function hash(
+  files: ReadonlyMap<string, string>,
+  common: readonly string[],
+): Promise<string> {
   const all = [...files].sort(([a], [b]) => a < b ? -1 : 1);
-  const text = JSON.stringify([COMMON, INSTRUMENTED, LINKED, all]);
+  const text = JSON.stringify([common, INSTRUMENTED, LINKED, all]);
   const digest = await crypto.subtle.digest(
     "SHA-256",
     new TextEncoder().encode(text),
@@ -114,8 +135,11 @@ async function hash(files: ReadonlyMap<string, string>): Promise<string> {
 
 async function compile(
   files: ReadonlyMap<string, string>,
-  folder: string,
-  path: string,
+  { common, folder, path }: {
+    common: readonly string[];
+    folder: string;
+    path: string;
+  },
 ): Promise<void> {
   const sources = await Deno.makeTempDir({ prefix: "steadykv-emulation-" });
   try {
@@ -130,7 +154,7 @@ async function compile(
       for (const unit of queue) {
         const options = unit.endsWith(".cu") ? INSTRUMENTED : [];
         await run(
-          [...COMMON, ...options, "-c", unit, "-o", `${unit}.o`],
+          [...common, ...options, "-c", unit, "-o", `${unit}.o`],
           sources,
         );
       }

@@ -89,7 +89,7 @@ async function tolerances(
   },
 ): Promise<number[]> {
   if (backend.halfBytes === 4) return ids.map(() => 1e-3);
-  await using half = new HalfCpuBackend();
+  await using half = new HalfCpuBackend(backend.precision);
   const chunk = longestPiece(model.policy.schedule);
   const errors = await withEngine(
     half,
@@ -255,5 +255,6 @@ for (const family of families) {
         assertGreedy(greedy, greedy_ids, { gaps, margin: 2 * margin });
       });
     },
+    { bfloat16: true },
   );
 }

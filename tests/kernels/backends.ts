@@ -13,13 +13,16 @@ import {
   openEmulation,
 } from "../cuda_emulation/build_emulation.ts";
 import {
+  cacheCases,
   cases,
   productCases,
   sharedMemoryCases,
   SPLIT_BYTES,
   splitCases,
 } from "./cases.ts";
-import type { KernelCase } from "./kernel_case.ts";
+import { type KernelCase, PLAIN, type Precision } from "./kernel_case.ts";
+import type { Policy } from "../../src/policies/parts.ts";
+import { BFLOAT16 } from "./tolerance.ts";
 
 /** A backend under test. */
 export interface TestedBackend {
@@ -27,8 +30,8 @@ export interface TestedBackend {
   /** Why it cannot be tested here. */
   readonly missing?: string;
   readonly cases: readonly KernelCase[];
-  /** Most rows of a step whose products have 32-bit precision, if not any. */
-  readonly exactRows?: number;
+  /** How precise it is, if not {@link PLAIN}. */
+  readonly precision?: Precision;
   open(): Promise<Backend>;
 }
 
@@ -38,18 +41,37 @@ export interface TestedBackend {
  * the tensor cores, which bound such steps. The attention of a chunk does the
  * same with queries and with the weights that multiply values.
  */
-const CUDA = { exactRows: 32 };
+const CUDA = { precision: { ...PLAIN, exactRows: 32 } };
+
+/**
+ * With caches of bfloat16 a query, and a weight that multiplies values, is split
+ * in two of them in the place of two halves: see cuda/lib/cached.cuh.
+ */
+const CUDA_BFLOAT16 = {
+  precision: { ...CUDA.precision, stored: BFLOAT16, factors: 2 ** -17 },
+};
+
+/** Why there is no CUDA backend with caches of a type. */
+async function missingCuda(
+  precision: Policy["precision"]["kind"],
+): Promise<{ missing?: string }> {
+  try {
+    await using _backend = await openCuda({ precision });
+    return {};
+  } catch (error) {
+    if (error instanceof BackendUnavailableError) {
+      return { missing: error.message };
+    }
+    throw error;
+  }
+}
 
 /** All backends beside the reference, and whether they are there. */
 export async function testedBackends(): Promise<TestedBackend[]> {
   const probe = await probeWebGpu();
   const missing = probe.available ? {} : { missing: probe.reason };
-  const cuda = await openCuda().catch((error) => {
-    if (error instanceof BackendUnavailableError) return error.message;
-    throw error;
-  });
-  const noCuda = typeof cuda === "string" ? { missing: cuda } : {};
-  if (typeof cuda !== "string") await cuda[Symbol.asyncDispose]();
+  const noCuda = await missingCuda("half");
+  const noBfloat16 = await missingCuda("bfloat16");
   const noCompiler = await emulationMissing();
   const noEmulation = noCompiler === undefined ? {} : { missing: noCompiler };
   return [
@@ -69,6 +91,13 @@ export async function testedBackends(): Promise<TestedBackend[]> {
       ...noCuda,
     },
     {
+      name: "cuda with bfloat16 caches",
+      cases: cacheCases,
+      open: () => openCuda({ precision: "bfloat16" }),
+      ...CUDA_BFLOAT16,
+      ...noBfloat16,
+    },
+    {
       name: "cuda (emulated)",
       cases,
       open: () => openEmulation(),
@@ -80,6 +109,13 @@ export async function testedBackends(): Promise<TestedBackend[]> {
       cases: sharedMemoryCases,
       open: () => openEmulation({ device: 1 }),
       ...CUDA,
+      ...noEmulation,
+    },
+    {
+      name: "cuda (emulated) with bfloat16 caches",
+      cases: cacheCases,
+      open: () => openEmulation({ precision: "bfloat16" }),
+      ...CUDA_BFLOAT16,
       ...noEmulation,
     },
     {

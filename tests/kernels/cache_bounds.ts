@@ -11,7 +11,7 @@ import { GARBAGE_KEY } from "./cache_scene.ts";
 import type { SlotBounds } from "./compare_slots.ts";
 import type { Jitter } from "./jitter.ts";
 import type { Scene } from "./scene.ts";
-import { F16, F32, sumError } from "./tolerance.ts";
+import { F32, sumError } from "./tolerance.ts";
 
 /** Magnitudes of the inputs of a scene. */
 export interface Magnitudes {
@@ -23,8 +23,13 @@ export interface Magnitudes {
   readonly value: number;
   /** Slots and staged rows that a row attends to, at most. */
   readonly slots: number;
-  /** Whether queries and the weights of attention are rounded to halves. */
-  readonly roundsToHalves?: boolean;
+  /**
+   * Relative error of queries and of the weights of attention as factors,
+   * beyond that of 32-bit floats.
+   */
+  readonly factors: number;
+  /** Relative error of storing a key or value. */
+  readonly stored: number;
   /** Rows that are observed. */
   readonly rows: number;
   /** Times that a slot may be merged in one call. */
@@ -64,9 +69,10 @@ export function cacheBounds(magnitudes: Magnitudes): CacheBounds {
   const group = heads / kvHeads;
   // |q·k| ≤ |q| |k|, a sum of headDim products, over √d.
   const largest = magnitudes.query * magnitudes.key / Math.sqrt(headDim);
-  // A query in halves adds 2^-11 Σ |q k|, however small its elements are.
-  const half = magnitudes.roundsToHalves === true ? F16 : 0;
-  const logit = sumError(headDim, largest) + (2 * F32 + half) * largest;
+  // A query that is less exact adds that share of Σ |q k|, however small its
+  // elements are.
+  const { factors, stored } = magnitudes;
+  const logit = sumError(headDim, largest) + (2 * F32 + factors) * largest;
   // Softmax weights exp(x): under the weights themselves, the mean of |x| is
   // at most ln(slots), so that is how far their units of error count.
   const weights = (3 + 2 * Math.log(slots)) * 2 * F32 + 2 * logit +
@@ -79,9 +85,10 @@ export function cacheBounds(magnitudes: Magnitudes): CacheBounds {
   const accumulated = rows *
     (Math.expm1(seen) + 3.1 * 2 * F32 + F32 * (rows + 2));
   // The score of a slot adds the bias correction, the logarithm of a number
-  // that may be small. Every further merge adds what keys have lost in halves.
-  const halves = magnitudes.merges > 1 ? magnitudes.merges * F16 * largest : 0;
-  const score = ema + 2 ** -21 + 2 * LOG_ADD + halves;
+  // that may be small. Every further merge adds what keys have lost when they
+  // were stored.
+  const lost = magnitudes.merges > 1 ? magnitudes.merges * stored * largest : 0;
+  const score = ema + 2 ** -21 + 2 * LOG_ADD + lost;
   // Merge weights exp(mass − ln Σ exp mass), relative.
   const share = 2 * score + LOG_ADD + 2 * LARGEST * 2 * F32;
   // KL is flat in the scores but for their distance from the mean; weights
@@ -101,10 +108,10 @@ export function cacheBounds(magnitudes: Magnitudes): CacheBounds {
     element(magnitudes.query);
   const merges = magnitudes.merges;
   // Each value that is added has a weight that is a ratio like those below, and
-  // may carry what was added to it before, as much again; the sum is rounded to
-  // halves each time, at up to twice the size of a value.
+  // may carry what was added to it before, as much again; the sum is rounded
+  // and stored each time, at up to twice the size of a value.
   const passes = magnitudes.passes ?? 0;
-  const added = passes * 2 * magnitudes.value * (share + F16);
+  const added = passes * 2 * magnitudes.value * (share + stored);
   // Slots of a segment have weights exp(−x), and x exp(−x) is at most 1/e. x is
   // the square of a ratio of distances, roots of sums of headDim squares, to
   // their mean, so its relative error is at most that of one sum and of twice
@@ -118,7 +125,7 @@ export function cacheBounds(magnitudes: Magnitudes): CacheBounds {
   const together = members * accumulated + sumError(members, 2 * members);
   return {
     // Weights that multiply values are rounded, those that are added up are not.
-    output: magnitudes.value * (2 * weights + half),
+    output: magnitudes.value * (2 * weights + factors),
     logSum,
     ema: ema + merges * (score + bias) + members * LOG_ADD,
     accumulated: accumulated + together + 8 * F32 * (merges + 2),
@@ -161,10 +168,12 @@ export function sceneNorm(
  * `headDim 2^-24`. A product of distances is moved by both of its factors, by
  * rounding as by these changes.
  *
- * @param comparesMerged Whether merged keys are compared again. Rounding them
- * to halves changes their elements by `2^-11 / √12` on average, at most.
- * @param roundsToHalves Whether scores come from queries that are rounded to
- * halves, which changes their elements by `2^-11 / √3` on average, at most.
+ * @param bounds Bounds for exact queries, in whose place changed queries are
+ * tried.
+ * @param comparesMerged Whether merged keys are compared again. Storing them
+ * changes their elements by `stored / √12` on average, at most.
+ * @param factors See {@link Magnitudes}: rounding queries so changes their
+ * elements by `factors / √3` on average, at most.
  */
 export function choiceJitter(
   { score }: Policy,
@@ -172,16 +181,18 @@ export function choiceJitter(
     sizes: { headDim },
     bounds: { ema },
     comparesMerged = false,
-    roundsToHalves,
+    factors,
+    stored,
   }: {
     sizes: ModelSizes;
     bounds: CacheBounds;
     comparesMerged?: boolean;
-    roundsToHalves?: boolean;
+    factors: number;
+    stored: number;
   },
 ): Jitter {
   // Ages are counts: the same everywhere, and often equal.
   const scores = score.kind === "age" ? 0 : 4 * ema;
-  const keys = comparesMerged ? F16 / Math.sqrt(12) : 4 * headDim * F32;
-  return { scores, keys, queries: roundsToHalves === true ? 2 * F16 : 0 };
+  const keys = comparesMerged ? stored / Math.sqrt(12) : 4 * headDim * F32;
+  return { scores, keys, queries: 2 * factors };
 }

@@ -68,7 +68,7 @@ export interface SceneCache {
 }
 
 /** Element of keys in slots that are not live. */
-export const GARBAGE_KEY = 333;
+export const GARBAGE_KEY = 336;
 
 /** How far keys lie from the direction of their cluster, relative. */
 const SPREAD = 0.4;
@@ -86,7 +86,7 @@ export function makeCache(options: CacheOptions): SceneCache {
   const norms = new Random(7);
 
   const keys = new Float32Array(total * headDim).fill(GARBAGE_KEY);
-  const values = new Float32Array(total * headDim).fill(-333);
+  const values = new Float32Array(total * headDim).fill(-GARBAGE_KEY);
   const side = new Float32Array(total * fields);
   const sideWords = new Uint32Array(side.buffer);
   side.fill(FREE_BIAS, SlotField.bias * total, partnerField(lanes) * total);

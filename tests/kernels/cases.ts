@@ -3,6 +3,7 @@ import { attentionCases, chunkCases } from "./chunk_cases.ts";
 import { consecutiveCases } from "./consecutive_cases.ts";
 import { decodeCases } from "./decode_cases.ts";
 import type { KernelCase } from "./kernel_case.ts";
+import { largeCases } from "./large_cases.ts";
 import { batchCases, matrixCases, vectorCases } from "./matrix_cases.ts";
 import { qkvCases } from "./qkv_cases.ts";
 import { queryStatisticsCases } from "./query_statistics_cases.ts";
@@ -19,9 +20,8 @@ export const productCases: readonly KernelCase[] = [
   ...qkvCases,
 ];
 
-/** The cases that every backend is tested with. */
-export const cases: readonly KernelCase[] = [
-  ...productCases,
+/** The cases of attention and of what policies do with keys and values. */
+const policyCases: readonly KernelCase[] = [
   ...decodeCases,
   ...consecutiveCases,
   ...chunkCases,
@@ -29,8 +29,21 @@ export const cases: readonly KernelCase[] = [
   ...selectionCases,
   ...segmentCases,
   ...valueNormsCases,
+];
+
+/** The cases that every backend is tested with. */
+export const cases: readonly KernelCase[] = [
+  ...productCases,
+  ...policyCases,
   ...queryStatisticsCases,
   ...sampleCases,
+];
+
+/** The cases whose kernels touch keys or values, and numbers no half can hold. */
+export const cacheCases: readonly KernelCase[] = [
+  ...qkvCases,
+  ...policyCases,
+  ...largeCases,
 ];
 
 /** The cases that multiply with a matrix that may be split. */

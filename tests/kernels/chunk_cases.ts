@@ -17,7 +17,12 @@ import { cacheBounds, choiceJitter, sceneNorm } from "./cache_bounds.ts";
 import { makeCache, type SceneHead } from "./cache_scene.ts";
 import { assertSameCache } from "./compare_slots.ts";
 import { keepsScores, type TableChange, tableChange } from "./decode_cases.ts";
-import type { Draw, KernelCase, Precision } from "./kernel_case.ts";
+import {
+  type Draw,
+  factorError,
+  type KernelCase,
+  type Precision,
+} from "./kernel_case.ts";
 import { modelSizes } from "./matrix_cases.ts";
 import { cam, emaScore, pairs, testPolicy, votes } from "./policies.ts";
 import { garbage, Random } from "./random.ts";
@@ -181,24 +186,30 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   const merges = options.merges ??
     (options.mergesTwice ? 2 : magnitudes.merges);
   const attends = kernel !== "compress" || isObserved;
-  const roundsToHalves = ({ exactRows }: Precision) =>
-    attends && rows > exactRows;
+  const errors = (precision: Precision) => ({
+    factors: attends ? factorError(precision, rows) : 0,
+    stored: precision.stored.unit,
+  });
   return {
     scene,
     ...(kernel === "compress" && {
       jitter: (precision) =>
         choiceJitter(policy, {
           sizes,
-          bounds: cacheBounds(magnitudes),
+          bounds: cacheBounds({
+            ...magnitudes,
+            ...errors(precision),
+            factors: 0,
+          }),
           comparesMerged: options.mergesTwice ?? false,
-          roundsToHalves: roundsToHalves(precision),
+          ...errors(precision),
         }),
     }),
     check(actual, expected, precision) {
       const bounds = cacheBounds({
         ...magnitudes,
         merges,
-        roundsToHalves: roundsToHalves(precision),
+        ...errors(precision),
       });
       assertWithin(actual.output!.f32, expected.output!.f32, {
         what: "output",
@@ -213,6 +224,7 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
         lanes,
         total: cache.slots,
         bounds,
+        stored: precision.stored,
         scored: keepsScores(policy),
         partners: remembersPartners(policy),
       });

@@ -11,7 +11,12 @@ import {
   SlotField,
 } from "../../src/backends/backend.ts";
 import type { Outcome } from "./scene.ts";
-import { assertWithin, halfError, sumError } from "./tolerance.ts";
+import {
+  assertWithin,
+  storedError,
+  type StoredType,
+  sumError,
+} from "./tolerance.ts";
 
 /** How far slots may be apart. */
 export interface SlotBounds {
@@ -21,12 +26,12 @@ export interface SlotBounds {
   readonly accumulated: number;
   /** Of vote biases. */
   readonly bias: number;
-  /** Of elements of keys and values, beside the rounding to halves. */
+  /** Of elements of keys and values, beside what storing them rounds. */
   readonly key: number;
   readonly value: number;
   /** Of the divergence of one merge. */
   readonly divergence: number;
-  /** How often a key or value may have been rounded to halves. */
+  /** How often a key or value may have been rounded to be stored. */
   readonly roundings: number;
 }
 
@@ -34,11 +39,13 @@ export interface SlotBounds {
 export function assertSameCache(
   actual: Outcome,
   expected: Outcome,
-  { sizes, lanes, total, bounds, scored, partners }: {
+  { sizes, lanes, total, bounds, stored, scored, partners }: {
     sizes: ModelSizes;
     lanes: number;
     total: number;
     bounds: SlotBounds;
+    /** What keys and values are stored as. */
+    stored: StoredType;
     /** Whether scores are kept at all. */
     scored: boolean;
     /** Whether slots remember partners. */
@@ -125,7 +132,9 @@ export function assertSameCache(
         what: `${name} ${what}`,
         // Where nothing may change, nothing is rounded either.
         bound: (i) =>
-          bound === 0 ? 0 : bound + bounds.roundings * halfError(reference[i]!),
+          bound === 0
+            ? 0
+            : bound + bounds.roundings * storedError(reference[i]!, stored),
       });
     }
   }

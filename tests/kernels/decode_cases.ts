@@ -14,7 +14,7 @@ import type { Policy } from "../../src/policies/parts.ts";
 import { cacheBounds, choiceJitter, sceneNorm } from "./cache_bounds.ts";
 import { makeCache, type SceneCache, type SceneHead } from "./cache_scene.ts";
 import { assertSameCache } from "./compare_slots.ts";
-import type { Draw, KernelCase } from "./kernel_case.ts";
+import type { Draw, KernelCase, Precision } from "./kernel_case.ts";
 import { modelSizes } from "./matrix_cases.ts";
 import { cam, pairs, testPolicy, votes } from "./policies.ts";
 import { garbage, Random } from "./random.ts";
@@ -179,7 +179,11 @@ function decodeDraw(
       }),
   };
   const norm = (...tensors: string[]) => sceneNorm(scene, sizes, tensors);
-  const bounds = cacheBounds({
+  const errors = ({ factors, stored }: Precision) => ({
+    factors,
+    stored: stored.unit,
+  });
+  const magnitudes = {
     sizes,
     query: norm("queries", ...(hasSinkQueries ? ["sinkQueries"] : [])),
     key: norm("keys"),
@@ -199,13 +203,19 @@ function decodeDraw(
       ? 5 * merge.cap
       : 1,
     passes: merge.kind === "nextValues" ? 1 : 0,
-  });
+  };
+  const boundsOf = (precision: Precision) =>
+    cacheBounds({ ...magnitudes, ...errors(precision) });
   return {
     scene,
     ...(merge.kind !== "never" &&
       {
-        jitter: () => ({
-          ...choiceJitter(policy, { sizes, bounds }),
+        jitter: (precision) => ({
+          ...choiceJitter(policy, {
+            sizes,
+            bounds: boundsOf({ ...precision, factors: 0 }),
+            ...errors(precision),
+          }),
           // The same everywhere, to the last bit, and so are their cosines.
           ...(options.hasTwins && { keys: 0 }),
         }),
@@ -215,7 +225,8 @@ function decodeDraw(
       const next = options.next?.(turn);
       return next && decodeDraw(parts, next, index + 1);
     },
-    check(actual, expected) {
+    check(actual, expected, precision) {
+      const bounds = boundsOf(precision);
       assertWithin(actual.output!.f32, expected.output!.f32, {
         bound: bounds.output,
         what: "output",
@@ -225,6 +236,7 @@ function decodeDraw(
         lanes,
         total: cache.slots,
         bounds,
+        stored: precision.stored,
         scored: keepsScores(policy),
         partners: remembersPartners(policy),
       });

@@ -1,6 +1,7 @@
 import type { Backend } from "../../src/backends/backend.ts";
 import { assertStable, type Jitter } from "./jitter.ts";
 import { type Outcome, play, playAll, type Scene } from "./scene.ts";
+import { HALF, type StoredType } from "./tolerance.ts";
 
 /** One call of one kernel, and what every backend must make of it. */
 export interface KernelCase {
@@ -26,19 +27,41 @@ export interface Draw {
 /** How precise a backend is. */
 export interface Precision {
   /**
-   * Most rows of a step whose products have 32-bit precision. With more, a
-   * factor that is no half already is rounded to one: activations, queries,
-   * and the weights of attention.
+   * Most rows of a step whose products have 32-bit precision. With more,
+   * activations are rounded to halves, and queries and the weights of attention
+   * to what keys and values are stored as.
    */
   readonly exactRows: number;
+  /** What keys and values are stored as. */
+  readonly stored: StoredType;
+  /**
+   * Relative error of queries and of the weights of attention, as factors of
+   * the products of up to `exactRows` rows, beyond that of 32-bit floats.
+   */
+  readonly factors: number;
+}
+
+/** The precision of a backend that computes in 32-bit floats all through. */
+export const PLAIN: Precision = {
+  exactRows: Infinity,
+  stored: HALF,
+  factors: 0,
+};
+
+/** Relative error of those factors in a step of so many rows. */
+export function factorError(
+  { exactRows, stored, factors }: Precision,
+  rows: number,
+): number {
+  return rows > exactRows ? stored.unit : factors;
 }
 
 /** What {@link tryCase} compares. */
 export interface TryCaseOptions {
   readonly backend: Backend;
   readonly reference: Backend;
-  /** See {@link Precision}; any number of rows unless given. */
-  readonly exactRows?: number | undefined;
+  /** By default {@link PLAIN}. */
+  readonly precision?: Precision | undefined;
 }
 
 /** Seeds that are tried for inputs whose choices rounding cannot turn. */
@@ -47,14 +70,14 @@ const SEEDS = 40;
 /** Plays a case on the reference and on `backend`, and compares. */
 export async function tryCase(
   kernelCase: KernelCase,
-  { backend, reference, exactRows = Infinity }: TryCaseOptions,
+  { backend, reference, precision = PLAIN }: TryCaseOptions,
 ): Promise<void> {
   for (let seed = 1;; seed++) {
     let turns: Turn[];
     try {
       turns = await playReference(kernelCase.draw(seed), {
         reference,
-        exactRows,
+        precision,
       });
     } catch (error) {
       if (seed === SEEDS) throw error;
@@ -65,9 +88,19 @@ export async function tryCase(
     }
     const actual = await playAll(backend, turns.map(({ draw }) => draw.scene));
     turns.forEach(({ draw, expected }, i) =>
-      draw.check(actual[i]!, expected, { exactRows })
+      draw.check(actual[i]!, expected, precision)
     );
     return;
+  }
+}
+
+/**
+ * Rounds what a scene's caches hold to what a backend stores, in place: so does
+ * everybody who looks at it start with the same numbers.
+ */
+function storeAs({ round }: StoredType, { tensors }: Scene): void {
+  for (const { type, data } of Object.values(tensors)) {
+    if (type === "half") data.set(round(data as Float32Array));
   }
 }
 
@@ -80,13 +113,14 @@ interface Turn {
 /** Plays all calls; throws if rounding could turn the choices of one. */
 async function playReference(
   first: Draw,
-  { reference, exactRows }: Precision & { reference: Backend },
+  { reference, precision }: { reference: Backend; precision: Precision },
 ): Promise<Turn[]> {
   const turns: Turn[] = [];
   for (let draw: Draw | undefined = first; draw !== undefined;) {
     const { scene }: Draw = draw;
+    storeAs(precision.stored, scene);
     const expected = await play(reference, scene);
-    const jitter = draw.jitter?.({ exactRows });
+    const jitter = draw.jitter?.(precision);
     if (jitter !== undefined) {
       await assertStable(scene, { expected, jitter, reference });
     }

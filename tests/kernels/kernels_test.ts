@@ -3,7 +3,7 @@ import { testedBackends } from "./backends.ts";
 import { tryCase } from "./kernel_case.ts";
 
 for (
-  const { name, missing, cases, open, exactRows } of await testedBackends()
+  const { name, missing, cases, open, precision } of await testedBackends()
 ) {
   Deno.test({
     name: missing === undefined
@@ -15,7 +15,7 @@ for (
       await using reference = new CpuBackend();
       for (const kernelCase of cases) {
         await t.step(kernelCase.name, async () => {
-          await tryCase(kernelCase, { backend, reference, exactRows });
+          await tryCase(kernelCase, { backend, reference, precision });
         });
       }
     },

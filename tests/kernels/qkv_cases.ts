@@ -12,9 +12,10 @@ import { modelSizes, Products } from "./matrix_cases.ts";
 import { garbage, Random } from "./random.ts";
 import type { Outcome, Scene } from "./scene.ts";
 import { decodeStep, prefillStep, type SceneStep } from "./steps.ts";
-import { assertWithin, F32, halfError, sumError } from "./tolerance.ts";
+import { assertWithin, F32, storedError, sumError } from "./tolerance.ts";
 
-interface QkvOptions {
+/** What a case of `qkv_rope_append` is made from. */
+export interface QkvOptions {
   readonly name: string;
   readonly sizes: ModelSizes;
   readonly step: SceneStep;
@@ -24,7 +25,8 @@ interface QkvOptions {
   readonly hasSinkQueries?: boolean;
 }
 
-function qkvCase(options: QkvOptions): KernelCase {
+/** Makes a case of `qkv_rope_append`. */
+export function qkvCase(options: QkvOptions): KernelCase {
   return {
     name: `qkv_rope_append ${options.name}`,
     draw: (seed) => drawQkv(options, new Random(seed)),
@@ -133,7 +135,7 @@ function drawQkv(options: QkvOptions, random: Random): Draw {
       near("queries", asFloat);
       near("sinkQueries", asFloat);
       for (const name of ["keys", "values", "stageKeys", "stageValues"]) {
-        near(name, halfError);
+        near(name, (x) => storedError(x, precision.stored));
       }
       // Fields are not computed: exact.
       assertEquals(actual.side!.u32, expected.side!.u32);

@@ -59,6 +59,15 @@ export function roundToHalf(values: Float32Array): Float32Array {
   return new Float32Array(new Float16Array(values));
 }
 
+/** Rounds to the nearest bfloat16, ties to even. */
+export function roundToBfloat16(values: Float32Array): Float32Array {
+  const words = new Uint32Array(values.slice().buffer);
+  return new Float32Array(
+    words.map((bits) => (bits + 0x7fff + (bits >>> 16 & 1) & 0xffff0000) >>> 0)
+      .buffer,
+  );
+}
+
 /** Floats that no kernel would write, to show what was left unwritten. */
 export function garbage(length: number): Float32Array {
   return new Float32Array(length).fill(-12345);

@@ -3,11 +3,13 @@
  *
  * The reference computes in 64-bit floats and rounds what it stores to 32
  * bits; a kernel computes in 32-bit floats in an order of its own, with `exp`
- * and `log` as exact as the WGSL specification asks, and may store halves.
+ * and `log` as exact as the WGSL specification asks, and may store keys and values
+ * in 16 bits.
  *
  * @module
  */
 import { assert } from "@std/assert";
+import { roundToBfloat16, roundToHalf } from "./random.ts";
 
 /** Half a unit in the last place of a 32-bit float, relative. */
 export const F32 = 2 ** -24;
@@ -15,8 +17,29 @@ export const F32 = 2 ** -24;
 /** Half a unit in the last place of a 16-bit float, relative. */
 export const F16 = 2 ** -11;
 
-/** Half of the distance between the smallest 16-bit floats. */
-export const F16_STEP = 2 ** -25;
+/** How a type that keys and values are stored in rounds. */
+export interface StoredType {
+  /** Half a unit in the last place, relative. */
+  readonly unit: number;
+  /** Half of the distance between the smallest numbers. */
+  readonly step: number;
+  /** Rounds numbers to the type. */
+  round(values: Float32Array): Float32Array;
+}
+
+/** 16-bit floats. */
+export const HALF: StoredType = {
+  unit: F16,
+  step: 2 ** -25,
+  round: roundToHalf,
+};
+
+/** bfloat16. */
+export const BFLOAT16: StoredType = {
+  unit: 2 ** -8,
+  step: 2 ** -134,
+  round: roundToBfloat16,
+};
 
 /**
  * Error of a sum of `terms` products whose magnitudes add up to `magnitude`.
@@ -29,9 +52,9 @@ export function sumError(terms: number, magnitude: number): number {
   return 1.01 * (terms + 1) * F32 * magnitude;
 }
 
-/** Error of storing `x` as a half. */
-export function halfError(x: number): number {
-  return F16 * Math.abs(x) + F16_STEP;
+/** Error of storing `x` as a key or value. */
+export function storedError(x: number, { unit, step }: StoredType): number {
+  return unit * Math.abs(x) + step;
 }
 
 /**

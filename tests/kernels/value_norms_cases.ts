@@ -4,7 +4,7 @@
  * @module
  */
 import { SlotField } from "../../src/backends/backend.ts";
-import { makeCache } from "./cache_scene.ts";
+import { GARBAGE_KEY, makeCache } from "./cache_scene.ts";
 import type { KernelCase } from "./kernel_case.ts";
 import { modelSizes } from "./matrix_cases.ts";
 import { Random } from "./random.ts";
@@ -117,7 +117,7 @@ function largestProduct(
     data.reduce((max, x) => Math.max(max, Math.abs(x)), 0);
   return hidden * headDim * largest(weight) *
     // Slots that are not live hold garbage.
-    largest(values.filter((x) => x !== -333));
+    largest(values.filter((x) => x !== -GARBAGE_KEY));
 }
 
 /** All cases. */

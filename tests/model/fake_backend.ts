@@ -26,6 +26,7 @@ export class FakeBackend implements Backend {
   readonly name = "cpu";
   readonly description = "a backend for tests";
   readonly halfBytes: 2 | 4;
+  readonly precision = "half";
   readonly chunkRows = 1;
   readonly stepsPerRead = 1;
   /** Bytes of all live memory. */

@@ -52,6 +52,7 @@ export class CpuBackend implements Backend {
   readonly name = "cpu";
   readonly description: string = "reference functions, 32-bit floats, 1 thread";
   readonly halfBytes = 4;
+  readonly precision = "half";
   readonly stepsPerRead = 1;
   #bytes = 0;
 

@@ -4,21 +4,26 @@
  * ```sh
  * deno task build:cuda                      # for the GPU of this machine
  * deno task build:cuda --arch 80,90a,100    # for those named
+ * deno task build:cuda --cache bfloat16     # for caches of that type
  * ```
  *
  * Options: `--arch` compute capabilities as `nvcc` names them, without the dot;
- * `--nvcc` the compiler; `--out` the file to write instead of the one in the
- * cache folder. The sources are part of the package.
+ * `--cache` what caches hold, `half` (the default) or `bfloat16`, each of which
+ * has a library of its own; `--nvcc` the compiler; `--out` the file to write
+ * instead of the one in the cache folder. The sources are part of the package.
  *
  * @module
  */
 import { parseArgs } from "@std/cli/parse-args";
+import type { Precision } from "../../policies/parts.ts";
 import { cachePath, readVariable } from "./find_library.ts";
 
 /** What to build. */
 export interface BuildOptions {
   /** Compute capabilities, e.g. `["90a"]`; that of the GPU unless given. */
   readonly architectures?: readonly string[];
+  /** What caches hold (default `"half"`): see `Policy.precision`. */
+  readonly cache?: Precision["kind"];
   /** The compiler; looked for unless given. */
   readonly nvcc?: string;
   /** Where to write the library; in the cache folder unless given. */
@@ -32,14 +37,18 @@ const OLDEST = 80;
  * Builds the library.
  *
  * @returns The path of the library.
+ * @throws {TypeError} If caches cannot hold what `cache` names.
+ * @throws {RangeError} If an architecture is none that kernels run on.
  * @throws {Error} If there is no compiler, no GPU to build for, or the compiler
  * fails; the message says what to do.
  */
 export async function buildCuda(options: BuildOptions = {}): Promise<string> {
+  const { cache = "half" } = options;
+  const definitions = cacheDefinitions(cache);
   const nvcc = options.nvcc ?? await findCompiler();
   const architectures = options.architectures ?? [await presentArchitecture()];
   const targets = architectures.map(target);
-  const out = options.out ?? await cachePath();
+  const out = options.out ?? await cachePath(cache);
   const { cudaSources } = await import("../../../cuda/sources.generated.ts");
   const folder = await Deno.makeTempDir({ prefix: "steadykv-cuda-" });
   try {
@@ -54,7 +63,11 @@ export async function buildCuda(options: BuildOptions = {}): Promise<string> {
     const units = Object.keys(cudaSources).filter((path) =>
       path.endsWith(".cu")
     );
-    await run(nvcc, [...FLAGS, ...targets, "-o", unfinished, ...units], folder);
+    await run(
+      nvcc,
+      [...FLAGS, ...definitions, ...targets, "-o", unfinished, ...units],
+      folder,
+    );
     await Deno.rename(unfinished, out);
   } finally {
     await Deno.remove(folder, { recursive: true });
@@ -68,6 +81,25 @@ const FLAGS = [
   ...["-Xcompiler=-fPIC,-fvisibility=hidden,-static-libstdc++,-static-libgcc"],
   "-Xlinker=--exclude-libs=ALL",
 ];
+
+/** Options of a compiler that build the sources for caches of a type. */
+export function cacheDefinitions(cache: Precision["kind"]): readonly string[] {
+  const found = Object.hasOwn(DEFINITIONS, cache)
+    ? DEFINITIONS[cache]
+    : undefined;
+  if (found !== undefined) return found;
+  throw new TypeError(
+    `Cannot build for caches of "${cache}": expected one of ${
+      Object.keys(DEFINITIONS).join(", ")
+    }`,
+  );
+}
+
+/** What the sources are told about what caches hold. */
+const DEFINITIONS: Readonly<Record<Precision["kind"], readonly string[]>> = {
+  half: [],
+  bfloat16: ["-DSKV_CACHE_BFLOAT16"],
+};
 
 /** The option that builds for an architecture. */
 function target(architecture: string): string {
@@ -142,12 +174,14 @@ function parent(path: string): string {
 }
 
 async function main(): Promise<void> {
-  const { arch, nvcc, out } = parseArgs(Deno.args, {
-    string: ["arch", "nvcc", "out"],
+  const { arch, cache, nvcc, out } = parseArgs(Deno.args, {
+    string: ["arch", "cache", "nvcc", "out"],
   });
   const started = performance.now();
   const path = await buildCuda({
     ...(arch !== undefined && { architectures: arch.split(",") }),
+    // What is no type of caches is refused there.
+    ...(cache !== undefined && { cache: cache as Precision["kind"] }),
     ...(nvcc !== undefined && { nvcc }),
     ...(out !== undefined && { out }),
   });

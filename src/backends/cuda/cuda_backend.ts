@@ -1,10 +1,11 @@
 /**
- * The CUDA backend: kernels in `cuda`, weights and cache in 16-bit floats, sums
- * in 32-bit floats, programs as CUDA graphs.
+ * The CUDA backend: kernels in `cuda`, weights and cache in 16-bit floats, or the
+ * cache in bfloat16, sums in 32-bit floats, programs as CUDA graphs.
  *
  * @module
  */
 import { DeviceLostError, KernelError } from "../../errors.ts";
+import type { Precision } from "../../policies/parts.ts";
 import type {
   Backend,
   DeviceBuffer,
@@ -36,11 +37,18 @@ import {
   Status,
 } from "./symbols.ts";
 
+/** The smallest numbers that rounding takes to infinity. */
+const INFINITE: Readonly<Record<Precision["kind"], number>> = {
+  half: 65520,
+  bfloat16: 2 ** 128 - 2 ** 119,
+};
+
 /** Runs kernels on an NVIDIA GPU. */
 export class CudaBackend implements Backend {
   readonly name = "cuda";
   readonly description: string;
   readonly halfBytes = 2;
+  readonly precision: Precision["kind"];
   readonly stepsPerRead = 16;
   readonly #library: CudaLibrary;
   readonly #symbols: CudaSymbols;
@@ -102,12 +110,16 @@ export class CudaBackend implements Backend {
     this.#library = library;
     this.#symbols = library.symbols;
     this.#context = context;
-    this.description = describeDevice((info) =>
+    this.precision = library.precision;
+    const device = describeDevice((info) =>
       this.#check(
         this.#symbols.skv_describe(context, info),
         "describe the GPU",
       )
     );
+    this.description = this.precision === "half"
+      ? device
+      : `${device}, ${this.precision} caches`;
   }
 
   get bytesAllocated(): number {
@@ -159,7 +171,7 @@ export class CudaBackend implements Backend {
    * Writes to a buffer.
    *
    * @throws {RangeError} If the data does not fit, or a value does not fit in
-   * a 16-bit float.
+   * what caches hold.
    */
   write(
     buffer: DeviceBuffer,
@@ -195,7 +207,7 @@ export class CudaBackend implements Backend {
     if (data instanceof Uint32Array) {
       throw new TypeError(`Cannot write words to ${label}: it holds halves`);
     }
-    this.#writeHalves(data, { address, label }, {
+    this.#writeRows(data, { address, label, element: Element.cached }, {
       offset,
       rows: 1,
       columns: data.length,
@@ -203,19 +215,25 @@ export class CudaBackend implements Backend {
     });
   }
 
-  #writeHalves(
+  #writeRows(
     data: Float32Array,
-    { address, label }: { address: number; label: string },
+    { address, label, element }: {
+      address: number;
+      label: string;
+      element: number;
+    },
     rows: { offset: number; rows: number; columns: number; pitch: number },
   ): void {
-    const status = this.#symbols.skv_write_halves(
+    const status = this.#symbols.skv_write_rows(
       this.#context,
       BigInt(address),
       data as Float32Array<ArrayBuffer>,
       packStruct(layouts.rows, rows),
+      element,
     );
-    const wrong = status === Status.notAHalf
-      ? data.find((x) => !Number.isFinite(Math.f16round(x)))
+    const most = INFINITE[element === Element.cached ? this.precision : "half"];
+    const wrong = status === Status.tooLarge
+      ? data.find((x) => !(Math.abs(x) < most))
       : undefined;
     this.#check(
       status,
@@ -235,10 +253,10 @@ export class CudaBackend implements Backend {
     { firstRow, rowStep = 1 }: WriteRowsOptions,
   ): void {
     this.#checkUsable();
-    const { columns, pitch } = matrix as CudaMatrix;
+    const { columns, pitch, address, label } = matrix as CudaMatrix;
     const rows = countRows(matrix, data.length, { firstRow, rowStep });
     if (rows === 0) return;
-    this.#writeHalves(data, matrix as CudaMatrix, {
+    this.#writeRows(data, { address, label, element: Element.half }, {
       offset: firstRow * pitch,
       rows,
       columns,
@@ -260,7 +278,7 @@ export class CudaBackend implements Backend {
         this.#context,
         BigInt(address + offset * elementBytes(type)),
         BigInt(length),
-        type === "half" ? Element.half : Element.word,
+        type === "half" ? Element.cached : Element.word,
         ticket,
       ),
       `read ${label}`,

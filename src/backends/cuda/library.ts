@@ -8,9 +8,11 @@ import {
   DeviceLostError,
   KernelError,
 } from "../../errors.ts";
+import type { Precision } from "../../policies/parts.ts";
 import type { LibraryPlace } from "./find_library.ts";
 import {
   ABI_VERSION,
+  CACHE_TYPES,
   type CudaSymbols,
   Status,
   symbols,
@@ -23,19 +25,32 @@ const ERROR_BYTES = 512;
 /** What to do where there is no library that fits. */
 export const BUILD_REMEDY = "build it with `deno task build:cuda`";
 
+/** The same for a library whose caches hold elements of a type. */
+function buildRemedy(precision: Precision["kind"]): string {
+  return precision === "half"
+    ? BUILD_REMEDY
+    : `build it with \`deno task build:cuda --cache ${precision}\``;
+}
+
 /** The functions of a library of the right version. */
 export class CudaLibrary {
   /** The functions. */
   readonly symbols: CudaSymbols;
+  /** What caches hold. */
+  readonly precision: Precision["kind"];
   readonly #library: Deno.DynamicLibrary<typeof symbols>;
 
   /**
    * Opens the library at `place`.
    *
+   * @param precision What its caches must hold (default halves).
    * @throws {BackendUnavailableError} If there is none, or one of another
-   * version.
+   * version or for other caches.
    */
-  constructor({ path, named }: LibraryPlace) {
+  constructor(
+    { path, named }: LibraryPlace,
+    precision: Precision["kind"] = "half",
+  ) {
     const missing = (error: unknown) => {
       const why = error instanceof Error ? error.message : String(error);
       return new BackendUnavailableError("cuda", {
@@ -44,7 +59,7 @@ export class CudaLibrary {
             ? "there is no usable CUDA library of this version in the cache"
             : `the library that ${named} names cannot be opened`
         }: ${why.replace(/^(Could not open library: )+/, "")}`,
-        remedy: BUILD_REMEDY,
+        remedy: buildRemedy(precision),
       });
     };
     let version: number;
@@ -59,7 +74,7 @@ export class CudaLibrary {
       throw new BackendUnavailableError("cuda", {
         reason:
           `the library ${path} has interface version ${version}, but this package needs ${ABI_VERSION}`,
-        remedy: BUILD_REMEDY,
+        remedy: buildRemedy(precision),
       });
     }
     try {
@@ -68,6 +83,18 @@ export class CudaLibrary {
       throw missing(error);
     }
     this.symbols = this.#library.symbols;
+    const number = this.symbols.skv_cache_type();
+    const found = CACHE_TYPES[number];
+    if (found !== precision) {
+      this.close();
+      throw new BackendUnavailableError("cuda", {
+        reason: `the library ${path} was built for caches of ${
+          found ?? `type ${number}`
+        }, expected ${precision}`,
+        remedy: buildRemedy(precision),
+      });
+    }
+    this.precision = found;
   }
 
   /** The sentence about the last failure; `null` stands for that of opening. */
@@ -92,11 +119,8 @@ export class CudaLibrary {
 export function errorOf(status: number, text: string, doing: string): Error {
   switch (status) {
     case Status.outOfMemory:
+    case Status.tooLarge:
       return new RangeError(`Cannot ${doing}: ${text}`);
-    case Status.notAHalf:
-      return new RangeError(
-        `Cannot ${doing}: expected a number that a 16-bit float can hold, at most 65504`,
-      );
     case Status.noDevice:
       return new BackendUnavailableError("cuda", {
         reason: text,

@@ -6,6 +6,7 @@
 import { BackendUnavailableError } from "../../errors.ts";
 import type { Backend } from "../backend.ts";
 import { CudaBackend } from "./cuda_backend.ts";
+import type { Precision } from "../../policies/parts.ts";
 import { checkDriver, checkPermission } from "./driver.ts";
 import { findLibrary, readVariable } from "./find_library.ts";
 import { CudaLibrary } from "./library.ts";
@@ -14,6 +15,11 @@ import { CudaLibrary } from "./library.ts";
 export interface CudaOptions {
   /** Path of the library, in place of the one that is looked for. */
   readonly library?: string;
+  /**
+   * What caches hold (default halves). Each type has a library of its own: see
+   * `deno task build:cuda --cache`.
+   */
+  readonly precision?: Precision["kind"];
   /** Index of the GPU (default 0). */
   readonly device?: number;
   /**
@@ -35,15 +41,15 @@ export interface CudaOptions {
  * library in the cache folder.
  *
  * @throws {BackendUnavailableError} If something is missing: the permission,
- * the driver, a GPU, the library, or code for this GPU in the library.
+ * the driver, a GPU, the library for such caches, or code for this GPU in the library.
  */
 export async function openCuda(options: CudaOptions = {}): Promise<Backend> {
   checkPermission();
   checkDriver();
-  const place = await findLibrary(options.library);
+  const place = await findLibrary(options.library, options.precision);
   let library: CudaLibrary;
   try {
-    library = new CudaLibrary(place);
+    library = new CudaLibrary(place, options.precision);
   } catch (error) {
     throw error instanceof Deno.errors.NotCapable
       ? new BackendUnavailableError("cuda", {

@@ -6,16 +6,17 @@
  *
  * @module
  */
+import type { Precision } from "../../policies/parts.ts";
 
 /** Version of the interface that this package speaks: `SKV_ABI_VERSION`. */
-export const ABI_VERSION = 3;
+export const ABI_VERSION = 4;
 
 /** What functions return: `enum skv_status`. */
 export const Status = {
   ok: 0,
   invalid: 1,
   outOfMemory: 2,
-  notAHalf: 3,
+  tooLarge: 3,
   noDevice: 4,
   architecture: 5,
   kernel: 6,
@@ -28,8 +29,13 @@ export const CHECK_EVERY_KERNEL = 1;
 /** Flag of `skv_open`: `SKV_OWN_PRODUCTS`. */
 export const OWN_PRODUCTS = 2;
 
-/** What `skv_read` reads: `enum skv_element`. */
-export const Element = { word: 0, half: 1 } as const;
+/** What a buffer or a matrix holds: `enum skv_element`. */
+export const Element = { word: 0, half: 1, cached: 2 } as const;
+
+/** What caches hold, by what `skv_cache_type` says: `enum skv_cache_type_id`. */
+export const CACHE_TYPES = ["half", "bfloat16"] as const satisfies readonly (
+  Precision["kind"]
+)[];
 
 /** The function that libraries of all versions have. */
 export const versionSymbols = {
@@ -50,6 +56,8 @@ const kernel = {
 /** All functions. */
 export const symbols = {
   ...versionSymbols,
+  // uint32_t skv_cache_type(void)
+  skv_cache_type: { parameters: [], result: "u32" },
   skv_last_error: {
     parameters: [
       "pointer", // skv_context *context
@@ -103,12 +111,13 @@ export const symbols = {
     ],
     result: "i32",
   },
-  skv_write_halves: {
+  skv_write_rows: {
     parameters: [
       "pointer", // skv_context *context
       "u64", // uint64_t address
       "buffer", // const float *data
       "buffer", // const skv_rows *rows
+      "u32", // uint32_t element
     ],
     result: "i32",
   },

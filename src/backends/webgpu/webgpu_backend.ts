@@ -53,6 +53,7 @@ export class WebGpuBackend implements Backend {
   readonly name = "webgpu";
   readonly description: string;
   readonly halfBytes = 2;
+  readonly precision = "half";
   readonly stepsPerRead = 8;
   /** The device, for callers that share it. */
   readonly device: GPUDevice;

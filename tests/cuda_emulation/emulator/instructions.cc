@@ -62,17 +62,22 @@ float half_of(uint32_t word, int which) {
       __ushort_as_half(static_cast<uint16_t>(word >> (16 * which))));
 }
 
-void finish_halves(Lanes &lanes) {
+float bfloat16_of(uint32_t word, int which) {
+  return __uint_as_float(which == 0 ? word << 16 : word & 0xffff0000u);
+}
+
+template <float (*NUMBER)(uint32_t word, int which)>
+void finish_pairs(Lanes &lanes) {
   float a[16][16], b[16][8];
   for (int lane = 0; lane < 32; lane++) {
     const MmaLane &it = *lane_of<MmaLane>(lanes, lane);
     const int g = lane / 4, t = lane % 4;
     for (int i = 0; i < 2; i++) {
       for (int word = 0; word < 4; word++) {
-        a[g + word % 2 * 8][2 * t + word / 2 * 8 + i] = half_of(it.a[word], i);
+        a[g + word % 2 * 8][2 * t + word / 2 * 8 + i] = NUMBER(it.a[word], i);
       }
       for (int word = 0; word < 2; word++) {
-        b[2 * t + word * 8 + i][g] = half_of(it.b[word], i);
+        b[2 * t + word * 8 + i][g] = NUMBER(it.b[word], i);
       }
     }
   }
@@ -133,7 +138,14 @@ void mma_halves(float (&c)[4], const uint4 &a, uint32_t b0, uint32_t b1,
                 Place place) {
   const MmaLane mine = {c, &a.x, {b0, b1}};
   meet(Meeting::kMma, ~0u, reinterpret_cast<uint64_t>(&mine), place,
-       finish_halves);
+       finish_pairs<half_of>);
+}
+
+void mma_bfloat16(float (&c)[4], const uint4 &a, uint32_t b0, uint32_t b1,
+                  Place place) {
+  const MmaLane mine = {c, &a.x, {b0, b1}};
+  meet(Meeting::kMma, ~0u, reinterpret_cast<uint64_t>(&mine), place,
+       finish_pairs<bfloat16_of>);
 }
 
 void mma_tf32(float (&c)[4], const float (&a)[4], float b0, float b1,

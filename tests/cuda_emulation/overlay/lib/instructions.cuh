@@ -12,10 +12,12 @@ uint4 *dynamic_shared_memory();
 uint4 load_constant(const skv_half *address);
 void mma_halves(float (&c)[4], const uint4 &a, uint32_t b0, uint32_t b1,
                 Place place);
+void mma_bfloat16(float (&c)[4], const uint4 &a, uint32_t b0, uint32_t b1,
+                  Place place);
 void mma_tf32(float (&c)[4], const float (&a)[4], float b0, float b1,
               Place place);
-uint4 load_matrices(const skv_half *row, bool transposed, Place place);
-void copy_async(skv_half *to, const skv_half *from, bool wanted);
+uint4 load_matrices(const uint16_t *row, bool transposed, Place place);
+void copy_async(uint16_t *to, const uint16_t *from, bool wanted);
 void commit_copies();
 void wait_copies(int left);
 void wait_for_previous();
@@ -35,6 +37,15 @@ inline void mma(float (&c)[4], const uint4 &a, uint32_t b0, uint32_t b1,
   emulation::mma_halves(c, a, b0, b1, SKV_HERE);
 }
 
+inline void mma_cached(float (&c)[4], const uint4 &a, uint32_t b0, uint32_t b1,
+                       SKV_PLACE) {
+#ifdef SKV_CACHE_BFLOAT16
+  emulation::mma_bfloat16(c, a, b0, b1, SKV_HERE);
+#else
+  emulation::mma_halves(c, a, b0, b1, SKV_HERE);
+#endif
+}
+
 inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0, float b1,
                      SKV_PLACE) {
   emulation::mma_tf32(c, a, b0, b1, SKV_HERE);
@@ -42,16 +53,22 @@ inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0, float b1,
 
 inline float exp2_fast(float x) { return exp2f(x); }
 
-inline uint4 load_matrices(const skv_half *row, SKV_PLACE) {
-  return emulation::load_matrices(row, false, SKV_HERE);
+template <class T>
+inline uint4 load_matrices(const T *row, SKV_PLACE) {
+  static_assert(sizeof(T) == 2, "16-bit elements");
+  return emulation::load_matrices(reinterpret_cast<const uint16_t *>(row), false, SKV_HERE);
 }
 
-inline uint4 load_transposed(const skv_half *row, SKV_PLACE) {
-  return emulation::load_matrices(row, true, SKV_HERE);
+template <class T>
+inline uint4 load_transposed(const T *row, SKV_PLACE) {
+  static_assert(sizeof(T) == 2, "16-bit elements");
+  return emulation::load_matrices(reinterpret_cast<const uint16_t *>(row), true, SKV_HERE);
 }
 
-inline void copy_async(skv_half *to, const skv_half *from, bool wanted) {
-  emulation::copy_async(to, from, wanted);
+template <class T>
+inline void copy_async(T *to, const T *from, bool wanted) {
+  emulation::copy_async(reinterpret_cast<uint16_t *>(to),
+                        reinterpret_cast<const uint16_t *>(from), wanted);
 }
 
 inline void commit_copies() { emulation::commit_copies(); }

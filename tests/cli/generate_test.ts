@@ -128,6 +128,7 @@ Deno.test("generate rejects a wrong command line with status 2", async () => {
     [["--budget=5x", "a"], "--budget 5x: expected slots (256), a share"],
     [["--policy=best", "a"], "expected one of full, steady"],
     [["--backend=tpu", "a"], "expected one of auto, cuda, webgpu, cpu"],
+    [["--precision=fp8", "a"], "expected one of half, bfloat16"],
     [["--max-tokens=0", "a"], "expected a whole number of at least 1"],
     [["--temperature=-1", "a"], "expected a number from 0 to 100"],
     [["--top-p=0", "a"], "expected a number above 0 and at most 1"],
@@ -148,6 +149,10 @@ Deno.test("generate fails with one line and status 1", async () => {
     [["--model=no/such", "a"], "Cannot load no/such"],
     [["--prompt-file=no/such"], "no/such: there is no such file"],
     [["--budget=2", "a"], "expected a budget of at least"],
+    [
+      ["--precision=bfloat16", "a"],
+      'Cannot open backend "cpu" with precision "bfloat16"',
+    ],
     [["--policy=full", "--budget=3", item.prompt], "does not compress"],
     [
       ["--policy=steady", "--losses=no/such", "a"],

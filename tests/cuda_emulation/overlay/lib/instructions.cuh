@@ -56,13 +56,15 @@ inline float exp2_fast(float x) { return exp2f(x); }
 template <class T>
 inline uint4 load_matrices(const T *row, SKV_PLACE) {
   static_assert(sizeof(T) == 2, "16-bit elements");
-  return emulation::load_matrices(reinterpret_cast<const uint16_t *>(row), false, SKV_HERE);
+  return emulation::load_matrices(reinterpret_cast<const uint16_t *>(row),
+                                  false, SKV_HERE);
 }
 
 template <class T>
 inline uint4 load_transposed(const T *row, SKV_PLACE) {
   static_assert(sizeof(T) == 2, "16-bit elements");
-  return emulation::load_matrices(reinterpret_cast<const uint16_t *>(row), true, SKV_HERE);
+  return emulation::load_matrices(reinterpret_cast<const uint16_t *>(row), true,
+                                  SKV_HERE);
 }
 
 template <class T>

@@ -172,6 +172,15 @@ cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
   }
 }
 
+// What a call leaves for the policy, in its own memory.
+Evidence evidence_of(const skv_merge_attend_args &args, const Plan &plan,
+                     const Launch &launch) {
+  Evidence evidence;
+  take_evidence(args, launch.multiprocessors, plan.most_splits, launch.own,
+                &evidence);
+  return evidence;
+}
+
 }  // namespace
 
 Needs merge_attend_needs(const skv_merge_attend_args &args,
@@ -192,9 +201,7 @@ Needs merge_attend_needs(const skv_merge_attend_args &args,
 cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
                                 const Launch &launch) {
   const Plan plan = plan_of(args, launch.multiprocessors);
-  Evidence evidence;
-  take_evidence(args, launch.multiprocessors, plan.most_splits, launch.own,
-                &evidence);
+  const Evidence evidence = evidence_of(args, plan, launch);
   Scratch scratch(launch.scratch);
   AttendParts parts;
   parts.values = scratch.take<float>(plan.parts * plan.group * plan.dim);
@@ -211,9 +218,7 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
 cudaError_t merge_late(const skv_merge_attend_args &args,
                        const Launch &launch) {
   const Plan plan = plan_of(args, launch.multiprocessors);
-  Evidence evidence;
-  take_evidence(args, launch.multiprocessors, plan.most_splits, launch.own,
-                &evidence);
+  const Evidence evidence = evidence_of(args, plan, launch);
   return args.sizes.head_dim % 8 == 0
              ? launch_policy<true>(args, evidence, launch)
              : launch_policy<false>(args, evidence, launch);

@@ -1192,8 +1192,6 @@ __device__ inline void blend_slots(uint32_t count, Member member,
 // the tiles of decode steps and are finer than what is stored.
 #pragma once
 
-#include <math.h>
-
 #include "half.cuh"
 #include "instructions.cuh"
 #include "mma.cuh"
@@ -1239,11 +1237,8 @@ __device__ inline uint32_t cached_pair(float low, float high) {
 
 #endif
 
-// Whether rounding to what caches hold gives a finite number.
-inline bool fits_cache(float x) {
-  // The first number that rounding takes to infinity.
-  return fabsf(x) < (kCachesHalves ? 65520.0f : 0x1.ffp127f);
-}
+// The smallest number that rounding to what caches hold takes to infinity.
+constexpr float kCacheOverflow = kCachesHalves ? kHalfOverflow : 0x1.ffp127f;
 
 // Two numbers, each in two parts that can be multiplied with what caches hold.
 __device__ inline SplitPair split_cached(float x, float y) {
@@ -2836,6 +2831,9 @@ __device__ inline uint32_t find_id(uint32_t begin, uint32_t end, uint64_t left,
 
 #include "../steadykv.h"
 #include "instructions.cuh"
+
+// The smallest number that rounding to a half takes to infinity.
+constexpr float kHalfOverflow = 65520.0f;
 
 __device__ inline float2 to_floats(uint32_t halves) {
   return __half22float2(*reinterpret_cast<const __half2 *>(&halves));
@@ -10700,6 +10698,15 @@ cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
   }
 }
 
+// What a call leaves for the policy, in its own memory.
+Evidence evidence_of(const skv_merge_attend_args &args, const Plan &plan,
+                     const Launch &launch) {
+  Evidence evidence;
+  take_evidence(args, launch.multiprocessors, plan.most_splits, launch.own,
+                &evidence);
+  return evidence;
+}
+
 }  // namespace
 
 Needs merge_attend_needs(const skv_merge_attend_args &args,
@@ -10720,9 +10727,7 @@ Needs merge_attend_needs(const skv_merge_attend_args &args,
 cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
                                 const Launch &launch) {
   const Plan plan = plan_of(args, launch.multiprocessors);
-  Evidence evidence;
-  take_evidence(args, launch.multiprocessors, plan.most_splits, launch.own,
-                &evidence);
+  const Evidence evidence = evidence_of(args, plan, launch);
   Scratch scratch(launch.scratch);
   AttendParts parts;
   parts.values = scratch.take<float>(plan.parts * plan.group * plan.dim);
@@ -10739,9 +10744,7 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
 cudaError_t merge_late(const skv_merge_attend_args &args,
                        const Launch &launch) {
   const Plan plan = plan_of(args, launch.multiprocessors);
-  Evidence evidence;
-  take_evidence(args, launch.multiprocessors, plan.most_splits, launch.own,
-                &evidence);
+  const Evidence evidence = evidence_of(args, plan, launch);
   return args.sizes.head_dim % 8 == 0
              ? launch_policy<true>(args, evidence, launch)
              : launch_policy<false>(args, evidence, launch);
@@ -13086,17 +13089,10 @@ __global__ void __launch_bounds__(kThreads)
   if (bits != 0) *never = bits;
 }
 
-// Rounding to a half takes 65520 and more to infinity.
-bool is_half(float x) { return fabsf(x) < 65520.0f; }
-
 // Without an exit in the loop, so that it runs on vectors.
-bool fit(const float *data, uint64_t count, bool cached) {
+bool are_below(float limit, const float *data, uint64_t count) {
   bool good = true;
-  if (cached) {
-    for (uint64_t i = 0; i < count; i++) good &= fits_cache(data[i]);
-  } else {
-    for (uint64_t i = 0; i < count; i++) good &= is_half(data[i]);
-  }
+  for (uint64_t i = 0; i < count; i++) good &= fabsf(data[i]) < limit;
   return good;
 }
 
@@ -13181,7 +13177,7 @@ int32_t skv_write_rows(skv_context *context, uint64_t address,
   if (status != SKV_OK) return status;
   const uint64_t count = static_cast<uint64_t>(rows->rows) * rows->columns;
   const bool cached = element == SKV_CACHED;
-  if (!fit(data, count, cached)) {
+  if (!are_below(cached ? kCacheOverflow : kHalfOverflow, data, count)) {
     return fail(context, SKV_TOO_LARGE,
                 cached && !kCachesHalves
                     ? "expected a number that a bfloat16 can hold, at most "

@@ -9,8 +9,6 @@
 // the tiles of decode steps and are finer than what is stored.
 #pragma once
 
-#include <math.h>
-
 #include "half.cuh"
 #include "instructions.cuh"
 #include "mma.cuh"
@@ -56,11 +54,8 @@ __device__ inline uint32_t cached_pair(float low, float high) {
 
 #endif
 
-// Whether rounding to what caches hold gives a finite number.
-inline bool fits_cache(float x) {
-  // The first number that rounding takes to infinity.
-  return fabsf(x) < (kCachesHalves ? 65520.0f : 0x1.ffp127f);
-}
+// The smallest number that rounding to what caches hold takes to infinity.
+constexpr float kCacheOverflow = kCachesHalves ? kHalfOverflow : 0x1.ffp127f;
 
 // Two numbers, each in two parts that can be multiplied with what caches hold.
 __device__ inline SplitPair split_cached(float x, float y) {

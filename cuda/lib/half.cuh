@@ -7,6 +7,9 @@
 #include "../steadykv.h"
 #include "instructions.cuh"
 
+// The smallest number that rounding to a half takes to infinity.
+constexpr float kHalfOverflow = 65520.0f;
+
 __device__ inline float2 to_floats(uint32_t halves) {
   return __half22float2(*reinterpret_cast<const __half2 *>(&halves));
 }

@@ -74,17 +74,10 @@ __global__ void __launch_bounds__(kThreads)
   if (bits != 0) *never = bits;
 }
 
-// Rounding to a half takes 65520 and more to infinity.
-bool is_half(float x) { return fabsf(x) < 65520.0f; }
-
 // Without an exit in the loop, so that it runs on vectors.
-bool fit(const float *data, uint64_t count, bool cached) {
+bool are_below(float limit, const float *data, uint64_t count) {
   bool good = true;
-  if (cached) {
-    for (uint64_t i = 0; i < count; i++) good &= fits_cache(data[i]);
-  } else {
-    for (uint64_t i = 0; i < count; i++) good &= is_half(data[i]);
-  }
+  for (uint64_t i = 0; i < count; i++) good &= fabsf(data[i]) < limit;
   return good;
 }
 
@@ -169,7 +162,7 @@ int32_t skv_write_rows(skv_context *context, uint64_t address,
   if (status != SKV_OK) return status;
   const uint64_t count = static_cast<uint64_t>(rows->rows) * rows->columns;
   const bool cached = element == SKV_CACHED;
-  if (!fit(data, count, cached)) {
+  if (!are_below(cached ? kCacheOverflow : kHalfOverflow, data, count)) {
     return fail(context, SKV_TOO_LARGE,
                 cached && !kCachesHalves
                     ? "expected a number that a bfloat16 can hold, at most "

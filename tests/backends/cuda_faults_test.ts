@@ -26,7 +26,7 @@ import { tryCase } from "../kernels/kernel_case.ts";
 import { modelSizes } from "../kernels/matrix_cases.ts";
 import { play, type Scene } from "../kernels/scene.ts";
 import { stdFlags } from "../offline_std/std_flags.ts";
-import { compileLibrary, compilerMissing } from "./c_library.ts";
+import { compileLibrary } from "./c_library.ts";
 import { type Candidate, eachBackend, emulated } from "./each_backend.ts";
 
 /** Milliseconds after which a process that has not ended hangs. */
@@ -158,7 +158,7 @@ const obstacles: readonly Obstacle[] = [
   },
 ];
 
-const missing = await compilerMissing() ?? await emulationMissing();
+const missing = await emulationMissing();
 
 for (const { name, driver, prepare, args = [], says } of obstacles) {
   Deno.test({

@@ -16,6 +16,7 @@ struct GatePairs {
   __device__ uint32_t output(uint32_t pair, uint32_t end) const {
     return 2 * pair + end;
   }
+  static bool has_tiles(uint32_t outputs) { return outputs % 2 == 0; }
   struct Held {
     float *output;
     float gate_bias, up_bias;

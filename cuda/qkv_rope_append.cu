@@ -118,6 +118,9 @@ struct RopePairs {
     const uint32_t half = args.sizes.head_dim / 2;
     return pair / half * (2 * half) + pair % half + end * half;
   }
+  bool has_tiles(uint32_t outputs) const {
+    return outputs % args.sizes.head_dim == 0;
+  }
   struct Held {
     PairTarget target;
     float bias[2];
@@ -145,6 +148,7 @@ struct ProductPairs {
   __device__ uint32_t output(uint32_t pair, uint32_t end) const {
     return 2 * pair + end;
   }
+  static bool has_tiles(uint32_t outputs) { return outputs % 2 == 0; }
   using Held = float2 *;
   __device__ Held hold(uint32_t row, uint32_t pair) const {
     // Heads are even, and so is the number of outputs.

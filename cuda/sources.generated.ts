@@ -315,6 +315,7 @@ struct GatePairs {
   __device__ uint32_t output(uint32_t pair, uint32_t end) const {
     return 2 * pair + end;
   }
+  static bool has_tiles(uint32_t outputs) { return outputs % 2 == 0; }
   struct Held {
     float *output;
     float gate_bias, up_bias;
@@ -2823,6 +2824,159 @@ __device__ inline uint32_t find_id(uint32_t begin, uint32_t end, uint64_t left,
   return shared.chosen;
 }
 `,
+  "lib/group_instructions.cuh": `// What devices of compute capability 9.0 have, and no others: products of tiles
+// in shared memory by groups of four warps, copies of whole tiles by an engine
+// of the multiprocessor, and clusters of blocks that read each other's shared
+// memory. For lib/wide_product.cuh alone; on other devices nothing calls these.
+#pragma once
+
+#include "../runtime/tile_maps.cuh"
+#include "instructions.cuh"
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define SKV_HOPPER(...) asm volatile(__VA_ARGS__)
+#else
+#define SKV_HOPPER(...) __trap()
+#endif
+
+// Where a tile is, as products want to know it: lines of 128 bytes, whose
+// chunks of 16 bytes are at chunk ^ line % 8, from an address that is a
+// multiple of 1,024. Further columns are at addresses further on; a unit of the
+// result is 16 bytes.
+__device__ inline uint64_t tile_descriptor(uint32_t tile) {
+  constexpr uint64_t kSwizzled128 = uint64_t{1} << 62;
+  constexpr uint64_t kEightLines = uint64_t{1024 >> 4} << 32;
+  constexpr uint64_t kUnused = uint64_t{1} << 16;
+  return kSwizzled128 | kEightLines | kUnused | (tile & 0x3ffff) >> 4;
+}
+
+// In front of products whose sums other instructions have touched.
+__device__ inline void begin_products() {
+  SKV_HOPPER("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+__device__ inline void commit_products() {
+  SKV_HOPPER("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Waits until at most LEFT groups of products are under way.
+template <int LEFT>
+__device__ inline void wait_products() {
+  SKV_HOPPER("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
+}
+
+// c += left · rightᵀ for 64 lines and N lines of 16 columns, in the background.
+// Each warp has 16 of the 64 lines, dealt to its lanes as by mma().
+template <int N>
+__device__ inline void group_product(float (*c)[4], uint64_t left,
+                                     uint64_t right);
+
+#define SKV_SUMS_4(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
+#define SKV_SUMS_8(i) SKV_SUMS_4(i), SKV_SUMS_4(i + 1)
+#define SKV_SUMS_16(i) SKV_SUMS_8(i), SKV_SUMS_8(i + 2)
+#define SKV_SUMS_32(i) SKV_SUMS_16(i), SKV_SUMS_16(i + 4)
+#define SKV_NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define SKV_NAMES_16 SKV_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define SKV_NAMES_32                         \\
+  SKV_NAMES_16                               \\
+  ", %16, %17, %18, %19, %20, %21, %22, %23" \\
+  ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define SKV_GROUP_PRODUCT(N, COUNT, LEFT, RIGHT)                       \\
+  template <>                                                          \\
+  __device__ inline void group_product<N>(float(*c)[4], uint64_t left, \\
+                                          uint64_t right) {            \\
+    SKV_HOPPER(                                                        \\
+        "{ .reg .pred adds; setp.eq.u32 adds, 0, 0; "                  \\
+        "wgmma.mma_async.sync.aligned.m64n" #N                         \\
+        "k16.f32.f16.f16 {" SKV_NAMES_##COUNT "}, " LEFT ", " RIGHT    \\
+                                              ", adds, 1, 1, 0, 0; }"  \\
+        : SKV_SUMS_##COUNT(0)                                          \\
+        : "l"(left), "l"(right));                                      \\
+  }
+
+SKV_GROUP_PRODUCT(16, 8, "%8", "%9")
+SKV_GROUP_PRODUCT(32, 16, "%16", "%17")
+SKV_GROUP_PRODUCT(64, 32, "%32", "%33")
+
+#undef SKV_SUMS_4
+#undef SKV_SUMS_8
+#undef SKV_SUMS_16
+#undef SKV_SUMS_32
+#undef SKV_NAMES_8
+#undef SKV_NAMES_16
+#undef SKV_NAMES_32
+#undef SKV_GROUP_PRODUCT
+
+// A barrier in shared memory that counts arrivals and bytes. Its phases are
+// numbered from 0; who waits names the parity of the one that is to end.
+__device__ inline void init_barrier(uint64_t *barrier, uint32_t arrivals) {
+  SKV_HOPPER(
+      "mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(arrivals)
+      : "memory");
+}
+
+// Lets the copy engine see barriers that were made.
+__device__ inline void show_barriers() {
+  SKV_HOPPER("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ inline void arrive(uint64_t *barrier) {
+  SKV_HOPPER(
+      "mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+      : "memory");
+}
+
+// Arrives, and makes the phase wait for bytes that will be copied.
+__device__ inline void arrive_expecting(uint64_t *barrier, uint32_t bytes) {
+  SKV_HOPPER("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                 shared_address(barrier)),
+             "r"(bytes)
+             : "memory");
+}
+
+__device__ inline void wait_barrier(uint64_t *barrier, uint32_t parity) {
+  SKV_HOPPER(
+      "{ .reg .pred ended; again: "
+      "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1; "
+      "@!ended bra again; }" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+// Starts to copy the tile of a matrix at (row, column) to shared memory, zeros
+// beyond its ends; \`barrier\` counts the bytes.
+__device__ inline void copy_tile(uint32_t to, const TileMap *map,
+                                 uint32_t column, uint32_t row,
+                                 uint64_t *barrier) {
+  SKV_HOPPER(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::"
+      "complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
+      : "memory");
+}
+
+// All threads of a cluster meet, and see what the others wrote before.
+__device__ inline void meet_cluster() {
+  SKV_HOPPER(
+      "barrier.cluster.arrive.release.aligned; "
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+}
+
+// Reads what block \`rank\` of the cluster has where this one has \`own\`.
+__device__ inline float read_peer(const float *own, uint32_t rank) {
+  float x = 0.0f;
+  SKV_HOPPER(
+      "{ .reg .u32 at; mapa.shared::cluster.u32 at, %1, %2; "
+      "ld.shared::cluster.f32 %0, [at]; }"
+      : "=f"(x)
+      : "r"(shared_address(own)), "r"(rank));
+  return x;
+}
+
+#undef SKV_HOPPER
+`,
   "lib/half.cuh": `// Halves: 16-byte loads of eight of them, and conversions.
 #pragma once
 
@@ -3014,15 +3168,21 @@ __global__ void __launch_bounds__(kHalfRowThreads, 2)
   }
 }
 
-// Makes the halves of a product's rows, in memory from \`scratch\`.
-inline cudaError_t make_half_rows(const Product &product, Scratch &scratch,
-                                  const Launch &launch, HalfRows &to) {
+// Takes memory for the halves of a product's rows.
+inline HalfRows place_half_rows(const Product &product, Scratch &scratch) {
   const size_t halves =
       static_cast<size_t>(product.rows) * product.weight.pitch;
   const bool has_low = takes_two_halves(product);
-  to.high = scratch.take<skv_half>(has_low ? 2 * halves : halves);
-  to.low = has_low ? to.high + halves : nullptr;
-  to.inverse = scratch.take<float>(product.rows);
+  HalfRows rows;
+  rows.high = scratch.take<skv_half>(has_low ? 2 * halves : halves);
+  rows.low = has_low ? rows.high + halves : nullptr;
+  rows.inverse = scratch.take<float>(product.rows);
+  return rows;
+}
+
+// Makes them.
+inline cudaError_t make_half_rows(const Product &product, const HalfRows &to,
+                                  const Launch &launch) {
   const auto kernel = product.weight.columns % 8 == 0 ? half_rows_kernel<true>
                                                       : half_rows_kernel<false>;
   return launch_kernel(launch, kernel, product.rows, kHalfRowThreads, 0,
@@ -3423,8 +3583,8 @@ inline cudaError_t multiply_with_library(const Product &product,
   const size_t outputs =
       static_cast<size_t>(product.rows) * product.weight.rows;
   const uint32_t multiplied = library_rows(product);
-  HalfRows rows;
-  cudaError_t status = make_half_rows(product, scratch, launch, rows);
+  const HalfRows rows = place_half_rows(product, scratch);
+  cudaError_t status = make_half_rows(product, rows, launch);
   if (status != cudaSuccess) return status;
   float *products = scratch.take<float>(static_cast<size_t>(multiplied) *
                                         product.weight.rows);
@@ -3637,8 +3797,8 @@ inline Needs matrix_product_needs(const Product &product,
 template <class Pairs>
 inline cudaError_t multiply_matrix(const Product &product, const Pairs &pairs,
                                    Scratch scratch, const Launch &launch) {
-  HalfRows rows;
-  const cudaError_t status = make_half_rows(product, scratch, launch, rows);
+  const HalfRows rows = place_half_rows(product, scratch);
+  const cudaError_t status = make_half_rows(product, rows, launch);
   if (status != cudaSuccess) return status;
   return with_matrix_shape(product, launch.shared_bytes, [&](auto shape) {
     using Shape = decltype(shape);
@@ -6316,10 +6476,11 @@ struct PrefillState {
   }
 };
 `,
-  "lib/product.cuh": `// Products of activations with a weight matrix, in one of five forms by the
+  "lib/product.cuh": `// Products of activations with a weight matrix, in one of six forms by the
 // number of rows: lib/vector_product.cuh or, where the matrix is large,
-// lib/stream_product.cuh for one, lib/narrow_product.cuh for a few of a small
-// model, lib/library_product.cuh for more where there is that library, and
+// lib/stream_product.cuh for one; for some, lib/narrow_product.cuh where the
+// matrix is small and lib/wide_product.cuh where it is large and the device is
+// a Hopper; lib/library_product.cuh for more where there is that library, and
 // lib/matrix_product.cuh where there is none.
 //
 // Outputs come in pairs that are finished together: neighbours, such as a gate
@@ -6328,6 +6489,9 @@ struct PrefillState {
 //   struct Pairs {
 //     // Weight row of an end, 0 or 1, of a pair.
 //     __device__ uint32_t output(uint32_t pair, uint32_t end) const;
+//     // Whether any \`outputs\` weight rows from a multiple of that on are the
+//     // ends of as many pairs, of half that multiple on.
+//     bool has_tiles(uint32_t outputs) const;
 //     // What finishing a pair of a row takes beside its products. Loads what
 //     // no kernel of the step has written, so that it can be called before
 //     // the kernel in front has ended: see lib/overlap.cuh.
@@ -6344,6 +6508,7 @@ struct PrefillState {
 #include "narrow_product.cuh"
 #include "stream_product.cuh"
 #include "vector_product.cuh"
+#include "wide_product.cuh"
 
 // Device memory that a product takes, however much shared memory there is.
 inline Needs product_needs(const Product &product, uint32_t multiprocessors) {
@@ -6362,13 +6527,14 @@ inline cudaError_t multiply(const Product &product, const Pairs &pairs,
                ? multiply_stream(product, pairs, launch)
                : multiply_vector(product, pairs, launch);
   }
+  bool done = false;
+  cudaError_t status = multiply_wide(product, pairs, scratch, launch, done);
+  if (status != cudaSuccess || done) return status;
   if (is_narrow(product, launch)) {
     return multiply_narrow(product, pairs, launch);
   }
   if (launch.library != nullptr) {
-    bool done = false;
-    const cudaError_t status =
-        multiply_with_library(product, pairs, scratch, launch, done);
+    status = multiply_with_library(product, pairs, scratch, launch, done);
     if (status != cudaSuccess || done) return status;
   }
   return multiply_matrix(product, pairs, scratch, launch);
@@ -10470,6 +10636,394 @@ class WeightStream {
   const skv_half *rows_[kStreamOutputs];
 };
 `,
+  "lib/wide_product.cuh": `// Products of 2 to 64 rows of activations with a weight matrix, on Hopper: an
+// engine copies tiles of both to shared memory, and groups of four warps
+// multiply them there. Beside instructions for that, nothing is left to do:
+// weights come as fast as memory gives them.
+//
+// A block makes 128 outputs of all rows from a share of the columns. One warp
+// asks for tiles, two groups multiply, 64 outputs each; barriers in shared
+// memory say when a tile has come and when its place is free. The blocks of a
+// cluster have the other columns, and each adds up a share of the outputs,
+// always in the same order, through the shared memory of all. As in the form
+// for one row, weights are on their way before the kernel in front has ended.
+//
+// The alternatives that lost, in microseconds for the up and gate weights of
+// Llama 3.1 8B and 16 rows on an H200: threads that copy 16 bytes each and
+// fetch their operands themselves, 95; the same with group products, 71;
+// cuBLASLt, 60, and a kernel that finishes, 4. This one takes 64, and no
+// boundary between kernels.
+#pragma once
+
+#include <algorithm>
+
+#include "half_rows.cuh"
+#include "wide_tiles.cuh"
+
+// Most rows of a step, and least bytes of weights for each 16 of them.
+constexpr uint32_t kMostWideRows = 64;
+constexpr size_t kLeastWideBytes = 24000000;
+
+// Most blocks that share the columns, and the fewest steps that are worth a
+// block.
+constexpr uint32_t kMostCluster = 8;
+constexpr uint32_t kLeastWideSteps = 4;
+
+template <class Shape, class Pairs>
+__global__ void __launch_bounds__(kWideThreads, 2)
+    wide_product_kernel(Product product, Pairs pairs, const float *inverse,
+                        uint32_t halves, uint32_t stage_count,
+                        const __grid_constant__ TileMap weights,
+                        const __grid_constant__ TileMap rows) {
+  __shared__ uint64_t full[kMostStages], empty[kMostStages];
+  let_next_start();
+  // How many rows a chunk has is not known before; those of a batch are.
+  const bool is_chunk = product.step.kind == SKV_PREFILL;
+  if (is_chunk) wait_for_previous();
+  const WideJob job(product);
+  if (is_chunk && product.end() == 0) return;
+  if (threadIdx.x == 0) {
+    for (uint32_t i = 0; i < stage_count; i++) {
+      init_barrier(full + i, 1);
+      init_barrier(empty + i, kMultiplyingWarps);
+    }
+    show_barriers();
+  }
+  __syncthreads();
+  const uint32_t skipped =
+      -shared_address(dynamic_shared_memory()) % kTileAlignment;
+  float *const memory = reinterpret_cast<float *>(
+      reinterpret_cast<char *>(dynamic_shared_memory()) + skipped);
+  const WideStages<Shape> stages = {shared_address(memory), stage_count, full,
+                                    empty};
+  if (warp_id() == kMultiplyingWarps) {
+    fetch_tiles<Shape>(job, stages, weights, rows, halves, product.rows,
+                       !is_chunk);
+    __syncthreads();
+  } else {
+    LineSums<Shape> sums = {};
+    multiply_tiles<Shape>(job, stages, sums);
+    if (!is_chunk) wait_for_previous();
+    // All tiles are used up.
+    __syncthreads();
+    store_lines<Shape>(sums, halves, memory);
+  }
+  meet_cluster();
+  finish_lines<Shape>(product, pairs, job, memory, inverse);
+  // What the others read of this block stays until they have.
+  meet_cluster();
+}
+
+// Calls \`f\` with the shape for some lines.
+template <class F>
+inline auto with_wide_shape(uint32_t lines, const F &f) {
+  if (lines <= 16) return f(WideShape<16>());
+  if (lines <= 32) return f(WideShape<32>());
+  return f(WideShape<64>());
+}
+
+// How a product is cut, and how many stages its blocks have.
+struct WidePlan {
+  uint32_t tiles;
+  // Blocks that share the columns of a tile.
+  uint32_t cluster;
+  uint32_t stages;
+  size_t bytes;
+};
+
+// The kernel with as much memory as \`resident\` blocks of a multiprocessor may
+// have each.
+template <class Shape>
+inline void take_room(WidePlan &plan, uint32_t resident, const Launch &launch) {
+  const size_t room = launch.shared_bytes / resident - kWideOwnBytes;
+  plan.stages =
+      std::min(kMostStages, static_cast<uint32_t>(room / Shape::kStageBytes));
+  plan.bytes =
+      std::max(size_t{plan.stages} * Shape::kStageBytes, Shape::kSumBytes) +
+      kTileAlignment;
+}
+
+// As many blocks for each tile as leave all at work at a time, one on each
+// multiprocessor; two where there are more tiles than that. Clusters are within
+// groups of multiprocessors, which differ: an H200 has room for 30 clusters of
+// four and for 39 of three. With four, two of the 32 tiles of o and down of
+// Llama 3.1 8B wait until others are through: a step of 16 rows takes 5.1 ms in
+// place of 4.7.
+template <class Shape, class Kernel>
+inline cudaError_t plan_wide(const Product &product, Kernel kernel,
+                             const Launch &launch, WidePlan &plan) {
+  const uint32_t steps =
+      (product.weight.pitch + kTileColumns - 1) / kTileColumns;
+  plan.tiles = (product.weight.rows + kWideOutputs - 1) / kWideOutputs;
+  plan.cluster = 1;
+  const bool is_one_wave = plan.tiles <= launch.multiprocessors;
+  take_room<Shape>(plan, is_one_wave ? 1 : 2, launch);
+  const cudaError_t status = allow_shared_memory(kernel, plan.bytes);
+  if (status != cudaSuccess || !is_one_wave) return status;
+  for (uint32_t cluster = 2; cluster <= kMostCluster; cluster++) {
+    if (cluster * kLeastWideSteps > steps) break;
+    int clusters = 0;
+    const cudaError_t failed = most_clusters(
+        launch, cluster, kernel, kWideThreads, plan.bytes, clusters);
+    if (failed != cudaSuccess) return failed;
+    if (static_cast<uint32_t>(clusters) < plan.tiles) break;
+    plan.cluster = cluster;
+  }
+  return cudaSuccess;
+}
+
+// Whether this form is the fastest. What a block begins and ends with grows
+// with the rows, and a library of NVIDIA's is better where that is not hidden:
+// for 0.5B and 1.5B shapes with 64 rows, and from 128 rows on.
+inline bool is_wide(const Product &product, const Launch &launch) {
+  if (launch.tile_maps == nullptr || product.rows > kMostWideRows) return false;
+  const size_t bytes =
+      size_t{product.weight.rows} * product.weight.pitch * sizeof(skv_half);
+  return launch.library == nullptr ||
+         bytes >= kLeastWideBytes * std::max(1u, product.rows / 16);
+}
+
+// Multiplies if the device and the product are made for it, and says so in
+// \`done\`. \`scratch\` has what is needed.
+template <class Pairs>
+inline cudaError_t multiply_wide(const Product &product, const Pairs &pairs,
+                                 Scratch scratch, const Launch &launch,
+                                 bool &done) {
+  if (!is_wide(product, launch) || !pairs.has_tiles(kWideOutputs)) {
+    return cudaSuccess;
+  }
+  const uint32_t halves = takes_two_halves(product) ? 2 : 1;
+  return with_wide_shape(halves * product.rows, [&](auto shape) {
+    using Shape = decltype(shape);
+    const auto kernel = wide_product_kernel<Shape, Pairs>;
+    const skv_matrix &weight = product.weight;
+    WidePlan plan;
+    cudaError_t status = plan_wide<Shape>(product, kernel, launch, plan);
+    if (status != cudaSuccess) return status;
+    const HalfRows rows = place_half_rows(product, scratch);
+    TileMap weight_map, row_map;
+    done =
+        describe_tiles(launch.tile_maps,
+                       {weight.data, weight.rows, weight.pitch, kWideOutputs},
+                       &weight_map) &&
+        describe_tiles(launch.tile_maps,
+                       {rows.high, halves * product.rows, weight.pitch,
+                        Shape::kLines / halves},
+                       &row_map);
+    if (!done) return cudaSuccess;
+    status = make_half_rows(product, rows, launch);
+    if (status != cudaSuccess) return status;
+    return launch_cluster(launch, plan.cluster, kernel,
+                          dim3(plan.cluster, plan.tiles), kWideThreads,
+                          plan.bytes, product, pairs, rows.inverse, halves,
+                          plan.stages, weight_map, row_map);
+  });
+}
+`,
+  "lib/wide_tiles.cuh": `// The parts of lib/wide_product.cuh: what a block copies, multiplies and
+// finishes.
+#pragma once
+
+#include "group_instructions.cuh"
+#include "overlap.cuh"
+#include "product_args.cuh"
+
+constexpr uint32_t kWideOutputs = 128;
+constexpr uint32_t kWidePairs = kWideOutputs / 2;
+constexpr uint32_t kMultiplyingWarps = 8;
+constexpr uint32_t kWideThreads = 32 * (kMultiplyingWarps + 1);
+
+constexpr uint32_t kLineBytes = kTileColumns * sizeof(skv_half);
+constexpr uint32_t kTileAlignment = 1024;
+
+// Most tiles on their way to a block, and more than the bytes of the kernel's
+// own variables, the alignment and what a device keeps of each block's memory.
+constexpr uint32_t kMostStages = 12;
+constexpr size_t kWideOwnBytes = 2 * kTileAlignment + 256;
+
+// Tiles of LINES lines of activations: rows, or both halves of half as many.
+template <uint32_t LINES>
+struct WideShape {
+  static constexpr uint32_t kLines = LINES;
+  static constexpr uint32_t kStageBytes = (kWideOutputs + LINES) * kLineBytes;
+  // From one row's sums to the next: what lanes store is in different banks.
+  // They are where the tiles were.
+  static constexpr uint32_t kSumPitch = kWideOutputs + 4;
+  static constexpr size_t kSumBytes = LINES * kSumPitch * sizeof(float);
+};
+
+// What a block copies and multiplies.
+struct WideJob {
+  // First output.
+  uint32_t output;
+  // Steps of kTileColumns columns.
+  uint32_t begin;
+  uint32_t count;
+
+  __device__ explicit WideJob(const Product &product)
+      : output(blockIdx.y * kWideOutputs) {
+    const uint32_t steps =
+        (product.weight.pitch + kTileColumns - 1) / kTileColumns;
+    begin = steps * blockIdx.x / gridDim.x;
+    count = steps * (blockIdx.x + 1) / gridDim.x - begin;
+  }
+};
+
+// The stages that tiles go through.
+template <class Shape>
+struct WideStages {
+  uint32_t memory;
+  uint32_t count;
+  uint64_t *full;
+  uint64_t *empty;
+
+  __device__ uint32_t at(uint32_t stage) const {
+    return memory + stage * Shape::kStageBytes;
+  }
+};
+
+// Asks for all tiles of a job, in one thread of a warp that calls this.
+template <class Shape>
+__device__ inline void fetch_tiles(const WideJob &job,
+                                   const WideStages<Shape> &stages,
+                                   const TileMap &weights, const TileMap &rows,
+                                   uint32_t halves, uint32_t low_row,
+                                   bool waits) {
+  const auto fetch_weights = [&](uint32_t i, uint32_t stage) {
+    arrive_expecting(stages.full + stage, Shape::kStageBytes);
+    copy_tile(stages.at(stage), &weights, (job.begin + i) * kTileColumns,
+              job.output, stages.full + stage);
+  };
+  const auto fetch_rows = [&](uint32_t i, uint32_t stage) {
+    const uint32_t to = stages.at(stage) + kWideOutputs * kLineBytes;
+    const uint32_t column = (job.begin + i) * kTileColumns;
+    copy_tile(to, &rows, column, 0, stages.full + stage);
+    if (halves == 1) return;
+    copy_tile(to + Shape::kLines / 2 * kLineBytes, &rows, column, low_row,
+              stages.full + stage);
+  };
+  const uint32_t early = min(job.count, stages.count);
+  if (lane_id() == 0) {
+    for (uint32_t i = 0; i < early; i++) fetch_weights(i, i);
+  }
+  __syncwarp();
+  if (waits) wait_for_previous();
+  if (lane_id() == 0) {
+    for (uint32_t i = 0; i < early; i++) fetch_rows(i, i);
+    uint32_t stage = 0, parity = 0;
+    for (uint32_t i = stages.count; i < job.count; i++) {
+      wait_barrier(stages.empty + stage, parity);
+      fetch_weights(i, stage);
+      fetch_rows(i, stage);
+      if (++stage == stages.count) stage = 0, parity ^= 1;
+    }
+  }
+  __syncwarp();
+}
+
+// Sums of a warp: 16 outputs times all lines.
+template <class Shape>
+using LineSums = float[Shape::kLines / 8][4];
+
+// Multiplies all tiles of a job.
+template <class Shape>
+__device__ inline void multiply_tiles(const WideJob &job,
+                                      const WideStages<Shape> &stages,
+                                      LineSums<Shape> &sums) {
+  const uint64_t weights =
+      tile_descriptor(stages.memory + warp_id() / 4 * 64 * kLineBytes);
+  const uint64_t rows =
+      tile_descriptor(stages.memory + kWideOutputs * kLineBytes);
+  uint32_t stage = 0, parity = 0, before = 0;
+#pragma unroll 1
+  for (uint32_t i = 0; i < job.count; i++) {
+    wait_barrier(stages.full + stage, parity);
+    const uint32_t at = stage * (Shape::kStageBytes / 16);
+    begin_products();
+#pragma unroll
+    for (uint32_t k = 0; k < kTileColumns / 16; k++) {
+      group_product<Shape::kLines>(sums, weights + at + 2 * k,
+                                   rows + at + 2 * k);
+    }
+    commit_products();
+    // The step in front is through: its place is free.
+    wait_products<1>();
+    if (i > 0 && lane_id() == 0) arrive(stages.empty + before);
+    before = stage;
+    if (++stage == stages.count) stage = 0, parity ^= 1;
+  }
+  wait_products<0>();
+  // Nothing reads the sums before.
+#pragma unroll
+  for (uint32_t n = 0; n < Shape::kLines / 8; n++) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) asm volatile("" : "+f"(sums[n][i])::"memory");
+  }
+}
+
+// Leaves a warp's sums at \`to\`, by row and output, those of both halves of a
+// row as one.
+template <class Shape>
+__device__ inline void store_lines(LineSums<Shape> &sums, uint32_t halves,
+                                   float *to) {
+  constexpr uint32_t kHalf = Shape::kLines / 16;
+  if (halves == 2) {
+#pragma unroll
+    for (uint32_t n = 0; n < kHalf; n++) {
+#pragma unroll
+      for (uint32_t i = 0; i < 4; i++) sums[n][i] += sums[kHalf + n][i];
+    }
+  }
+  to += lane_id() % 4 * 2 * Shape::kSumPitch + 16 * warp_id() + lane_id() / 4;
+#pragma unroll
+  for (uint32_t n = 0; n < Shape::kLines / 8; n++) {
+    if (halves == 2 && n >= kHalf) break;
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+      to[(8 * n + i % 2) * Shape::kSumPitch + i / 2 * 8] = sums[n][i];
+    }
+  }
+}
+
+// Sums of other blocks that are on their way to a thread at a time.
+constexpr uint32_t kPeersAtOnce = 4;
+
+// Adds up this block's share of the cluster's outputs, and finishes them.
+template <class Shape, class Pairs>
+__device__ inline void finish_lines(const Product &product, const Pairs &pairs,
+                                    const WideJob &job, const float *sums,
+                                    const float *inverse) {
+  const uint32_t count = pairs_of(product.weight);
+  const uint32_t rows = product.rows;
+  const uint32_t all = rows * kWidePairs;
+  const uint32_t end = all * (blockIdx.x + 1) / gridDim.x;
+#pragma unroll 1
+  for (uint32_t i = all * blockIdx.x / gridDim.x + threadIdx.x; i < end;
+       i += kWideThreads) {
+    const uint32_t row = i / kWidePairs;
+    const uint32_t pair = job.output / 2 + i % kWidePairs;
+    if (pair >= count || !product.is_wanted(row)) continue;
+    const auto held = pairs.hold(row, pair);
+    float ends[2] = {};
+    const float *const from = sums + row * Shape::kSumPitch - job.output;
+    for (uint32_t first = 0; first < gridDim.x; first += kPeersAtOnce) {
+      float x[kPeersAtOnce][2];
+#pragma unroll
+      for (uint32_t i = 0; i < kPeersAtOnce; i++) {
+        const uint32_t rank = min(first + i, gridDim.x - 1);
+        x[i][0] = read_peer(from + pairs.output(pair, 0), rank);
+        x[i][1] = read_peer(from + pairs.output(pair, 1), rank);
+      }
+#pragma unroll
+      for (uint32_t i = 0; i < kPeersAtOnce; i++) {
+        if (first + i < gridDim.x) ends[0] += x[i][0], ends[1] += x[i][1];
+      }
+    }
+    const float factor = inverse[row];
+    pairs.finish(held, ends[0] * factor, ends[1] * factor);
+  }
+}
+`,
   "lm_head.cu": `// Final RMS norm and the logits of every id.
 //
 // Streams the output embedding once, 2 bytes per element, where there are few
@@ -10487,6 +11041,7 @@ struct LogitPairs {
   __device__ uint32_t output(uint32_t pair, uint32_t end) const {
     return 2 * pair + end;
   }
+  static bool has_tiles(uint32_t outputs) { return outputs % 2 == 0; }
   struct Held {
     float *logits;
     uint32_t left;
@@ -11321,6 +11876,7 @@ struct AddPairs {
   __device__ uint32_t output(uint32_t pair, uint32_t end) const {
     return 2 * pair + end;
   }
+  static bool has_tiles(uint32_t outputs) { return outputs % 2 == 0; }
   struct Held {
     float *hidden;
     float bias[2];
@@ -11481,6 +12037,9 @@ struct RopePairs {
     const uint32_t half = args.sizes.head_dim / 2;
     return pair / half * (2 * half) + pair % half + end * half;
   }
+  bool has_tiles(uint32_t outputs) const {
+    return outputs % args.sizes.head_dim == 0;
+  }
   struct Held {
     PairTarget target;
     float bias[2];
@@ -11508,6 +12067,7 @@ struct ProductPairs {
   __device__ uint32_t output(uint32_t pair, uint32_t end) const {
     return 2 * pair + end;
   }
+  static bool has_tiles(uint32_t outputs) { return outputs % 2 == 0; }
   using Held = float2 *;
   __device__ Held hold(uint32_t row, uint32_t pair) const {
     // Heads are even, and so is the number of outputs.
@@ -11725,6 +12285,7 @@ cudaError_t launch_query_statistics(const skv_query_statistics_args &args,
 
 #include "../lib/cached.cuh"
 #include "context.cuh"
+#include "tile_maps.cuh"
 
 namespace {
 
@@ -11841,6 +12402,7 @@ cudaError_t create_streams(skv_context *context) {
   context->shared_bytes = static_cast<size_t>(shared_bytes);
   context->multiprocessors = static_cast<uint32_t>(multiprocessors);
   context->overlaps = major >= 9;
+  context->tile_maps = find_tile_maps(major);
   if (error == cudaSuccess) {
     error = cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking);
   }
@@ -12029,6 +12591,8 @@ struct skv_context {
   Sides sides;
   // Whether the device can start a kernel before the one in front has ended.
   bool overlaps = false;
+  // Null where the device has no engines that copy tiles.
+  const TileMapWriter *tile_maps = nullptr;
   // Whether the library was looked for, and what was found.
   bool has_looked = false;
   std::unique_ptr<MatrixLibrary> library;
@@ -12154,6 +12718,7 @@ struct Needs {
 };
 
 class MatrixLibrary;
+struct TileMapWriter;
 
 // Streams for work that the rest of the program does not wait for.
 struct Sides {
@@ -12183,6 +12748,8 @@ struct Launch {
   Sides *sides;
   // Null where all products are ours.
   MatrixLibrary *library;
+  // Null where tiles are copied by threads.
+  const TileMapWriter *tile_maps;
 };
 
 // A launch on a stream that goes on beside the main one, from here on; the end
@@ -12192,23 +12759,62 @@ cudaError_t fork(const Launch &launch, Launch *side);
 // Makes the main stream wait for the others.
 cudaError_t join(const Launch &launch);
 
+// Launches a kernel whose blocks are in clusters of \`cluster\` blocks side by
+// side.
+template <class... Parameters, class... Arguments>
+inline cudaError_t launch_cluster(const Launch &launch, uint32_t cluster,
+                                  void (*kernel)(Parameters...), dim3 grid,
+                                  uint32_t threads, size_t shared_bytes,
+                                  const Arguments &...arguments) {
+  cudaLaunchAttribute attributes[2] = {};
+  uint32_t count = 0;
+  if (launch.overlaps) {
+    cudaLaunchAttribute &overlap = attributes[count++];
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute &clusters = attributes[count++];
+    clusters.id = cudaLaunchAttributeClusterDimension;
+    clusters.val.clusterDim.x = cluster;
+    clusters.val.clusterDim.y = clusters.val.clusterDim.z = 1;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = launch.stream;
+  config.attrs = attributes;
+  config.numAttrs = count;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
+// How many such clusters the device has room for at a time.
+template <class Kernel>
+inline cudaError_t most_clusters(const Launch &launch, uint32_t cluster,
+                                 Kernel kernel, uint32_t threads,
+                                 size_t shared_bytes, int &clusters) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(cluster, launch.multiprocessors);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+}
+
 // Launches a kernel.
 template <class... Parameters, class... Arguments>
 inline cudaError_t launch_kernel(const Launch &launch,
                                  void (*kernel)(Parameters...), dim3 grid,
                                  uint32_t threads, size_t shared_bytes,
                                  const Arguments &...arguments) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = launch.stream;
-  config.attrs = &attribute;
-  config.numAttrs = launch.overlaps ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+  return launch_cluster(launch, 1, kernel, grid, threads, shared_bytes,
+                        arguments...);
 }
 
 // Launches a kernel that starts when everything in front of it has ended.
@@ -12647,6 +13253,7 @@ int32_t launch_calls(skv_program *program) {
   launch.overlaps = !checks && context->overlaps;
   launch.sides = checks ? nullptr : &context->sides;
   launch.library = context->library.get();
+  launch.tile_maps = context->tile_maps;
   Launcher launcher(launch, program->own, checks);
   const auto fail_with = [&](cudaError_t error, const char *what) {
     // Nobody joins what this program began: the next one must not either.
@@ -13012,6 +13619,97 @@ class ReadPool {
   // A deque: a read stays where it is while others are added.
   std::deque<PendingRead> reads_;
 };
+`,
+  "runtime/tile_maps.cu": `// The driver's function by its documented binary interface: it is looked for
+// where the runtime has opened the driver, and nothing is linked.
+#include <dlfcn.h>
+
+#include "tile_maps.cuh"
+
+namespace {
+
+constexpr int kSuccess = 0;
+
+// CUtensorMapDataType, CUtensorMapInterleave, CUtensorMapSwizzle,
+// CUtensorMapL2promotion and CUtensorMapFloatOOBfill.
+constexpr int kHalf = 6;
+constexpr int kNotInterleaved = 0;
+constexpr int kSwizzled128 = 3;
+constexpr int kPromoted256 = 3;
+constexpr int kZeroFilled = 0;
+
+}  // namespace
+
+struct TileMapWriter {
+  int (*encode)(TileMap *map, int type, uint32_t dimensions, void *data,
+                const uint64_t *sizes, const uint64_t *strides,
+                const uint32_t *tile_sizes, const uint32_t *tile_strides,
+                int interleave, int swizzle, int promotion, int fill);
+};
+
+const TileMapWriter *find_tile_maps(int compute_capability_major) {
+  // The products that read such tiles are those of Hopper.
+  if (compute_capability_major != 9) return nullptr;
+  static const TileMapWriter writer = [] {
+    TileMapWriter found = {};
+    void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (driver != nullptr) {
+      found.encode = reinterpret_cast<decltype(found.encode)>(
+          dlsym(driver, "cuTensorMapEncodeTiled"));
+    }
+    return found;
+  }();
+  return writer.encode == nullptr ? nullptr : &writer;
+}
+
+bool describe_tiles(const TileMapWriter *writer, const TiledMatrix &matrix,
+                    TileMap *map) {
+  const uint64_t sizes[2] = {matrix.pitch, matrix.rows};
+  const uint64_t strides[1] = {uint64_t{matrix.pitch} * sizeof(skv_half)};
+  const uint32_t tile_sizes[2] = {kTileColumns, matrix.tile_rows};
+  const uint32_t tile_strides[2] = {1, 1};
+  return writer->encode(map, kHalf, 2, const_cast<skv_half *>(matrix.data),
+                        sizes, strides, tile_sizes, tile_strides,
+                        kNotInterleaved, kSwizzled128, kPromoted256,
+                        kZeroFilled) == kSuccess;
+}
+`,
+  "runtime/tile_maps.cuh": `// Descriptions of matrices for the copy engines of multiprocessors, which bring
+// whole tiles to shared memory by themselves: see lib/tile_copies.cuh.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../steadykv.h"
+
+// A description, in the device's own form.
+struct alignas(64) TileMap {
+  uint64_t words[16];
+};
+
+// A matrix of halves and the tiles that are taken from it: kTileColumns columns
+// of some rows.
+struct TiledMatrix {
+  const skv_half *data;
+  uint32_t rows;
+  // Columns, zeros included: a multiple of 8.
+  uint32_t pitch;
+  uint32_t tile_rows;
+};
+
+// Columns of a tile: lines of 128 bytes.
+constexpr uint32_t kTileColumns = 64;
+
+// The driver's function that writes descriptions.
+struct TileMapWriter;
+
+// Finds it; null where the driver has none or the device no such engines.
+const TileMapWriter *find_tile_maps(int compute_capability_major);
+
+// Describes a matrix. False if the driver refuses.
+bool describe_tiles(const TileMapWriter *writer, const TiledMatrix &matrix,
+                    TileMap *map);
 `,
   "runtime/transfer.cu": `// Writes and reads, and kernels that convert to and from 16 bits on the way:
 // straight from and to pinned host memory, so that no memory of the device is

@@ -131,15 +131,21 @@ __global__ void __launch_bounds__(kHalfRowThreads, 2)
   }
 }
 
-// Makes the halves of a product's rows, in memory from `scratch`.
-inline cudaError_t make_half_rows(const Product &product, Scratch &scratch,
-                                  const Launch &launch, HalfRows &to) {
+// Takes memory for the halves of a product's rows.
+inline HalfRows place_half_rows(const Product &product, Scratch &scratch) {
   const size_t halves =
       static_cast<size_t>(product.rows) * product.weight.pitch;
   const bool has_low = takes_two_halves(product);
-  to.high = scratch.take<skv_half>(has_low ? 2 * halves : halves);
-  to.low = has_low ? to.high + halves : nullptr;
-  to.inverse = scratch.take<float>(product.rows);
+  HalfRows rows;
+  rows.high = scratch.take<skv_half>(has_low ? 2 * halves : halves);
+  rows.low = has_low ? rows.high + halves : nullptr;
+  rows.inverse = scratch.take<float>(product.rows);
+  return rows;
+}
+
+// Makes them.
+inline cudaError_t make_half_rows(const Product &product, const HalfRows &to,
+                                  const Launch &launch) {
   const auto kernel = product.weight.columns % 8 == 0 ? half_rows_kernel<true>
                                                       : half_rows_kernel<false>;
   return launch_kernel(launch, kernel, product.rows, kHalfRowThreads, 0,

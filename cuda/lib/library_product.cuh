@@ -67,8 +67,8 @@ inline cudaError_t multiply_with_library(const Product &product,
   const size_t outputs =
       static_cast<size_t>(product.rows) * product.weight.rows;
   const uint32_t multiplied = library_rows(product);
-  HalfRows rows;
-  cudaError_t status = make_half_rows(product, scratch, launch, rows);
+  const HalfRows rows = place_half_rows(product, scratch);
+  cudaError_t status = make_half_rows(product, rows, launch);
   if (status != cudaSuccess) return status;
   float *products = scratch.take<float>(static_cast<size_t>(multiplied) *
                                         product.weight.rows);

@@ -193,8 +193,8 @@ inline Needs matrix_product_needs(const Product &product,
 template <class Pairs>
 inline cudaError_t multiply_matrix(const Product &product, const Pairs &pairs,
                                    Scratch scratch, const Launch &launch) {
-  HalfRows rows;
-  const cudaError_t status = make_half_rows(product, scratch, launch, rows);
+  const HalfRows rows = place_half_rows(product, scratch);
+  const cudaError_t status = make_half_rows(product, rows, launch);
   if (status != cudaSuccess) return status;
   return with_matrix_shape(product, launch.shared_bytes, [&](auto shape) {
     using Shape = decltype(shape);

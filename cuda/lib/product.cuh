@@ -1,7 +1,8 @@
-// Products of activations with a weight matrix, in one of five forms by the
+// Products of activations with a weight matrix, in one of six forms by the
 // number of rows: lib/vector_product.cuh or, where the matrix is large,
-// lib/stream_product.cuh for one, lib/narrow_product.cuh for a few of a small
-// model, lib/library_product.cuh for more where there is that library, and
+// lib/stream_product.cuh for one; for some, lib/narrow_product.cuh where the
+// matrix is small and lib/wide_product.cuh where it is large and the device is
+// a Hopper; lib/library_product.cuh for more where there is that library, and
 // lib/matrix_product.cuh where there is none.
 //
 // Outputs come in pairs that are finished together: neighbours, such as a gate
@@ -10,6 +11,9 @@
 //   struct Pairs {
 //     // Weight row of an end, 0 or 1, of a pair.
 //     __device__ uint32_t output(uint32_t pair, uint32_t end) const;
+//     // Whether any `outputs` weight rows from a multiple of that on are the
+//     // ends of as many pairs, of half that multiple on.
+//     bool has_tiles(uint32_t outputs) const;
 //     // What finishing a pair of a row takes beside its products. Loads what
 //     // no kernel of the step has written, so that it can be called before
 //     // the kernel in front has ended: see lib/overlap.cuh.
@@ -26,6 +30,7 @@
 #include "narrow_product.cuh"
 #include "stream_product.cuh"
 #include "vector_product.cuh"
+#include "wide_product.cuh"
 
 // Device memory that a product takes, however much shared memory there is.
 inline Needs product_needs(const Product &product, uint32_t multiprocessors) {
@@ -44,13 +49,14 @@ inline cudaError_t multiply(const Product &product, const Pairs &pairs,
                ? multiply_stream(product, pairs, launch)
                : multiply_vector(product, pairs, launch);
   }
+  bool done = false;
+  cudaError_t status = multiply_wide(product, pairs, scratch, launch, done);
+  if (status != cudaSuccess || done) return status;
   if (is_narrow(product, launch)) {
     return multiply_narrow(product, pairs, launch);
   }
   if (launch.library != nullptr) {
-    bool done = false;
-    const cudaError_t status =
-        multiply_with_library(product, pairs, scratch, launch, done);
+    status = multiply_with_library(product, pairs, scratch, launch, done);
     if (status != cudaSuccess || done) return status;
   }
   return multiply_matrix(product, pairs, scratch, launch);

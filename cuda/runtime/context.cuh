@@ -22,6 +22,8 @@ struct skv_context {
   Sides sides;
   // Whether the device can start a kernel before the one in front has ended.
   bool overlaps = false;
+  // Null where the device has no engines that copy tiles.
+  const TileMapWriter *tile_maps = nullptr;
   // Whether the library was looked for, and what was found.
   bool has_looked = false;
   std::unique_ptr<MatrixLibrary> library;

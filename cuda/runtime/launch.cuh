@@ -46,6 +46,7 @@ struct Needs {
 };
 
 class MatrixLibrary;
+struct TileMapWriter;
 
 // Streams for work that the rest of the program does not wait for.
 struct Sides {
@@ -75,6 +76,8 @@ struct Launch {
   Sides *sides;
   // Null where all products are ours.
   MatrixLibrary *library;
+  // Null where tiles are copied by threads.
+  const TileMapWriter *tile_maps;
 };
 
 // A launch on a stream that goes on beside the main one, from here on; the end
@@ -84,23 +87,62 @@ cudaError_t fork(const Launch &launch, Launch *side);
 // Makes the main stream wait for the others.
 cudaError_t join(const Launch &launch);
 
+// Launches a kernel whose blocks are in clusters of `cluster` blocks side by
+// side.
+template <class... Parameters, class... Arguments>
+inline cudaError_t launch_cluster(const Launch &launch, uint32_t cluster,
+                                  void (*kernel)(Parameters...), dim3 grid,
+                                  uint32_t threads, size_t shared_bytes,
+                                  const Arguments &...arguments) {
+  cudaLaunchAttribute attributes[2] = {};
+  uint32_t count = 0;
+  if (launch.overlaps) {
+    cudaLaunchAttribute &overlap = attributes[count++];
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute &clusters = attributes[count++];
+    clusters.id = cudaLaunchAttributeClusterDimension;
+    clusters.val.clusterDim.x = cluster;
+    clusters.val.clusterDim.y = clusters.val.clusterDim.z = 1;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = launch.stream;
+  config.attrs = attributes;
+  config.numAttrs = count;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
+// How many such clusters the device has room for at a time.
+template <class Kernel>
+inline cudaError_t most_clusters(const Launch &launch, uint32_t cluster,
+                                 Kernel kernel, uint32_t threads,
+                                 size_t shared_bytes, int &clusters) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(cluster, launch.multiprocessors);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+}
+
 // Launches a kernel.
 template <class... Parameters, class... Arguments>
 inline cudaError_t launch_kernel(const Launch &launch,
                                  void (*kernel)(Parameters...), dim3 grid,
                                  uint32_t threads, size_t shared_bytes,
                                  const Arguments &...arguments) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = launch.stream;
-  config.attrs = &attribute;
-  config.numAttrs = launch.overlaps ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+  return launch_cluster(launch, 1, kernel, grid, threads, shared_bytes,
+                        arguments...);
 }
 
 // Launches a kernel that starts when everything in front of it has ended.

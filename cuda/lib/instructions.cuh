@@ -101,6 +101,14 @@ __device__ inline uint4 load_transposed(const T *row) {
   return v;
 }
 
+// The transpose of an 8 x 8 tile of 16-bit elements; lane 4 g + t has (g, 2t)
+// and (g, 2t + 1), of the tile and of the transpose.
+__device__ inline uint32_t transpose_matrix(uint32_t pair) {
+  uint32_t v;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(v) : "r"(pair));
+  return v;
+}
+
 // Starts to copy 16 bytes to shared memory, or zeros.
 template <class T>
 __device__ inline void copy_async(T *to, const T *from, bool wanted) {

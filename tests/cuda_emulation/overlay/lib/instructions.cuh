@@ -67,6 +67,15 @@ inline uint4 load_transposed(const T *row, SKV_PLACE) {
                                   SKV_HERE);
 }
 
+inline uint32_t transpose_matrix(uint32_t pair, SKV_PLACE) {
+  const uint32_t g = (threadIdx.x & 31) / 4, t = threadIdx.x % 4;
+  const int from = static_cast<int>(8 * t + g / 2);
+  const uint32_t first = __shfl_sync(~0u, pair, from, file, line);
+  const uint32_t second = __shfl_sync(~0u, pair, from + 4, file, line);
+  const uint32_t shift = g % 2 * 16;
+  return (first >> shift & 0xffffu) | (second >> shift) << 16;
+}
+
 template <class T>
 inline void copy_async(T *to, const T *from, bool wanted) {
   emulation::copy_async(reinterpret_cast<uint16_t *>(to),

@@ -30,7 +30,7 @@
 namespace {
 
 template <class Shape>
-__global__ void __launch_bounds__(kAttendThreads, kResidentBlocks<Shape::kDim>)
+__global__ void __launch_bounds__(kAttendThreads, Shape::kBlocks)
     attend_kernel(skv_merge_attend_args args, AttendParts parts,
                   Evidence evidence) {
   constexpr int kDim = Shape::kDim;
@@ -112,9 +112,8 @@ Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
   plan.heads = args.step.rows * args.sizes.kv_heads;
   plan.group = args.sizes.heads / args.sizes.kv_heads;
   plan.dim = padded_width(args.sizes.head_dim);
-  const uint32_t blocks =
-      multiprocessors *
-      (plan.dim == 256 ? kResidentBlocks<256> : kResidentBlocks<128>);
+  const int tiles = column_tiles(args.sizes.head_dim, plan.group);
+  const uint32_t blocks = multiprocessors * resident_blocks(plan.dim, tiles);
   plan.wanted_splits = splits_for(plan.heads * head_tiles(plan.group), blocks);
   // No block without slots.
   plan.most_splits =
@@ -159,13 +158,13 @@ template <int DIM>
 cudaError_t launch_wide(const skv_merge_attend_args &args,
                         const AttendParts &parts, const Evidence &evidence,
                         const Launch &launch) {
-  // Widths that few models have take one kernel for all groups.
-  if (args.sizes.head_dim != DIM) {
+  if (!is_exact(args.sizes.head_dim)) {
     return launch_exact<DIM, 2, false>(args, parts, evidence, launch);
   }
-  return args.sizes.heads / args.sizes.kv_heads > kColumnHeads
-             ? launch_exact<DIM, 2, true>(args, parts, evidence, launch)
-             : launch_exact<DIM, 1, true>(args, parts, evidence, launch);
+  const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
+  return column_tiles(DIM, group) == 1
+             ? launch_exact<DIM, 1, true>(args, parts, evidence, launch)
+             : launch_exact<DIM, 2, true>(args, parts, evidence, launch);
 }
 
 cudaError_t launch_any(const skv_merge_attend_args &args, const Plan &plan,

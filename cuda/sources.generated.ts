@@ -859,6 +859,21 @@ __device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
 // for the high and one for the low parts of its query (lib/cached.cuh).
 constexpr uint32_t kColumnHeads = 4;
 
+// Tiles of slots that a warp has in shared memory.
+template <int DIM>
+constexpr int kStages = DIM >= 128 ? 2 : 4;
+
+// Elements of a tile: keys, then values.
+template <int DIM>
+constexpr int kTileElements = 2 * kWarpSlots *kLinePitch<DIM>;
+
+// Blocks that a multiprocessor runs at a time: what shared memory and registers
+// have room for.
+__host__ __device__ constexpr int resident_blocks(uint32_t dim, int tiles) {
+  if (dim == 256) return 1;
+  return dim == 128 && tiles == 2 ? 2 : 3;
+}
+
 // DIM: dimensions that there is room for; EXACT: heads have all of them. TILES:
 // tiles of eight columns for query heads. RIDES: with riders where a head goes
 // over its budget.
@@ -868,19 +883,16 @@ struct AttendShape {
   static constexpr int kTiles = TILES;
   static constexpr bool kIsExact = EXACT;
   static constexpr bool kRides = RIDES;
+  static constexpr int kBlocks = resident_blocks(DIM, TILES);
 };
 
-// Tiles of slots that a warp has in shared memory.
-template <int DIM>
-constexpr int kStages = DIM >= 128 ? 2 : 4;
-
-// Elements of a tile: keys, then values.
-template <int DIM>
-constexpr int kTileElements = 2 * kWarpSlots *kLinePitch<DIM>;
-
-// Blocks that a multiprocessor runs at a time: what shared memory has room for.
-template <int DIM>
-constexpr int kResidentBlocks = DIM == 256 ? 1 : 3;
+// Widths that few models have take one kernel for all groups.
+inline bool is_exact(uint32_t head_dim) {
+  return head_dim == padded_width(head_dim);
+}
+inline int column_tiles(uint32_t head_dim, uint32_t group) {
+  return is_exact(head_dim) && group <= kColumnHeads ? 1 : 2;
+}
 `,
   "lib/attend_slots.cuh": `// Decode attention of one warp over its share of the slots of a KV head.
 //
@@ -899,15 +911,20 @@ constexpr int kResidentBlocks = DIM == 256 ? 1 : 3;
 // have to wait for the arithmetic in front of them.
 #pragma once
 
+#include "lane_logits.cuh"
 #include "overlap.cuh"
 #include "slot_copies.cuh"
 #include "slot_sides.cuh"
 #include "softmax_state.cuh"
-#include "tile_products.cuh"
+#include "tile_cursor.cuh"
 
 // A reference is replaced where weights would exceed 2^kMostBits: halves reach
 // nearly 2^16.
 constexpr float kMostBits = kHeadroomBits + 1.0f;
+
+// Lower than that of any logit, but a number, so that what is free has a weight
+// of 0 at it, too.
+constexpr float kNoReference = -1e30f;
 
 // Attention of one warp over its tiles of a share.
 template <class Shape>
@@ -929,29 +946,31 @@ struct WarpAttention {
 
   __device__ WarpAttention() {
 #pragma unroll
-    for (int u = 0; u < kTiles; u++) states[u] = init_softmax();
+    for (int u = 0; u < kTiles; u++) states[u] = {kNoReference, 0.0f};
   }
 
   __device__ static bool has_riders(const HeadJob &job) {
     return Shape::kRides && job.will_evict;
   }
 
-  // Adds a tile of slots, which is in shared memory. \`logits\` are those of the
-  // tile.
+  // Adds a tile of slots, which is in shared memory.
   __device__ void add(const skv_merge_attend_args &args, const HeadJob &job,
-                      uint32_t first, uint32_t end, const skv_cached *tile,
-                      const TileSides<kTiles> &sides, float *logits) {
+                      uint32_t first, uint32_t end,
+                      const TileCursor<kDim> &tile,
+                      const TileSides<kTiles> &sides,
+                      const LaneLogits<kTiles> &logits) {
     TileProducts<kTiles> products =
-        has_riders(job) ? multiply_keys(tile, queries, &riders)
-                        : multiply_keys<kDim, kTiles>(tile, queries, nullptr);
+        has_riders(job)
+            ? multiply_keys<Shape::kRides>(tile.keys, queries, riders)
+            : multiply_keys<false>(tile.keys, queries, riders);
     if (args.sink_queries != nullptr) {
-      replace_sinks(args, job, tile, sides, products);
+      replace_sinks(args, job, tile.keys, sides, products);
     }
-    if (args.policy.observe) {
-      store_logits(job, first, end, args.cache.max_capacity, products, logits);
+    logits.store(first, products);
+    if (has_riders(job)) {
+      compare_riders(first, args.policy.sinks, products, sides);
     }
     weigh(first, end, sides, products);
-    const skv_cached *rows = tile + kWarpSlots * kLinePitch<kDim>;
     uint2 weights[kTiles];
 #pragma unroll
     for (int u = 0; u < kTiles; u++) {
@@ -963,31 +982,10 @@ struct WarpAttention {
     }
 #pragma unroll
     for (int n = 0; n < kDim / 16; n++) {
-      const uint4 v = dim_operands<kDim>(rows, 0, 16 * n);
+      const uint4 v = load_transposed(tile.values + 16 * n);
 #pragma unroll
       for (int u = 0; u < kTiles; u++) {
         mma_cached(values[n][u], v, weights[u].x, weights[u].y);
-      }
-    }
-    if (has_riders(job)) {
-      compare_riders(first, args.policy.sinks, products, sides);
-    }
-  }
-
-  __device__ static void store_logits(const HeadJob &job, uint32_t first,
-                                      uint32_t end, uint32_t pitch,
-                                      const TileProducts<kTiles> &products,
-                                      float *logits) {
-    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-#pragma unroll
-    for (int u = 0; u < kTiles; u++) {
-      const uint32_t head = kColumnHeads * u + t;
-      float *own = logits + static_cast<size_t>(head) * pitch + first + g;
-#pragma unroll
-      for (int k = 0; k < 2; k++) {
-        if (head < job.heads && first + g + 8 * k < end) {
-          own[8 * k] = products.logits[u][k];
-        }
       }
     }
   }
@@ -997,65 +995,77 @@ struct WarpAttention {
                         const TileSides<kTiles> &sides,
                         TileProducts<kTiles> &products) {
     bool is_plain = true;
+    // Of the weights, in units of ln 2.
     float bits[kTiles][2];
 #pragma unroll
     for (int u = 0; u < kTiles; u++) {
 #pragma unroll
       for (int k = 0; k < 2; k++) {
-        bits[u][k] = (products.logits[u][k] + sides.bias[u][k]) * kLog2E;
-        is_plain &= sides.bias[u][k] > kLiveBias &&
-                    !(bits[u][k] - states[u].max > kMostBits);
+        products.logits[u][k] += sides.bias[u][k];
+        bits[u][k] = fmaf(products.logits[u][k], kLog2E, -states[u].max);
+        is_plain &= sides.bias[u][k] > kLiveBias & !(bits[u][k] > kMostBits);
       }
     }
     // So are nearly all tiles.
     if (__all_sync(kAllLanes, is_plain)) {
       live += 2;
     } else {
-      settle(first, end, sides, bits);
+      count(first, end, sides);
+      settle(sides, products, bits);
     }
 #pragma unroll
     for (int u = 0; u < kTiles; u++) {
 #pragma unroll
       for (int k = 0; k < 2; k++) {
-        products.logits[u][k] = exp2_fast(bits[u][k] - finite(states[u].max));
+        products.logits[u][k] = exp2_fast(bits[u][k]);
       }
     }
   }
 
-  // Where a tile has free slots, or logits that are too large for a reference.
-  __device__ void settle(uint32_t first, uint32_t end,
-                         const TileSides<kTiles> &sides,
-                         float (&bits)[kTiles][2]) {
+  // Counts the slots of a tile that may have free ones.
+  __device__ void count(uint32_t first, uint32_t end,
+                        const TileSides<kTiles> &sides) {
 #pragma unroll
     for (int k = 0; k < 2; k++) {
       const uint32_t slot = first + lane_id() / 4 + 8 * k;
-      if (slot >= end) continue;
-      if (sides.bias[0][k] > kLiveBias) {
-        live++;
-      } else {
-        first_free = min(first_free, slot);
-      }
+      const bool is_live = sides.bias[0][k] > kLiveBias;
+      live += is_live ? 1 : 0;
+      if (!is_live && slot < end) first_free = min(first_free, slot);
     }
+  }
+
+  // Leaves free slots out, and finds references that logits are not too large
+  // for.
+  __device__ void settle(const TileSides<kTiles> &sides,
+                         const TileProducts<kTiles> &products,
+                         float (&bits)[kTiles][2]) {
 #pragma unroll
     for (int u = 0; u < kTiles; u++) {
+      float x[2];
       float top = -INFINITY;
 #pragma unroll
       for (int k = 0; k < 2; k++) {
-        if (!(sides.bias[u][k] > kLiveBias)) bits[u][k] = -INFINITY;
-        top = fmaxf(top, bits[u][k]);
+        const bool is_live = sides.bias[u][k] > kLiveBias;
+        x[k] = is_live ? products.logits[u][k] : -INFINITY;
+        top = fmaxf(top, x[k]);
       }
 #pragma unroll
       for (int offset = 4; offset < 32; offset *= 2) {
         top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, offset));
       }
-      if (!(top - states[u].max > kMostBits)) continue;
-      const float max = ceilf(top) - kHeadroomBits;
-      const float keep = exp2_fast(states[u].max - max);
-      states[u] = {max, states[u].sum * keep};
+      if (fmaf(top, kLog2E, -states[u].max) > kMostBits) {
+        const float max = ceilf(top * kLog2E) - kHeadroomBits;
+        const float keep = exp2_fast(states[u].max - max);
+        states[u] = {max, states[u].sum * keep};
 #pragma unroll
-      for (int n = 0; n < kDim / 16; n++) {
+        for (int n = 0; n < kDim / 16; n++) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) values[n][u][i] *= keep;
+          for (int i = 0; i < 4; i++) values[n][u][i] *= keep;
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        bits[u][k] = fmaf(x[k], kLog2E, -states[u].max);
       }
     }
   }
@@ -1077,22 +1087,20 @@ struct WarpAttention {
   // Logits of sinks are those of the queries at their cache positions.
   __device__ static void replace_sinks(const skv_merge_attend_args &args,
                                        const HeadJob &job,
-                                       const skv_cached *tile,
+                                       const skv_cached *keys,
                                        const TileSides<kTiles> &sides,
                                        TileProducts<kTiles> &products) {
     const uint32_t count = args.policy.sinks;
     const bool any = sides.position[0] < count || sides.position[1] < count;
     if (!__any_sync(kAllLanes, any)) return;
-    QueryOperands<kDim, kTiles> sinks;
-    sinks.load(args, job, args.sink_queries);
-    const TileProducts<kTiles> other =
-        multiply_keys<kDim, kTiles>(tile, sinks, nullptr);
+    float logits[kTiles][2];
+    multiply_sinks<kDim>(args, job, keys, logits);
 #pragma unroll
     for (int u = 0; u < kTiles; u++) {
 #pragma unroll
       for (int k = 0; k < 2; k++) {
         if (sides.position[k] < count) {
-          products.logits[u][k] = other.logits[u][k];
+          products.logits[u][k] = logits[u][k];
         }
       }
     }
@@ -1103,54 +1111,49 @@ struct WarpAttention {
   __device__ void run(const skv_merge_attend_args &args, const HeadJob &job,
                       const Share &share, skv_cached *tiles, float *logits) {
     constexpr uint32_t kAhead = kStages<kDim>;
+    const uint32_t end = share.end;
+    uint32_t first = share.first_slot(0);
     SlotCopies<Shape> copies;
-    copies.init(args, job);
+    copies.init(args, job, first);
+    TileCursor<kDim> tile(tiles);
     // All but the newest slot is as the step before left it.
 #pragma unroll 1
     for (uint32_t i = 0; i < kAhead; i++) {
       if (i > 0) commit_copies();
-      if (!share.has(i)) continue;
-      copies.copy_tile(share.first_slot(i), share.end, job.newest,
-                       tiles + i * kTileElements<kDim>);
+      copies.copy_tile_but(job.newest, share.first_slot(i), end, tile.lines);
+      tile.advance();
     }
     if (has_riders(job)) riders.load(args, job);
     SlotSides<kTiles> fields;
-    fields.init(args, job);
-    const bool asks = has_riders(job) || args.sink_queries != nullptr;
-    TileSides<kTiles> sides = fields.load(share.first_slot(0), share.end, asks);
+    fields.init(args, job, first,
+                has_riders(job) || args.sink_queries != nullptr);
+    TileSides<kTiles> sides = fields.load(first, end);
     wait_for_previous();
-    // The tile that the newest slot is in, of this warp's.
     const uint32_t newest = share.tile_of(job.newest);
     if (newest < kAhead) {
-      copies.copy_slot(job.newest, tiles + newest * kTileElements<kDim> +
-                                       (job.newest - share.first_slot(newest)) *
-                                           kLinePitch<kDim>);
-    }
-    if (newest == 0) {
-      sides = fields.load(share.first_slot(0), share.end, asks);
+      const uint32_t line = (job.newest - share.begin) % kWarpSlots;
+      SlotCopies<Shape>::copy_slot(
+          args, job, job.newest,
+          tiles + newest * kTileElements<kDim> + line * kLinePitch<kDim>);
+      if (newest == 0) sides = fields.load(first, end);
     }
     commit_copies();
-    queries.load(args, job, args.queries);
+    queries.load(args, job);
+    if (newest < kAhead) wait_copies<0>();
+    LaneLogits<kTiles> own(args, job, share, logits);
 #pragma unroll 1
-    for (uint32_t i = 0; share.has(i); i++) {
-      if (i == newest) {
-        wait_copies<0>();
-      } else {
-        wait_copies<kAhead - 1>();
-      }
+    for (; first < end; first += kBlockSlots) {
+      wait_copies<kAhead - 1>();
       __syncwarp();
-      const uint32_t first = share.first_slot(i);
-      skv_cached *tile = tiles + i % kAhead * kTileElements<kDim>;
-      const TileSides<kTiles> next =
-          fields.load(share.first_slot(i + 1), share.end, asks);
-      add(args, job, first, share.end, tile, sides, logits);
+      fields.advance();
+      const TileSides<kTiles> next = fields.load(first + kBlockSlots, end);
+      add(args, job, first, end, tile, sides, own);
       __syncwarp();
-      if (share.has(i + kAhead)) {
-        copies.copy_tile(share.first_slot(i + kAhead), share.end, kNoSlot,
-                         tile);
-      }
+      copies.copy_tile(first + kAhead * kBlockSlots, end, tile.lines);
       commit_copies();
       sides = next;
+      own.advance();
+      tile.advance();
     }
   }
 };
@@ -2423,7 +2426,7 @@ struct Evidence {
   // lib/segment_step.cuh
   uint64_t *limits;
   uint4 *links;
-  // Where the most similar key is looked for and the group leaves room.
+  // Where the most similar key is looked for and groups are not too large.
   RiderMemory riders;
   // Where the cheapest pair is merged.
   PairWork pairs;
@@ -3116,6 +3119,23 @@ __device__ inline void mma_cached(float (&c)[4], const uint4 &a, uint32_t b0,
 #endif
 }
 
+// The same for tiles of 16 x 8 and 8 x 8: the first half of their columns and
+// rows.
+__device__ inline void mma_cached_half(float (&c)[4], uint32_t a0, uint32_t a1,
+                                       uint32_t b) {
+#ifdef SKV_CACHE_BFLOAT16
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(b));
+#else
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(b));
+#endif
+}
+
 // c += a · b for tiles of 16 x 8 and 8 x 8 tf32 numbers. Lane 4 g + t holds
 //   a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)
 //   b: (t, g), (t + 4, g)
@@ -3134,6 +3154,13 @@ __device__ inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0,
 __device__ inline float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// 1 / √x, with a relative error of 2^-22, for x that is a normal number.
+__device__ inline float rsqrt_fast(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
@@ -3281,6 +3308,50 @@ __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
   }
   __syncthreads();
 }
+`,
+  "lib/lane_logits.cuh": `// The raw logits that attention leaves for the policy.
+#pragma once
+
+#include "tile_products.cuh"
+
+// Where a lane leaves raw logits for the policy.
+template <int TILES>
+struct LaneLogits {
+  // Of the tile, for head t.
+  float *to;
+  uint32_t pitch;
+  // End of the slots whose logits are left for head 4u + t.
+  uint32_t ends[TILES];
+
+  __device__ LaneLogits(const skv_merge_attend_args &args, const HeadJob &job,
+                        const Share &share, float *logits) {
+    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+    pitch = args.cache.max_capacity;
+    to = logits + static_cast<size_t>(t) * pitch + share.first_slot(0) + g;
+#pragma unroll
+    for (int u = 0; u < TILES; u++) {
+      const bool wanted =
+          args.policy.observe && kColumnHeads * u + t < job.heads;
+      ends[u] = wanted ? share.end : 0;
+    }
+  }
+
+  __device__ void store(uint32_t first,
+                        const TileProducts<TILES> &products) const {
+    const uint32_t slot = first + lane_id() / 4;
+#pragma unroll
+    for (int u = 0; u < TILES; u++) {
+      float *own = to + static_cast<size_t>(kColumnHeads * u) * pitch;
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        if (slot + 8 * k < ends[u]) own[8 * k] = products.logits[u][k];
+      }
+    }
+  }
+
+  // Turns to the warp's next tile.
+  __device__ void advance() { to += kBlockSlots; }
+};
 `,
   "lib/lane_vector.cuh": `// A vector of a slot over the lanes of a warp.
 #pragma once
@@ -6515,63 +6586,85 @@ __device__ inline size_t query_row(const skv_merge_attend_args &args,
          job.kv_head * job.group + job.first_head + g;
 }
 
-// Query heads as right operands: of the columns of tile u, 2h has the high
-// parts of head 4u + h and 2h + 1 the low ones, so that a lane of the product,
-// which has columns 2t and 2t + 1, has all of head 4u + t.
+// One of eight columns of right operands: the high or the low parts of a query.
+struct QueryColumn {
+  // Null for zeros.
+  const float *query;
+  uint32_t head_dim;
+
+  // Elements 2t and 2t + 1 of half i of a step.
+  __device__ float2 pair(int step, int i) const {
+    const uint32_t column = 16 * step + 8 * i + 2 * (lane_id() % 4);
+    if (query == nullptr || column >= head_dim) return {};
+    return __ldcg(reinterpret_cast<const float2 *>(query + column));
+  }
+  // Lanes of the same column have the scale together.
+  __device__ static Scale scale_of_lanes(float largest) {
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+    return scale_for(largest);
+  }
+  // Operands of a step.
+  __device__ static uint2 split(float2 first, float2 second, float scale) {
+    const SplitPair a = split_cached(first.x * scale, first.y * scale);
+    const SplitPair b = split_cached(second.x * scale, second.y * scale);
+    return lane_id() / 4 % 2 == 0 ? uint2{a.high, b.high} : uint2{a.low, b.low};
+  }
+  // What products of columns 2t and 2t + 1 must be multiplied by.
+  __device__ float inverse(const Scale &scale) const {
+    return __shfl_sync(kAllLanes, scale.inverse, 8 * (lane_id() % 4)) *
+           rsqrtf(static_cast<float>(head_dim));
+  }
+};
+
+__device__ inline float largest_of(float2 x) {
+  return fmaxf(fabsf(x.x), fabsf(x.y));
+}
+
+// This lane's column of tile u, of the job's \`queries\`: 2h has the high parts
+// of head 4u + h and 2h + 1 the low ones, so that a lane of the product, which
+// has columns 2t and 2t + 1, has all of head 4u + t.
 //
-// The alternative that lost: queries as rows. Tiles have 16 of those and eight
-// columns, so that groups of up to four heads take twice the products, and
+// The alternative that lost: queries as rows. Products have 16 of those and
+// eight columns, so that groups of up to four heads take twice as many, and
 // lanes of rows that no head needs do the same work as others.
+__device__ inline QueryColumn query_column(const skv_merge_attend_args &args,
+                                           const HeadJob &job,
+                                           const float *queries, int u) {
+  const uint32_t head = kColumnHeads * u + lane_id() / 8;
+  const uint32_t head_dim = args.sizes.head_dim;
+  if (head >= job.heads) return {nullptr, head_dim};
+  return {queries + query_row(args, job, head) * head_dim, head_dim};
+}
+
+// Query heads as right operands.
 template <int DIM, int TILES>
 struct QueryOperands {
   uint2 steps[TILES][DIM / 16];
   // What products of head 4u + t must be multiplied by.
   float inverse[TILES];
 
-  // Loads the queries of the job; zeros for heads that it does not have.
-  __device__ void load(const skv_merge_attend_args &args, const HeadJob &job,
-                       const float *queries) {
-    const uint32_t head_dim = args.sizes.head_dim;
+  __device__ void load(const skv_merge_attend_args &args, const HeadJob &job) {
 #pragma unroll
     for (int u = 0; u < TILES; u++) {
-      const uint32_t head = kColumnHeads * u + lane_id() / 8;
-      const float *query = queries + query_row(args, job, head) * head_dim;
-      load_tile(u, head < job.heads ? query : nullptr, head_dim);
-    }
-  }
-
-  // A null pointer stands for zeros.
-  __device__ void load_tile(int u, const float *query, uint32_t head_dim) {
-    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-    float2 x[DIM / 16][2];
-    float largest = 0.0f;
+      const QueryColumn column = query_column(args, job, args.queries, u);
+      float2 x[DIM / 16][2];
+      float largest = 0.0f;
 #pragma unroll
-    for (int step = 0; step < DIM / 16; step++) {
+      for (int step = 0; step < DIM / 16; step++) {
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const uint32_t column = 16 * step + 8 * i + 2 * t;
-        x[step][i] = {};
-        if (query != nullptr && column < head_dim) {
-          x[step][i] = __ldcg(reinterpret_cast<const float2 *>(query + column));
+        for (int i = 0; i < 2; i++) {
+          x[step][i] = column.pair(step, i);
+          largest = fmaxf(largest, largest_of(x[step][i]));
         }
-        largest =
-            fmaxf(largest, fmaxf(fabsf(x[step][i].x), fabsf(x[step][i].y)));
       }
-    }
-    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
-    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
-    const Scale scale = scale_for(largest);
+      const Scale scale = column.scale_of_lanes(largest);
 #pragma unroll
-    for (int step = 0; step < DIM / 16; step++) {
-      const SplitPair a =
-          split_cached(x[step][0].x * scale.scale, x[step][0].y * scale.scale);
-      const SplitPair b =
-          split_cached(x[step][1].x * scale.scale, x[step][1].y * scale.scale);
-      steps[u][step] = g % 2 == 0 ? uint2{a.high, b.high} : uint2{a.low, b.low};
+      for (int step = 0; step < DIM / 16; step++) {
+        steps[u][step] = column.split(x[step][0], x[step][1], scale.scale);
+      }
+      inverse[u] = column.inverse(scale);
     }
-    // Column 2t is that of lane 8t.
-    inverse[u] = __shfl_sync(kAllLanes, scale.inverse, 8 * t) *
-                 rsqrtf(static_cast<float>(head_dim));
   }
 };
 `,
@@ -6996,6 +7089,9 @@ struct RiderMemory {
   uint32_t most_splits;
 };
 
+// The least normal number.
+constexpr float kLeastSquare = 0x1p-126f;
+
 // Rider t = lane % 4, and all of them as operands.
 template <int DIM>
 struct LaneRiders {
@@ -7039,8 +7135,8 @@ struct LaneRiders {
   // branch.
   __device__ void compare(bool counts, uint32_t other, uint32_t position,
                           float square, float product) {
-    const float inverse = square == 0.0f ? 0.0f : rsqrtf(square);
-    const float similarity = product * inverse;
+    // A key that is 0 has no length, but its product is 0 as well.
+    const float similarity = product * rsqrt_fast(fmaxf(square, kLeastSquare));
     const bool is_first =
         (similarity == best.similarity) & (position < best.position);
     const bool beats = (similarity > best.similarity) | is_first;
@@ -7203,17 +7299,6 @@ __device__ inline uint4 line_operands(const skv_cached *tile, uint32_t line,
   const uint32_t lane = lane_id();
   return load_matrices(tile + (line + lane % 16) * kLinePitch<DIM> + column +
                        lane / 16 * 8);
-}
-
-// Left operands for dims \`column .. column + 16\`, as rows, of lines
-// \`line .. line + 16\`.
-template <int DIM>
-__device__ inline uint4 dim_operands(const skv_cached *tile, uint32_t line,
-                                     uint32_t column) {
-  const uint32_t lane = lane_id();
-  return load_transposed(tile +
-                         (line + lane % 8 + lane / 16 * 8) * kLinePitch<DIM> +
-                         column + lane / 8 % 2 * 8);
 }
 `,
   "lib/sampling.cuh": `// What sampling knows of a sequence: its options, its logits, and what the
@@ -9003,20 +9088,23 @@ struct SlotCopies {
   static constexpr uint32_t kChunks = kDim / 8;
   // Lines that a warp copies at a time.
   static constexpr uint32_t kLines = 32 / kChunks;
+  static constexpr uint32_t kMiddle = kWarpSlots / 2;
 
-  // Of the head's first slot.
+  // Of the next tile: in its middle, from where instructions reach all lines.
   const skv_cached *keys;
   const skv_cached *values;
   // Of all lines; a constant where heads have all dimensions that there is room
   // for, so that addresses of lines are one address and constants.
   uint32_t given_dim;
 
-  __device__ void init(const skv_merge_attend_args &args, const HeadJob &job) {
+  // Begins with the tile whose first slot is \`first\`.
+  __device__ void init(const skv_merge_attend_args &args, const HeadJob &job,
+                       uint32_t first) {
     given_dim = args.sizes.head_dim;
-    const size_t first =
-        static_cast<size_t>(job.offset) * head_dim() + column();
-    keys = args.cache.slots.keys + first;
-    values = args.cache.slots.values + first;
+    const uint32_t slot = job.offset + first + kMiddle + line();
+    const size_t at = static_cast<size_t>(slot) * head_dim() + column();
+    keys = args.cache.slots.keys + at;
+    values = args.cache.slots.values + at;
   }
 
   __device__ uint32_t head_dim() const {
@@ -9041,43 +9129,61 @@ struct SlotCopies {
     *reinterpret_cast<uint4 *>(to) = {pairs[0], pairs[1], pairs[2], pairs[3]};
   }
 
-  // Starts to copy the slots from \`first\` on to a tile: zeros from \`end\` on,
-  // and nothing for slot \`missing\`. WHOLE: there is neither.
+  // Starts to copy the slots from \`first\` on, at this lane's first line of a
+  // tile: zeros from \`end\` on, and nothing for slot \`missing\`. WHOLE: there is
+  // neither.
   template <bool WHOLE>
   __device__ void copy_lines(uint32_t first, uint32_t end, uint32_t missing,
-                             skv_cached *tile) const {
-    const size_t skipped = static_cast<size_t>(first + line()) * head_dim();
-    const skv_cached *key = keys + skipped, *value = values + skipped;
-    skv_cached *to = tile + line() * kLinePitch<kDim> + column();
+                             skv_cached *to) const {
 #pragma unroll
     for (uint32_t c = 0; c < kWarpSlots; c += kLines) {
       const uint32_t slot = first + line() + c;
       if (!WHOLE && slot == missing) continue;
       const bool wanted = WHOLE || slot < end;
+      const int from =
+          static_cast<int>(c - kMiddle) * static_cast<int>(head_dim());
       skv_cached *at = to + c * kLinePitch<kDim>;
-      copy_chunk(at, key + c * head_dim(), wanted);
-      copy_chunk(at + kWarpSlots * kLinePitch<kDim>, value + c * head_dim(),
-                 wanted);
+      copy_chunk(at, keys + from, wanted);
+      copy_chunk(at + kWarpSlots * kLinePitch<kDim>, values + from, wanted);
     }
   }
 
-  // The same, whichever it is.
-  __device__ void copy_tile(uint32_t first, uint32_t end, uint32_t missing,
-                            skv_cached *tile) const {
-    if (first + kWarpSlots <= end && missing - first >= kWarpSlots) {
-      copy_lines<true>(first, end, missing, tile);
-    } else {
-      copy_lines<false>(first, end, missing, tile);
+  // Starts to copy a tile, and turns to the warp's next.
+  __device__ void copy_tile(uint32_t first, uint32_t end, skv_cached *to) {
+    if (first + kWarpSlots <= end) {
+      copy_lines<true>(first, end, kNoSlot, to);
+    } else if (first < end) {
+      copy_lines<false>(first, end, kNoSlot, to);
     }
+    advance();
+  }
+
+  // The same for a tile that may have slot \`missing\`.
+  __device__ void copy_tile_but(uint32_t missing, uint32_t first, uint32_t end,
+                                skv_cached *to) {
+    if (missing - first < kWarpSlots) {
+      copy_lines<false>(first, end, missing, to);
+      advance();
+    } else {
+      copy_tile(first, end, to);
+    }
+  }
+
+  __device__ void advance() {
+    keys += kBlockSlots * head_dim();
+    values += kBlockSlots * head_dim();
   }
 
   // Starts to copy one slot to its line.
-  __device__ void copy_slot(uint32_t slot, skv_cached *to) const {
+  __device__ static void copy_slot(const skv_merge_attend_args &args,
+                                   const HeadJob &job, uint32_t slot,
+                                   skv_cached *to) {
     if (line() != 0) return;
-    const size_t skipped = static_cast<size_t>(slot) * head_dim();
-    copy_chunk(to + column(), keys + skipped, true);
-    copy_chunk(to + kWarpSlots * kLinePitch<kDim> + column(), values + skipped,
-               true);
+    SlotCopies only;
+    only.init(args, job, slot - kMiddle);
+    to += column();
+    only.copy_chunk(to, only.keys, true);
+    only.copy_chunk(to + kWarpSlots * kLinePitch<kDim>, only.values, true);
   }
 };
 `,
@@ -9098,38 +9204,47 @@ struct TileSides {
 // Where a lane finds them.
 template <int TILES>
 struct SlotSides {
-  // Of the first tile of the head.
+  // Of the next tile.
   const float *biases[TILES];
   const float *positions;
+  bool asks;
 
-  __device__ void init(const skv_merge_attend_args &args, const HeadJob &job) {
+  // Begins with the tile whose first slot is \`first\`. \`asks\`: for positions.
+  __device__ void init(const skv_merge_attend_args &args, const HeadJob &job,
+                       uint32_t first, bool asks) {
     const skv_slots &slots = args.cache.slots;
     const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-    const float *first = slots.side + job.offset + g;
+    const float *at = slots.side + job.offset + first + g;
 #pragma unroll
     for (int u = 0; u < TILES; u++) {
       const uint32_t head = min(kColumnHeads * u + t, job.heads - 1);
       const uint32_t lane = args.cache.lanes == 1 ? 0 : job.first_head + head;
-      biases[u] = first + static_cast<size_t>(kSlotBias + lane) * slots.total;
+      biases[u] = at + static_cast<size_t>(kSlotBias + lane) * slots.total;
     }
-    positions = first + static_cast<size_t>(kSlotPosition) * slots.total;
+    positions = at + static_cast<size_t>(kSlotPosition) * slots.total;
+    this->asks = asks;
   }
 
-  __device__ TileSides<TILES> load(uint32_t first, uint32_t end,
-                                   bool asks) const {
+  __device__ TileSides<TILES> load(uint32_t first, uint32_t end) const {
     TileSides<TILES> sides;
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-      const uint32_t slot = first + 8 * k;
-      const bool is_there = slot + lane_id() / 4 < end;
+      const bool is_there = first + lane_id() / 4 + 8 * k < end;
 #pragma unroll
       for (int u = 0; u < TILES; u++) {
-        sides.bias[u][k] = is_there ? biases[u][slot] : kFreeBias;
+        sides.bias[u][k] = is_there ? biases[u][8 * k] : kFreeBias;
       }
       sides.position[k] =
-          is_there && asks ? __float_as_uint(positions[slot]) : ~0u;
+          is_there && asks ? __float_as_uint(positions[8 * k]) : ~0u;
     }
     return sides;
+  }
+
+  // Turns to the warp's next tile.
+  __device__ void advance() {
+#pragma unroll
+    for (int u = 0; u < TILES; u++) biases[u] += kBlockSlots;
+    positions += kBlockSlots;
   }
 };
 `,
@@ -9759,6 +9874,43 @@ __global__ void __launch_bounds__(kSampleThreads)
              raw - plan.log_sum);
 }
 `,
+  "lib/tile_cursor.cuh": `// The tiles of a warp in shared memory.
+#pragma once
+
+#include "attend_shape.cuh"
+
+// One of them, where a lane reads and writes it. Addresses go from tile to
+// tile: what is computed from the number of the lane for each of them takes 20
+// instructions of 170.
+template <int DIM>
+struct TileCursor {
+  // Its row of left operands: slots of keys, dimensions of values.
+  const skv_cached *keys;
+  const skv_cached *values;
+  // The first line that it copies.
+  skv_cached *lines;
+  uint32_t stage = 0;
+
+  __device__ explicit TileCursor(skv_cached *tile) {
+    const uint32_t lane = lane_id(), chunks = DIM / 8;
+    keys = tile + lane % 16 * kLinePitch<DIM> + lane / 16 * 8;
+    values = tile + (kWarpSlots + lane % 8 + lane / 16 * 8) * kLinePitch<DIM> +
+             lane / 8 % 2 * 8;
+    lines = tile + lane / chunks * kLinePitch<DIM> + lane % chunks * 8;
+  }
+
+  // Turns to the next tile; after the last to the first.
+  __device__ void advance() {
+    constexpr int kLast = kStages<DIM> - 1;
+    const int by =
+        stage == kLast ? -kLast * kTileElements<DIM> : kTileElements<DIM>;
+    stage = stage == kLast ? 0 : stage + 1;
+    keys += by;
+    values += by;
+    lines += by;
+  }
+};
+`,
   "lib/tile_fetcher.cuh": `// How the steps of a block's tiles get to shared memory: see
 // lib/matrix_product.cuh.
 #pragma once
@@ -9880,34 +10032,39 @@ template <int TILES>
 struct TileProducts {
   // Raw logits of head 4u + t.
   float logits[TILES][2];
-  // Products with rider t, and the squared lengths of the keys.
+  // Where there are riders: products with rider t, and the squared lengths of
+  // the keys.
   float riders[2];
   float squares[2];
 };
 
-// Multiplies a tile of keys; with riders as well where there are any.
-template <int DIM, int TILES>
+// Multiplies a tile of keys, at a lane's operands; RIDES: with riders as well.
+template <bool RIDES, int DIM, int TILES>
 __device__ inline TileProducts<TILES> multiply_keys(
     const skv_cached *keys, const QueryOperands<DIM, TILES> &queries,
-    const LaneRiders<DIM> *riders) {
-  // Two sums each: products wait for those of the same sum.
-  float x[2][TILES][4] = {}, rode[4] = {}, own[2][4] = {};
+    const LaneRiders<DIM> &riders) {
+  // Products wait for those of the same sum: two of each where that is all.
+  constexpr int kSums = RIDES ? 1 : 2;
+  float x[kSums][TILES][4] = {}, rode[4] = {}, own[2][4] = {};
 #pragma unroll
   for (int step = 0; step < DIM / 16; step++) {
-    const uint4 k = line_operands<DIM>(keys, 0, 16 * step);
+    const uint4 k = load_matrices(keys + 16 * step);
 #pragma unroll
     for (int u = 0; u < TILES; u++) {
       const uint2 q = queries.steps[u][step];
-      mma_cached(x[step % 2][u], k, q.x, q.y);
+      mma_cached(x[step % kSums][u], k, q.x, q.y);
     }
-    if (riders == nullptr) continue;
-    mma_cached(rode, k, riders->steps[step].x, riders->steps[step].y);
-    // Squared lengths are on the diagonal of the products of keys with each
-    // other. As right operands keys are in the registers that they are in on
-    // the left: 24 instructions in place of 256 to square and add every
-    // element.
-    mma_cached(own[0], k, k.x, k.z);
-    mma_cached(own[1], k, k.y, k.w);
+    if constexpr (RIDES) {
+      mma_cached(rode, k, riders.steps[step].x, riders.steps[step].y);
+      // Squared lengths are on the diagonal of the products of keys with each
+      // other: as right operands keys are in the registers that they are in on
+      // the left. By halves, since whole operands are two registers in a row,
+      // and moving them takes longer.
+      mma_cached_half(own[0], k.x, k.y, k.x);
+      mma_cached_half(own[1], k.x, k.y, k.y);
+      mma_cached_half(own[0], k.z, k.w, k.z);
+      mma_cached_half(own[1], k.z, k.w, k.w);
+    }
   }
   TileProducts<TILES> products;
   const uint32_t g = lane_id() / 4;
@@ -9915,18 +10072,51 @@ __device__ inline TileProducts<TILES> multiply_keys(
   for (int k = 0; k < 2; k++) {
 #pragma unroll
     for (int u = 0; u < TILES; u++) {
-      const float high = x[0][u][2 * k] + x[1][u][2 * k];
-      const float low = x[0][u][2 * k + 1] + x[1][u][2 * k + 1];
+      float high = x[0][u][2 * k], low = x[0][u][2 * k + 1];
+      if constexpr (kSums == 2) {
+        high += x[1][u][2 * k], low += x[1][u][2 * k + 1];
+      }
       products.logits[u][k] = (high + low) * queries.inverse[u];
     }
-    products.riders[k] = rode[2 * k];
-    // Slot g of eight is in row and column g of these.
-    const float square = g % 2 == 0 ? own[k][2 * k] : own[k][2 * k + 1];
-    products.squares[k] = riders == nullptr
-                              ? 0.0f
-                              : __shfl_sync(kAllLanes, square, 4 * g + g / 2);
+    if constexpr (RIDES) {
+      products.riders[k] = rode[2 * k];
+      // Slot g of eight is in row and column g of these.
+      const float square = g % 2 == 0 ? own[k][2 * k] : own[k][2 * k + 1];
+      products.squares[k] = __shfl_sync(kAllLanes, square, 4 * g + g / 2);
+    }
   }
   return products;
+}
+
+// Logits with the queries for sinks. Few tiles have sinks, so these operands
+// wait nowhere: they are read for each.
+template <int DIM, int TILES>
+__device__ inline void multiply_sinks(const skv_merge_attend_args &args,
+                                      const HeadJob &job,
+                                      const skv_cached *keys,
+                                      float (&logits)[TILES][2]) {
+#pragma unroll
+  for (int u = 0; u < TILES; u++) {
+    const QueryColumn column = query_column(args, job, args.sink_queries, u);
+    float largest = 0.0f;
+#pragma unroll 4
+    for (int i = 0; i < DIM / 8; i++) {
+      largest = fmaxf(largest, largest_of(column.pair(i / 2, i % 2)));
+    }
+    const Scale scale = column.scale_of_lanes(largest);
+    float x[4] = {};
+#pragma unroll 2
+    for (int step = 0; step < DIM / 16; step++) {
+      const uint2 q =
+          column.split(column.pair(step, 0), column.pair(step, 1), scale.scale);
+      mma_cached(x, load_matrices(keys + 16 * step), q.x, q.y);
+    }
+    const float inverse = column.inverse(scale);
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      logits[u][k] = (x[2 * k] + x[2 * k + 1]) * inverse;
+    }
+  }
 }
 `,
   "lib/tile_shares.cuh": `// How the blocks of a product share its tiles: each gets the same number of
@@ -10739,7 +10929,7 @@ cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
 namespace {
 
 template <class Shape>
-__global__ void __launch_bounds__(kAttendThreads, kResidentBlocks<Shape::kDim>)
+__global__ void __launch_bounds__(kAttendThreads, Shape::kBlocks)
     attend_kernel(skv_merge_attend_args args, AttendParts parts,
                   Evidence evidence) {
   constexpr int kDim = Shape::kDim;
@@ -10821,9 +11011,8 @@ Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
   plan.heads = args.step.rows * args.sizes.kv_heads;
   plan.group = args.sizes.heads / args.sizes.kv_heads;
   plan.dim = padded_width(args.sizes.head_dim);
-  const uint32_t blocks =
-      multiprocessors *
-      (plan.dim == 256 ? kResidentBlocks<256> : kResidentBlocks<128>);
+  const int tiles = column_tiles(args.sizes.head_dim, plan.group);
+  const uint32_t blocks = multiprocessors * resident_blocks(plan.dim, tiles);
   plan.wanted_splits = splits_for(plan.heads * head_tiles(plan.group), blocks);
   // No block without slots.
   plan.most_splits =
@@ -10868,13 +11057,13 @@ template <int DIM>
 cudaError_t launch_wide(const skv_merge_attend_args &args,
                         const AttendParts &parts, const Evidence &evidence,
                         const Launch &launch) {
-  // Widths that few models have take one kernel for all groups.
-  if (args.sizes.head_dim != DIM) {
+  if (!is_exact(args.sizes.head_dim)) {
     return launch_exact<DIM, 2, false>(args, parts, evidence, launch);
   }
-  return args.sizes.heads / args.sizes.kv_heads > kColumnHeads
-             ? launch_exact<DIM, 2, true>(args, parts, evidence, launch)
-             : launch_exact<DIM, 1, true>(args, parts, evidence, launch);
+  const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
+  return column_tiles(DIM, group) == 1
+             ? launch_exact<DIM, 1, true>(args, parts, evidence, launch)
+             : launch_exact<DIM, 2, true>(args, parts, evidence, launch);
 }
 
 cudaError_t launch_any(const skv_merge_attend_args &args, const Plan &plan,

@@ -15,15 +15,20 @@
 // have to wait for the arithmetic in front of them.
 #pragma once
 
+#include "lane_logits.cuh"
 #include "overlap.cuh"
 #include "slot_copies.cuh"
 #include "slot_sides.cuh"
 #include "softmax_state.cuh"
-#include "tile_products.cuh"
+#include "tile_cursor.cuh"
 
 // A reference is replaced where weights would exceed 2^kMostBits: halves reach
 // nearly 2^16.
 constexpr float kMostBits = kHeadroomBits + 1.0f;
+
+// Lower than that of any logit, but a number, so that what is free has a weight
+// of 0 at it, too.
+constexpr float kNoReference = -1e30f;
 
 // Attention of one warp over its tiles of a share.
 template <class Shape>
@@ -45,29 +50,31 @@ struct WarpAttention {
 
   __device__ WarpAttention() {
 #pragma unroll
-    for (int u = 0; u < kTiles; u++) states[u] = init_softmax();
+    for (int u = 0; u < kTiles; u++) states[u] = {kNoReference, 0.0f};
   }
 
   __device__ static bool has_riders(const HeadJob &job) {
     return Shape::kRides && job.will_evict;
   }
 
-  // Adds a tile of slots, which is in shared memory. `logits` are those of the
-  // tile.
+  // Adds a tile of slots, which is in shared memory.
   __device__ void add(const skv_merge_attend_args &args, const HeadJob &job,
-                      uint32_t first, uint32_t end, const skv_cached *tile,
-                      const TileSides<kTiles> &sides, float *logits) {
+                      uint32_t first, uint32_t end,
+                      const TileCursor<kDim> &tile,
+                      const TileSides<kTiles> &sides,
+                      const LaneLogits<kTiles> &logits) {
     TileProducts<kTiles> products =
-        has_riders(job) ? multiply_keys(tile, queries, &riders)
-                        : multiply_keys<kDim, kTiles>(tile, queries, nullptr);
+        has_riders(job)
+            ? multiply_keys<Shape::kRides>(tile.keys, queries, riders)
+            : multiply_keys<false>(tile.keys, queries, riders);
     if (args.sink_queries != nullptr) {
-      replace_sinks(args, job, tile, sides, products);
+      replace_sinks(args, job, tile.keys, sides, products);
     }
-    if (args.policy.observe) {
-      store_logits(job, first, end, args.cache.max_capacity, products, logits);
+    logits.store(first, products);
+    if (has_riders(job)) {
+      compare_riders(first, args.policy.sinks, products, sides);
     }
     weigh(first, end, sides, products);
-    const skv_cached *rows = tile + kWarpSlots * kLinePitch<kDim>;
     uint2 weights[kTiles];
 #pragma unroll
     for (int u = 0; u < kTiles; u++) {
@@ -79,31 +86,10 @@ struct WarpAttention {
     }
 #pragma unroll
     for (int n = 0; n < kDim / 16; n++) {
-      const uint4 v = dim_operands<kDim>(rows, 0, 16 * n);
+      const uint4 v = load_transposed(tile.values + 16 * n);
 #pragma unroll
       for (int u = 0; u < kTiles; u++) {
         mma_cached(values[n][u], v, weights[u].x, weights[u].y);
-      }
-    }
-    if (has_riders(job)) {
-      compare_riders(first, args.policy.sinks, products, sides);
-    }
-  }
-
-  __device__ static void store_logits(const HeadJob &job, uint32_t first,
-                                      uint32_t end, uint32_t pitch,
-                                      const TileProducts<kTiles> &products,
-                                      float *logits) {
-    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-#pragma unroll
-    for (int u = 0; u < kTiles; u++) {
-      const uint32_t head = kColumnHeads * u + t;
-      float *own = logits + static_cast<size_t>(head) * pitch + first + g;
-#pragma unroll
-      for (int k = 0; k < 2; k++) {
-        if (head < job.heads && first + g + 8 * k < end) {
-          own[8 * k] = products.logits[u][k];
-        }
       }
     }
   }
@@ -113,65 +99,77 @@ struct WarpAttention {
                         const TileSides<kTiles> &sides,
                         TileProducts<kTiles> &products) {
     bool is_plain = true;
+    // Of the weights, in units of ln 2.
     float bits[kTiles][2];
 #pragma unroll
     for (int u = 0; u < kTiles; u++) {
 #pragma unroll
       for (int k = 0; k < 2; k++) {
-        bits[u][k] = (products.logits[u][k] + sides.bias[u][k]) * kLog2E;
-        is_plain &= sides.bias[u][k] > kLiveBias &&
-                    !(bits[u][k] - states[u].max > kMostBits);
+        products.logits[u][k] += sides.bias[u][k];
+        bits[u][k] = fmaf(products.logits[u][k], kLog2E, -states[u].max);
+        is_plain &= sides.bias[u][k] > kLiveBias & !(bits[u][k] > kMostBits);
       }
     }
     // So are nearly all tiles.
     if (__all_sync(kAllLanes, is_plain)) {
       live += 2;
     } else {
-      settle(first, end, sides, bits);
+      count(first, end, sides);
+      settle(sides, products, bits);
     }
 #pragma unroll
     for (int u = 0; u < kTiles; u++) {
 #pragma unroll
       for (int k = 0; k < 2; k++) {
-        products.logits[u][k] = exp2_fast(bits[u][k] - finite(states[u].max));
+        products.logits[u][k] = exp2_fast(bits[u][k]);
       }
     }
   }
 
-  // Where a tile has free slots, or logits that are too large for a reference.
-  __device__ void settle(uint32_t first, uint32_t end,
-                         const TileSides<kTiles> &sides,
-                         float (&bits)[kTiles][2]) {
+  // Counts the slots of a tile that may have free ones.
+  __device__ void count(uint32_t first, uint32_t end,
+                        const TileSides<kTiles> &sides) {
 #pragma unroll
     for (int k = 0; k < 2; k++) {
       const uint32_t slot = first + lane_id() / 4 + 8 * k;
-      if (slot >= end) continue;
-      if (sides.bias[0][k] > kLiveBias) {
-        live++;
-      } else {
-        first_free = min(first_free, slot);
-      }
+      const bool is_live = sides.bias[0][k] > kLiveBias;
+      live += is_live ? 1 : 0;
+      if (!is_live && slot < end) first_free = min(first_free, slot);
     }
+  }
+
+  // Leaves free slots out, and finds references that logits are not too large
+  // for.
+  __device__ void settle(const TileSides<kTiles> &sides,
+                         const TileProducts<kTiles> &products,
+                         float (&bits)[kTiles][2]) {
 #pragma unroll
     for (int u = 0; u < kTiles; u++) {
+      float x[2];
       float top = -INFINITY;
 #pragma unroll
       for (int k = 0; k < 2; k++) {
-        if (!(sides.bias[u][k] > kLiveBias)) bits[u][k] = -INFINITY;
-        top = fmaxf(top, bits[u][k]);
+        const bool is_live = sides.bias[u][k] > kLiveBias;
+        x[k] = is_live ? products.logits[u][k] : -INFINITY;
+        top = fmaxf(top, x[k]);
       }
 #pragma unroll
       for (int offset = 4; offset < 32; offset *= 2) {
         top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, offset));
       }
-      if (!(top - states[u].max > kMostBits)) continue;
-      const float max = ceilf(top) - kHeadroomBits;
-      const float keep = exp2_fast(states[u].max - max);
-      states[u] = {max, states[u].sum * keep};
+      if (fmaf(top, kLog2E, -states[u].max) > kMostBits) {
+        const float max = ceilf(top * kLog2E) - kHeadroomBits;
+        const float keep = exp2_fast(states[u].max - max);
+        states[u] = {max, states[u].sum * keep};
 #pragma unroll
-      for (int n = 0; n < kDim / 16; n++) {
+        for (int n = 0; n < kDim / 16; n++) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) values[n][u][i] *= keep;
+          for (int i = 0; i < 4; i++) values[n][u][i] *= keep;
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        bits[u][k] = fmaf(x[k], kLog2E, -states[u].max);
       }
     }
   }
@@ -193,22 +191,20 @@ struct WarpAttention {
   // Logits of sinks are those of the queries at their cache positions.
   __device__ static void replace_sinks(const skv_merge_attend_args &args,
                                        const HeadJob &job,
-                                       const skv_cached *tile,
+                                       const skv_cached *keys,
                                        const TileSides<kTiles> &sides,
                                        TileProducts<kTiles> &products) {
     const uint32_t count = args.policy.sinks;
     const bool any = sides.position[0] < count || sides.position[1] < count;
     if (!__any_sync(kAllLanes, any)) return;
-    QueryOperands<kDim, kTiles> sinks;
-    sinks.load(args, job, args.sink_queries);
-    const TileProducts<kTiles> other =
-        multiply_keys<kDim, kTiles>(tile, sinks, nullptr);
+    float logits[kTiles][2];
+    multiply_sinks<kDim>(args, job, keys, logits);
 #pragma unroll
     for (int u = 0; u < kTiles; u++) {
 #pragma unroll
       for (int k = 0; k < 2; k++) {
         if (sides.position[k] < count) {
-          products.logits[u][k] = other.logits[u][k];
+          products.logits[u][k] = logits[u][k];
         }
       }
     }
@@ -219,54 +215,49 @@ struct WarpAttention {
   __device__ void run(const skv_merge_attend_args &args, const HeadJob &job,
                       const Share &share, skv_cached *tiles, float *logits) {
     constexpr uint32_t kAhead = kStages<kDim>;
+    const uint32_t end = share.end;
+    uint32_t first = share.first_slot(0);
     SlotCopies<Shape> copies;
-    copies.init(args, job);
+    copies.init(args, job, first);
+    TileCursor<kDim> tile(tiles);
     // All but the newest slot is as the step before left it.
 #pragma unroll 1
     for (uint32_t i = 0; i < kAhead; i++) {
       if (i > 0) commit_copies();
-      if (!share.has(i)) continue;
-      copies.copy_tile(share.first_slot(i), share.end, job.newest,
-                       tiles + i * kTileElements<kDim>);
+      copies.copy_tile_but(job.newest, share.first_slot(i), end, tile.lines);
+      tile.advance();
     }
     if (has_riders(job)) riders.load(args, job);
     SlotSides<kTiles> fields;
-    fields.init(args, job);
-    const bool asks = has_riders(job) || args.sink_queries != nullptr;
-    TileSides<kTiles> sides = fields.load(share.first_slot(0), share.end, asks);
+    fields.init(args, job, first,
+                has_riders(job) || args.sink_queries != nullptr);
+    TileSides<kTiles> sides = fields.load(first, end);
     wait_for_previous();
-    // The tile that the newest slot is in, of this warp's.
     const uint32_t newest = share.tile_of(job.newest);
     if (newest < kAhead) {
-      copies.copy_slot(job.newest, tiles + newest * kTileElements<kDim> +
-                                       (job.newest - share.first_slot(newest)) *
-                                           kLinePitch<kDim>);
-    }
-    if (newest == 0) {
-      sides = fields.load(share.first_slot(0), share.end, asks);
+      const uint32_t line = (job.newest - share.begin) % kWarpSlots;
+      SlotCopies<Shape>::copy_slot(
+          args, job, job.newest,
+          tiles + newest * kTileElements<kDim> + line * kLinePitch<kDim>);
+      if (newest == 0) sides = fields.load(first, end);
     }
     commit_copies();
-    queries.load(args, job, args.queries);
+    queries.load(args, job);
+    if (newest < kAhead) wait_copies<0>();
+    LaneLogits<kTiles> own(args, job, share, logits);
 #pragma unroll 1
-    for (uint32_t i = 0; share.has(i); i++) {
-      if (i == newest) {
-        wait_copies<0>();
-      } else {
-        wait_copies<kAhead - 1>();
-      }
+    for (; first < end; first += kBlockSlots) {
+      wait_copies<kAhead - 1>();
       __syncwarp();
-      const uint32_t first = share.first_slot(i);
-      skv_cached *tile = tiles + i % kAhead * kTileElements<kDim>;
-      const TileSides<kTiles> next =
-          fields.load(share.first_slot(i + 1), share.end, asks);
-      add(args, job, first, share.end, tile, sides, logits);
+      fields.advance();
+      const TileSides<kTiles> next = fields.load(first + kBlockSlots, end);
+      add(args, job, first, end, tile, sides, own);
       __syncwarp();
-      if (share.has(i + kAhead)) {
-        copies.copy_tile(share.first_slot(i + kAhead), share.end, kNoSlot,
-                         tile);
-      }
+      copies.copy_tile(first + kAhead * kBlockSlots, end, tile.lines);
       commit_copies();
       sides = next;
+      own.advance();
+      tile.advance();
     }
   }
 };

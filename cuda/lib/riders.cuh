@@ -45,6 +45,9 @@ struct RiderMemory {
   uint32_t most_splits;
 };
 
+// The least normal number.
+constexpr float kLeastSquare = 0x1p-126f;
+
 // Rider t = lane % 4, and all of them as operands.
 template <int DIM>
 struct LaneRiders {
@@ -88,8 +91,8 @@ struct LaneRiders {
   // branch.
   __device__ void compare(bool counts, uint32_t other, uint32_t position,
                           float square, float product) {
-    const float inverse = square == 0.0f ? 0.0f : rsqrtf(square);
-    const float similarity = product * inverse;
+    // A key that is 0 has no length, but its product is 0 as well.
+    const float similarity = product * rsqrt_fast(fmaxf(square, kLeastSquare));
     const bool is_first =
         (similarity == best.similarity) & (position < best.position);
     const bool beats = (similarity > best.similarity) | is_first;

@@ -120,14 +120,3 @@ __device__ inline uint4 line_operands(const skv_cached *tile, uint32_t line,
   return load_matrices(tile + (line + lane % 16) * kLinePitch<DIM> + column +
                        lane / 16 * 8);
 }
-
-// Left operands for dims `column .. column + 16`, as rows, of lines
-// `line .. line + 16`.
-template <int DIM>
-__device__ inline uint4 dim_operands(const skv_cached *tile, uint32_t line,
-                                     uint32_t column) {
-  const uint32_t lane = lane_id();
-  return load_transposed(tile +
-                         (line + lane % 8 + lane / 16 * 8) * kLinePitch<DIM> +
-                         column + lane / 8 % 2 * 8);
-}

@@ -11,20 +11,23 @@ struct SlotCopies {
   static constexpr uint32_t kChunks = kDim / 8;
   // Lines that a warp copies at a time.
   static constexpr uint32_t kLines = 32 / kChunks;
+  static constexpr uint32_t kMiddle = kWarpSlots / 2;
 
-  // Of the head's first slot.
+  // Of the next tile: in its middle, from where instructions reach all lines.
   const skv_cached *keys;
   const skv_cached *values;
   // Of all lines; a constant where heads have all dimensions that there is room
   // for, so that addresses of lines are one address and constants.
   uint32_t given_dim;
 
-  __device__ void init(const skv_merge_attend_args &args, const HeadJob &job) {
+  // Begins with the tile whose first slot is `first`.
+  __device__ void init(const skv_merge_attend_args &args, const HeadJob &job,
+                       uint32_t first) {
     given_dim = args.sizes.head_dim;
-    const size_t first =
-        static_cast<size_t>(job.offset) * head_dim() + column();
-    keys = args.cache.slots.keys + first;
-    values = args.cache.slots.values + first;
+    const uint32_t slot = job.offset + first + kMiddle + line();
+    const size_t at = static_cast<size_t>(slot) * head_dim() + column();
+    keys = args.cache.slots.keys + at;
+    values = args.cache.slots.values + at;
   }
 
   __device__ uint32_t head_dim() const {
@@ -49,42 +52,60 @@ struct SlotCopies {
     *reinterpret_cast<uint4 *>(to) = {pairs[0], pairs[1], pairs[2], pairs[3]};
   }
 
-  // Starts to copy the slots from `first` on to a tile: zeros from `end` on,
-  // and nothing for slot `missing`. WHOLE: there is neither.
+  // Starts to copy the slots from `first` on, at this lane's first line of a
+  // tile: zeros from `end` on, and nothing for slot `missing`. WHOLE: there is
+  // neither.
   template <bool WHOLE>
   __device__ void copy_lines(uint32_t first, uint32_t end, uint32_t missing,
-                             skv_cached *tile) const {
-    const size_t skipped = static_cast<size_t>(first + line()) * head_dim();
-    const skv_cached *key = keys + skipped, *value = values + skipped;
-    skv_cached *to = tile + line() * kLinePitch<kDim> + column();
+                             skv_cached *to) const {
 #pragma unroll
     for (uint32_t c = 0; c < kWarpSlots; c += kLines) {
       const uint32_t slot = first + line() + c;
       if (!WHOLE && slot == missing) continue;
       const bool wanted = WHOLE || slot < end;
+      const int from =
+          static_cast<int>(c - kMiddle) * static_cast<int>(head_dim());
       skv_cached *at = to + c * kLinePitch<kDim>;
-      copy_chunk(at, key + c * head_dim(), wanted);
-      copy_chunk(at + kWarpSlots * kLinePitch<kDim>, value + c * head_dim(),
-                 wanted);
+      copy_chunk(at, keys + from, wanted);
+      copy_chunk(at + kWarpSlots * kLinePitch<kDim>, values + from, wanted);
     }
   }
 
-  // The same, whichever it is.
-  __device__ void copy_tile(uint32_t first, uint32_t end, uint32_t missing,
-                            skv_cached *tile) const {
-    if (first + kWarpSlots <= end && missing - first >= kWarpSlots) {
-      copy_lines<true>(first, end, missing, tile);
-    } else {
-      copy_lines<false>(first, end, missing, tile);
+  // Starts to copy a tile, and turns to the warp's next.
+  __device__ void copy_tile(uint32_t first, uint32_t end, skv_cached *to) {
+    if (first + kWarpSlots <= end) {
+      copy_lines<true>(first, end, kNoSlot, to);
+    } else if (first < end) {
+      copy_lines<false>(first, end, kNoSlot, to);
     }
+    advance();
+  }
+
+  // The same for a tile that may have slot `missing`.
+  __device__ void copy_tile_but(uint32_t missing, uint32_t first, uint32_t end,
+                                skv_cached *to) {
+    if (missing - first < kWarpSlots) {
+      copy_lines<false>(first, end, missing, to);
+      advance();
+    } else {
+      copy_tile(first, end, to);
+    }
+  }
+
+  __device__ void advance() {
+    keys += kBlockSlots * head_dim();
+    values += kBlockSlots * head_dim();
   }
 
   // Starts to copy one slot to its line.
-  __device__ void copy_slot(uint32_t slot, skv_cached *to) const {
+  __device__ static void copy_slot(const skv_merge_attend_args &args,
+                                   const HeadJob &job, uint32_t slot,
+                                   skv_cached *to) {
     if (line() != 0) return;
-    const size_t skipped = static_cast<size_t>(slot) * head_dim();
-    copy_chunk(to + column(), keys + skipped, true);
-    copy_chunk(to + kWarpSlots * kLinePitch<kDim> + column(), values + skipped,
-               true);
+    SlotCopies only;
+    only.init(args, job, slot - kMiddle);
+    to += column();
+    only.copy_chunk(to, only.keys, true);
+    only.copy_chunk(to + kWarpSlots * kLinePitch<kDim>, only.values, true);
   }
 };

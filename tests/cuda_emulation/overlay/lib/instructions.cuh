@@ -46,12 +46,19 @@ inline void mma_cached(float (&c)[4], const uint4 &a, uint32_t b0, uint32_t b1,
 #endif
 }
 
+inline void mma_cached_half(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b,
+                            SKV_PLACE) {
+  mma_cached(c, {a0, a1, 0, 0}, b, 0, file, line);
+}
+
 inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0, float b1,
                      SKV_PLACE) {
   emulation::mma_tf32(c, a, b0, b1, SKV_HERE);
 }
 
 inline float exp2_fast(float x) { return exp2f(x); }
+
+inline float rsqrt_fast(float x) { return 1.0f / sqrtf(x); }
 
 template <class T>
 inline uint4 load_matrices(const T *row, SKV_PLACE) {

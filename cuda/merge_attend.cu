@@ -85,26 +85,12 @@ struct Plan {
   size_t parts;
 };
 
-// Waves of blocks that a launch takes at most, and the share of a device that
-// is worth more splits.
-constexpr uint32_t kMostWaves = 4;
-constexpr float kWorthwhile = 0.05f;
-
-// Splits of each of `heads` that leave the least of a device that runs `blocks`
-// blocks at a time without work in the last wave.
+// Splits of each of `heads` for a device that runs `blocks` blocks at a time:
+// one wave of them. A block begins with waiting for its first slots and ends
+// with adding up, so more waves, with a last one that is nearly full, would do
+// that more often; a wave that is not full still has enough bytes on their way.
 uint32_t splits_for(uint32_t heads, uint32_t blocks) {
-  uint32_t best = 1;
-  float most = 0.0f;
-  for (uint32_t splits = 1; splits <= kMaxSplits; splits++) {
-    const uint32_t waves = (heads * splits + blocks - 1) / blocks;
-    if (waves > kMostWaves && splits > 1) break;
-    const float used =
-        static_cast<float>(heads * splits) / static_cast<float>(waves * blocks);
-    if (used < most + kWorthwhile) continue;
-    most = used;
-    best = splits;
-  }
-  return best;
+  return min(kMaxSplits, max(1u, blocks / heads));
 }
 
 Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {

@@ -29,32 +29,28 @@
 
 namespace {
 
-template <int DIM, bool ALIGNED, bool RIDES>
-__global__ void __launch_bounds__(kAttendThreads, DIM == 256 ? 1 : 2)
+template <class Shape>
+__global__ void __launch_bounds__(kAttendThreads, Shape::kBlocks)
     attend_kernel(skv_merge_attend_args args, AttendParts parts,
                   Evidence evidence) {
+  constexpr int kDim = Shape::kDim;
   uint4 *shared_memory = dynamic_shared_memory();
-  AttendShared<DIM> &shared =
-      *reinterpret_cast<AttendShared<DIM> *>(shared_memory);
+  AttendShared<kDim> &shared =
+      *reinterpret_cast<AttendShared<kDim> *>(shared_memory);
   let_next_start();
-  // What is read here is as it was before the step: see lib/overlap.cuh.
+  // What is read here is as it was before the step: see lib/overlap.cuh. All of
+  // it is on its way before any of it is looked at.
   const Row row = row_of(args.step, blockIdx.z);
+  const HeadJob job = job_of(args, row);
+  WarpAttention<Shape> warp;
+  if constexpr (Shape::kRides) warp.riders.read(evidence.riders, job.index);
   if (!row.live) {
     wait_for_previous();
-    const uint32_t tiles = head_tiles(args.sizes.heads / args.sizes.kv_heads);
-    if (blockIdx.x == 0 && blockIdx.y % tiles == 0 && threadIdx.x == 0) {
-      evidence.rows[blockIdx.z * args.sizes.kv_heads + blockIdx.y / tiles] = {};
+    if (blockIdx.x == 0 && job.first_head == 0 && threadIdx.x == 0) {
+      evidence.rows[job.index] = {};
     }
     return;
   }
-  WarpAttention<DIM, ALIGNED, RIDES> warp;
-  if constexpr (RIDES) {
-    // One block has all query heads of the group.
-    const uint32_t index = blockIdx.z * args.sizes.kv_heads + blockIdx.y;
-    warp.riders.read(evidence.riders, index,
-                     args.sizes.heads / args.sizes.kv_heads);
-  }
-  const HeadJob job = job_of(args, row);
   const uint32_t splits = splits_of(parts, job.high);
   if (blockIdx.x >= splits) {
     wait_for_previous();
@@ -70,10 +66,10 @@ __global__ void __launch_bounds__(kAttendThreads, DIM == 256 ? 1 : 2)
   if (rode) leave_nearest(job, evidence.riders, shared);
   uint2 counts;
   if (splits == 1) {
-    counts = finish_alone<DIM, ALIGNED>(args, job, evidence, shared);
+    counts = finish_alone<kDim>(args, job, evidence, shared);
   } else {
     if (!publish(job, parts, splits, shared)) return;
-    counts = combine<DIM, ALIGNED>(args, job, parts, evidence, splits, shared);
+    counts = combine<kDim>(args, job, parts, evidence, splits, shared);
   }
   leave_evidence(job, evidence, counts, rode ? splits : 0, shared);
 }
@@ -89,35 +85,21 @@ struct Plan {
   size_t parts;
 };
 
-// Waves of blocks that a launch takes at most, and the share of a device that
-// is worth more splits.
-constexpr uint32_t kMostWaves = 4;
-constexpr float kWorthwhile = 0.05f;
-
-// Splits of each of `heads` that leave the least of a device that runs `blocks`
-// blocks at a time without work in the last wave.
+// Splits of each of `heads` for a device that runs `blocks` blocks at a time:
+// one wave of them. A block begins with waiting for its first slots and ends
+// with adding up, so more waves, with a last one that is nearly full, would do
+// that more often; a wave that is not full still has enough bytes on their way.
 uint32_t splits_for(uint32_t heads, uint32_t blocks) {
-  uint32_t best = 1;
-  float most = 0.0f;
-  for (uint32_t splits = 1; splits <= kMaxSplits; splits++) {
-    const uint32_t waves = (heads * splits + blocks - 1) / blocks;
-    if (waves > kMostWaves && splits > 1) break;
-    const float used =
-        static_cast<float>(heads * splits) / static_cast<float>(waves * blocks);
-    if (used < most + kWorthwhile) continue;
-    most = used;
-    best = splits;
-  }
-  return best;
+  return min(kMaxSplits, max(1u, blocks / heads));
 }
 
 Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
   Plan plan;
   plan.heads = args.step.rows * args.sizes.kv_heads;
   plan.group = args.sizes.heads / args.sizes.kv_heads;
-  plan.dim = 32;
-  while (plan.dim < args.sizes.head_dim) plan.dim *= 2;
-  const uint32_t blocks = multiprocessors * (plan.dim == 256 ? 1 : 2);
+  plan.dim = padded_width(args.sizes.head_dim);
+  const int tiles = column_tiles(args.sizes.head_dim, plan.group);
+  const uint32_t blocks = multiprocessors * resident_blocks(plan.dim, tiles);
   plan.wanted_splits = splits_for(plan.heads * head_tiles(plan.group), blocks);
   // No block without slots.
   plan.most_splits =
@@ -129,12 +111,12 @@ Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
   return plan;
 }
 
-template <int DIM, bool ALIGNED, bool RIDES>
+template <class Shape>
 cudaError_t launch_attend(const skv_merge_attend_args &args,
                           const AttendParts &parts, const Evidence &evidence,
                           const Launch &launch) {
-  const auto kernel = attend_kernel<DIM, ALIGNED, RIDES>;
-  const size_t bytes = sizeof(AttendShared<DIM>);
+  const auto kernel = attend_kernel<Shape>;
+  const size_t bytes = sizeof(AttendShared<Shape::kDim>);
   const cudaError_t status = allow_shared_memory(kernel, bytes);
   if (status != cudaSuccess) return status;
   const uint32_t tiles = head_tiles(args.sizes.heads / args.sizes.kv_heads);
@@ -144,31 +126,45 @@ cudaError_t launch_attend(const skv_merge_attend_args &args,
                        evidence);
 }
 
-template <int DIM, bool ALIGNED>
+template <int DIM, int TILES, bool EXACT>
+cudaError_t launch_exact(const skv_merge_attend_args &args,
+                         const AttendParts &parts, const Evidence &evidence,
+                         const Launch &launch) {
+  if constexpr (DIM <= kMaxRiderWidth) {
+    if (evidence.riders.slots != nullptr) {
+      return launch_attend<AttendShape<DIM, TILES, EXACT, true>>(
+          args, parts, evidence, launch);
+    }
+  }
+  return launch_attend<AttendShape<DIM, TILES, EXACT, false>>(args, parts,
+                                                              evidence, launch);
+}
+
+template <int DIM>
 cudaError_t launch_wide(const skv_merge_attend_args &args,
                         const AttendParts &parts, const Evidence &evidence,
                         const Launch &launch) {
-  if constexpr (ALIGNED && DIM <= kMaxRiderWidth) {
-    if (evidence.riders.slots != nullptr) {
-      return launch_attend<DIM, ALIGNED, true>(args, parts, evidence, launch);
-    }
+  if (!is_exact(args.sizes.head_dim)) {
+    return launch_exact<DIM, 2, false>(args, parts, evidence, launch);
   }
-  return launch_attend<DIM, ALIGNED, false>(args, parts, evidence, launch);
+  const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
+  return column_tiles(DIM, group) == 1
+             ? launch_exact<DIM, 1, true>(args, parts, evidence, launch)
+             : launch_exact<DIM, 2, true>(args, parts, evidence, launch);
 }
 
-template <bool ALIGNED>
-cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
-                           const AttendParts &parts, const Evidence &evidence,
-                           const Launch &launch) {
+cudaError_t launch_any(const skv_merge_attend_args &args, const Plan &plan,
+                       const AttendParts &parts, const Evidence &evidence,
+                       const Launch &launch) {
   switch (plan.dim) {
     case 32:
-      return launch_wide<32, ALIGNED>(args, parts, evidence, launch);
+      return launch_wide<32>(args, parts, evidence, launch);
     case 64:
-      return launch_wide<64, ALIGNED>(args, parts, evidence, launch);
+      return launch_wide<64>(args, parts, evidence, launch);
     case 128:
-      return launch_wide<128, ALIGNED>(args, parts, evidence, launch);
+      return launch_wide<128>(args, parts, evidence, launch);
     default:
-      return launch_wide<256, ALIGNED>(args, parts, evidence, launch);
+      return launch_wide<256>(args, parts, evidence, launch);
   }
 }
 
@@ -210,9 +206,7 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
   parts.tickets = launch.tickets;
   parts.most_splits = plan.most_splits;
   parts.wanted_splits = plan.wanted_splits;
-  return args.sizes.head_dim % 8 == 0
-             ? launch_aligned<true>(args, plan, parts, evidence, launch)
-             : launch_aligned<false>(args, plan, parts, evidence, launch);
+  return launch_any(args, plan, parts, evidence, launch);
 }
 
 cudaError_t merge_late(const skv_merge_attend_args &args,

@@ -526,6 +526,12 @@ struct Share {
     return begin + (warp_id() + i * kAttendWarps) * kWarpSlots;
   }
   __device__ bool has(uint32_t i) const { return first_slot(i) < end; }
+  // Which of this warp's tiles a slot is in; kNoSlot for those of others.
+  __device__ uint32_t tile_of(uint32_t slot) const {
+    if (slot < begin || slot >= end) return kNoSlot;
+    const uint32_t tile = (slot - begin) / kWarpSlots;
+    return tile % kAttendWarps == warp_id() ? tile / kAttendWarps : kNoSlot;
+  }
 };
 `,
   "lib/attend_parts.cuh": `// How the parts of an attention become one: those of the warps of a block, then
@@ -559,7 +565,8 @@ template <int DIM>
 struct AttendShared {
   // Tiles of slots while warps attend, then what they found.
   union {
-    alignas(16) skv_cached tiles[kAttendWarps][kStages<DIM>][kTileHalves<DIM>];
+    alignas(16)
+        skv_cached tiles[kAttendWarps][kStages<DIM>][kTileElements<DIM>];
     float values[kAttendWarps][kTileHeads][kSumPitch<DIM>];
   };
   SoftmaxState states[kAttendWarps][kTileHeads];
@@ -585,35 +592,45 @@ __device__ inline Share share_of(uint32_t high, uint32_t splits) {
   return {begin, min(high, begin + per_split)};
 }
 
+// The sum over lanes that have the same heads.
+__device__ inline float sum_of_rows(float x) {
+#pragma unroll
+  for (int offset = 4; offset < 32; offset *= 2) {
+    x += __shfl_xor_sync(kAllLanes, x, offset);
+  }
+  return x;
+}
+
 // Leaves what a warp found in shared memory. Called by the whole block.
-template <int DIM, bool ALIGNED, bool RIDES>
+template <class Shape>
 __device__ inline void gather_warps(const HeadJob &job,
-                                    WarpAttention<DIM, ALIGNED, RIDES> &warp,
-                                    AttendShared<DIM> &shared) {
+                                    const WarpAttention<Shape> &warp,
+                                    AttendShared<Shape::kDim> &shared) {
   const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  float sum = warp.state.sum;
-  sum += __shfl_xor_sync(kAllLanes, sum, 1);
-  sum += __shfl_xor_sync(kAllLanes, sum, 2);
-  uint32_t live = warp.live;
-  live += __shfl_xor_sync(kAllLanes, live, 1);
-  live += __shfl_xor_sync(kAllLanes, live, 2);
+  // Of all lanes with the same head, the first.
+  const uint32_t live = __reduce_add_sync(kAllLanes, t == 0 ? warp.live : 0);
   const uint32_t first_free = __reduce_min_sync(kAllLanes, warp.first_free);
   // All warps are through with their tiles.
   __syncthreads();
-  if (g < job.heads) {
-    float *to = shared.values[warp_id()][g] + 2 * t;
 #pragma unroll
-    for (int n = 0; n < DIM / 8; n++) {
-      const float(&x)[4] = warp.values[n];
-      *reinterpret_cast<float2 *>(to + 8 * n) = {x[0] + x[2], x[1] + x[3]};
+  for (int u = 0; u < Shape::kTiles; u++) {
+    const uint32_t head = kColumnHeads * u + t;
+    const float sum = sum_of_rows(warp.states[u].sum);
+    if (head >= job.heads) continue;
+    float *to = shared.values[warp_id()][head] + g;
+#pragma unroll
+    for (int n = 0; n < Shape::kDim / 16; n++) {
+      const float(&x)[4] = warp.values[n][u];
+      to[16 * n] = x[0] + x[1];
+      to[16 * n + 8] = x[2] + x[3];
     }
-    if (t == 0) shared.states[warp_id()][g] = {warp.state.max, sum};
+    if (g == 0) shared.states[warp_id()][head] = {warp.states[u].max, sum};
   }
   if (lane_id() == 0) {
     shared.live[warp_id()] = live;
     shared.first_free[warp_id()] = first_free;
   }
-  if (warp.has_riders(job)) warp.riders.gather(job, shared.nearest[warp_id()]);
+  if (warp.has_riders(job)) warp.riders.gather(shared.nearest[warp_id()]);
   __syncthreads();
 }
 
@@ -640,7 +657,7 @@ __device__ inline SoftmaxState block_state(const AttendShared<DIM> &shared,
 #pragma unroll
   for (uint32_t w = 0; w < kAttendWarps; w++) {
     const SoftmaxState other = shared.states[w][g];
-    state.sum += other.sum * __expf(other.max - finite(state.max));
+    state.sum += other.sum * exp2_fast(other.max - finite(state.max));
   }
   return state;
 }
@@ -652,7 +669,7 @@ __device__ inline float4 block_values(const AttendShared<DIM> &shared,
   float4 sum = {};
 #pragma unroll
   for (uint32_t w = 0; w < kAttendWarps; w++) {
-    const float scale = __expf(shared.states[w][g].max - finite(max));
+    const float scale = exp2_fast(shared.states[w][g].max - finite(max));
     const float4 x = *reinterpret_cast<const float4 *>(shared.values[w][g] + d);
     sum.x += x.x * scale, sum.y += x.y * scale;
     sum.z += x.z * scale, sum.w += x.w * scale;
@@ -704,7 +721,6 @@ __device__ inline bool publish(const HeadJob &job, const AttendParts &parts,
 }
 
 // Writes four dimensions of the output of a query head.
-template <bool ALIGNED>
 __device__ inline void store_output(const skv_merge_attend_args &args,
                                     const HeadJob &job,
                                     const Evidence &evidence, uint32_t g,
@@ -712,7 +728,7 @@ __device__ inline void store_output(const skv_merge_attend_args &args,
   const uint32_t head_dim = args.sizes.head_dim;
   if (d >= head_dim) return;
   const auto store = [&](float *to) {
-    if constexpr (ALIGNED) {
+    if (head_dim % 4 == 0) {
       *reinterpret_cast<float4 *>(to) = x;
     } else {
       // The width is even.
@@ -731,8 +747,9 @@ __device__ inline void store_output(const skv_merge_attend_args &args,
 constexpr uint32_t kPartsAhead = 8;
 
 // Adds the parts of all blocks up and writes the output. Returns the counts of
-// live slots and of the first free one, in the first thread.
-template <int DIM, bool ALIGNED>
+// live slots and of the first free one, in the first thread of those that have
+// the first heads.
+template <int DIM>
 __device__ inline uint2 combine(const skv_merge_attend_args &args,
                                 const HeadJob &job, const AttendParts &parts,
                                 const Evidence &evidence, uint32_t splits,
@@ -754,7 +771,7 @@ __device__ inline uint2 combine(const skv_merge_attend_args &args,
   float4 ahead[kPartsAhead];
   load(threadIdx.x / (DIM / 4), threadIdx.x % (DIM / 4) * 4, 0, ahead);
   uint2 counts = {0, kNoSlot};
-  if (warp_id() == 0) {
+  if (warp_id() == 0 && job.first_head == 0) {
 #pragma unroll 1
     for (uint32_t s = lane_id(); s < splits; s += 32) {
       const uint2 other = __ldcg(parts.counts + first + s);
@@ -782,16 +799,16 @@ __device__ inline uint2 combine(const skv_merge_attend_args &args,
     float sum = 0.0f;
 #pragma unroll
     for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
-      sum += states[k].sum * __expf(states[k].max - finite(max));
+      sum += states[k].sum * exp2_fast(states[k].max - finite(max));
     }
     sum = warp_sum(sum);
 #pragma unroll
     for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
       const uint32_t s = lane_id() + 32 * k;
       if (s >= splits) continue;
-      shared.factors[s][g] = __expf(states[k].max - finite(max)) / sum;
+      shared.factors[s][g] = exp2_fast(states[k].max - finite(max)) / sum;
     }
-    if (lane_id() == 0) shared.log_sums[g] = log_sum({max, sum});
+    if (lane_id() == 0) shared.log_sums[g] = log_sum_of_bits({max, sum});
   }
   __syncthreads();
   for_each_four<DIM>(job, [&](uint32_t g, uint32_t d) {
@@ -808,13 +825,13 @@ __device__ inline uint2 combine(const skv_merge_attend_args &args,
         sum.z += ahead[i].z * factor, sum.w += ahead[i].w * factor;
       }
     }
-    store_output<ALIGNED>(args, job, evidence, g, d, sum);
+    store_output(args, job, evidence, g, d, sum);
   });
   return counts;
 }
 
 // The same where the block had all slots.
-template <int DIM, bool ALIGNED>
+template <int DIM>
 __device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
                                      const HeadJob &job,
                                      const Evidence &evidence,
@@ -823,20 +840,67 @@ __device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
     const SoftmaxState state = block_state(shared, g);
     float4 x = block_values(shared, g, d, state.max);
     x.x /= state.sum, x.y /= state.sum, x.z /= state.sum, x.w /= state.sum;
-    store_output<ALIGNED>(args, job, evidence, g, d, x);
+    store_output(args, job, evidence, g, d, x);
   });
   if (threadIdx.x < job.heads) {
-    shared.log_sums[threadIdx.x] = log_sum(block_state(shared, threadIdx.x));
+    shared.log_sums[threadIdx.x] =
+        log_sum_of_bits(block_state(shared, threadIdx.x));
   }
   __syncthreads();
   return block_counts(shared);
 }
 `,
+  "lib/attend_shape.cuh": `// What kernels of decode attention are compiled for.
+#pragma once
+
+#include "attend_job.cuh"
+#include "row_tiles.cuh"
+
+// Query heads that eight columns of a product have room for: each has two, one
+// for the high and one for the low parts of its query (lib/cached.cuh).
+constexpr uint32_t kColumnHeads = 4;
+
+// Tiles of slots that a warp has in shared memory.
+template <int DIM>
+constexpr int kStages = DIM >= 128 ? 2 : 4;
+
+// Elements of a tile: keys, then values.
+template <int DIM>
+constexpr int kTileElements = 2 * kWarpSlots *kLinePitch<DIM>;
+
+// Blocks that a multiprocessor runs at a time: what shared memory and registers
+// have room for.
+__host__ __device__ constexpr int resident_blocks(uint32_t dim, int tiles) {
+  if (dim == 256) return 1;
+  return dim == 128 && tiles == 2 ? 2 : 3;
+}
+
+// DIM: dimensions that there is room for; EXACT: heads have all of them. TILES:
+// tiles of eight columns for query heads. RIDES: with riders where a head goes
+// over its budget.
+template <int DIM, int TILES, bool EXACT, bool RIDES>
+struct AttendShape {
+  static constexpr int kDim = DIM;
+  static constexpr int kTiles = TILES;
+  static constexpr bool kIsExact = EXACT;
+  static constexpr bool kRides = RIDES;
+  static constexpr int kBlocks = resident_blocks(DIM, TILES);
+};
+
+// Widths that few models have take one kernel for all groups.
+inline bool is_exact(uint32_t head_dim) {
+  return head_dim == padded_width(head_dim);
+}
+inline int column_tiles(uint32_t head_dim, uint32_t group) {
+  return is_exact(head_dim) && group <= kColumnHeads ? 1 : 2;
+}
+`,
   "lib/attend_slots.cuh": `// Decode attention of one warp over its share of the slots of a KV head.
 //
-// Query heads of the group ride in one tensor core tile, so that a key is read
-// once for all of them. The tile has 16 rows: 8 heads, once their high and once
-// their low parts (lib/cached.cuh), so that one product has nearly 32-bit
+// Slots are the rows of tensor core products and query heads of the group the
+// columns, so that a key is read once for all of them: see
+// lib/query_operands.cuh. Weights have two columns per head as well, one for
+// their high and one for their low parts, so that products have nearly 32-bit
 // precision.
 //
 // A warp has tiles of slots of its own in shared memory, which asynchronous
@@ -844,238 +908,202 @@ __device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
 // tiles are on their way before the kernel in front has ended: only the newest
 // slot is written by it (see lib/overlap.cuh).
 //
-// Rows of the tile without a query head have riders: see lib/riders.cuh.
-//
 // The alternative that lost: keys and values straight to registers. Loads then
 // have to wait for the arithmetic in front of them.
 #pragma once
 
+#include "lane_logits.cuh"
 #include "overlap.cuh"
-#include "query_operands.cuh"
-#include "riders.cuh"
+#include "slot_copies.cuh"
+#include "slot_sides.cuh"
 #include "softmax_state.cuh"
+#include "tile_cursor.cuh"
 
-// Tiles that a warp has in shared memory.
-template <int DIM>
-constexpr int kStages = DIM >= 128 ? 2 : 4;
+// A reference is replaced where weights would exceed 2^kMostBits: halves reach
+// nearly 2^16.
+constexpr float kMostBits = kHeadroomBits + 1.0f;
 
-// Halves of a tile: keys, then values.
-template <int DIM>
-constexpr int kTileHalves = 2 * kWarpSlots *kLinePitch<DIM>;
+// Lower than that of any logit, but a number, so that what is free has a weight
+// of 0 at it, too.
+constexpr float kNoReference = -1e30f;
 
-// What side fields say of a lane's slots of a tile.
-struct TileSides {
-  float bias[4];
-  // Where there are riders.
-  uint32_t position[4];
-};
-
-// Attention of one warp over its tiles of a share. RIDES: with riders where the
-// head goes over its budget.
-template <int DIM, bool ALIGNED, bool RIDES>
+// Attention of one warp over its tiles of a share.
+template <class Shape>
 struct WarpAttention {
-  QueryOperands<DIM> queries;
-  LaneRiders<DIM> riders;
-  // Of head g = lane / 4; the sum is that of this lane's slots.
-  SoftmaxState state = init_softmax();
-  // Dimensions 8 n + 2t, 8 n + 2t + 1 of head g, by high and by low parts.
-  float values[DIM / 8][4] = {};
+  static constexpr int kDim = Shape::kDim;
+  static constexpr int kTiles = Shape::kTiles;
+
+  QueryOperands<kDim, kTiles> queries;
+  LaneRiders<kDim> riders;
+  // Of head 4u + t, in units of ln 2. References are whole numbers: weights at
+  // an old one are those at a new one times a power of two. The sum is that of
+  // this lane's slots.
+  SoftmaxState states[kTiles];
+  // Dimensions 16n + g and 16n + g + 8 of head 4u + t, by high and by low
+  // parts.
+  float values[kDim / 16][kTiles][4] = {};
   uint32_t live = 0;
   uint32_t first_free = kNoSlot;
 
-  // Starts to copy 16 bytes of a row to shared memory, zeros beyond its end.
-  __device__ static void copy_chunk(skv_cached *to, const skv_cached *row,
-                                    uint32_t column, uint32_t head_dim,
-                                    bool wanted) {
-    if constexpr (ALIGNED) {
-      copy_async(to, row + column, wanted && column < head_dim);
-    } else {
-      uint32_t pairs[4] = {};
-      if (wanted) load_pairs<8, false>(pairs, row, column, head_dim);
-      *reinterpret_cast<uint4 *>(to) = {pairs[0], pairs[1], pairs[2], pairs[3]};
-    }
-  }
-
-  // Starts to copy \`LINES\` slots from \`slot\` on to lines of a tile, but for
-  // slot \`missing\`. A lane has the same columns of every line that it copies.
-  template <uint32_t LINES>
-  __device__ static void fetch(const skv_merge_attend_args &args,
-                               const HeadJob &job, uint32_t slot, uint32_t end,
-                               uint32_t missing, skv_cached *tile) {
-    constexpr uint32_t kChunks = DIM / 8, kLines = 32 / kChunks;
-    const uint32_t head_dim = args.sizes.head_dim;
-    const uint32_t line = lane_id() / kChunks;
-    const uint32_t column = lane_id() % kChunks * 8;
-    const size_t row = static_cast<size_t>(job.offset + slot + line) * head_dim;
-    const skv_cached *key = args.cache.slots.keys + row;
-    const skv_cached *value = args.cache.slots.values + row;
-    skv_cached *to = tile + line * kLinePitch<DIM> + column;
-    slot += line;
+  __device__ WarpAttention() {
 #pragma unroll
-    for (uint32_t c = 0; c < (LINES + kLines - 1) / kLines; c++) {
-      if (slot != missing && (LINES >= kLines || line < LINES)) {
-        copy_chunk(to, key, column, head_dim, slot < end);
-        copy_chunk(to + kWarpSlots * kLinePitch<DIM>, value, column, head_dim,
-                   slot < end);
-      }
-      to += kLines * kLinePitch<DIM>;
-      key += kLines * head_dim;
-      value += kLines * head_dim;
-      slot += kLines;
-    }
+    for (int u = 0; u < kTiles; u++) states[u] = {kNoReference, 0.0f};
   }
 
   __device__ static bool has_riders(const HeadJob &job) {
-    return RIDES && job.will_evict;
+    return Shape::kRides && job.will_evict;
   }
 
-  // Side fields of this lane's slots of tile i; those beyond the end look free.
-  // The bias of the newest slot, which may not be there yet, is known; so is
-  // its position, and what is read of that here says nothing.
-  __device__ static TileSides load_sides(const skv_merge_attend_args &args,
-                                         const HeadJob &job, const Share &share,
-                                         uint32_t i) {
-    const skv_slots &slots = args.cache.slots;
-    const uint32_t g = lane_id() / 4;
-    const uint32_t lane =
-        args.cache.lanes == 1 ? 0 : job.first_head + min(g, job.heads - 1);
-    const float *from = slots.side +
-                        static_cast<size_t>(kSlotBias + lane) * slots.total +
-                        job.offset;
-    const float *positions = slots.side +
-                             static_cast<size_t>(kSlotPosition) * slots.total +
-                             job.offset;
-    TileSides sides = {};
-    if (has_riders(job)) {
-#pragma unroll
-      for (int k = 0; k < 4; k++) {
-        const uint32_t slot = share.first_slot(i) + tile_slot(k);
-        sides.position[k] =
-            __float_as_uint(positions[min(slot, share.end - 1)]);
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
-      const uint32_t slot = share.first_slot(i) + tile_slot(k);
-      sides.bias[k] = kFreeBias;
-      if (slot >= share.end) continue;
-      sides.bias[k] = slot == job.newest ? 0.0f : from[slot];
-    }
-    return sides;
-  }
-
-  // Adds tile i of the share, which is in shared memory.
+  // Adds a tile of slots, which is in shared memory.
   __device__ void add(const skv_merge_attend_args &args, const HeadJob &job,
-                      const Share &share, uint32_t i, const skv_cached *tile,
-                      const TileSides &sides, float *logits) {
-    const uint32_t first = share.first_slot(i);
-    const uint32_t g = lane_id() / 4;
-    const TileProducts products = has_riders(job)
-                                      ? queries.template multiply<RIDES>(tile)
-                                      : queries.template multiply<false>(tile);
-    float raw[4];
-#pragma unroll
-    for (int k = 0; k < 4; k++) raw[k] = queries.logit(products, k);
+                      uint32_t first, uint32_t end,
+                      const TileCursor<kDim> &tile,
+                      const TileSides<kTiles> &sides,
+                      const LaneLogits<kTiles> &logits) {
+    TileProducts<kTiles> products =
+        has_riders(job)
+            ? multiply_keys<Shape::kRides>(tile.keys, queries, riders)
+            : multiply_keys<false>(tile.keys, queries, riders);
     if (args.sink_queries != nullptr) {
-      replace_sinks(args, job, share, first, tile, raw);
+      replace_sinks(args, job, tile.keys, sides, products);
     }
-    if (args.policy.observe) {
+    logits.store(first, products);
+    if (has_riders(job)) {
+      compare_riders(first, args.policy.sinks, products, sides);
+    }
+    weigh(first, end, sides, products);
+    uint2 weights[kTiles];
 #pragma unroll
-      for (int k = 0; k < 4; k++) {
-        const uint32_t slot = first + tile_slot(k);
-        if (slot >= share.end || g >= job.heads) continue;
-        logits[static_cast<size_t>(g) * args.cache.max_capacity + slot] =
-            raw[k];
+    for (int u = 0; u < kTiles; u++) {
+      const float(&x)[2] = products.logits[u];
+      states[u].sum += x[0] + x[1];
+      // From two columns of a slot to two slots of a column.
+      const PartPairs parts = parts_of(x[0], x[1]);
+      weights[u] = {transpose_matrix(parts.x), transpose_matrix(parts.y)};
+    }
+#pragma unroll
+    for (int n = 0; n < kDim / 16; n++) {
+      const uint4 v = load_transposed(tile.values + 16 * n);
+#pragma unroll
+      for (int u = 0; u < kTiles; u++) {
+        mma_cached(values[n][u], v, weights[u].x, weights[u].y);
       }
     }
+  }
 
-    // Weights, as the left operand of the product with the values.
-    float x[4];
-    float top = -INFINITY;
+  // Turns logits into weights, in place.
+  __device__ void weigh(uint32_t first, uint32_t end,
+                        const TileSides<kTiles> &sides,
+                        TileProducts<kTiles> &products) {
+    bool is_plain = true;
+    // Of the weights, in units of ln 2.
+    float bits[kTiles][2];
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-      const bool counts = sides.bias[k] > kLiveBias;
-      x[k] = counts ? raw[k] + sides.bias[k] : -INFINITY;
-      top = fmaxf(top, x[k]);
-      const uint32_t slot = first + tile_slot(k);
-      if (slot >= share.end) continue;
-      live += counts ? 1 : 0;
-      if (!counts) first_free = min(first_free, slot);
-    }
-    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-    const float max = fmaxf(state.max, top - kHeadroom);
-    const float keep = __expf(state.max - finite(max));
+    for (int u = 0; u < kTiles; u++) {
 #pragma unroll
-    for (int k = 0; k < 4; k++) x[k] = __expf(x[k] - finite(max));
-    state.sum = state.sum * keep + ((x[0] + x[1]) + (x[2] + x[3]));
-    state.max = max;
-    const SplitPair a = split_cached(x[0], x[1]), b = split_cached(x[2], x[3]);
-    const uint4 weights = {a.high, a.low, b.high, b.low};
-    if (__any_sync(kAllLanes, keep != 1.0f)) {
-#pragma unroll
-      for (int n = 0; n < DIM / 8; n++) {
-#pragma unroll
-        for (int k = 0; k < 4; k++) values[n][k] *= keep;
+      for (int k = 0; k < 2; k++) {
+        products.logits[u][k] += sides.bias[u][k];
+        bits[u][k] = fmaf(products.logits[u][k], kLog2E, -states[u].max);
+        is_plain &= sides.bias[u][k] > kLiveBias & !(bits[u][k] > kMostBits);
       }
     }
-    const skv_cached *rows = tile + kWarpSlots * kLinePitch<DIM>;
-#pragma unroll
-    for (int column = 0; column < DIM; column += 16) {
-      const uint4 v = value_operands<DIM>(rows, 0, column);
-      mma_cached(values[column / 8], weights, v.x, v.y);
-      mma_cached(values[column / 8 + 1], weights, v.z, v.w);
+    // So are nearly all tiles.
+    if (__all_sync(kAllLanes, is_plain)) {
+      live += 2;
+    } else {
+      count(first, end, sides);
+      settle(sides, products, bits);
     }
-    if (has_riders(job))
-      compare_riders(args, job, share, first, products, sides);
+#pragma unroll
+    for (int u = 0; u < kTiles; u++) {
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        products.logits[u][k] = exp2_fast(bits[u][k]);
+      }
+    }
+  }
+
+  // Counts the slots of a tile that may have free ones.
+  __device__ void count(uint32_t first, uint32_t end,
+                        const TileSides<kTiles> &sides) {
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      const uint32_t slot = first + lane_id() / 4 + 8 * k;
+      const bool is_live = sides.bias[0][k] > kLiveBias;
+      live += is_live ? 1 : 0;
+      if (!is_live && slot < end) first_free = min(first_free, slot);
+    }
+  }
+
+  // Leaves free slots out, and finds references that logits are not too large
+  // for.
+  __device__ void settle(const TileSides<kTiles> &sides,
+                         const TileProducts<kTiles> &products,
+                         float (&bits)[kTiles][2]) {
+#pragma unroll
+    for (int u = 0; u < kTiles; u++) {
+      float x[2];
+      float top = -INFINITY;
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        const bool is_live = sides.bias[u][k] > kLiveBias;
+        x[k] = is_live ? products.logits[u][k] : -INFINITY;
+        top = fmaxf(top, x[k]);
+      }
+#pragma unroll
+      for (int offset = 4; offset < 32; offset *= 2) {
+        top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, offset));
+      }
+      if (fmaf(top, kLog2E, -states[u].max) > kMostBits) {
+        const float max = ceilf(top * kLog2E) - kHeadroomBits;
+        const float keep = exp2_fast(states[u].max - max);
+        states[u] = {max, states[u].sum * keep};
+#pragma unroll
+        for (int n = 0; n < kDim / 16; n++) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) values[n][u][i] *= keep;
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        bits[u][k] = fmaf(x[k], kLog2E, -states[u].max);
+      }
+    }
   }
 
   // Looks among the slots of a tile for the nearest of the riders. Sinks take
   // no part in merges.
-  __device__ void compare_riders(const skv_merge_attend_args &args,
-                                 const HeadJob &job, const Share &share,
-                                 uint32_t first, const TileProducts &products,
-                                 const TileSides &sides) {
+  __device__ void compare_riders(uint32_t first, uint32_t sinks,
+                                 const TileProducts<kTiles> &products,
+                                 const TileSides<kTiles> &sides) {
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-      const uint32_t slot = first + tile_slot(k);
-      const uint32_t position =
-          slot == job.newest ? job.position : sides.position[k];
-      const bool counts = (slot < share.end) & (sides.bias[k] > kLiveBias) &
-                          (position >= args.policy.sinks);
-      riders.compare(counts, slot, position, products.squares[k],
-                     products.high[k], products.low[k]);
+    for (int k = 0; k < 2; k++) {
+      const bool counts =
+          (sides.bias[0][k] > kLiveBias) & (sides.position[k] >= sinks);
+      riders.compare(counts, first + lane_id() / 4 + 8 * k, sides.position[k],
+                     products.squares[k], products.riders[k]);
     }
   }
 
   // Logits of sinks are those of the queries at their cache positions.
-  __device__ void replace_sinks(const skv_merge_attend_args &args,
-                                const HeadJob &job, const Share &share,
-                                uint32_t first, const skv_cached *tile,
-                                float (&raw)[4]) {
-    const skv_slots &slots = args.cache.slots;
-    const float *positions = slots.side +
-                             static_cast<size_t>(kSlotPosition) * slots.total +
-                             job.offset;
-    bool is_sink[4];
-    bool any = false;
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
-      const uint32_t slot = first + tile_slot(k);
-      const uint32_t position = slot == job.newest || slot >= share.end
-                                    ? job.position
-                                    : __float_as_uint(positions[slot]);
-      is_sink[k] = slot < share.end && position < args.policy.sinks;
-      any = any || is_sink[k];
-    }
+  __device__ static void replace_sinks(const skv_merge_attend_args &args,
+                                       const HeadJob &job,
+                                       const skv_cached *keys,
+                                       const TileSides<kTiles> &sides,
+                                       TileProducts<kTiles> &products) {
+    const uint32_t count = args.policy.sinks;
+    const bool any = sides.position[0] < count || sides.position[1] < count;
     if (!__any_sync(kAllLanes, any)) return;
-    QueryOperands<DIM> sinks;
-    sinks.load(query_of_lane(args, job, args.sink_queries),
-               args.sizes.head_dim);
-    const TileProducts other = sinks.template multiply<false>(tile);
+    float logits[kTiles][2];
+    multiply_sinks<kDim>(args, job, keys, logits);
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-      if (is_sink[k]) raw[k] = sinks.logit(other, k);
+    for (int u = 0; u < kTiles; u++) {
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        if (sides.position[k] < count) {
+          products.logits[u][k] = logits[u][k];
+        }
+      }
     }
   }
 
@@ -1083,51 +1111,50 @@ struct WarpAttention {
   // for this warp alone.
   __device__ void run(const skv_merge_attend_args &args, const HeadJob &job,
                       const Share &share, skv_cached *tiles, float *logits) {
-    constexpr uint32_t kAhead = kStages<DIM>;
+    constexpr uint32_t kAhead = kStages<kDim>;
+    const uint32_t end = share.end;
+    uint32_t first = share.first_slot(0);
+    SlotCopies<Shape> copies;
+    copies.init(args, job, first);
+    TileCursor<kDim> tile(tiles);
     // All but the newest slot is as the step before left it.
 #pragma unroll 1
     for (uint32_t i = 0; i < kAhead; i++) {
-      if (share.has(i)) {
-        fetch<kWarpSlots>(args, job, share.first_slot(i), share.end, job.newest,
-                          tiles + i * kTileHalves<DIM>);
-      }
-      commit_copies();
+      if (i > 0) commit_copies();
+      copies.copy_tile_but(job.newest, share.first_slot(i), end, tile.lines);
+      tile.advance();
     }
     if (has_riders(job)) riders.load(args, job);
-    TileSides sides = load_sides(args, job, share, 0);
+    SlotSides<kTiles> fields;
+    fields.init(args, job, first,
+                has_riders(job) || args.sink_queries != nullptr);
+    TileSides<kTiles> sides = fields.load(first, end);
     wait_for_previous();
-    const uint32_t tile = (job.newest - share.begin) / kWarpSlots;
-    const uint32_t at = tile / kAttendWarps;
-    if (job.newest >= share.begin && job.newest < share.end &&
-        tile % kAttendWarps == warp_id() && at < kAhead) {
-      fetch<1>(args, job, job.newest, share.end, kNoSlot,
-               tiles + at * kTileHalves<DIM> +
-                   (job.newest - share.begin) % kWarpSlots * kLinePitch<DIM>);
+    const uint32_t newest = share.tile_of(job.newest);
+    if (newest < kAhead) {
+      const uint32_t line = (job.newest - share.begin) % kWarpSlots;
+      SlotCopies<Shape>::copy_slot(
+          args, job, job.newest,
+          tiles + newest * kTileElements<kDim> + line * kLinePitch<kDim>);
+      if (newest == 0) sides = fields.load(first, end);
     }
     commit_copies();
-    queries.load(query_of_lane(args, job, args.queries), args.sizes.head_dim);
-    if (has_riders(job) && riders.has_any(job.heads)) {
-      queries.take_riders(riders.steps);
-    }
+    queries.load(args, job);
+    if (newest < kAhead) wait_copies<0>();
+    LaneLogits<kTiles> own(args, job, share, logits);
 #pragma unroll 1
-    for (uint32_t i = 0; share.has(i); i++) {
-      // The newest slot may be in any of the first tiles.
-      if (i == 0) {
-        wait_copies<0>();
-      } else {
-        wait_copies<kAhead - 1>();
-      }
+    for (; first < end; first += kBlockSlots) {
+      wait_copies<kAhead - 1>();
       __syncwarp();
-      skv_cached *tile = tiles + i % kAhead * kTileHalves<DIM>;
-      const TileSides next = load_sides(args, job, share, i + 1);
-      add(args, job, share, i, tile, sides, logits);
+      fields.advance();
+      const TileSides<kTiles> next = fields.load(first + kBlockSlots, end);
+      add(args, job, first, end, tile, sides, own);
       __syncwarp();
-      if (share.has(i + kAhead)) {
-        fetch<kWarpSlots>(args, job, share.first_slot(i + kAhead), share.end,
-                          kNoSlot, tile);
-      }
+      copies.copy_tile(first + kAhead * kBlockSlots, end, tile.lines);
       commit_copies();
       sides = next;
+      own.advance();
+      tile.advance();
     }
   }
 };
@@ -1246,6 +1273,18 @@ __device__ inline SplitPair split_cached(float x, float y) {
   const uint32_t high = cached_pair(x, y);
   const float2 rounded = cached_floats(high);
   return {high, cached_pair(x - rounded.x, y - rounded.y)};
+}
+
+// The same, with the two parts of a number next to each other: the high part is
+// the first of the pair.
+struct PartPairs {
+  uint32_t x;
+  uint32_t y;
+};
+
+__device__ inline PartPairs parts_of(float x, float y) {
+  const float2 rounded = cached_floats(cached_pair(x, y));
+  return {cached_pair(x, x - rounded.x), cached_pair(y, y - rounded.y)};
 }
 `,
   "lib/choose_victims.cuh": `// Who goes when a chunk is compressed, and who may take them.
@@ -2388,7 +2427,7 @@ struct Evidence {
   // lib/segment_step.cuh
   uint64_t *limits;
   uint4 *links;
-  // Where the most similar key is looked for and the group leaves room.
+  // Where the most similar key is looked for and groups are not too large.
   RiderMemory riders;
   // Where the cheapest pair is merged.
   PairWork pairs;
@@ -3240,6 +3279,23 @@ __device__ inline void mma_cached(float (&c)[4], const uint4 &a, uint32_t b0,
 #endif
 }
 
+// The same for tiles of 16 x 8 and 8 x 8: the first half of their columns and
+// rows.
+__device__ inline void mma_cached_half(float (&c)[4], uint32_t a0, uint32_t a1,
+                                       uint32_t b) {
+#ifdef SKV_CACHE_BFLOAT16
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(b));
+#else
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(b));
+#endif
+}
+
 // c += a · b for tiles of 16 x 8 and 8 x 8 tf32 numbers. Lane 4 g + t holds
 //   a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)
 //   b: (t, g), (t + 4, g)
@@ -3258,6 +3314,13 @@ __device__ inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0,
 __device__ inline float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// 1 / √x, with a relative error of 2^-22, for x that is a normal number.
+__device__ inline float rsqrt_fast(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
@@ -3289,6 +3352,14 @@ __device__ inline uint4 load_transposed(const T *row) {
       : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
       : "r"(shared_address(row))
       : "memory");
+  return v;
+}
+
+// The transpose of an 8 x 8 tile of 16-bit elements; lane 4 g + t has (g, 2t)
+// and (g, 2t + 1), of the tile and of the transpose.
+__device__ inline uint32_t transpose_matrix(uint32_t pair) {
+  uint32_t v;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(v) : "r"(pair));
   return v;
 }
 
@@ -3397,6 +3468,50 @@ __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
   }
   __syncthreads();
 }
+`,
+  "lib/lane_logits.cuh": `// The raw logits that attention leaves for the policy.
+#pragma once
+
+#include "tile_products.cuh"
+
+// Where a lane leaves raw logits for the policy.
+template <int TILES>
+struct LaneLogits {
+  // Of the tile, for head t.
+  float *to;
+  uint32_t pitch;
+  // End of the slots whose logits are left for head 4u + t.
+  uint32_t ends[TILES];
+
+  __device__ LaneLogits(const skv_merge_attend_args &args, const HeadJob &job,
+                        const Share &share, float *logits) {
+    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+    pitch = args.cache.max_capacity;
+    to = logits + static_cast<size_t>(t) * pitch + share.first_slot(0) + g;
+#pragma unroll
+    for (int u = 0; u < TILES; u++) {
+      const bool wanted =
+          args.policy.observe && kColumnHeads * u + t < job.heads;
+      ends[u] = wanted ? share.end : 0;
+    }
+  }
+
+  __device__ void store(uint32_t first,
+                        const TileProducts<TILES> &products) const {
+    const uint32_t slot = first + lane_id() / 4;
+#pragma unroll
+    for (int u = 0; u < TILES; u++) {
+      float *own = to + static_cast<size_t>(kColumnHeads * u) * pitch;
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        if (slot + 8 * k < ends[u]) own[8 * k] = products.logits[u][k];
+      }
+    }
+  }
+
+  // Turns to the warp's next tile.
+  __device__ void advance() { to += kBlockSlots; }
+};
 `,
   "lib/lane_vector.cuh": `// A vector of a slot over the lanes of a warp.
 #pragma once
@@ -5634,11 +5749,11 @@ struct Neighbour {
 
 constexpr Neighbour kNoNeighbour = {0.0f, 0, ~0u};
 
-// The best of 2 LANES lanes that differ in the bits of 2 LANES - 1.
-template <int LANES>
+// The best of lanes that differ in the bits from LEAST to LANES.
+template <int LANES, int LEAST = 1>
 __device__ inline Neighbour nearest_of_lanes(Neighbour best) {
 #pragma unroll
-  for (int offset = LANES; offset > 0; offset /= 2) {
+  for (int offset = LANES; offset >= LEAST; offset /= 2) {
     const Neighbour other = {
         __shfl_xor_sync(kAllLanes, best.similarity, offset),
         __shfl_xor_sync(kAllLanes, best.position, offset),
@@ -6090,6 +6205,7 @@ __device__ inline void pass_values(const skv_chunk_args &args,
 
 #include "row_tiles.cuh"
 #include "slots.cuh"
+#include "softmax_state.cuh"
 
 // kExact: for few rows. Queries and weights are split in two parts each
 // (lib/cached.cuh), which comes near to 32-bit precision or has it; the memory
@@ -6119,10 +6235,6 @@ struct PrefillShape {
   // Biases that a slot has here.
   static constexpr int kLanes = kIsPlain ? 1 : static_cast<int>(kMaxGroup);
 };
-
-// ln to log2 and back.
-constexpr float kLog2E = 1.442695041f;
-constexpr float kLn2 = 0.6931471806f;
 
 template <int DIM, PrefillForm FORM>
 struct PrefillShared {
@@ -6301,11 +6413,6 @@ __device__ inline void replace_sinks(
 #pragma once
 
 #include "prefill_form.cuh"
-#include "softmax_state.cuh"
-
-// The reference of a softmax is lower than the largest logit by this: see
-// kHeadroom, the same in other units.
-constexpr float kHeadroomBits = 14.0f;
 
 template <int DIM, PrefillForm FORM>
 struct PrefillState {
@@ -6636,103 +6743,7 @@ __device__ inline void add_eight(float &sum, const uint4 &weights,
   "lib/query_operands.cuh": `// Queries as operands of tensor core products, in two parts each.
 #pragma once
 
-#include "attend_job.cuh"
-#include "row_tiles.cuh"
-
-// Products of rows g and g + 8 of a tile of left operands with slots 2t, 2t +
-// 1, 2t + 8 and 2t + 9 of a tile of keys, and the squared lengths of those.
-struct TileProducts {
-  float high[4];
-  float low[4];
-  float squares[4];
-};
-
-// Query heads as left operands: head g in rows g, high parts, and g + 8, low
-// parts. Rows of heads that there are not are free for riders.
-template <int DIM>
-struct QueryOperands {
-  uint4 steps[DIM / 16];
-  // What products of head g = lane / 4 must be multiplied by.
-  float inverse;
-
-  // A null pointer stands for zeros.
-  __device__ void load(const float *query, uint32_t head_dim) {
-    const uint32_t t = lane_id() % 4;
-    float2 x[DIM / 16][2];
-    float largest = 0.0f;
-#pragma unroll
-    for (int step = 0; step < DIM / 16; step++) {
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const uint32_t column = 16 * step + 8 * i + 2 * t;
-        x[step][i] = {};
-        if (query != nullptr && column < head_dim) {
-          x[step][i] = __ldcg(reinterpret_cast<const float2 *>(query + column));
-        }
-        largest =
-            fmaxf(largest, fmaxf(fabsf(x[step][i].x), fabsf(x[step][i].y)));
-      }
-    }
-    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
-    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
-    const Scale scale = scale_for(largest);
-#pragma unroll
-    for (int step = 0; step < DIM / 16; step++) {
-      const SplitPair a =
-          split_cached(x[step][0].x * scale.scale, x[step][0].y * scale.scale);
-      const SplitPair b =
-          split_cached(x[step][1].x * scale.scale, x[step][1].y * scale.scale);
-      steps[step] = {a.high, a.low, b.high, b.low};
-    }
-    inverse = scale.inverse * rsqrtf(static_cast<float>(head_dim));
-  }
-
-  // Puts riders on the rows of a lane that has no query head; its logits are 0.
-  __device__ void take_riders(const uint4 (&riders)[DIM / 16]) {
-#pragma unroll
-    for (int step = 0; step < DIM / 16; step++) steps[step] = riders[step];
-    inverse = 0.0f;
-  }
-
-  // Multiplies with the keys of a tile. SQUARES: finds their lengths as well,
-  // on the diagonal of their products with each other: as left operands they
-  // are in the same registers as on the right.
-  template <bool SQUARES>
-  __device__ TileProducts multiply(const skv_cached *keys) const {
-    // Two sums each: products wait for those of the same sum.
-    float x[2][2][4] = {}, own[2][4] = {};
-#pragma unroll
-    for (int step = 0; step < DIM / 16; step++) {
-      const uint4 k = key_operands<DIM>(keys, 0, 16 * step);
-      mma_cached(x[step % 2][0], steps[step], k.x, k.y);
-      mma_cached(x[step % 2][1], steps[step], k.z, k.w);
-      if constexpr (SQUARES) {
-        const uint4 left = {k.x, k.z, k.y, k.w};
-        mma_cached(own[0], left, k.x, k.y);
-        mma_cached(own[1], left, k.z, k.w);
-      }
-    }
-    TileProducts products;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int n = i / 2, at = i % 2;
-      products.high[i] = x[0][n][at] + x[1][n][at];
-      products.low[i] = x[0][n][at + 2] + x[1][n][at + 2];
-      products.squares[i] = 0.0f;
-      if constexpr (SQUARES) {
-        // Slot 2t + at of the eight is in row and column 2t + at of both.
-        products.squares[i] = __shfl_sync(kAllLanes, own[n][at + 2 * n],
-                                          9 * (lane_id() % 4) + 4 * at);
-      }
-    }
-    return products;
-  }
-
-  // Raw logit of the i-th of these slots for head g.
-  __device__ float logit(const TileProducts &products, int i) const {
-    return (products.high[i] + products.low[i]) * inverse;
-  }
-};
+#include "attend_shape.cuh"
 
 // Row of a query head of the job.
 __device__ inline size_t query_row(const skv_merge_attend_args &args,
@@ -6741,19 +6752,87 @@ __device__ inline size_t query_row(const skv_merge_attend_args &args,
          job.kv_head * job.group + job.first_head + g;
 }
 
-// This lane's query head of \`queries\`, or null where there is none.
-__device__ inline const float *query_of_lane(const skv_merge_attend_args &args,
-                                             const HeadJob &job,
-                                             const float *queries) {
-  const uint32_t g = lane_id() / 4;
-  if (g >= job.heads) return nullptr;
-  return queries + query_row(args, job, g) * args.sizes.head_dim;
+// One of eight columns of right operands: the high or the low parts of a query.
+struct QueryColumn {
+  // Null for zeros.
+  const float *query;
+  uint32_t head_dim;
+
+  // Elements 2t and 2t + 1 of half i of a step.
+  __device__ float2 pair(int step, int i) const {
+    const uint32_t column = 16 * step + 8 * i + 2 * (lane_id() % 4);
+    if (query == nullptr || column >= head_dim) return {};
+    return __ldcg(reinterpret_cast<const float2 *>(query + column));
+  }
+  // Lanes of the same column have the scale together.
+  __device__ static Scale scale_of_lanes(float largest) {
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+    return scale_for(largest);
+  }
+  // Operands of a step.
+  __device__ static uint2 split(float2 first, float2 second, float scale) {
+    const SplitPair a = split_cached(first.x * scale, first.y * scale);
+    const SplitPair b = split_cached(second.x * scale, second.y * scale);
+    return lane_id() / 4 % 2 == 0 ? uint2{a.high, b.high} : uint2{a.low, b.low};
+  }
+  // What products of columns 2t and 2t + 1 must be multiplied by.
+  __device__ float inverse(const Scale &scale) const {
+    return __shfl_sync(kAllLanes, scale.inverse, 8 * (lane_id() % 4)) *
+           rsqrtf(static_cast<float>(head_dim));
+  }
+};
+
+__device__ inline float largest_of(float2 x) {
+  return fmaxf(fabsf(x.x), fabsf(x.y));
 }
 
-// Which of a lane's four slots of a tile is which.
-__device__ inline uint32_t tile_slot(int i) {
-  return 2 * (lane_id() % 4) + i % 2 + i / 2 * 8;
+// This lane's column of tile u, of the job's \`queries\`: 2h has the high parts
+// of head 4u + h and 2h + 1 the low ones, so that a lane of the product, which
+// has columns 2t and 2t + 1, has all of head 4u + t.
+//
+// The alternative that lost: queries as rows. Products have 16 of those and
+// eight columns, so that groups of up to four heads take twice as many, and
+// lanes of rows that no head needs do the same work as others.
+__device__ inline QueryColumn query_column(const skv_merge_attend_args &args,
+                                           const HeadJob &job,
+                                           const float *queries, int u) {
+  const uint32_t head = kColumnHeads * u + lane_id() / 8;
+  const uint32_t head_dim = args.sizes.head_dim;
+  if (head >= job.heads) return {nullptr, head_dim};
+  return {queries + query_row(args, job, head) * head_dim, head_dim};
 }
+
+// Query heads as right operands.
+template <int DIM, int TILES>
+struct QueryOperands {
+  uint2 steps[TILES][DIM / 16];
+  // What products of head 4u + t must be multiplied by.
+  float inverse[TILES];
+
+  __device__ void load(const skv_merge_attend_args &args, const HeadJob &job) {
+#pragma unroll
+    for (int u = 0; u < TILES; u++) {
+      const QueryColumn column = query_column(args, job, args.queries, u);
+      float2 x[DIM / 16][2];
+      float largest = 0.0f;
+#pragma unroll
+      for (int step = 0; step < DIM / 16; step++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          x[step][i] = column.pair(step, i);
+          largest = fmaxf(largest, largest_of(x[step][i]));
+        }
+      }
+      const Scale scale = column.scale_of_lanes(largest);
+#pragma unroll
+      for (int step = 0; step < DIM / 16; step++) {
+        steps[u][step] = column.split(x[step][0], x[step][1], scale.scale);
+      }
+      inverse[u] = column.inverse(scale);
+    }
+  }
+};
 `,
   "lib/query_rows.cuh": `// Rows of queries as left operands of products with what caches hold, in shared
 // memory.
@@ -7135,11 +7214,10 @@ __device__ inline Neighbour nearest_ridden(const RiderMemory &riders,
 // Whose key has to be compared is known when the step's scores are, which is
 // after attention. But scores change little from one step to the next: the
 // policy leaves a shortlist of the slots that are next in line (see
-// lib/shortlist.cuh), and the keys of those ride in the rows of the tensor core
-// tile that no query head takes, two for each head that a group has less than
-// eight; four are enough. Their products with all keys come with those of the
-// queries. A key is what caches hold already, so it takes one row and the
-// product is exact.
+// lib/shortlist.cuh), and the keys of those ride in columns of their own beside
+// those of the queries. A key is what caches hold already, so it takes one
+// column and the product is exact. Riders take every second of eight columns,
+// so that each lane of the product has one of them.
 //
 // A shortlist is a hint and no more: it may be that of another text, or memory
 // that nothing was written to. The policy takes what was found for a slot if
@@ -7158,11 +7236,10 @@ __device__ inline Neighbour nearest_ridden(const RiderMemory &riders,
 // a hundred: more would ride in vain.
 constexpr uint32_t kMaxRiders = 4;
 
-// Riders beside a group of query heads, in the rows that it leaves free.
+// Riders of a group of query heads. With larger ones several blocks go through
+// the slots of a head.
 __host__ __device__ constexpr uint32_t riders_beside(uint32_t group) {
-  return group >= kTileHeads                   ? 0
-         : kTileHeads - group < kMaxRiders / 2 ? 2 * (kTileHeads - group)
-                                               : kMaxRiders;
+  return group <= kTileHeads ? kMaxRiders : 0;
 }
 
 // Memory of the riders of a step; no addresses where there are none.
@@ -7178,90 +7255,69 @@ struct RiderMemory {
   uint32_t most_splits;
 };
 
-// Rows g and g + 8 of the tile, where g = lane / 4 is no query head.
+// The least normal number.
+constexpr float kLeastSquare = 0x1p-126f;
+
+// Rider t = lane % 4, and all of them as operands.
 template <int DIM>
 struct LaneRiders {
-  uint32_t slots[2] = {kNoSlot, kNoSlot};
+  uint32_t slot = kNoSlot;
   // What any slot beats.
-  Neighbour best[2] = {{-INFINITY, ~0u, kNoItem}, {-INFINITY, ~0u, kNoItem}};
-  // As left operands: see QueryOperands.
-  uint4 steps[DIM / 16];
-
-  // Whether the lane has riders beside \`heads\` query heads.
-  __device__ static bool has_any(uint32_t heads) {
-    return lane_id() / 4 >= heads;
-  }
-  // Which of all riders is in row g + 8 i; there may be fewer.
-  __device__ static uint32_t index(uint32_t heads, uint32_t i) {
-    return lane_id() / 4 - heads + i * (kTileHeads - heads);
-  }
+  Neighbour best = {-INFINITY, ~0u, kNoItem};
+  // As right operands: see QueryOperands. Rider r is column 2r.
+  uint2 steps[DIM / 16];
 
   // Reads who the riders are, which may be anything.
-  __device__ void read(const RiderMemory &riders, uint32_t head,
-                       uint32_t heads) {
-    if (!has_any(heads)) return;
-#pragma unroll
-    for (uint32_t i = 0; i < 2; i++) {
-      const uint32_t at = index(heads, i);
-      if (at < riders.count) slots[i] = riders.slots[head * riders.count + at];
-    }
+  __device__ void read(const RiderMemory &riders, uint32_t head) {
+    const uint32_t t = lane_id() % 4;
+    if (t < riders.count) slot = riders.slots[head * riders.count + t];
   }
 
   // Reads their keys. All slots but the newest are as the step before left
   // them, so this need not wait for the kernel in front: see lib/overlap.cuh.
   __device__ void load(const skv_merge_attend_args &args, const HeadJob &job) {
+    static_assert(kMaxRiders == 4, "one for each lane of a row");
+    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
     const uint32_t head_dim = args.sizes.head_dim;
-    const skv_cached *keys[2];
-#pragma unroll
-    for (uint32_t i = 0; i < 2; i++) {
-      if (slots[i] >= job.high || slots[i] == job.newest) slots[i] = kNoSlot;
-      const uint32_t slot = slots[i] == kNoSlot ? 0 : slots[i];
-      keys[i] = args.cache.slots.keys +
-                static_cast<size_t>(job.offset + slot) * head_dim;
-    }
-    const auto pair = [&](uint32_t i, uint32_t column) -> uint32_t {
-      if (slots[i] == kNoSlot || column >= head_dim) return 0;
-      return *reinterpret_cast<const uint32_t *>(keys[i] + column);
+    if (slot >= job.high || slot == job.newest) slot = kNoSlot;
+    const uint32_t rider = __shfl_sync(kAllLanes, slot, g / 2);
+    const bool is_column = g % 2 == 0 && rider != kNoSlot;
+    const skv_cached *key =
+        args.cache.slots.keys +
+        static_cast<size_t>(job.offset + (is_column ? rider : 0)) * head_dim;
+    const auto pair = [&](uint32_t column) -> uint32_t {
+      if (!is_column || column >= head_dim) return 0;
+      return *reinterpret_cast<const uint32_t *>(key + column);
     };
 #pragma unroll
     for (int step = 0; step < DIM / 16; step++) {
-      const uint32_t column = 16 * step + 2 * (lane_id() % 4);
-      steps[step] = {pair(0, column), pair(1, column), pair(0, column + 8),
-                     pair(1, column + 8)};
+      const uint32_t column = 16 * step + 2 * t;
+      steps[step] = {pair(column), pair(column + 8)};
     }
   }
 
-  // Compares both with a slot, if it counts, given its squared length and its
-  // products with them. The same choice as by Neighbour::beats, without a
+  // Compares this lane's rider with a slot, if that counts, given its squared
+  // length and their product. The same choice as by Neighbour::beats, without a
   // branch.
-  __device__ void compare(bool counts, uint32_t slot, uint32_t position,
-                          float square, float first, float second) {
-    const float inverse = square == 0.0f ? 0.0f : rsqrtf(square);
-    const float products[2] = {first, second};
-#pragma unroll
-    for (uint32_t i = 0; i < 2; i++) {
-      const float similarity = products[i] * inverse;
-      const bool is_first =
-          (similarity == best[i].similarity) & (position < best[i].position);
-      const bool beats = (similarity > best[i].similarity) | is_first;
-      const bool takes = counts & (slot != slots[i]) & beats;
-      best[i].similarity = takes ? similarity : best[i].similarity;
-      best[i].position = takes ? position : best[i].position;
-      best[i].item = takes ? slot : best[i].item;
-    }
+  __device__ void compare(bool counts, uint32_t other, uint32_t position,
+                          float square, float product) {
+    // A key that is 0 has no length, but its product is 0 as well.
+    const float similarity = product * rsqrt_fast(fmaxf(square, kLeastSquare));
+    const bool is_first =
+        (similarity == best.similarity) & (position < best.position);
+    const bool beats = (similarity > best.similarity) | is_first;
+    const bool takes = counts & (other != slot) & beats;
+    best.similarity = takes ? similarity : best.similarity;
+    best.position = takes ? position : best.position;
+    best.item = takes ? other : best.item;
   }
 
   // Leaves the nearest of the warp, by rider.
-  __device__ void gather(const HeadJob &job, Neighbour *nearest) const {
-#pragma unroll
-    for (uint32_t i = 0; i < 2; i++) {
-      Neighbour found = best[i];
-      if (slots[i] == kNoSlot) found = kNoNeighbour;
-      found = nearest_of_lanes<2>(found);
-      const uint32_t at = index(job.heads, i);
-      if (!has_any(job.heads) || at >= kMaxRiders) continue;
-      if (lane_id() % 4 == 0) nearest[at] = found;
-    }
+  __device__ void gather(Neighbour *nearest) const {
+    Neighbour found = best;
+    if (slot == kNoSlot) found = kNoNeighbour;
+    found = nearest_of_lanes<16, 4>(found);
+    if (lane_id() < kMaxRiders) nearest[lane_id()] = found;
   }
 };
 `,
@@ -9185,6 +9241,179 @@ __device__ inline void leave_shortlist(const Candidate (*kept)[kWarpCandidates],
   if (lane_id() < count) slots[lane_id()] = slot;
 }
 `,
+  "lib/slot_copies.cuh": `// Slots on their way to the tiles of a warp in shared memory.
+#pragma once
+
+#include "attend_shape.cuh"
+
+// 16 bytes of a key and those of its value, for each lane: the same columns of
+// every line that it copies.
+template <class Shape>
+struct SlotCopies {
+  static constexpr int kDim = Shape::kDim;
+  static constexpr uint32_t kChunks = kDim / 8;
+  // Lines that a warp copies at a time.
+  static constexpr uint32_t kLines = 32 / kChunks;
+  static constexpr uint32_t kMiddle = kWarpSlots / 2;
+
+  // Of the next tile: in its middle, from where instructions reach all lines.
+  const skv_cached *keys;
+  const skv_cached *values;
+  // Of all lines; a constant where heads have all dimensions that there is room
+  // for, so that addresses of lines are one address and constants.
+  uint32_t given_dim;
+
+  // Begins with the tile whose first slot is \`first\`.
+  __device__ void init(const skv_merge_attend_args &args, const HeadJob &job,
+                       uint32_t first) {
+    given_dim = args.sizes.head_dim;
+    const uint32_t slot = job.offset + first + kMiddle + line();
+    const size_t at = static_cast<size_t>(slot) * head_dim() + column();
+    keys = args.cache.slots.keys + at;
+    values = args.cache.slots.values + at;
+  }
+
+  __device__ uint32_t head_dim() const {
+    return Shape::kIsExact ? kDim : given_dim;
+  }
+  // Of the lines that are copied together.
+  __device__ static uint32_t line() { return lane_id() / kChunks; }
+  __device__ static uint32_t column() { return lane_id() % kChunks * 8; }
+
+  // Zeros where it is not wanted, and beyond the end of a line.
+  __device__ void copy_chunk(skv_cached *to, const skv_cached *from,
+                             bool wanted) const {
+    if (Shape::kIsExact || head_dim() % 8 == 0) {
+      copy_async(to, from,
+                 wanted && (Shape::kIsExact || column() < head_dim()));
+      return;
+    }
+    uint32_t pairs[4] = {};
+    if (wanted) {
+      load_pairs<8, false>(pairs, from - column(), column(), head_dim());
+    }
+    *reinterpret_cast<uint4 *>(to) = {pairs[0], pairs[1], pairs[2], pairs[3]};
+  }
+
+  // Starts to copy the slots from \`first\` on, at this lane's first line of a
+  // tile: zeros from \`end\` on, and nothing for slot \`missing\`. WHOLE: there is
+  // neither.
+  template <bool WHOLE>
+  __device__ void copy_lines(uint32_t first, uint32_t end, uint32_t missing,
+                             skv_cached *to) const {
+#pragma unroll
+    for (uint32_t c = 0; c < kWarpSlots; c += kLines) {
+      const uint32_t slot = first + line() + c;
+      if (!WHOLE && slot == missing) continue;
+      const bool wanted = WHOLE || slot < end;
+      const int from =
+          static_cast<int>(c - kMiddle) * static_cast<int>(head_dim());
+      skv_cached *at = to + c * kLinePitch<kDim>;
+      copy_chunk(at, keys + from, wanted);
+      copy_chunk(at + kWarpSlots * kLinePitch<kDim>, values + from, wanted);
+    }
+  }
+
+  // Starts to copy a tile, and turns to the warp's next.
+  __device__ void copy_tile(uint32_t first, uint32_t end, skv_cached *to) {
+    if (first + kWarpSlots <= end) {
+      copy_lines<true>(first, end, kNoSlot, to);
+    } else if (first < end) {
+      copy_lines<false>(first, end, kNoSlot, to);
+    }
+    advance();
+  }
+
+  // The same for a tile that may have slot \`missing\`.
+  __device__ void copy_tile_but(uint32_t missing, uint32_t first, uint32_t end,
+                                skv_cached *to) {
+    if (missing - first < kWarpSlots) {
+      copy_lines<false>(first, end, missing, to);
+      advance();
+    } else {
+      copy_tile(first, end, to);
+    }
+  }
+
+  __device__ void advance() {
+    keys += kBlockSlots * head_dim();
+    values += kBlockSlots * head_dim();
+  }
+
+  // Starts to copy one slot to its line.
+  __device__ static void copy_slot(const skv_merge_attend_args &args,
+                                   const HeadJob &job, uint32_t slot,
+                                   skv_cached *to) {
+    if (line() != 0) return;
+    SlotCopies only;
+    only.init(args, job, slot - kMiddle);
+    to += column();
+    only.copy_chunk(to, only.keys, true);
+    only.copy_chunk(to + kWarpSlots * kLinePitch<kDim>, only.values, true);
+  }
+};
+`,
+  "lib/slot_sides.cuh": `// Side fields of the slots of tiles.
+#pragma once
+
+#include "attend_shape.cuh"
+
+// Those of a lane's slots, g and g + 8 of the tile.
+template <int TILES>
+struct TileSides {
+  // Votes on behalf of head 4u + t; slots beyond the end look free.
+  float bias[TILES][2];
+  // Where somebody asks.
+  uint32_t position[2];
+};
+
+// Where a lane finds them.
+template <int TILES>
+struct SlotSides {
+  // Of the next tile.
+  const float *biases[TILES];
+  const float *positions;
+  bool asks;
+
+  // Begins with the tile whose first slot is \`first\`. \`asks\`: for positions.
+  __device__ void init(const skv_merge_attend_args &args, const HeadJob &job,
+                       uint32_t first, bool asks) {
+    const skv_slots &slots = args.cache.slots;
+    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+    const float *at = slots.side + job.offset + first + g;
+#pragma unroll
+    for (int u = 0; u < TILES; u++) {
+      const uint32_t head = min(kColumnHeads * u + t, job.heads - 1);
+      const uint32_t lane = args.cache.lanes == 1 ? 0 : job.first_head + head;
+      biases[u] = at + static_cast<size_t>(kSlotBias + lane) * slots.total;
+    }
+    positions = at + static_cast<size_t>(kSlotPosition) * slots.total;
+    this->asks = asks;
+  }
+
+  __device__ TileSides<TILES> load(uint32_t first, uint32_t end) const {
+    TileSides<TILES> sides;
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      const bool is_there = first + lane_id() / 4 + 8 * k < end;
+#pragma unroll
+      for (int u = 0; u < TILES; u++) {
+        sides.bias[u][k] = is_there ? biases[u][8 * k] : kFreeBias;
+      }
+      sides.position[k] =
+          is_there && asks ? __float_as_uint(positions[8 * k]) : ~0u;
+    }
+    return sides;
+  }
+
+  // Turns to the warp's next tile.
+  __device__ void advance() {
+#pragma unroll
+    for (int u = 0; u < TILES; u++) biases[u] += kBlockSlots;
+    positions += kBlockSlots;
+  }
+};
+`,
   "lib/slots.cuh": `// Slots, their side fields and the head table: see SlotField and HeadWord in
 // src/backends/backend.ts.
 //
@@ -9302,10 +9531,14 @@ __device__ inline void free_slot(const Slot &slot, uint32_t lanes) {
 #pragma once
 
 // A state may use any reference instead of the true maximum: what counts is
-// max + ln(sum). Attention uses one that is lower by kHeadroom, so that weights
-// reach 2^14 and those of 2^-24 of the largest still are normal
-// halves.
-constexpr float kHeadroom = 9.704060528f;
+// max + ln(sum). Attention has its logits in units of ln 2, and a reference
+// that is lower than the largest by kHeadroomBits, so that weights reach 2^14
+// and those of 2^-24 of the largest still are normal halves.
+constexpr float kHeadroomBits = 14.0f;
+
+// ln to log2 and back.
+constexpr float kLog2E = 1.442695041f;
+constexpr float kLn2 = 0.6931471806f;
 
 struct SoftmaxState {
   float max;
@@ -9339,6 +9572,11 @@ __device__ inline SoftmaxState merge_softmax(SoftmaxState a, SoftmaxState b) {
 // ln of the softmax sum.
 __device__ inline float log_sum(SoftmaxState state) {
   return state.max + logf(state.sum);
+}
+
+// The same of a state in units of ln 2.
+__device__ inline float log_sum_of_bits(SoftmaxState state) {
+  return kLn2 * state.max + logf(state.sum);
 }
 
 // The state over all lanes of a warp, in every lane.
@@ -9802,6 +10040,43 @@ __global__ void __launch_bounds__(kSampleThreads)
              raw - plan.log_sum);
 }
 `,
+  "lib/tile_cursor.cuh": `// The tiles of a warp in shared memory.
+#pragma once
+
+#include "attend_shape.cuh"
+
+// One of them, where a lane reads and writes it. Addresses go from tile to
+// tile: what is computed from the number of the lane for each of them takes 20
+// instructions of 170.
+template <int DIM>
+struct TileCursor {
+  // Its row of left operands: slots of keys, dimensions of values.
+  const skv_cached *keys;
+  const skv_cached *values;
+  // The first line that it copies.
+  skv_cached *lines;
+  uint32_t stage = 0;
+
+  __device__ explicit TileCursor(skv_cached *tile) {
+    const uint32_t lane = lane_id(), chunks = DIM / 8;
+    keys = tile + lane % 16 * kLinePitch<DIM> + lane / 16 * 8;
+    values = tile + (kWarpSlots + lane % 8 + lane / 16 * 8) * kLinePitch<DIM> +
+             lane / 8 % 2 * 8;
+    lines = tile + lane / chunks * kLinePitch<DIM> + lane % chunks * 8;
+  }
+
+  // Turns to the next tile; after the last to the first.
+  __device__ void advance() {
+    constexpr int kLast = kStages<DIM> - 1;
+    const int by =
+        stage == kLast ? -kLast * kTileElements<DIM> : kTileElements<DIM>;
+    stage = stage == kLast ? 0 : stage + 1;
+    keys += by;
+    values += by;
+    lines += by;
+  }
+};
+`,
   "lib/tile_fetcher.cuh": `// How the steps of a block's tiles get to shared memory: see
 // lib/matrix_product.cuh.
 #pragma once
@@ -9911,6 +10186,104 @@ class TileFetcher {
   const skv_half *weights_[kWeights];
   uint32_t row_;
 };
+`,
+  "lib/tile_products.cuh": `// Products of a tile of keys with queries and riders.
+#pragma once
+
+#include "query_operands.cuh"
+#include "riders.cuh"
+
+// What a lane has of it, for slots g and g + 8 of the tile.
+template <int TILES>
+struct TileProducts {
+  // Raw logits of head 4u + t.
+  float logits[TILES][2];
+  // Where there are riders: products with rider t, and the squared lengths of
+  // the keys.
+  float riders[2];
+  float squares[2];
+};
+
+// Multiplies a tile of keys, at a lane's operands; RIDES: with riders as well.
+template <bool RIDES, int DIM, int TILES>
+__device__ inline TileProducts<TILES> multiply_keys(
+    const skv_cached *keys, const QueryOperands<DIM, TILES> &queries,
+    const LaneRiders<DIM> &riders) {
+  // Products wait for those of the same sum: two of each where that is all.
+  constexpr int kSums = RIDES ? 1 : 2;
+  float x[kSums][TILES][4] = {}, rode[4] = {}, own[2][4] = {};
+#pragma unroll
+  for (int step = 0; step < DIM / 16; step++) {
+    const uint4 k = load_matrices(keys + 16 * step);
+#pragma unroll
+    for (int u = 0; u < TILES; u++) {
+      const uint2 q = queries.steps[u][step];
+      mma_cached(x[step % kSums][u], k, q.x, q.y);
+    }
+    if constexpr (RIDES) {
+      mma_cached(rode, k, riders.steps[step].x, riders.steps[step].y);
+      // Squared lengths are on the diagonal of the products of keys with each
+      // other: as right operands keys are in the registers that they are in on
+      // the left. By halves, since whole operands are two registers in a row,
+      // and moving them takes longer.
+      mma_cached_half(own[0], k.x, k.y, k.x);
+      mma_cached_half(own[1], k.x, k.y, k.y);
+      mma_cached_half(own[0], k.z, k.w, k.z);
+      mma_cached_half(own[1], k.z, k.w, k.w);
+    }
+  }
+  TileProducts<TILES> products;
+  const uint32_t g = lane_id() / 4;
+#pragma unroll
+  for (int k = 0; k < 2; k++) {
+#pragma unroll
+    for (int u = 0; u < TILES; u++) {
+      float high = x[0][u][2 * k], low = x[0][u][2 * k + 1];
+      if constexpr (kSums == 2) {
+        high += x[1][u][2 * k], low += x[1][u][2 * k + 1];
+      }
+      products.logits[u][k] = (high + low) * queries.inverse[u];
+    }
+    if constexpr (RIDES) {
+      products.riders[k] = rode[2 * k];
+      // Slot g of eight is in row and column g of these.
+      const float square = g % 2 == 0 ? own[k][2 * k] : own[k][2 * k + 1];
+      products.squares[k] = __shfl_sync(kAllLanes, square, 4 * g + g / 2);
+    }
+  }
+  return products;
+}
+
+// Logits with the queries for sinks. Few tiles have sinks, so these operands
+// wait nowhere: they are read for each.
+template <int DIM, int TILES>
+__device__ inline void multiply_sinks(const skv_merge_attend_args &args,
+                                      const HeadJob &job,
+                                      const skv_cached *keys,
+                                      float (&logits)[TILES][2]) {
+#pragma unroll
+  for (int u = 0; u < TILES; u++) {
+    const QueryColumn column = query_column(args, job, args.sink_queries, u);
+    float largest = 0.0f;
+#pragma unroll 4
+    for (int i = 0; i < DIM / 8; i++) {
+      largest = fmaxf(largest, largest_of(column.pair(i / 2, i % 2)));
+    }
+    const Scale scale = column.scale_of_lanes(largest);
+    float x[4] = {};
+#pragma unroll 2
+    for (int step = 0; step < DIM / 16; step++) {
+      const uint2 q =
+          column.split(column.pair(step, 0), column.pair(step, 1), scale.scale);
+      mma_cached(x, load_matrices(keys + 16 * step), q.x, q.y);
+    }
+    const float inverse = column.inverse(scale);
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      logits[u][k] = (x[2 * k] + x[2 * k + 1]) * inverse;
+    }
+  }
+}
 `,
   "lib/tile_shares.cuh": `// How the blocks of a product share its tiles: each gets the same number of
 // steps, give or take one, whatever the number of tiles.
@@ -11110,32 +11483,28 @@ cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
 
 namespace {
 
-template <int DIM, bool ALIGNED, bool RIDES>
-__global__ void __launch_bounds__(kAttendThreads, DIM == 256 ? 1 : 2)
+template <class Shape>
+__global__ void __launch_bounds__(kAttendThreads, Shape::kBlocks)
     attend_kernel(skv_merge_attend_args args, AttendParts parts,
                   Evidence evidence) {
+  constexpr int kDim = Shape::kDim;
   uint4 *shared_memory = dynamic_shared_memory();
-  AttendShared<DIM> &shared =
-      *reinterpret_cast<AttendShared<DIM> *>(shared_memory);
+  AttendShared<kDim> &shared =
+      *reinterpret_cast<AttendShared<kDim> *>(shared_memory);
   let_next_start();
-  // What is read here is as it was before the step: see lib/overlap.cuh.
+  // What is read here is as it was before the step: see lib/overlap.cuh. All of
+  // it is on its way before any of it is looked at.
   const Row row = row_of(args.step, blockIdx.z);
+  const HeadJob job = job_of(args, row);
+  WarpAttention<Shape> warp;
+  if constexpr (Shape::kRides) warp.riders.read(evidence.riders, job.index);
   if (!row.live) {
     wait_for_previous();
-    const uint32_t tiles = head_tiles(args.sizes.heads / args.sizes.kv_heads);
-    if (blockIdx.x == 0 && blockIdx.y % tiles == 0 && threadIdx.x == 0) {
-      evidence.rows[blockIdx.z * args.sizes.kv_heads + blockIdx.y / tiles] = {};
+    if (blockIdx.x == 0 && job.first_head == 0 && threadIdx.x == 0) {
+      evidence.rows[job.index] = {};
     }
     return;
   }
-  WarpAttention<DIM, ALIGNED, RIDES> warp;
-  if constexpr (RIDES) {
-    // One block has all query heads of the group.
-    const uint32_t index = blockIdx.z * args.sizes.kv_heads + blockIdx.y;
-    warp.riders.read(evidence.riders, index,
-                     args.sizes.heads / args.sizes.kv_heads);
-  }
-  const HeadJob job = job_of(args, row);
   const uint32_t splits = splits_of(parts, job.high);
   if (blockIdx.x >= splits) {
     wait_for_previous();
@@ -11151,10 +11520,10 @@ __global__ void __launch_bounds__(kAttendThreads, DIM == 256 ? 1 : 2)
   if (rode) leave_nearest(job, evidence.riders, shared);
   uint2 counts;
   if (splits == 1) {
-    counts = finish_alone<DIM, ALIGNED>(args, job, evidence, shared);
+    counts = finish_alone<kDim>(args, job, evidence, shared);
   } else {
     if (!publish(job, parts, splits, shared)) return;
-    counts = combine<DIM, ALIGNED>(args, job, parts, evidence, splits, shared);
+    counts = combine<kDim>(args, job, parts, evidence, splits, shared);
   }
   leave_evidence(job, evidence, counts, rode ? splits : 0, shared);
 }
@@ -11170,35 +11539,21 @@ struct Plan {
   size_t parts;
 };
 
-// Waves of blocks that a launch takes at most, and the share of a device that
-// is worth more splits.
-constexpr uint32_t kMostWaves = 4;
-constexpr float kWorthwhile = 0.05f;
-
-// Splits of each of \`heads\` that leave the least of a device that runs \`blocks\`
-// blocks at a time without work in the last wave.
+// Splits of each of \`heads\` for a device that runs \`blocks\` blocks at a time:
+// one wave of them. A block begins with waiting for its first slots and ends
+// with adding up, so more waves, with a last one that is nearly full, would do
+// that more often; a wave that is not full still has enough bytes on their way.
 uint32_t splits_for(uint32_t heads, uint32_t blocks) {
-  uint32_t best = 1;
-  float most = 0.0f;
-  for (uint32_t splits = 1; splits <= kMaxSplits; splits++) {
-    const uint32_t waves = (heads * splits + blocks - 1) / blocks;
-    if (waves > kMostWaves && splits > 1) break;
-    const float used =
-        static_cast<float>(heads * splits) / static_cast<float>(waves * blocks);
-    if (used < most + kWorthwhile) continue;
-    most = used;
-    best = splits;
-  }
-  return best;
+  return min(kMaxSplits, max(1u, blocks / heads));
 }
 
 Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
   Plan plan;
   plan.heads = args.step.rows * args.sizes.kv_heads;
   plan.group = args.sizes.heads / args.sizes.kv_heads;
-  plan.dim = 32;
-  while (plan.dim < args.sizes.head_dim) plan.dim *= 2;
-  const uint32_t blocks = multiprocessors * (plan.dim == 256 ? 1 : 2);
+  plan.dim = padded_width(args.sizes.head_dim);
+  const int tiles = column_tiles(args.sizes.head_dim, plan.group);
+  const uint32_t blocks = multiprocessors * resident_blocks(plan.dim, tiles);
   plan.wanted_splits = splits_for(plan.heads * head_tiles(plan.group), blocks);
   // No block without slots.
   plan.most_splits =
@@ -11210,12 +11565,12 @@ Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
   return plan;
 }
 
-template <int DIM, bool ALIGNED, bool RIDES>
+template <class Shape>
 cudaError_t launch_attend(const skv_merge_attend_args &args,
                           const AttendParts &parts, const Evidence &evidence,
                           const Launch &launch) {
-  const auto kernel = attend_kernel<DIM, ALIGNED, RIDES>;
-  const size_t bytes = sizeof(AttendShared<DIM>);
+  const auto kernel = attend_kernel<Shape>;
+  const size_t bytes = sizeof(AttendShared<Shape::kDim>);
   const cudaError_t status = allow_shared_memory(kernel, bytes);
   if (status != cudaSuccess) return status;
   const uint32_t tiles = head_tiles(args.sizes.heads / args.sizes.kv_heads);
@@ -11225,31 +11580,45 @@ cudaError_t launch_attend(const skv_merge_attend_args &args,
                        evidence);
 }
 
-template <int DIM, bool ALIGNED>
+template <int DIM, int TILES, bool EXACT>
+cudaError_t launch_exact(const skv_merge_attend_args &args,
+                         const AttendParts &parts, const Evidence &evidence,
+                         const Launch &launch) {
+  if constexpr (DIM <= kMaxRiderWidth) {
+    if (evidence.riders.slots != nullptr) {
+      return launch_attend<AttendShape<DIM, TILES, EXACT, true>>(
+          args, parts, evidence, launch);
+    }
+  }
+  return launch_attend<AttendShape<DIM, TILES, EXACT, false>>(args, parts,
+                                                              evidence, launch);
+}
+
+template <int DIM>
 cudaError_t launch_wide(const skv_merge_attend_args &args,
                         const AttendParts &parts, const Evidence &evidence,
                         const Launch &launch) {
-  if constexpr (ALIGNED && DIM <= kMaxRiderWidth) {
-    if (evidence.riders.slots != nullptr) {
-      return launch_attend<DIM, ALIGNED, true>(args, parts, evidence, launch);
-    }
+  if (!is_exact(args.sizes.head_dim)) {
+    return launch_exact<DIM, 2, false>(args, parts, evidence, launch);
   }
-  return launch_attend<DIM, ALIGNED, false>(args, parts, evidence, launch);
+  const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
+  return column_tiles(DIM, group) == 1
+             ? launch_exact<DIM, 1, true>(args, parts, evidence, launch)
+             : launch_exact<DIM, 2, true>(args, parts, evidence, launch);
 }
 
-template <bool ALIGNED>
-cudaError_t launch_aligned(const skv_merge_attend_args &args, const Plan &plan,
-                           const AttendParts &parts, const Evidence &evidence,
-                           const Launch &launch) {
+cudaError_t launch_any(const skv_merge_attend_args &args, const Plan &plan,
+                       const AttendParts &parts, const Evidence &evidence,
+                       const Launch &launch) {
   switch (plan.dim) {
     case 32:
-      return launch_wide<32, ALIGNED>(args, parts, evidence, launch);
+      return launch_wide<32>(args, parts, evidence, launch);
     case 64:
-      return launch_wide<64, ALIGNED>(args, parts, evidence, launch);
+      return launch_wide<64>(args, parts, evidence, launch);
     case 128:
-      return launch_wide<128, ALIGNED>(args, parts, evidence, launch);
+      return launch_wide<128>(args, parts, evidence, launch);
     default:
-      return launch_wide<256, ALIGNED>(args, parts, evidence, launch);
+      return launch_wide<256>(args, parts, evidence, launch);
   }
 }
 
@@ -11291,9 +11660,7 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
   parts.tickets = launch.tickets;
   parts.most_splits = plan.most_splits;
   parts.wanted_splits = plan.wanted_splits;
-  return args.sizes.head_dim % 8 == 0
-             ? launch_aligned<true>(args, plan, parts, evidence, launch)
-             : launch_aligned<false>(args, plan, parts, evidence, launch);
+  return launch_any(args, plan, parts, evidence, launch);
 }
 
 cudaError_t merge_late(const skv_merge_attend_args &args,

@@ -75,4 +75,10 @@ struct Share {
     return begin + (warp_id() + i * kAttendWarps) * kWarpSlots;
   }
   __device__ bool has(uint32_t i) const { return first_slot(i) < end; }
+  // Which of this warp's tiles a slot is in; kNoSlot for those of others.
+  __device__ uint32_t tile_of(uint32_t slot) const {
+    if (slot < begin || slot >= end) return kNoSlot;
+    const uint32_t tile = (slot - begin) / kWarpSlots;
+    return tile % kAttendWarps == warp_id() ? tile / kAttendWarps : kNoSlot;
+  }
 };

@@ -29,7 +29,8 @@ template <int DIM>
 struct AttendShared {
   // Tiles of slots while warps attend, then what they found.
   union {
-    alignas(16) skv_cached tiles[kAttendWarps][kStages<DIM>][kTileHalves<DIM>];
+    alignas(16)
+        skv_cached tiles[kAttendWarps][kStages<DIM>][kTileElements<DIM>];
     float values[kAttendWarps][kTileHeads][kSumPitch<DIM>];
   };
   SoftmaxState states[kAttendWarps][kTileHeads];
@@ -55,35 +56,45 @@ __device__ inline Share share_of(uint32_t high, uint32_t splits) {
   return {begin, min(high, begin + per_split)};
 }
 
+// The sum over lanes that have the same heads.
+__device__ inline float sum_of_rows(float x) {
+#pragma unroll
+  for (int offset = 4; offset < 32; offset *= 2) {
+    x += __shfl_xor_sync(kAllLanes, x, offset);
+  }
+  return x;
+}
+
 // Leaves what a warp found in shared memory. Called by the whole block.
-template <int DIM, bool ALIGNED, bool RIDES>
+template <class Shape>
 __device__ inline void gather_warps(const HeadJob &job,
-                                    WarpAttention<DIM, ALIGNED, RIDES> &warp,
-                                    AttendShared<DIM> &shared) {
+                                    const WarpAttention<Shape> &warp,
+                                    AttendShared<Shape::kDim> &shared) {
   const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  float sum = warp.state.sum;
-  sum += __shfl_xor_sync(kAllLanes, sum, 1);
-  sum += __shfl_xor_sync(kAllLanes, sum, 2);
-  uint32_t live = warp.live;
-  live += __shfl_xor_sync(kAllLanes, live, 1);
-  live += __shfl_xor_sync(kAllLanes, live, 2);
+  // Of all lanes with the same head, the first.
+  const uint32_t live = __reduce_add_sync(kAllLanes, t == 0 ? warp.live : 0);
   const uint32_t first_free = __reduce_min_sync(kAllLanes, warp.first_free);
   // All warps are through with their tiles.
   __syncthreads();
-  if (g < job.heads) {
-    float *to = shared.values[warp_id()][g] + 2 * t;
 #pragma unroll
-    for (int n = 0; n < DIM / 8; n++) {
-      const float(&x)[4] = warp.values[n];
-      *reinterpret_cast<float2 *>(to + 8 * n) = {x[0] + x[2], x[1] + x[3]};
+  for (int u = 0; u < Shape::kTiles; u++) {
+    const uint32_t head = kColumnHeads * u + t;
+    const float sum = sum_of_rows(warp.states[u].sum);
+    if (head >= job.heads) continue;
+    float *to = shared.values[warp_id()][head] + g;
+#pragma unroll
+    for (int n = 0; n < Shape::kDim / 16; n++) {
+      const float(&x)[4] = warp.values[n][u];
+      to[16 * n] = x[0] + x[1];
+      to[16 * n + 8] = x[2] + x[3];
     }
-    if (t == 0) shared.states[warp_id()][g] = {warp.state.max, sum};
+    if (g == 0) shared.states[warp_id()][head] = {warp.states[u].max, sum};
   }
   if (lane_id() == 0) {
     shared.live[warp_id()] = live;
     shared.first_free[warp_id()] = first_free;
   }
-  if (warp.has_riders(job)) warp.riders.gather(job, shared.nearest[warp_id()]);
+  if (warp.has_riders(job)) warp.riders.gather(shared.nearest[warp_id()]);
   __syncthreads();
 }
 
@@ -110,7 +121,7 @@ __device__ inline SoftmaxState block_state(const AttendShared<DIM> &shared,
 #pragma unroll
   for (uint32_t w = 0; w < kAttendWarps; w++) {
     const SoftmaxState other = shared.states[w][g];
-    state.sum += other.sum * __expf(other.max - finite(state.max));
+    state.sum += other.sum * exp2_fast(other.max - finite(state.max));
   }
   return state;
 }
@@ -122,7 +133,7 @@ __device__ inline float4 block_values(const AttendShared<DIM> &shared,
   float4 sum = {};
 #pragma unroll
   for (uint32_t w = 0; w < kAttendWarps; w++) {
-    const float scale = __expf(shared.states[w][g].max - finite(max));
+    const float scale = exp2_fast(shared.states[w][g].max - finite(max));
     const float4 x = *reinterpret_cast<const float4 *>(shared.values[w][g] + d);
     sum.x += x.x * scale, sum.y += x.y * scale;
     sum.z += x.z * scale, sum.w += x.w * scale;
@@ -174,7 +185,6 @@ __device__ inline bool publish(const HeadJob &job, const AttendParts &parts,
 }
 
 // Writes four dimensions of the output of a query head.
-template <bool ALIGNED>
 __device__ inline void store_output(const skv_merge_attend_args &args,
                                     const HeadJob &job,
                                     const Evidence &evidence, uint32_t g,
@@ -182,7 +192,7 @@ __device__ inline void store_output(const skv_merge_attend_args &args,
   const uint32_t head_dim = args.sizes.head_dim;
   if (d >= head_dim) return;
   const auto store = [&](float *to) {
-    if constexpr (ALIGNED) {
+    if (head_dim % 4 == 0) {
       *reinterpret_cast<float4 *>(to) = x;
     } else {
       // The width is even.
@@ -201,8 +211,9 @@ __device__ inline void store_output(const skv_merge_attend_args &args,
 constexpr uint32_t kPartsAhead = 8;
 
 // Adds the parts of all blocks up and writes the output. Returns the counts of
-// live slots and of the first free one, in the first thread.
-template <int DIM, bool ALIGNED>
+// live slots and of the first free one, in the first thread of those that have
+// the first heads.
+template <int DIM>
 __device__ inline uint2 combine(const skv_merge_attend_args &args,
                                 const HeadJob &job, const AttendParts &parts,
                                 const Evidence &evidence, uint32_t splits,
@@ -224,7 +235,7 @@ __device__ inline uint2 combine(const skv_merge_attend_args &args,
   float4 ahead[kPartsAhead];
   load(threadIdx.x / (DIM / 4), threadIdx.x % (DIM / 4) * 4, 0, ahead);
   uint2 counts = {0, kNoSlot};
-  if (warp_id() == 0) {
+  if (warp_id() == 0 && job.first_head == 0) {
 #pragma unroll 1
     for (uint32_t s = lane_id(); s < splits; s += 32) {
       const uint2 other = __ldcg(parts.counts + first + s);
@@ -252,16 +263,16 @@ __device__ inline uint2 combine(const skv_merge_attend_args &args,
     float sum = 0.0f;
 #pragma unroll
     for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
-      sum += states[k].sum * __expf(states[k].max - finite(max));
+      sum += states[k].sum * exp2_fast(states[k].max - finite(max));
     }
     sum = warp_sum(sum);
 #pragma unroll
     for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
       const uint32_t s = lane_id() + 32 * k;
       if (s >= splits) continue;
-      shared.factors[s][g] = __expf(states[k].max - finite(max)) / sum;
+      shared.factors[s][g] = exp2_fast(states[k].max - finite(max)) / sum;
     }
-    if (lane_id() == 0) shared.log_sums[g] = log_sum({max, sum});
+    if (lane_id() == 0) shared.log_sums[g] = log_sum_of_bits({max, sum});
   }
   __syncthreads();
   for_each_four<DIM>(job, [&](uint32_t g, uint32_t d) {
@@ -278,13 +289,13 @@ __device__ inline uint2 combine(const skv_merge_attend_args &args,
         sum.z += ahead[i].z * factor, sum.w += ahead[i].w * factor;
       }
     }
-    store_output<ALIGNED>(args, job, evidence, g, d, sum);
+    store_output(args, job, evidence, g, d, sum);
   });
   return counts;
 }
 
 // The same where the block had all slots.
-template <int DIM, bool ALIGNED>
+template <int DIM>
 __device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
                                      const HeadJob &job,
                                      const Evidence &evidence,
@@ -293,10 +304,11 @@ __device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
     const SoftmaxState state = block_state(shared, g);
     float4 x = block_values(shared, g, d, state.max);
     x.x /= state.sum, x.y /= state.sum, x.z /= state.sum, x.w /= state.sum;
-    store_output<ALIGNED>(args, job, evidence, g, d, x);
+    store_output(args, job, evidence, g, d, x);
   });
   if (threadIdx.x < job.heads) {
-    shared.log_sums[threadIdx.x] = log_sum(block_state(shared, threadIdx.x));
+    shared.log_sums[threadIdx.x] =
+        log_sum_of_bits(block_state(shared, threadIdx.x));
   }
   __syncthreads();
   return block_counts(shared);

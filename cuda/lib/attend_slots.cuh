@@ -1,8 +1,9 @@
 // Decode attention of one warp over its share of the slots of a KV head.
 //
-// Query heads of the group ride in one tensor core tile, so that a key is read
-// once for all of them. The tile has 16 rows: 8 heads, once their high and once
-// their low parts (lib/cached.cuh), so that one product has nearly 32-bit
+// Slots are the rows of tensor core products and query heads of the group the
+// columns, so that a key is read once for all of them: see
+// lib/query_operands.cuh. Weights have two columns per head as well, one for
+// their high and one for their low parts, so that products have nearly 32-bit
 // precision.
 //
 // A warp has tiles of slots of its own in shared memory, which asynchronous
@@ -10,238 +11,202 @@
 // tiles are on their way before the kernel in front has ended: only the newest
 // slot is written by it (see lib/overlap.cuh).
 //
-// Rows of the tile without a query head have riders: see lib/riders.cuh.
-//
 // The alternative that lost: keys and values straight to registers. Loads then
 // have to wait for the arithmetic in front of them.
 #pragma once
 
+#include "lane_logits.cuh"
 #include "overlap.cuh"
-#include "query_operands.cuh"
-#include "riders.cuh"
+#include "slot_copies.cuh"
+#include "slot_sides.cuh"
 #include "softmax_state.cuh"
+#include "tile_cursor.cuh"
 
-// Tiles that a warp has in shared memory.
-template <int DIM>
-constexpr int kStages = DIM >= 128 ? 2 : 4;
+// A reference is replaced where weights would exceed 2^kMostBits: halves reach
+// nearly 2^16.
+constexpr float kMostBits = kHeadroomBits + 1.0f;
 
-// Halves of a tile: keys, then values.
-template <int DIM>
-constexpr int kTileHalves = 2 * kWarpSlots *kLinePitch<DIM>;
+// Lower than that of any logit, but a number, so that what is free has a weight
+// of 0 at it, too.
+constexpr float kNoReference = -1e30f;
 
-// What side fields say of a lane's slots of a tile.
-struct TileSides {
-  float bias[4];
-  // Where there are riders.
-  uint32_t position[4];
-};
-
-// Attention of one warp over its tiles of a share. RIDES: with riders where the
-// head goes over its budget.
-template <int DIM, bool ALIGNED, bool RIDES>
+// Attention of one warp over its tiles of a share.
+template <class Shape>
 struct WarpAttention {
-  QueryOperands<DIM> queries;
-  LaneRiders<DIM> riders;
-  // Of head g = lane / 4; the sum is that of this lane's slots.
-  SoftmaxState state = init_softmax();
-  // Dimensions 8 n + 2t, 8 n + 2t + 1 of head g, by high and by low parts.
-  float values[DIM / 8][4] = {};
+  static constexpr int kDim = Shape::kDim;
+  static constexpr int kTiles = Shape::kTiles;
+
+  QueryOperands<kDim, kTiles> queries;
+  LaneRiders<kDim> riders;
+  // Of head 4u + t, in units of ln 2. References are whole numbers: weights at
+  // an old one are those at a new one times a power of two. The sum is that of
+  // this lane's slots.
+  SoftmaxState states[kTiles];
+  // Dimensions 16n + g and 16n + g + 8 of head 4u + t, by high and by low
+  // parts.
+  float values[kDim / 16][kTiles][4] = {};
   uint32_t live = 0;
   uint32_t first_free = kNoSlot;
 
-  // Starts to copy 16 bytes of a row to shared memory, zeros beyond its end.
-  __device__ static void copy_chunk(skv_cached *to, const skv_cached *row,
-                                    uint32_t column, uint32_t head_dim,
-                                    bool wanted) {
-    if constexpr (ALIGNED) {
-      copy_async(to, row + column, wanted && column < head_dim);
-    } else {
-      uint32_t pairs[4] = {};
-      if (wanted) load_pairs<8, false>(pairs, row, column, head_dim);
-      *reinterpret_cast<uint4 *>(to) = {pairs[0], pairs[1], pairs[2], pairs[3]};
-    }
-  }
-
-  // Starts to copy `LINES` slots from `slot` on to lines of a tile, but for
-  // slot `missing`. A lane has the same columns of every line that it copies.
-  template <uint32_t LINES>
-  __device__ static void fetch(const skv_merge_attend_args &args,
-                               const HeadJob &job, uint32_t slot, uint32_t end,
-                               uint32_t missing, skv_cached *tile) {
-    constexpr uint32_t kChunks = DIM / 8, kLines = 32 / kChunks;
-    const uint32_t head_dim = args.sizes.head_dim;
-    const uint32_t line = lane_id() / kChunks;
-    const uint32_t column = lane_id() % kChunks * 8;
-    const size_t row = static_cast<size_t>(job.offset + slot + line) * head_dim;
-    const skv_cached *key = args.cache.slots.keys + row;
-    const skv_cached *value = args.cache.slots.values + row;
-    skv_cached *to = tile + line * kLinePitch<DIM> + column;
-    slot += line;
+  __device__ WarpAttention() {
 #pragma unroll
-    for (uint32_t c = 0; c < (LINES + kLines - 1) / kLines; c++) {
-      if (slot != missing && (LINES >= kLines || line < LINES)) {
-        copy_chunk(to, key, column, head_dim, slot < end);
-        copy_chunk(to + kWarpSlots * kLinePitch<DIM>, value, column, head_dim,
-                   slot < end);
-      }
-      to += kLines * kLinePitch<DIM>;
-      key += kLines * head_dim;
-      value += kLines * head_dim;
-      slot += kLines;
-    }
+    for (int u = 0; u < kTiles; u++) states[u] = {kNoReference, 0.0f};
   }
 
   __device__ static bool has_riders(const HeadJob &job) {
-    return RIDES && job.will_evict;
+    return Shape::kRides && job.will_evict;
   }
 
-  // Side fields of this lane's slots of tile i; those beyond the end look free.
-  // The bias of the newest slot, which may not be there yet, is known; so is
-  // its position, and what is read of that here says nothing.
-  __device__ static TileSides load_sides(const skv_merge_attend_args &args,
-                                         const HeadJob &job, const Share &share,
-                                         uint32_t i) {
-    const skv_slots &slots = args.cache.slots;
-    const uint32_t g = lane_id() / 4;
-    const uint32_t lane =
-        args.cache.lanes == 1 ? 0 : job.first_head + min(g, job.heads - 1);
-    const float *from = slots.side +
-                        static_cast<size_t>(kSlotBias + lane) * slots.total +
-                        job.offset;
-    const float *positions = slots.side +
-                             static_cast<size_t>(kSlotPosition) * slots.total +
-                             job.offset;
-    TileSides sides = {};
-    if (has_riders(job)) {
-#pragma unroll
-      for (int k = 0; k < 4; k++) {
-        const uint32_t slot = share.first_slot(i) + tile_slot(k);
-        sides.position[k] =
-            __float_as_uint(positions[min(slot, share.end - 1)]);
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
-      const uint32_t slot = share.first_slot(i) + tile_slot(k);
-      sides.bias[k] = kFreeBias;
-      if (slot >= share.end) continue;
-      sides.bias[k] = slot == job.newest ? 0.0f : from[slot];
-    }
-    return sides;
-  }
-
-  // Adds tile i of the share, which is in shared memory.
+  // Adds a tile of slots, which is in shared memory.
   __device__ void add(const skv_merge_attend_args &args, const HeadJob &job,
-                      const Share &share, uint32_t i, const skv_cached *tile,
-                      const TileSides &sides, float *logits) {
-    const uint32_t first = share.first_slot(i);
-    const uint32_t g = lane_id() / 4;
-    const TileProducts products = has_riders(job)
-                                      ? queries.template multiply<RIDES>(tile)
-                                      : queries.template multiply<false>(tile);
-    float raw[4];
-#pragma unroll
-    for (int k = 0; k < 4; k++) raw[k] = queries.logit(products, k);
+                      uint32_t first, uint32_t end,
+                      const TileCursor<kDim> &tile,
+                      const TileSides<kTiles> &sides,
+                      const LaneLogits<kTiles> &logits) {
+    TileProducts<kTiles> products =
+        has_riders(job)
+            ? multiply_keys<Shape::kRides>(tile.keys, queries, riders)
+            : multiply_keys<false>(tile.keys, queries, riders);
     if (args.sink_queries != nullptr) {
-      replace_sinks(args, job, share, first, tile, raw);
+      replace_sinks(args, job, tile.keys, sides, products);
     }
-    if (args.policy.observe) {
+    logits.store(first, products);
+    if (has_riders(job)) {
+      compare_riders(first, args.policy.sinks, products, sides);
+    }
+    weigh(first, end, sides, products);
+    uint2 weights[kTiles];
 #pragma unroll
-      for (int k = 0; k < 4; k++) {
-        const uint32_t slot = first + tile_slot(k);
-        if (slot >= share.end || g >= job.heads) continue;
-        logits[static_cast<size_t>(g) * args.cache.max_capacity + slot] =
-            raw[k];
+    for (int u = 0; u < kTiles; u++) {
+      const float(&x)[2] = products.logits[u];
+      states[u].sum += x[0] + x[1];
+      // From two columns of a slot to two slots of a column.
+      const PartPairs parts = parts_of(x[0], x[1]);
+      weights[u] = {transpose_matrix(parts.x), transpose_matrix(parts.y)};
+    }
+#pragma unroll
+    for (int n = 0; n < kDim / 16; n++) {
+      const uint4 v = load_transposed(tile.values + 16 * n);
+#pragma unroll
+      for (int u = 0; u < kTiles; u++) {
+        mma_cached(values[n][u], v, weights[u].x, weights[u].y);
       }
     }
+  }
 
-    // Weights, as the left operand of the product with the values.
-    float x[4];
-    float top = -INFINITY;
+  // Turns logits into weights, in place.
+  __device__ void weigh(uint32_t first, uint32_t end,
+                        const TileSides<kTiles> &sides,
+                        TileProducts<kTiles> &products) {
+    bool is_plain = true;
+    // Of the weights, in units of ln 2.
+    float bits[kTiles][2];
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-      const bool counts = sides.bias[k] > kLiveBias;
-      x[k] = counts ? raw[k] + sides.bias[k] : -INFINITY;
-      top = fmaxf(top, x[k]);
-      const uint32_t slot = first + tile_slot(k);
-      if (slot >= share.end) continue;
-      live += counts ? 1 : 0;
-      if (!counts) first_free = min(first_free, slot);
-    }
-    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-    const float max = fmaxf(state.max, top - kHeadroom);
-    const float keep = __expf(state.max - finite(max));
+    for (int u = 0; u < kTiles; u++) {
 #pragma unroll
-    for (int k = 0; k < 4; k++) x[k] = __expf(x[k] - finite(max));
-    state.sum = state.sum * keep + ((x[0] + x[1]) + (x[2] + x[3]));
-    state.max = max;
-    const SplitPair a = split_cached(x[0], x[1]), b = split_cached(x[2], x[3]);
-    const uint4 weights = {a.high, a.low, b.high, b.low};
-    if (__any_sync(kAllLanes, keep != 1.0f)) {
-#pragma unroll
-      for (int n = 0; n < DIM / 8; n++) {
-#pragma unroll
-        for (int k = 0; k < 4; k++) values[n][k] *= keep;
+      for (int k = 0; k < 2; k++) {
+        products.logits[u][k] += sides.bias[u][k];
+        bits[u][k] = fmaf(products.logits[u][k], kLog2E, -states[u].max);
+        is_plain &= sides.bias[u][k] > kLiveBias & !(bits[u][k] > kMostBits);
       }
     }
-    const skv_cached *rows = tile + kWarpSlots * kLinePitch<DIM>;
-#pragma unroll
-    for (int column = 0; column < DIM; column += 16) {
-      const uint4 v = value_operands<DIM>(rows, 0, column);
-      mma_cached(values[column / 8], weights, v.x, v.y);
-      mma_cached(values[column / 8 + 1], weights, v.z, v.w);
+    // So are nearly all tiles.
+    if (__all_sync(kAllLanes, is_plain)) {
+      live += 2;
+    } else {
+      count(first, end, sides);
+      settle(sides, products, bits);
     }
-    if (has_riders(job))
-      compare_riders(args, job, share, first, products, sides);
+#pragma unroll
+    for (int u = 0; u < kTiles; u++) {
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        products.logits[u][k] = exp2_fast(bits[u][k]);
+      }
+    }
+  }
+
+  // Counts the slots of a tile that may have free ones.
+  __device__ void count(uint32_t first, uint32_t end,
+                        const TileSides<kTiles> &sides) {
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      const uint32_t slot = first + lane_id() / 4 + 8 * k;
+      const bool is_live = sides.bias[0][k] > kLiveBias;
+      live += is_live ? 1 : 0;
+      if (!is_live && slot < end) first_free = min(first_free, slot);
+    }
+  }
+
+  // Leaves free slots out, and finds references that logits are not too large
+  // for.
+  __device__ void settle(const TileSides<kTiles> &sides,
+                         const TileProducts<kTiles> &products,
+                         float (&bits)[kTiles][2]) {
+#pragma unroll
+    for (int u = 0; u < kTiles; u++) {
+      float x[2];
+      float top = -INFINITY;
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        const bool is_live = sides.bias[u][k] > kLiveBias;
+        x[k] = is_live ? products.logits[u][k] : -INFINITY;
+        top = fmaxf(top, x[k]);
+      }
+#pragma unroll
+      for (int offset = 4; offset < 32; offset *= 2) {
+        top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, offset));
+      }
+      if (fmaf(top, kLog2E, -states[u].max) > kMostBits) {
+        const float max = ceilf(top * kLog2E) - kHeadroomBits;
+        const float keep = exp2_fast(states[u].max - max);
+        states[u] = {max, states[u].sum * keep};
+#pragma unroll
+        for (int n = 0; n < kDim / 16; n++) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) values[n][u][i] *= keep;
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        bits[u][k] = fmaf(x[k], kLog2E, -states[u].max);
+      }
+    }
   }
 
   // Looks among the slots of a tile for the nearest of the riders. Sinks take
   // no part in merges.
-  __device__ void compare_riders(const skv_merge_attend_args &args,
-                                 const HeadJob &job, const Share &share,
-                                 uint32_t first, const TileProducts &products,
-                                 const TileSides &sides) {
+  __device__ void compare_riders(uint32_t first, uint32_t sinks,
+                                 const TileProducts<kTiles> &products,
+                                 const TileSides<kTiles> &sides) {
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-      const uint32_t slot = first + tile_slot(k);
-      const uint32_t position =
-          slot == job.newest ? job.position : sides.position[k];
-      const bool counts = (slot < share.end) & (sides.bias[k] > kLiveBias) &
-                          (position >= args.policy.sinks);
-      riders.compare(counts, slot, position, products.squares[k],
-                     products.high[k], products.low[k]);
+    for (int k = 0; k < 2; k++) {
+      const bool counts =
+          (sides.bias[0][k] > kLiveBias) & (sides.position[k] >= sinks);
+      riders.compare(counts, first + lane_id() / 4 + 8 * k, sides.position[k],
+                     products.squares[k], products.riders[k]);
     }
   }
 
   // Logits of sinks are those of the queries at their cache positions.
-  __device__ void replace_sinks(const skv_merge_attend_args &args,
-                                const HeadJob &job, const Share &share,
-                                uint32_t first, const skv_cached *tile,
-                                float (&raw)[4]) {
-    const skv_slots &slots = args.cache.slots;
-    const float *positions = slots.side +
-                             static_cast<size_t>(kSlotPosition) * slots.total +
-                             job.offset;
-    bool is_sink[4];
-    bool any = false;
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
-      const uint32_t slot = first + tile_slot(k);
-      const uint32_t position = slot == job.newest || slot >= share.end
-                                    ? job.position
-                                    : __float_as_uint(positions[slot]);
-      is_sink[k] = slot < share.end && position < args.policy.sinks;
-      any = any || is_sink[k];
-    }
+  __device__ static void replace_sinks(const skv_merge_attend_args &args,
+                                       const HeadJob &job,
+                                       const skv_cached *keys,
+                                       const TileSides<kTiles> &sides,
+                                       TileProducts<kTiles> &products) {
+    const uint32_t count = args.policy.sinks;
+    const bool any = sides.position[0] < count || sides.position[1] < count;
     if (!__any_sync(kAllLanes, any)) return;
-    QueryOperands<DIM> sinks;
-    sinks.load(query_of_lane(args, job, args.sink_queries),
-               args.sizes.head_dim);
-    const TileProducts other = sinks.template multiply<false>(tile);
+    float logits[kTiles][2];
+    multiply_sinks<kDim>(args, job, keys, logits);
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-      if (is_sink[k]) raw[k] = sinks.logit(other, k);
+    for (int u = 0; u < kTiles; u++) {
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        if (sides.position[k] < count) {
+          products.logits[u][k] = logits[u][k];
+        }
+      }
     }
   }
 
@@ -249,51 +214,50 @@ struct WarpAttention {
   // for this warp alone.
   __device__ void run(const skv_merge_attend_args &args, const HeadJob &job,
                       const Share &share, skv_cached *tiles, float *logits) {
-    constexpr uint32_t kAhead = kStages<DIM>;
+    constexpr uint32_t kAhead = kStages<kDim>;
+    const uint32_t end = share.end;
+    uint32_t first = share.first_slot(0);
+    SlotCopies<Shape> copies;
+    copies.init(args, job, first);
+    TileCursor<kDim> tile(tiles);
     // All but the newest slot is as the step before left it.
 #pragma unroll 1
     for (uint32_t i = 0; i < kAhead; i++) {
-      if (share.has(i)) {
-        fetch<kWarpSlots>(args, job, share.first_slot(i), share.end, job.newest,
-                          tiles + i * kTileHalves<DIM>);
-      }
-      commit_copies();
+      if (i > 0) commit_copies();
+      copies.copy_tile_but(job.newest, share.first_slot(i), end, tile.lines);
+      tile.advance();
     }
     if (has_riders(job)) riders.load(args, job);
-    TileSides sides = load_sides(args, job, share, 0);
+    SlotSides<kTiles> fields;
+    fields.init(args, job, first,
+                has_riders(job) || args.sink_queries != nullptr);
+    TileSides<kTiles> sides = fields.load(first, end);
     wait_for_previous();
-    const uint32_t tile = (job.newest - share.begin) / kWarpSlots;
-    const uint32_t at = tile / kAttendWarps;
-    if (job.newest >= share.begin && job.newest < share.end &&
-        tile % kAttendWarps == warp_id() && at < kAhead) {
-      fetch<1>(args, job, job.newest, share.end, kNoSlot,
-               tiles + at * kTileHalves<DIM> +
-                   (job.newest - share.begin) % kWarpSlots * kLinePitch<DIM>);
+    const uint32_t newest = share.tile_of(job.newest);
+    if (newest < kAhead) {
+      const uint32_t line = (job.newest - share.begin) % kWarpSlots;
+      SlotCopies<Shape>::copy_slot(
+          args, job, job.newest,
+          tiles + newest * kTileElements<kDim> + line * kLinePitch<kDim>);
+      if (newest == 0) sides = fields.load(first, end);
     }
     commit_copies();
-    queries.load(query_of_lane(args, job, args.queries), args.sizes.head_dim);
-    if (has_riders(job) && riders.has_any(job.heads)) {
-      queries.take_riders(riders.steps);
-    }
+    queries.load(args, job);
+    if (newest < kAhead) wait_copies<0>();
+    LaneLogits<kTiles> own(args, job, share, logits);
 #pragma unroll 1
-    for (uint32_t i = 0; share.has(i); i++) {
-      // The newest slot may be in any of the first tiles.
-      if (i == 0) {
-        wait_copies<0>();
-      } else {
-        wait_copies<kAhead - 1>();
-      }
+    for (; first < end; first += kBlockSlots) {
+      wait_copies<kAhead - 1>();
       __syncwarp();
-      skv_cached *tile = tiles + i % kAhead * kTileHalves<DIM>;
-      const TileSides next = load_sides(args, job, share, i + 1);
-      add(args, job, share, i, tile, sides, logits);
+      fields.advance();
+      const TileSides<kTiles> next = fields.load(first + kBlockSlots, end);
+      add(args, job, first, end, tile, sides, own);
       __syncwarp();
-      if (share.has(i + kAhead)) {
-        fetch<kWarpSlots>(args, job, share.first_slot(i + kAhead), share.end,
-                          kNoSlot, tile);
-      }
+      copies.copy_tile(first + kAhead * kBlockSlots, end, tile.lines);
       commit_copies();
       sides = next;
+      own.advance();
+      tile.advance();
     }
   }
 };

@@ -63,3 +63,15 @@ __device__ inline SplitPair split_cached(float x, float y) {
   const float2 rounded = cached_floats(high);
   return {high, cached_pair(x - rounded.x, y - rounded.y)};
 }
+
+// The same, with the two parts of a number next to each other: the high part is
+// the first of the pair.
+struct PartPairs {
+  uint32_t x;
+  uint32_t y;
+};
+
+__device__ inline PartPairs parts_of(float x, float y) {
+  const float2 rounded = cached_floats(cached_pair(x, y));
+  return {cached_pair(x, x - rounded.x), cached_pair(y, y - rounded.y)};
+}

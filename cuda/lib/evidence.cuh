@@ -57,7 +57,7 @@ struct Evidence {
   // lib/segment_step.cuh
   uint64_t *limits;
   uint4 *links;
-  // Where the most similar key is looked for and the group leaves room.
+  // Where the most similar key is looked for and groups are not too large.
   RiderMemory riders;
   // Where the cheapest pair is merged.
   PairWork pairs;

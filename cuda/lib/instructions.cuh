@@ -49,6 +49,23 @@ __device__ inline void mma_cached(float (&c)[4], const uint4 &a, uint32_t b0,
 #endif
 }
 
+// The same for tiles of 16 x 8 and 8 x 8: the first half of their columns and
+// rows.
+__device__ inline void mma_cached_half(float (&c)[4], uint32_t a0, uint32_t a1,
+                                       uint32_t b) {
+#ifdef SKV_CACHE_BFLOAT16
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(b));
+#else
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(b));
+#endif
+}
+
 // c += a · b for tiles of 16 x 8 and 8 x 8 tf32 numbers. Lane 4 g + t holds
 //   a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)
 //   b: (t, g), (t + 4, g)
@@ -67,6 +84,13 @@ __device__ inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0,
 __device__ inline float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// 1 / √x, with a relative error of 2^-22, for x that is a normal number.
+__device__ inline float rsqrt_fast(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
@@ -98,6 +122,14 @@ __device__ inline uint4 load_transposed(const T *row) {
       : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
       : "r"(shared_address(row))
       : "memory");
+  return v;
+}
+
+// The transpose of an 8 x 8 tile of 16-bit elements; lane 4 g + t has (g, 2t)
+// and (g, 2t + 1), of the tile and of the transpose.
+__device__ inline uint32_t transpose_matrix(uint32_t pair) {
+  uint32_t v;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(v) : "r"(pair));
   return v;
 }
 

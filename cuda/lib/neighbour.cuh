@@ -23,11 +23,11 @@ struct Neighbour {
 
 constexpr Neighbour kNoNeighbour = {0.0f, 0, ~0u};
 
-// The best of 2 LANES lanes that differ in the bits of 2 LANES - 1.
-template <int LANES>
+// The best of lanes that differ in the bits from LEAST to LANES.
+template <int LANES, int LEAST = 1>
 __device__ inline Neighbour nearest_of_lanes(Neighbour best) {
 #pragma unroll
-  for (int offset = LANES; offset > 0; offset /= 2) {
+  for (int offset = LANES; offset >= LEAST; offset /= 2) {
     const Neighbour other = {
         __shfl_xor_sync(kAllLanes, best.similarity, offset),
         __shfl_xor_sync(kAllLanes, best.position, offset),

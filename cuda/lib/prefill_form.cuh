@@ -4,6 +4,7 @@
 
 #include "row_tiles.cuh"
 #include "slots.cuh"
+#include "softmax_state.cuh"
 
 // kExact: for few rows. Queries and weights are split in two parts each
 // (lib/cached.cuh), which comes near to 32-bit precision or has it; the memory
@@ -33,10 +34,6 @@ struct PrefillShape {
   // Biases that a slot has here.
   static constexpr int kLanes = kIsPlain ? 1 : static_cast<int>(kMaxGroup);
 };
-
-// ln to log2 and back.
-constexpr float kLog2E = 1.442695041f;
-constexpr float kLn2 = 0.6931471806f;
 
 template <int DIM, PrefillForm FORM>
 struct PrefillShared {

@@ -5,11 +5,6 @@
 #pragma once
 
 #include "prefill_form.cuh"
-#include "softmax_state.cuh"
-
-// The reference of a softmax is lower than the largest logit by this: see
-// kHeadroom, the same in other units.
-constexpr float kHeadroomBits = 14.0f;
 
 template <int DIM, PrefillForm FORM>
 struct PrefillState {

@@ -1,103 +1,7 @@
 // Queries as operands of tensor core products, in two parts each.
 #pragma once
 
-#include "attend_job.cuh"
-#include "row_tiles.cuh"
-
-// Products of rows g and g + 8 of a tile of left operands with slots 2t, 2t +
-// 1, 2t + 8 and 2t + 9 of a tile of keys, and the squared lengths of those.
-struct TileProducts {
-  float high[4];
-  float low[4];
-  float squares[4];
-};
-
-// Query heads as left operands: head g in rows g, high parts, and g + 8, low
-// parts. Rows of heads that there are not are free for riders.
-template <int DIM>
-struct QueryOperands {
-  uint4 steps[DIM / 16];
-  // What products of head g = lane / 4 must be multiplied by.
-  float inverse;
-
-  // A null pointer stands for zeros.
-  __device__ void load(const float *query, uint32_t head_dim) {
-    const uint32_t t = lane_id() % 4;
-    float2 x[DIM / 16][2];
-    float largest = 0.0f;
-#pragma unroll
-    for (int step = 0; step < DIM / 16; step++) {
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const uint32_t column = 16 * step + 8 * i + 2 * t;
-        x[step][i] = {};
-        if (query != nullptr && column < head_dim) {
-          x[step][i] = __ldcg(reinterpret_cast<const float2 *>(query + column));
-        }
-        largest =
-            fmaxf(largest, fmaxf(fabsf(x[step][i].x), fabsf(x[step][i].y)));
-      }
-    }
-    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
-    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
-    const Scale scale = scale_for(largest);
-#pragma unroll
-    for (int step = 0; step < DIM / 16; step++) {
-      const SplitPair a =
-          split_cached(x[step][0].x * scale.scale, x[step][0].y * scale.scale);
-      const SplitPair b =
-          split_cached(x[step][1].x * scale.scale, x[step][1].y * scale.scale);
-      steps[step] = {a.high, a.low, b.high, b.low};
-    }
-    inverse = scale.inverse * rsqrtf(static_cast<float>(head_dim));
-  }
-
-  // Puts riders on the rows of a lane that has no query head; its logits are 0.
-  __device__ void take_riders(const uint4 (&riders)[DIM / 16]) {
-#pragma unroll
-    for (int step = 0; step < DIM / 16; step++) steps[step] = riders[step];
-    inverse = 0.0f;
-  }
-
-  // Multiplies with the keys of a tile. SQUARES: finds their lengths as well,
-  // on the diagonal of their products with each other: as left operands they
-  // are in the same registers as on the right.
-  template <bool SQUARES>
-  __device__ TileProducts multiply(const skv_cached *keys) const {
-    // Two sums each: products wait for those of the same sum.
-    float x[2][2][4] = {}, own[2][4] = {};
-#pragma unroll
-    for (int step = 0; step < DIM / 16; step++) {
-      const uint4 k = key_operands<DIM>(keys, 0, 16 * step);
-      mma_cached(x[step % 2][0], steps[step], k.x, k.y);
-      mma_cached(x[step % 2][1], steps[step], k.z, k.w);
-      if constexpr (SQUARES) {
-        const uint4 left = {k.x, k.z, k.y, k.w};
-        mma_cached(own[0], left, k.x, k.y);
-        mma_cached(own[1], left, k.z, k.w);
-      }
-    }
-    TileProducts products;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int n = i / 2, at = i % 2;
-      products.high[i] = x[0][n][at] + x[1][n][at];
-      products.low[i] = x[0][n][at + 2] + x[1][n][at + 2];
-      products.squares[i] = 0.0f;
-      if constexpr (SQUARES) {
-        // Slot 2t + at of the eight is in row and column 2t + at of both.
-        products.squares[i] = __shfl_sync(kAllLanes, own[n][at + 2 * n],
-                                          9 * (lane_id() % 4) + 4 * at);
-      }
-    }
-    return products;
-  }
-
-  // Raw logit of the i-th of these slots for head g.
-  __device__ float logit(const TileProducts &products, int i) const {
-    return (products.high[i] + products.low[i]) * inverse;
-  }
-};
+#include "attend_shape.cuh"
 
 // Row of a query head of the job.
 __device__ inline size_t query_row(const skv_merge_attend_args &args,
@@ -106,16 +10,84 @@ __device__ inline size_t query_row(const skv_merge_attend_args &args,
          job.kv_head * job.group + job.first_head + g;
 }
 
-// This lane's query head of `queries`, or null where there is none.
-__device__ inline const float *query_of_lane(const skv_merge_attend_args &args,
-                                             const HeadJob &job,
-                                             const float *queries) {
-  const uint32_t g = lane_id() / 4;
-  if (g >= job.heads) return nullptr;
-  return queries + query_row(args, job, g) * args.sizes.head_dim;
+// One of eight columns of right operands: the high or the low parts of a query.
+struct QueryColumn {
+  // Null for zeros.
+  const float *query;
+  uint32_t head_dim;
+
+  // Elements 2t and 2t + 1 of half i of a step.
+  __device__ float2 pair(int step, int i) const {
+    const uint32_t column = 16 * step + 8 * i + 2 * (lane_id() % 4);
+    if (query == nullptr || column >= head_dim) return {};
+    return __ldcg(reinterpret_cast<const float2 *>(query + column));
+  }
+  // Lanes of the same column have the scale together.
+  __device__ static Scale scale_of_lanes(float largest) {
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+    return scale_for(largest);
+  }
+  // Operands of a step.
+  __device__ static uint2 split(float2 first, float2 second, float scale) {
+    const SplitPair a = split_cached(first.x * scale, first.y * scale);
+    const SplitPair b = split_cached(second.x * scale, second.y * scale);
+    return lane_id() / 4 % 2 == 0 ? uint2{a.high, b.high} : uint2{a.low, b.low};
+  }
+  // What products of columns 2t and 2t + 1 must be multiplied by.
+  __device__ float inverse(const Scale &scale) const {
+    return __shfl_sync(kAllLanes, scale.inverse, 8 * (lane_id() % 4)) *
+           rsqrtf(static_cast<float>(head_dim));
+  }
+};
+
+__device__ inline float largest_of(float2 x) {
+  return fmaxf(fabsf(x.x), fabsf(x.y));
 }
 
-// Which of a lane's four slots of a tile is which.
-__device__ inline uint32_t tile_slot(int i) {
-  return 2 * (lane_id() % 4) + i % 2 + i / 2 * 8;
+// This lane's column of tile u, of the job's `queries`: 2h has the high parts
+// of head 4u + h and 2h + 1 the low ones, so that a lane of the product, which
+// has columns 2t and 2t + 1, has all of head 4u + t.
+//
+// The alternative that lost: queries as rows. Products have 16 of those and
+// eight columns, so that groups of up to four heads take twice as many, and
+// lanes of rows that no head needs do the same work as others.
+__device__ inline QueryColumn query_column(const skv_merge_attend_args &args,
+                                           const HeadJob &job,
+                                           const float *queries, int u) {
+  const uint32_t head = kColumnHeads * u + lane_id() / 8;
+  const uint32_t head_dim = args.sizes.head_dim;
+  if (head >= job.heads) return {nullptr, head_dim};
+  return {queries + query_row(args, job, head) * head_dim, head_dim};
 }
+
+// Query heads as right operands.
+template <int DIM, int TILES>
+struct QueryOperands {
+  uint2 steps[TILES][DIM / 16];
+  // What products of head 4u + t must be multiplied by.
+  float inverse[TILES];
+
+  __device__ void load(const skv_merge_attend_args &args, const HeadJob &job) {
+#pragma unroll
+    for (int u = 0; u < TILES; u++) {
+      const QueryColumn column = query_column(args, job, args.queries, u);
+      float2 x[DIM / 16][2];
+      float largest = 0.0f;
+#pragma unroll
+      for (int step = 0; step < DIM / 16; step++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          x[step][i] = column.pair(step, i);
+          largest = fmaxf(largest, largest_of(x[step][i]));
+        }
+      }
+      const Scale scale = column.scale_of_lanes(largest);
+#pragma unroll
+      for (int step = 0; step < DIM / 16; step++) {
+        steps[u][step] = column.split(x[step][0], x[step][1], scale.scale);
+      }
+      inverse[u] = column.inverse(scale);
+    }
+  }
+};

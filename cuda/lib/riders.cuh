@@ -4,11 +4,10 @@
 // Whose key has to be compared is known when the step's scores are, which is
 // after attention. But scores change little from one step to the next: the
 // policy leaves a shortlist of the slots that are next in line (see
-// lib/shortlist.cuh), and the keys of those ride in the rows of the tensor core
-// tile that no query head takes, two for each head that a group has less than
-// eight; four are enough. Their products with all keys come with those of the
-// queries. A key is what caches hold already, so it takes one row and the
-// product is exact.
+// lib/shortlist.cuh), and the keys of those ride in columns of their own beside
+// those of the queries. A key is what caches hold already, so it takes one
+// column and the product is exact. Riders take every second of eight columns,
+// so that each lane of the product has one of them.
 //
 // A shortlist is a hint and no more: it may be that of another text, or memory
 // that nothing was written to. The policy takes what was found for a slot if
@@ -27,11 +26,10 @@
 // a hundred: more would ride in vain.
 constexpr uint32_t kMaxRiders = 4;
 
-// Riders beside a group of query heads, in the rows that it leaves free.
+// Riders of a group of query heads. With larger ones several blocks go through
+// the slots of a head.
 __host__ __device__ constexpr uint32_t riders_beside(uint32_t group) {
-  return group >= kTileHeads                   ? 0
-         : kTileHeads - group < kMaxRiders / 2 ? 2 * (kTileHeads - group)
-                                               : kMaxRiders;
+  return group <= kTileHeads ? kMaxRiders : 0;
 }
 
 // Memory of the riders of a step; no addresses where there are none.
@@ -47,89 +45,68 @@ struct RiderMemory {
   uint32_t most_splits;
 };
 
-// Rows g and g + 8 of the tile, where g = lane / 4 is no query head.
+// The least normal number.
+constexpr float kLeastSquare = 0x1p-126f;
+
+// Rider t = lane % 4, and all of them as operands.
 template <int DIM>
 struct LaneRiders {
-  uint32_t slots[2] = {kNoSlot, kNoSlot};
+  uint32_t slot = kNoSlot;
   // What any slot beats.
-  Neighbour best[2] = {{-INFINITY, ~0u, kNoItem}, {-INFINITY, ~0u, kNoItem}};
-  // As left operands: see QueryOperands.
-  uint4 steps[DIM / 16];
-
-  // Whether the lane has riders beside `heads` query heads.
-  __device__ static bool has_any(uint32_t heads) {
-    return lane_id() / 4 >= heads;
-  }
-  // Which of all riders is in row g + 8 i; there may be fewer.
-  __device__ static uint32_t index(uint32_t heads, uint32_t i) {
-    return lane_id() / 4 - heads + i * (kTileHeads - heads);
-  }
+  Neighbour best = {-INFINITY, ~0u, kNoItem};
+  // As right operands: see QueryOperands. Rider r is column 2r.
+  uint2 steps[DIM / 16];
 
   // Reads who the riders are, which may be anything.
-  __device__ void read(const RiderMemory &riders, uint32_t head,
-                       uint32_t heads) {
-    if (!has_any(heads)) return;
-#pragma unroll
-    for (uint32_t i = 0; i < 2; i++) {
-      const uint32_t at = index(heads, i);
-      if (at < riders.count) slots[i] = riders.slots[head * riders.count + at];
-    }
+  __device__ void read(const RiderMemory &riders, uint32_t head) {
+    const uint32_t t = lane_id() % 4;
+    if (t < riders.count) slot = riders.slots[head * riders.count + t];
   }
 
   // Reads their keys. All slots but the newest are as the step before left
   // them, so this need not wait for the kernel in front: see lib/overlap.cuh.
   __device__ void load(const skv_merge_attend_args &args, const HeadJob &job) {
+    static_assert(kMaxRiders == 4, "one for each lane of a row");
+    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
     const uint32_t head_dim = args.sizes.head_dim;
-    const skv_cached *keys[2];
-#pragma unroll
-    for (uint32_t i = 0; i < 2; i++) {
-      if (slots[i] >= job.high || slots[i] == job.newest) slots[i] = kNoSlot;
-      const uint32_t slot = slots[i] == kNoSlot ? 0 : slots[i];
-      keys[i] = args.cache.slots.keys +
-                static_cast<size_t>(job.offset + slot) * head_dim;
-    }
-    const auto pair = [&](uint32_t i, uint32_t column) -> uint32_t {
-      if (slots[i] == kNoSlot || column >= head_dim) return 0;
-      return *reinterpret_cast<const uint32_t *>(keys[i] + column);
+    if (slot >= job.high || slot == job.newest) slot = kNoSlot;
+    const uint32_t rider = __shfl_sync(kAllLanes, slot, g / 2);
+    const bool is_column = g % 2 == 0 && rider != kNoSlot;
+    const skv_cached *key =
+        args.cache.slots.keys +
+        static_cast<size_t>(job.offset + (is_column ? rider : 0)) * head_dim;
+    const auto pair = [&](uint32_t column) -> uint32_t {
+      if (!is_column || column >= head_dim) return 0;
+      return *reinterpret_cast<const uint32_t *>(key + column);
     };
 #pragma unroll
     for (int step = 0; step < DIM / 16; step++) {
-      const uint32_t column = 16 * step + 2 * (lane_id() % 4);
-      steps[step] = {pair(0, column), pair(1, column), pair(0, column + 8),
-                     pair(1, column + 8)};
+      const uint32_t column = 16 * step + 2 * t;
+      steps[step] = {pair(column), pair(column + 8)};
     }
   }
 
-  // Compares both with a slot, if it counts, given its squared length and its
-  // products with them. The same choice as by Neighbour::beats, without a
+  // Compares this lane's rider with a slot, if that counts, given its squared
+  // length and their product. The same choice as by Neighbour::beats, without a
   // branch.
-  __device__ void compare(bool counts, uint32_t slot, uint32_t position,
-                          float square, float first, float second) {
-    const float inverse = square == 0.0f ? 0.0f : rsqrtf(square);
-    const float products[2] = {first, second};
-#pragma unroll
-    for (uint32_t i = 0; i < 2; i++) {
-      const float similarity = products[i] * inverse;
-      const bool is_first =
-          (similarity == best[i].similarity) & (position < best[i].position);
-      const bool beats = (similarity > best[i].similarity) | is_first;
-      const bool takes = counts & (slot != slots[i]) & beats;
-      best[i].similarity = takes ? similarity : best[i].similarity;
-      best[i].position = takes ? position : best[i].position;
-      best[i].item = takes ? slot : best[i].item;
-    }
+  __device__ void compare(bool counts, uint32_t other, uint32_t position,
+                          float square, float product) {
+    // A key that is 0 has no length, but its product is 0 as well.
+    const float similarity = product * rsqrt_fast(fmaxf(square, kLeastSquare));
+    const bool is_first =
+        (similarity == best.similarity) & (position < best.position);
+    const bool beats = (similarity > best.similarity) | is_first;
+    const bool takes = counts & (other != slot) & beats;
+    best.similarity = takes ? similarity : best.similarity;
+    best.position = takes ? position : best.position;
+    best.item = takes ? other : best.item;
   }
 
   // Leaves the nearest of the warp, by rider.
-  __device__ void gather(const HeadJob &job, Neighbour *nearest) const {
-#pragma unroll
-    for (uint32_t i = 0; i < 2; i++) {
-      Neighbour found = best[i];
-      if (slots[i] == kNoSlot) found = kNoNeighbour;
-      found = nearest_of_lanes<2>(found);
-      const uint32_t at = index(job.heads, i);
-      if (!has_any(job.heads) || at >= kMaxRiders) continue;
-      if (lane_id() % 4 == 0) nearest[at] = found;
-    }
+  __device__ void gather(Neighbour *nearest) const {
+    Neighbour found = best;
+    if (slot == kNoSlot) found = kNoNeighbour;
+    found = nearest_of_lanes<16, 4>(found);
+    if (lane_id() < kMaxRiders) nearest[lane_id()] = found;
   }
 };

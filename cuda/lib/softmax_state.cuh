@@ -4,10 +4,14 @@
 #pragma once
 
 // A state may use any reference instead of the true maximum: what counts is
-// max + ln(sum). Attention uses one that is lower by kHeadroom, so that weights
-// reach 2^14 and those of 2^-24 of the largest still are normal
-// halves.
-constexpr float kHeadroom = 9.704060528f;
+// max + ln(sum). Attention has its logits in units of ln 2, and a reference
+// that is lower than the largest by kHeadroomBits, so that weights reach 2^14
+// and those of 2^-24 of the largest still are normal halves.
+constexpr float kHeadroomBits = 14.0f;
+
+// ln to log2 and back.
+constexpr float kLog2E = 1.442695041f;
+constexpr float kLn2 = 0.6931471806f;
 
 struct SoftmaxState {
   float max;
@@ -41,6 +45,11 @@ __device__ inline SoftmaxState merge_softmax(SoftmaxState a, SoftmaxState b) {
 // ln of the softmax sum.
 __device__ inline float log_sum(SoftmaxState state) {
   return state.max + logf(state.sum);
+}
+
+// The same of a state in units of ln 2.
+__device__ inline float log_sum_of_bits(SoftmaxState state) {
+  return kLn2 * state.max + logf(state.sum);
 }
 
 // The state over all lanes of a warp, in every lane.

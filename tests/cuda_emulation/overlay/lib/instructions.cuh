@@ -46,12 +46,19 @@ inline void mma_cached(float (&c)[4], const uint4 &a, uint32_t b0, uint32_t b1,
 #endif
 }
 
+inline void mma_cached_half(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b,
+                            SKV_PLACE) {
+  mma_cached(c, {a0, a1, 0, 0}, b, 0, file, line);
+}
+
 inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0, float b1,
                      SKV_PLACE) {
   emulation::mma_tf32(c, a, b0, b1, SKV_HERE);
 }
 
 inline float exp2_fast(float x) { return exp2f(x); }
+
+inline float rsqrt_fast(float x) { return 1.0f / sqrtf(x); }
 
 template <class T>
 inline uint4 load_matrices(const T *row, SKV_PLACE) {
@@ -65,6 +72,15 @@ inline uint4 load_transposed(const T *row, SKV_PLACE) {
   static_assert(sizeof(T) == 2, "16-bit elements");
   return emulation::load_matrices(reinterpret_cast<const uint16_t *>(row), true,
                                   SKV_HERE);
+}
+
+inline uint32_t transpose_matrix(uint32_t pair, SKV_PLACE) {
+  const uint32_t g = (threadIdx.x & 31) / 4, t = threadIdx.x % 4;
+  const int from = static_cast<int>(8 * t + g / 2);
+  const uint32_t first = __shfl_sync(~0u, pair, from, file, line);
+  const uint32_t second = __shfl_sync(~0u, pair, from + 4, file, line);
+  const uint32_t shift = g % 2 * 16;
+  return (first >> shift & 0xffffu) | (second >> shift) << 16;
 }
 
 template <class T>

@@ -2384,8 +2384,12 @@ __host__ __device__ inline uint32_t link_parts(uint32_t slots) {
   return (slots + kLinkThreads - 1) / kLinkThreads;
 }
 
-// Splits of the list that is searched, at most.
+// Splits of the list that is searched, at most, and places in it that a block
+// has at a time: where all pairs are compared, and where partners are
+// remembered.
 constexpr uint32_t kMaxPairParts = 16;
+constexpr uint32_t kPairTile = 64;
+constexpr uint32_t kPartnerTile = 32;
 
 // What a step keeps of the pairs of its heads.
 struct PairWork {
@@ -2394,14 +2398,24 @@ struct PairWork {
   // (heads): how many these are, how many have no partner, and how far the
   // values of the head scatter
   uint4 *headers;
-  // (heads, parts, max_capacity): by place in the list, what was found
-  float *similarities;
-  uint32_t *nearest;
+  // (heads, parts, max_capacity): by place in the list, what was found: two
+  // slots, each after how similar it is
+  uint4 *found;
   uint32_t parts;
+  uint32_t tile;
   // (heads, spread_parts, spread_floats): see lib/value_spread.cuh
   float *spreads;
   uint32_t spread_pitch;
 
+  // Places of each part of a list.
+  __device__ uint32_t part_places(uint32_t count) const {
+    const uint32_t tiles = (count + tile - 1) / tile;
+    return (tiles + parts - 1) / parts * tile;
+  }
+  __device__ uint4 *found_of(uint32_t head, uint32_t part,
+                             uint32_t max_capacity) const {
+    return found + (static_cast<size_t>(head) * parts + part) * max_capacity;
+  }
   __device__ float *spreads_of(uint32_t head) const {
     return spreads + static_cast<size_t>(head) * spread_pitch;
   }
@@ -2444,16 +2458,18 @@ inline PairWork take_pairs(const skv_merge_attend_args &args,
                            uint32_t multiprocessors, Scratch *scratch) {
   const uint32_t heads = args.step.rows * args.sizes.kv_heads;
   const size_t capacity = args.cache.max_capacity;
-  const uint32_t tiles = (args.cache.max_capacity + 63) / 64;
-  // Those who look at all candidates: all, or the first tile of each head.
-  const uint32_t searches = heads * (args.policy.partners ? 1 : tiles);
+  const bool remembers = args.policy.partners != 0;
   PairWork pairs;
+  pairs.tile = remembers ? kPartnerTile : kPairTile;
+  const uint32_t tiles =
+      (args.cache.max_capacity + pairs.tile - 1) / pairs.tile;
+  // Who looks at all candidates: the slots that go through them together.
+  const uint32_t searches = heads * (remembers ? 1 : tiles);
   pairs.parts =
       max(1u, min(min(kMaxPairParts, tiles), 2 * multiprocessors / searches));
   pairs.lists = scratch->take<uint32_t>(heads * capacity);
   pairs.headers = scratch->take<uint4>(heads);
-  pairs.similarities = scratch->take<float>(heads * pairs.parts * capacity);
-  pairs.nearest = scratch->take<uint32_t>(heads * pairs.parts * capacity);
+  pairs.found = scratch->take<uint4>(heads * pairs.parts * capacity);
   pairs.spread_pitch = spread_parts(args.cache.max_capacity) *
                        spread_floats(args.sizes.head_dim);
   pairs.spreads =
@@ -5762,6 +5778,51 @@ __device__ inline Neighbour nearest_of_lanes(Neighbour best) {
   }
   return best;
 }
+
+// The best two of all that were added.
+struct BestTwo {
+  Neighbour first;
+  Neighbour second;
+
+  __device__ void add(const Neighbour &other) {
+    if (other.beats(first)) {
+      second = first;
+      first = other;
+    } else if (other.beats(second)) {
+      second = other;
+    }
+  }
+  __device__ void join(const BestTwo &other) {
+    add(other.first);
+    add(other.second);
+  }
+};
+
+constexpr BestTwo kNoneFound = {kNoNeighbour, kNoNeighbour};
+
+// What lane \`from\` has; that may be another in each lane.
+__device__ inline Neighbour neighbour_of_lane(const Neighbour &own,
+                                              uint32_t from) {
+  return {__shfl_sync(kAllLanes, own.similarity, from),
+          __shfl_sync(kAllLanes, own.position, from),
+          __shfl_sync(kAllLanes, own.item, from)};
+}
+
+__device__ inline BestTwo best_two_of_lane(const BestTwo &own, uint32_t from) {
+  return {neighbour_of_lane(own.first, from),
+          neighbour_of_lane(own.second, from)};
+}
+
+// The best two of the lanes that differ in the bits from FIRST to LAST; what
+// lanes have must not overlap.
+template <uint32_t FIRST, uint32_t LAST>
+__device__ inline BestTwo best_two_of_lanes(BestTwo best) {
+#pragma unroll
+  for (uint32_t bit = FIRST; bit <= LAST; bit *= 2) {
+    best.join(best_two_of_lane(best, lane_id() ^ bit));
+  }
+  return best;
+}
 `,
   "lib/next_values.cuh": `// Adding the value of a slot that goes to those of the slots after it: the twin
 // of src/reference/next_values.ts.
@@ -5926,14 +5987,14 @@ __device__ inline float log_weight(const Slot &slot, const skv_policy &policy,
 // observes lists the slots that may go, a search finds what each would be
 // merged into, and merge_pair takes the cheapest proposal.
 //
-// Where slots remember partners (see src/reference/partners.ts), those that
-// know none come first in the list: the blocks that have them compare them with
-// the whole list, all others only compare with them, and with the slot that
-// they remember. So a step takes work in proportion to the slots.
+// Where slots remember partners (lib/partners.cuh), those that know none come
+// first in the list, and a step takes work in proportion to the slots. Else all
+// pairs are compared (lib/search.cuh).
 #pragma once
 
 #include "evict_job.cuh"
 #include "merge_one.cuh"
+#include "partners.cuh"
 #include "search.cuh"
 
 // Leaves how far the values of a head that is over its budget scatter.
@@ -5976,13 +6037,7 @@ __device__ inline void list_pairs(const skv_merge_attend_args &args,
   }
 }
 
-// Places in the list that several blocks search for: those of the tiles with
-// slots that are compared with all.
-__device__ inline uint32_t shared_queries(const skv_merge_attend_args &args,
-                                          uint4 header) {
-  const uint32_t tile = pair_query_tile(args.sizes.head_dim);
-  return (header.y + tile - 1) / tile * tile;
-}
+static_assert(kPairTile == kCandidateTile, "parts of a list are tiles");
 
 // Queries and candidates of a head: see lib/search.cuh. The number of a slot is
 // its index in the head.
@@ -5990,41 +6045,22 @@ struct PairView {
   const skv_merge_attend_args &args;
   EvictJob job;
   const PairWork &work;
-  uint4 header;
+  float scatter;
   uint32_t queries;
+  uint32_t candidates;
   uint32_t part;
+  uint32_t parts;
 
-  __device__ size_t first() const {
-    return static_cast<size_t>(job.index) * args.cache.max_capacity;
-  }
-  __device__ bool is_alone(uint32_t i) const { return i < header.y; }
-  // A tile of slots that all have partners looks at those that have none, which
-  // are too few to be shared.
-  __device__ uint32_t candidates(uint32_t first_query) const {
-    return is_alone(first_query) ? header.x : header.y;
-  }
-  __device__ uint32_t parts(uint32_t first_query) const {
-    return is_alone(first_query) ? work.parts : 1;
-  }
   __device__ uint32_t query(uint32_t q) const {
-    return work.lists[first() + q];
+    return work
+        .lists[static_cast<size_t>(job.index) * args.cache.max_capacity + q];
   }
   __device__ uint32_t candidate(uint32_t c) const { return query(c); }
   __device__ Slot slot(uint32_t i) const { return job.slot(args, i); }
-  __device__ bool is_open(uint32_t q, uint32_t c) const {
-    return is_alone(q) || is_alone(c);
-  }
-  __device__ uint32_t remembered(uint32_t q) const {
-    if (is_alone(q)) return kNoItem;
-    return slot(query(q)).word(kSlotBias + args.cache.lanes) - 1;
-  }
-  __device__ float spread() const { return __uint_as_float(header.z); }
+  __device__ float spread() const { return scatter; }
   __device__ void store(uint32_t q, const Neighbour &best) const {
-    const size_t at = (static_cast<size_t>(job.index) * work.parts + part) *
-                          args.cache.max_capacity +
-                      q;
-    work.similarities[at] = best.similarity;
-    work.nearest[at] = best.item;
+    work.found_of(job.index, part, args.cache.max_capacity)[q] =
+        pack_found({best, kNoNeighbour});
   }
 };
 
@@ -6038,28 +6074,49 @@ struct PairSource {
     const uint32_t row = blockIdx.z / work.parts;
     const bool works = turn_to_head(args, evidence, row, blockIdx.y, job);
     const uint4 header = works ? work.headers[job.index] : uint4{};
-    const uint32_t part = blockIdx.z % work.parts;
-    const uint32_t queries =
-        part == 0 ? header.x : min(header.x, shared_queries(args, header));
-    return {args, job, work, header, queries, part};
+    return {args,
+            job,
+            work,
+            __uint_as_float(header.z),
+            header.x,
+            header.x,
+            blockIdx.z % work.parts,
+            work.parts};
   }
 };
 
-// Remembers the partners of all listed slots but those that are or chose \`a\` or
-// \`b\`. Called by the whole block.
+// Remembers the partners that all listed slots have found, but for \`a\` and \`b\`,
+// which know none. Called by the whole block.
 __device__ inline void remember_partners(const skv_merge_attend_args &args,
                                          const EvictJob &job,
                                          const uint32_t *list,
-                                         const uint32_t *choices,
-                                         uint32_t count, uint32_t a,
-                                         uint32_t b) {
+                                         const uint4 *found, uint32_t count,
+                                         uint32_t a, uint32_t b) {
+  const auto word_of = [&](uint32_t item) {
+    return item == a || item == b ? 0 : item + 1;
+  };
   for (uint32_t i = threadIdx.x; i < count; i += kEvictThreads) {
-    const uint32_t slot = list[i], choice = choices[i];
-    const bool is_changed =
-        slot == a || slot == b || choice == a || choice == b;
-    job.slot(args, slot)
-        .set_word(kSlotBias + args.cache.lanes, is_changed ? 0 : choice + 1);
+    uint32_t nearest = word_of(found[i].y), next = word_of(found[i].w);
+    if (list[i] == a || list[i] == b) nearest = next = 0;
+    if (nearest == 0) nearest = next, next = 0;
+    set_partners(job.slot(args, list[i]), args.cache.lanes, nearest, next);
   }
+}
+
+// What was found for the slot at a place in the list, by all parts that looked.
+__device__ inline BestTwo found_at(const skv_merge_attend_args &args,
+                                   const EvictJob &job, const PairWork &pairs,
+                                   uint4 header, uint32_t place) {
+  const uint32_t per_part = pairs.part_places(header.x);
+  const uint32_t parts =
+      place < header.y ? (header.x + per_part - 1) / per_part : 1;
+  BestTwo best = kNoneFound;
+  for (uint32_t part = 0; part < parts; part++) {
+    best.join(unpack_found(
+        pairs.found_of(job.index, part, args.cache.max_capacity)[place],
+        [&](uint32_t i) { return job.slot(args, i).word(kSlotPosition); }));
+  }
+  return best;
 }
 
 // Merges the cheapest pair of a head.
@@ -6073,25 +6130,18 @@ __global__ void __launch_bounds__(kEvictThreads, 2)
   const uint4 header = pairs.headers[job.index];
   const uint32_t count = header.x;
   if (count == 0) return;
-  const size_t capacity = args.cache.max_capacity;
+  const uint32_t capacity = args.cache.max_capacity;
   const uint32_t lanes = args.cache.lanes;
-  const uint32_t *list = pairs.lists + job.index * capacity;
-  const size_t first = static_cast<size_t>(job.index) * pairs.parts * capacity;
-  // What was chosen takes the place of what the first part found.
-  uint32_t *choices = pairs.nearest + first;
+  const uint32_t *list =
+      pairs.lists + static_cast<size_t>(job.index) * capacity;
+  // What was found by all takes the place of what the first part found.
+  uint4 *found = pairs.found_of(job.index, 0, capacity);
   uint64_t best_key = kNoKey;
   uint32_t best = kNoItem;
   for (uint32_t i = threadIdx.x; i < count; i += kEvictThreads) {
-    Neighbour nearest = kNoNeighbour;
-    const uint32_t parts = i < shared_queries(args, header) ? pairs.parts : 1;
-    for (uint32_t part = 0; part < parts; part++) {
-      const size_t at = first + part * capacity + i;
-      Neighbour other = {pairs.similarities[at], 0, pairs.nearest[at]};
-      if (!other.exists()) continue;
-      other.position = job.slot(args, other.item).word(kSlotPosition);
-      if (other.beats(nearest)) nearest = other;
-    }
-    choices[i] = nearest.item;
+    const BestTwo partners = found_at(args, job, pairs, header, i);
+    found[i] = pack_found(partners);
+    const Neighbour &nearest = partners.first;
     if (!nearest.exists()) continue;
     const Slot slot = job.slot(args, list[i]);
     float cost = -nearest.similarity;
@@ -6107,9 +6157,9 @@ __global__ void __launch_bounds__(kEvictThreads, 2)
   // A slot that is alone has no partner, and is dropped.
   uint32_t stays = kNoItem, goes = list[0];
   if (best != kNoItem) {
-    const uint32_t a = list[best], b = choices[best];
+    const uint32_t a = list[best], b = found[best].y;
     if (args.policy.partners) {
-      remember_partners(args, job, list, choices, count, a, b);
+      remember_partners(args, job, list, found, count, a, b);
     }
     const auto rank = [&](uint32_t i) {
       const Slot slot = job.slot(args, i);
@@ -6128,21 +6178,374 @@ __global__ void __launch_bounds__(kEvictThreads, 2)
   if (lane_id() == 0) remove_slot(args, job, goes, stays != kNoItem, merged);
 }
 
+// Searches for what each listed slot would be merged into.
+inline cudaError_t launch_pair_search(const skv_merge_attend_args &args,
+                                      const Evidence &evidence,
+                                      const Launch &side) {
+  if (args.policy.partners) return launch_partners(args, evidence, side);
+  const PairSearch pairs = {args.policy, args.cache.lanes, true};
+  const PairSource source = {args, evidence};
+  return launch_search(source, pairs, args.sizes.head_dim,
+                       args.cache.max_capacity, args.sizes.kv_heads,
+                       args.step.rows * evidence.pairs.parts, side);
+}
+
 inline cudaError_t launch_pairs(const skv_merge_attend_args &args,
                                 const Evidence &evidence, const Launch &side) {
-  const bool remembers = args.policy.partners != 0;
-  const PairSearch pairs = {args.policy, args.cache.lanes, !remembers};
-  const PairSource source = {args, evidence};
-  const auto search = remembers ? launch_search<Search::kNearest, PairSource>
-                                : launch_search<Search::kCheapest, PairSource>;
-  const cudaError_t status =
-      search(source, pairs, args.sizes.head_dim, args.cache.max_capacity,
-             args.sizes.kv_heads, args.step.rows * evidence.pairs.parts, side);
+  const cudaError_t status = launch_pair_search(args, evidence, side);
   if (status != cudaSuccess) return status;
   const auto merge =
       takes_queries(args) ? merge_pair_kernel<true> : merge_pair_kernel<false>;
   return launch_kernel(side, merge, dim3(args.sizes.kv_heads, args.step.rows),
                        kEvictThreads, 0, args, evidence);
+}
+`,
+  "lib/partner_tile.cuh": `// Slots of a head's list compared with those that know no partner, a tile at a
+// time, and with what they remember: see lib/partners.cuh.
+#pragma once
+
+#include "evict_job.cuh"
+#include "neighbour.cuh"
+#include "pair_costs.cuh"
+#include "row_tiles.cuh"
+#include "vector_strip.cuh"
+
+constexpr uint32_t kPartnerWarps = 4;
+constexpr uint32_t kPartnerThreads = 32 * kPartnerWarps;
+
+static_assert(kPartnerTile == 8 * kPartnerWarps, "eight slots per warp");
+
+// Slots without a partner that these are compared with at a time.
+constexpr uint32_t kAloneRows = 16;
+
+// A slot that a warp has, and what it remembers.
+struct PartnerColumn {
+  uint32_t number;
+  uint32_t position;
+  // Of its key and of its value.
+  float squares[2];
+  BestTwo known;
+};
+
+template <int DIM>
+struct PartnersShared {
+  // Keys and values of the rows, their squares, and what slots they are.
+  skv_cached rows[2][kAloneRows * kLinePitch<DIM>];
+  float squares[2][kAloneRows];
+  uint32_t numbers[kAloneRows];
+  uint32_t positions[kAloneRows];
+  PartnerColumn columns[kPartnerTile];
+  // What each warp found for them.
+  BestTwo found[kAloneRows][kPartnerWarps];
+};
+
+// A head whose slots look for partners.
+struct PartnerJob {
+  EvictJob job;
+  const uint32_t *list;
+  // By place in the list, for the first and for this part of it.
+  uint4 *found;
+  uint4 *own_found;
+  // How many slots are listed, and how many of them know no partner.
+  uint32_t count;
+  uint32_t alone;
+};
+
+// Whether another slot is to be put before one of those that a slot remembers:
+// what is farther is not known to be the next.
+__device__ inline bool comes_before(const Neighbour &other,
+                                    const BestTwo &known) {
+  if (!known.first.exists()) return false;
+  if (other.item == known.first.item || other.item == known.second.item) {
+    return false;
+  }
+  return other.beats(known.second.exists() ? known.second : known.first);
+}
+
+// Fetches the slots without a partner from place \`first\` of the list. Called by
+// the whole block, which synchronizes afterwards.
+template <int DIM, bool ALIGNED>
+__device__ inline void fetch_rows(const skv_merge_attend_args &args,
+                                  const PartnerJob &work, uint32_t first,
+                                  PartnersShared<DIM> &shared) {
+  constexpr uint32_t kChunks = DIM / 8;
+#pragma unroll
+  for (uint32_t i = threadIdx.x; i < 2 * kAloneRows * kChunks;
+       i += kPartnerThreads) {
+    const uint32_t kind = i / (kAloneRows * kChunks);
+    const uint32_t row = i / kChunks % kAloneRows, d = i % kChunks * 8;
+    uint32_t words[4] = {};
+    if (first + row < work.alone) {
+      const Slot slot = work.job.slot(args, work.list[first + row]);
+      load_pairs<8, ALIGNED>(words, kind == 0 ? slot.key : slot.value, d,
+                             args.sizes.head_dim);
+    }
+    *reinterpret_cast<uint4 *>(shared.rows[kind] + row * kLinePitch<DIM> +
+                               d) = {words[0], words[1], words[2], words[3]};
+    const float square = sum_of_chunks<kChunks>(square_of(words));
+    if (d == 0) shared.squares[kind][row] = square;
+  }
+  if (threadIdx.x >= kAloneRows) return;
+  const uint32_t place = first + threadIdx.x;
+  const bool exists = place < work.alone;
+  const uint32_t number = exists ? work.list[place] : kNoItem;
+  shared.numbers[threadIdx.x] = number;
+  shared.positions[threadIdx.x] =
+      exists ? work.job.slot(args, number).word(kSlotPosition) : 0;
+}
+
+// Products of all rows with the vectors of a warp.
+template <int DIM>
+__device__ inline void multiply_strip(float (&x)[4], const skv_cached *rows,
+                                      const VectorStrip<DIM> &strip) {
+  const skv_cached *own =
+      rows + lane_id() / 4 * kLinePitch<DIM> + lane_id() % 4 * 8;
+#pragma unroll
+  for (int c = 0; c < DIM / 32; c++) {
+    const uint4 a = *reinterpret_cast<const uint4 *>(own + 32 * c);
+    const uint4 b =
+        *reinterpret_cast<const uint4 *>(own + 8 * kLinePitch<DIM> + 32 * c);
+    mma_cached(x, {a.x, b.x, a.y, b.y}, strip.words[c][0], strip.words[c][1]);
+    mma_cached(x, {a.z, b.z, a.w, b.w}, strip.words[c][2], strip.words[c][3]);
+  }
+}
+
+// What was found for a slot as it is stored, and back. Positions are left out.
+__device__ inline uint4 pack_found(const BestTwo &best) {
+  return {__float_as_uint(best.first.similarity), best.first.item,
+          __float_as_uint(best.second.similarity), best.second.item};
+}
+
+template <class PositionOf>
+__device__ inline BestTwo unpack_found(const uint4 &words,
+                                       PositionOf position_of) {
+  BestTwo best;
+  best.first = {__uint_as_float(words.x), 0, words.y};
+  best.second = {__uint_as_float(words.z), 0, words.w};
+  if (best.first.exists()) best.first.position = position_of(words.y);
+  if (best.second.exists()) best.second.position = position_of(words.w);
+  return best;
+}
+
+// The slot at a place in the list, compared with what it remembers. Four lanes
+// share it.
+template <int DIM, bool ALIGNED>
+__device__ inline PartnerColumn column_of(const skv_merge_attend_args &args,
+                                          const PartnerJob &work,
+                                          const PairCosts &costs,
+                                          uint32_t place) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  const uint32_t number = work.list[place];
+  const Slot slot = work.job.slot(args, number);
+  PartnerColumn column = {number, slot.word(kSlotPosition), {}, kNoneFound};
+  uint32_t items[2];
+  float squares[2][2];
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    items[i] = slot.word(kSlotBias + args.cache.lanes + i) - 1;
+  }
+#pragma unroll
+  for (int kind = 0; kind < 2; kind++) {
+    VectorStrip<DIM> own, other;
+    own.template load<ALIGNED>(kind == 0 ? slot.key : slot.value, head_dim);
+    column.squares[kind] = own.square();
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      // Who knows none looks at itself, and forgets it.
+      const Slot known =
+          work.job.slot(args, items[i] == kNoItem ? number : items[i]);
+      other.template load<ALIGNED>(kind == 0 ? known.key : known.value,
+                                   head_dim);
+      squares[i][kind] = own.distance(other);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    if (items[i] == kNoItem) continue;
+    column.known.add({-costs.distance(squares[i][0], squares[i][1]),
+                      work.job.slot(args, items[i]).word(kSlotPosition),
+                      items[i]});
+  }
+  return column;
+}
+
+// Compares the rows with the columns of a warp and keeps what is nearest: for
+// the rows in shared memory, for the lane's two columns in \`nearest\`. Called by
+// a whole warp.
+template <int DIM, bool ALIGNED>
+__device__ inline void compare_rows(const skv_merge_attend_args &args,
+                                    const PartnerJob &work,
+                                    const PairCosts &costs,
+                                    PartnersShared<DIM> &shared,
+                                    BestTwo (&nearest)[2]) {
+  const PartnerColumn *columns = shared.columns + 8 * warp_id();
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  const uint32_t own = columns[g].number;
+  const Slot slot = work.job.slot(args, own == kNoItem ? 0 : own);
+  float products[2][4] = {};
+#pragma unroll
+  for (int kind = 0; kind < 2; kind++) {
+    VectorStrip<DIM> strip;
+    strip.template load<ALIGNED>(kind == 0 ? slot.key : slot.value,
+                                 args.sizes.head_dim);
+    multiply_strip(products[kind], shared.rows[kind], strip);
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const uint32_t r = g + 8 * h;
+    const uint32_t number = shared.numbers[r];
+    BestTwo best = kNoneFound;
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+      const PartnerColumn &column = columns[2 * t + c];
+      if (number == kNoItem || column.number == kNoItem) continue;
+      if (number == column.number) continue;
+      float squares[2];
+#pragma unroll
+      for (int kind = 0; kind < 2; kind++) {
+        const float both = shared.squares[kind][r] + column.squares[kind];
+        squares[kind] = fmaxf(0.0f, both - 2.0f * products[kind][2 * h + c]);
+      }
+      const float distance = costs.distance(squares[0], squares[1]);
+      best.add({-distance, column.position, column.number});
+      const Neighbour row = {-distance, shared.positions[r], number};
+      if (comes_before(row, column.known)) nearest[c].add(row);
+    }
+    best = best_two_of_lanes<1, 2>(best);
+    if (t == 0) shared.found[r][warp_id()] = best;
+  }
+}
+
+// Leaves what the warps found for the rows from place \`first\` on, a lane for
+// each warp and row; \`before\` says whether this part of the list has left
+// something for them already.
+template <int DIM>
+__device__ inline void leave_rows(const skv_merge_attend_args &args,
+                                  const PartnerJob &work, uint32_t first,
+                                  bool before,
+                                  const PartnersShared<DIM> &shared) {
+  if (threadIdx.x >= kAloneRows * kPartnerWarps) return;
+  const uint32_t row = threadIdx.x / kPartnerWarps;
+  BestTwo best = best_two_of_lanes<1, kPartnerWarps / 2>(
+      shared.found[row][threadIdx.x % kPartnerWarps]);
+  if (threadIdx.x % kPartnerWarps != 0 || first + row >= work.alone) return;
+  uint4 *const to = work.own_found + first + row;
+  if (before) {
+    best.join(unpack_found(*to, [&](uint32_t i) {
+      return work.job.slot(args, i).word(kSlotPosition);
+    }));
+  }
+  *to = pack_found(best);
+}
+`,
+  "lib/partners.cuh": `// The two nearest partners of each slot that may go in a decode step: see
+// src/reference/partners.ts.
+//
+// Slots that know no partner, a few as a rule, come first in the list and are
+// compared with all others; these are compared with what they remember as well.
+// So a block reads its share of the keys and values once: a warp has those of
+// eight slots in registers, right operands of tensor core products whose rows
+// are 16 of the slots that know no partner. A block is small, because those of
+// all layers run beside the logits, which leave a part of each multiprocessor.
+//
+// Squared distances come from products and squares, those from what a slot
+// remembers from differences, which lose nothing where two are close.
+#pragma once
+
+#include "overlap.cuh"
+#include "partner_tile.cuh"
+
+// Blocks that fit on a multiprocessor: three beside the logits, which take half
+// of its registers.
+template <int DIM>
+constexpr int kPartnerBlocks = DIM == 256 ? 3 : 6;
+
+// Looks for the partners of the slots of one part of each head's list.
+template <int DIM, bool ALIGNED>
+__global__ void __launch_bounds__(kPartnerThreads, kPartnerBlocks<DIM>)
+    partners_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ PartnersShared<DIM> shared;
+  begin_kernel();
+  PartnerJob work;
+  if (!turn_to_head(args, evidence, blockIdx.z, blockIdx.y, work.job)) return;
+  const PairWork &pairs = evidence.pairs;
+  const uint4 header = pairs.headers[work.job.index];
+  const uint32_t capacity = args.cache.max_capacity;
+  work.count = header.x;
+  work.alone = header.y;
+  work.list = pairs.lists + static_cast<size_t>(work.job.index) * capacity;
+  work.found = pairs.found_of(work.job.index, 0, capacity);
+  work.own_found = pairs.found_of(work.job.index, blockIdx.x, capacity);
+  const PairCosts costs(args.policy, __uint_as_float(header.z));
+  const uint32_t per_part = pairs.part_places(work.count);
+  const uint32_t begin = blockIdx.x * per_part;
+  const uint32_t end = min(work.count, begin + per_part);
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  // The rows that are in shared memory.
+  uint32_t fetched = kNoItem;
+  for (uint32_t first = begin; first < end; first += kPartnerTile) {
+    const uint32_t place = first + 8 * warp_id() + g;
+    PartnerColumn column =
+        column_of<DIM, ALIGNED>(args, work, costs, min(place, end - 1));
+    if (place >= end) column.number = kNoItem;
+    if (t == 0) shared.columns[8 * warp_id() + g] = column;
+    __syncwarp();
+    BestTwo nearest[2] = {kNoneFound, kNoneFound};
+    for (uint32_t row = 0; row < work.alone; row += kAloneRows) {
+      if (fetched != row) {
+        // Nobody reads the rows before these any more.
+        __syncthreads();
+        fetch_rows<DIM, ALIGNED>(args, work, row, shared);
+        fetched = row;
+      }
+      __syncthreads();
+      compare_rows<DIM, ALIGNED>(args, work, costs, shared, nearest);
+      __syncthreads();
+      leave_rows(args, work, row, first != begin, shared);
+    }
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+      nearest[c] = best_two_of_lanes<4, 16>(nearest[c]);
+    }
+    // All lanes with the same t have found as much for columns 2 t and 2 t + 1:
+    // one of them stores each.
+    const uint32_t c = 8 * warp_id() + 2 * t + g;
+    if (g < 2 && shared.columns[c].number != kNoItem &&
+        first + c >= work.alone) {
+      BestTwo best = shared.columns[c].known;
+      if (g == 0) best.join(nearest[0]);
+      if (g == 1) best.join(nearest[1]);
+      work.found[first + c] = pack_found(best);
+    }
+    __syncwarp();
+  }
+}
+
+template <int DIM>
+inline cudaError_t launch_partners_width(const skv_merge_attend_args &args,
+                                         const Evidence &evidence,
+                                         const Launch &launch) {
+  const auto kernel = args.sizes.head_dim % 8 == 0
+                          ? partners_kernel<DIM, true>
+                          : partners_kernel<DIM, false>;
+  const dim3 grid(evidence.pairs.parts, args.sizes.kv_heads, args.step.rows);
+  return launch_kernel(launch, kernel, grid, kPartnerThreads, 0, args,
+                       evidence);
+}
+
+inline cudaError_t launch_partners(const skv_merge_attend_args &args,
+                                   const Evidence &evidence,
+                                   const Launch &launch) {
+  switch (padded_width(args.sizes.head_dim)) {
+    case 32:
+      return launch_partners_width<32>(args, evidence, launch);
+    case 64:
+      return launch_partners_width<64>(args, evidence, launch);
+    case 128:
+      return launch_partners_width<128>(args, evidence, launch);
+    default:
+      return launch_partners_width<256>(args, evidence, launch);
+  }
 }
 `,
   "lib/pass_values.cuh": `// Passing the values of victims on, one by one in the order of their ranks,
@@ -7952,8 +8355,7 @@ __device__ inline bool is_evictable(uint32_t position, const skv_policy &policy,
   return position >= policy.sinks && position + recent <= newest;
 }
 `,
-  "lib/search.cuh": `// For each query of a list, the best of some candidates: the slot that is
-// nearest or cheapest to merge with.
+  "lib/search.cuh": `// For each query of a list, the cheapest of some candidates to merge with.
 //
 // A block has a tile of queries and goes through the tiles of one part of the
 // candidates: all products of the two lists on tensor cores, exact because keys
@@ -7963,18 +8365,15 @@ __device__ inline bool is_evictable(uint32_t position, const skv_policy &policy,
 // reads all candidates for each of them.
 //
 // Who searches passes a \`Source\`, whose \`view()\` a block asks for
-//   queries               how many there are; none if there is nothing to do
-//   candidates(first)     how many the tile from query \`first\` looks at
-//   part, parts(first)    which part of them is this block's
+//   queries, candidates   how many there are; none if there is nothing to do
+//   part, parts           which part of the candidates is this block's
 //   query(q), candidate(c)   the number of a slot; the same in both lists
 //   slot(number)          the slot
-//   is_open(q, c)         whether the two may be compared
-//   remembered(q)         where a query has a slot to be compared with anyway,
-//                         its number, else kNoItem
 //   spread()              how far values scatter
 //   store(q, best)        takes what was found
 #pragma once
 
+#include "neighbour.cuh"
 #include "overlap.cuh"
 #include "search_tiles.cuh"
 
@@ -7986,7 +8385,7 @@ struct PairSearch {
   bool heavier;
 };
 
-template <int DIM, Search SEARCH, class Source>
+template <int DIM, class Source>
 __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
     search_kernel(Source source, PairSearch pairs, uint32_t head_dim) {
   constexpr uint32_t kQueries = kQueryTile<DIM>;
@@ -7997,10 +8396,9 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
   const auto view = source.view();
   const uint32_t first_query = blockIdx.x * kQueries;
   if (first_query >= view.queries) return;
-  const uint32_t candidates = view.candidates(first_query);
+  const uint32_t candidates = view.candidates;
   const uint32_t tiles = (candidates + kCandidateTile - 1) / kCandidateTile;
-  const uint32_t parts = view.parts(first_query);
-  const uint32_t per_part = (tiles + parts - 1) / parts;
+  const uint32_t per_part = (tiles + view.parts - 1) / view.parts;
   const uint32_t begin = view.part * per_part;
   const uint32_t end = min(tiles, begin + per_part);
   const PairCosts costs(pairs.policy, view.spread());
@@ -8113,40 +8511,34 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
         const uint32_t number = shared.numbers[c];
         const int h = i / 2;
         if (number == kNoItem || number == numbers[h]) continue;
-        if (!view.is_open(queries[h], first + c)) continue;
         const float weight = shared.weights[c];
         const bool is_heavier =
             weight > weights[h] ||
             (weight == weights[h] && shared.positions[c] < positions[h]);
         if (pairs.heavier && !is_heavier) continue;
         const float distance = costs.distance(key_distances[n][i], x[n][i]);
-        const float similarity =
-            SEARCH == Search::kNearest
-                ? -distance
-                : -PairCosts::cost(weights[h], weight, distance);
-        const Neighbour candidate = {similarity, shared.positions[c], number};
+        const Neighbour candidate = {
+            -PairCosts::cost(weights[h], weight, distance), shared.positions[c],
+            number};
         if (candidate.beats(best[h])) best[h] = candidate;
       }
     }
   }
 #pragma unroll
   for (int h = 0; h < 2; h++) best[h] = nearest_of_lanes<2>(best[h]);
-  if (view.part == 0) {
-    compare_remembered<DIM>(view, costs, first_query, head_dim, shared, best);
-  }
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     if (t == 0 && queries[h] < view.queries) view.store(queries[h], best[h]);
   }
 }
 
-template <int DIM, Search SEARCH, class Source>
+template <int DIM, class Source>
 inline cudaError_t launch_search_width(const Source &source,
                                        const PairSearch &pairs,
                                        uint32_t head_dim, uint32_t most,
                                        uint32_t heads, uint32_t parts,
                                        const Launch &launch) {
-  const auto kernel = search_kernel<DIM, SEARCH, Source>;
+  const auto kernel = search_kernel<DIM, Source>;
   const size_t bytes = sizeof(SearchShared<DIM>);
   const cudaError_t status = allow_shared_memory(kernel, bytes);
   if (status != cudaSuccess) return status;
@@ -8158,24 +8550,24 @@ inline cudaError_t launch_search_width(const Source &source,
 
 // Searches for up to \`most\` queries of each head; \`blocks\` are those that share
 // a tile of queries, for all rows of the step.
-template <Search SEARCH, class Source>
+template <class Source>
 inline cudaError_t launch_search(const Source &source, const PairSearch &pairs,
                                  uint32_t head_dim, uint32_t most,
                                  uint32_t heads, uint32_t blocks,
                                  const Launch &launch) {
   switch (padded_width(head_dim)) {
     case 32:
-      return launch_search_width<32, SEARCH>(source, pairs, head_dim, most,
-                                             heads, blocks, launch);
+      return launch_search_width<32>(source, pairs, head_dim, most, heads,
+                                     blocks, launch);
     case 64:
-      return launch_search_width<64, SEARCH>(source, pairs, head_dim, most,
-                                             heads, blocks, launch);
+      return launch_search_width<64>(source, pairs, head_dim, most, heads,
+                                     blocks, launch);
     case 128:
-      return launch_search_width<128, SEARCH>(source, pairs, head_dim, most,
-                                              heads, blocks, launch);
+      return launch_search_width<128>(source, pairs, head_dim, most, heads,
+                                      blocks, launch);
     default:
-      return launch_search_width<256, SEARCH>(source, pairs, head_dim, most,
-                                              heads, blocks, launch);
+      return launch_search_width<256>(source, pairs, head_dim, most, heads,
+                                      blocks, launch);
   }
 }
 `,
@@ -8205,19 +8597,15 @@ struct ItemView {
   HeadWork work;
   uint32_t pitch;
   uint32_t queries;
+  uint32_t candidates;
   uint32_t part;
+  uint32_t parts;
 
-  __device__ uint32_t candidates(uint32_t) const {
-    return work.counters[kCandidates];
-  }
-  __device__ uint32_t parts(uint32_t) const { return gridDim.z; }
   __device__ uint32_t query(uint32_t q) const { return work.queries[q]; }
   __device__ uint32_t candidate(uint32_t c) const { return work.candidates[c]; }
   __device__ Slot slot(uint32_t ordinal) const {
     return item_slot(args, head, work.items[ordinal]);
   }
-  __device__ bool is_open(uint32_t, uint32_t) const { return true; }
-  __device__ uint32_t remembered(uint32_t) const { return kNoItem; }
   __device__ float spread() const {
     return __uint_as_float(work.counters[kSpread]);
   }
@@ -8240,7 +8628,9 @@ struct ItemSource {
             own,
             work.part_pitch(),
             works ? own.counters[kQueries] : 0,
-            blockIdx.z};
+            works ? own.counters[kCandidates] : 0,
+            blockIdx.z,
+            gridDim.z};
   }
 };
 
@@ -8270,9 +8660,9 @@ inline cudaError_t launch_item_search(const skv_chunk_args &args,
     return launch_key_search(args, work, launch);
   }
   const PairSearch pairs = {args.policy, args.cache.lanes, heavier};
-  return launch_search<Search::kCheapest, ItemSource>(
-      {args, work}, pairs, args.sizes.head_dim, work.most, args.sizes.kv_heads,
-      work.parts, launch);
+  return launch_search<ItemSource>({args, work}, pairs, args.sizes.head_dim,
+                                   work.most, args.sizes.kv_heads, work.parts,
+                                   launch);
 }
 `,
   "lib/search_keys.cuh": `// For each query of a chunk's items, the candidate with the most similar key.
@@ -8514,15 +8904,10 @@ inline cudaError_t launch_key_search(const skv_chunk_args &args,
 // made of them: see lib/search.cuh.
 #pragma once
 
-#include "neighbour.cuh"
 #include "pair_costs.cuh"
 #include "row_tiles.cuh"
 
 constexpr uint32_t kCandidateTile = 64;
-
-// What is looked for: the cheapest to merge with, or the nearest by key and
-// value, whatever the weights.
-enum class Search { kCheapest, kNearest };
 
 // Two tiles of queries and one or two of candidates fit.
 template <int DIM>
@@ -8590,76 +8975,6 @@ __device__ inline void multiply_lines(const skv_cached *queries,
       const uint4 b = key_operands<DIM>(candidates, 8 * n, column);
       mma_cached(x[n], a, b.x, b.y);
       mma_cached(x[n + 1], a, b.z, b.w);
-    }
-  }
-}
-
-// Compares the queries of a warp with the slots that they remember, four
-// or eight at a time, so that their keys and values are on their way together;
-// a lane has 8 elements of a key or of a value at a time.
-template <int DIM, class View>
-__device__ inline void compare_remembered(
-    const View &view, const PairCosts &costs, uint32_t first_query,
-    uint32_t head_dim, const SearchShared<DIM> &shared, Neighbour (&best)[2]) {
-  constexpr uint32_t kChunks = DIM / 8;
-  constexpr uint32_t kSteps = (2 * kChunks + 31) / 32;
-  constexpr uint32_t kBatch = DIM == 256 ? 4 : 8;
-#pragma unroll 1
-  for (uint32_t first = 0; first < 16; first += kBatch) {
-    uint32_t others[kBatch];
-    uint32_t theirs[kBatch][kSteps][4];
-#pragma unroll
-    for (uint32_t b = 0; b < kBatch; b++) {
-      const uint32_t q = first_query + 16 * warp_id() + first + b;
-      others[b] = q < view.queries ? view.remembered(q) : kNoItem;
-      // What has nothing to remember reads slot 0 and forgets it.
-      const Slot slot = view.slot(others[b] == kNoItem ? 0 : others[b]);
-#pragma unroll
-      for (uint32_t step = 0; step < kSteps; step++) {
-        const uint32_t chunk = 32 * step + lane_id();
-        const skv_cached *from = chunk < kChunks ? slot.key : slot.value;
-        // Zeros come back from beyond the end.
-        const uint32_t d = chunk < 2 * kChunks ? chunk % kChunks * 8 : DIM;
-        if (head_dim % 8 == 0) {
-          load_pairs<8, true>(theirs[b][step], from, d, head_dim);
-        } else {
-          load_pairs<8, false>(theirs[b][step], from, d, head_dim);
-        }
-      }
-    }
-#pragma unroll
-    for (uint32_t b = 0; b < kBatch; b++) {
-      if (others[b] == kNoItem) continue;
-      const uint32_t r = first + b, line = 16 * warp_id() + r;
-      float squares[2] = {};
-#pragma unroll
-      for (uint32_t step = 0; step < kSteps; step++) {
-        const uint32_t chunk = 32 * step + lane_id();
-        if (chunk >= 2 * kChunks) continue;
-        const bool is_key = chunk < kChunks;
-        const skv_cached *own = is_key ? shared.queries : shared.query_values;
-        const uint4 words = *reinterpret_cast<const uint4 *>(
-            own + line * kLinePitch<DIM> + chunk % kChunks * 8);
-        const uint32_t mine[4] = {words.x, words.y, words.z, words.w};
-        float sum = 0.0f;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const float2 x = cached_floats(mine[i]);
-          const float2 y = cached_floats(theirs[b][step][i]);
-          sum += (x.x - y.x) * (x.x - y.x) + (x.y - y.y) * (x.y - y.y);
-        }
-        squares[0] += is_key ? sum : 0.0f;
-        squares[1] += is_key ? 0.0f : sum;
-      }
-      const float distance =
-          costs.distance(warp_sum(squares[0]), warp_sum(squares[1]));
-      const Neighbour known = {
-          -distance, view.slot(others[b]).word(kSlotPosition), others[b]};
-#pragma unroll
-      for (uint32_t h = 0; h < 2; h++) {
-        const bool is_mine = lane_id() / 4 + 8 * h == r;
-        if (is_mine && known.beats(best[h])) best[h] = known;
-      }
     }
   }
 }
@@ -9085,10 +9400,10 @@ static __global__ void __launch_bounds__(kCompressThreads)
   const uint32_t moved = min(kept, free);
   uint32_t high = head.words[kHeadHigh];
   if (moved > 0) high = max(high, work.candidates[moved - 1] + 1);
-  // No slot knows what has become of its partner.
+  // No slot knows what has become of its partners.
   for (uint32_t i = threadIdx.x; args.policy.partners && i < high;
        i += kCompressThreads) {
-    item_slot(args, head, i).set_word(kSlotBias + lanes, 0);
+    set_partners(item_slot(args, head, i), lanes, 0, 0);
   }
   // Everybody has read the words that one changes.
   __syncthreads();
@@ -9515,6 +9830,15 @@ __device__ inline void initialise_slot(const Slot &slot, uint32_t position,
   for (uint32_t lane = 0; lane < lanes; lane++) {
     slot.set(kSlotBias + lane, 0.0f);
   }
+}
+
+// Makes a slot remember partners, each one more than its index in the head; 0
+// for none. The fields after the vote biases: see partnerField in
+// src/backends/backend.ts.
+__device__ inline void set_partners(const Slot &slot, uint32_t lanes,
+                                    uint32_t nearest, uint32_t next) {
+  slot.set_word(kSlotBias + lanes, nearest);
+  slot.set_word(kSlotBias + lanes + 1, next);
 }
 
 // Frees a slot.
@@ -10902,6 +11226,92 @@ inline cudaError_t multiply_vector(const Product &product, const Pairs &pairs,
              : launch_kernel(launch, vector_product_kernel<Pairs, true>, blocks,
                              kVectorThreads, 0, product, pairs, parts);
 }
+`,
+  "lib/vector_strip.cuh": `// A key or a value over four lanes: 8 of every 32 elements each, so that loads
+// are as wide as they can be. In this order elements are right operands of
+// tensor core products whose left ones are dealt alike, which a dot product
+// does not notice.
+#pragma once
+
+#include "cached.cuh"
+#include "reduce.cuh"
+
+// The square of eight elements, and of their differences from eight others.
+__device__ inline float square_of(const uint32_t (&words)[4]) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 x = cached_floats(words[i]);
+    sum += x.x * x.x + x.y * x.y;
+  }
+  return sum;
+}
+
+__device__ inline float square_of(const uint32_t (&words)[4],
+                                  const uint32_t (&others)[4]) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 x = cached_floats(words[i]), y = cached_floats(others[i]);
+    sum += (x.x - y.x) * (x.x - y.x) + (x.y - y.y) * (x.y - y.y);
+  }
+  return sum;
+}
+
+// Sum of what the lanes that share a row of CHUNKS chunks of eight elements
+// have of it, in the order in which VectorStrip adds.
+template <int CHUNKS>
+__device__ inline float sum_of_chunks(float x) {
+#pragma unroll
+  for (int bit = 4; bit < CHUNKS; bit *= 2) {
+    x += __shfl_xor_sync(kAllLanes, x, bit);
+  }
+  x += __shfl_xor_sync(kAllLanes, x, 1);
+  return x + __shfl_xor_sync(kAllLanes, x, 2);
+}
+
+template <int DIM>
+struct VectorStrip {
+  static constexpr int kChunks = DIM / 32;
+  uint32_t words[kChunks][4];
+
+  // Zeros where there is no vector.
+  template <bool ALIGNED>
+  __device__ void load(const skv_cached *vector, uint32_t head_dim) {
+#pragma unroll
+    for (int c = 0; c < kChunks; c++) {
+      const uint32_t first =
+          vector == nullptr ? head_dim : 32 * c + lane_id() % 4 * 8;
+      load_pairs<8, ALIGNED>(words[c], vector, first, head_dim);
+    }
+  }
+
+  // The same in all four lanes.
+  __device__ float square() const {
+    float sums[kChunks];
+#pragma unroll
+    for (int c = 0; c < kChunks; c++) sums[c] = square_of(words[c]);
+    return sum(sums);
+  }
+  __device__ float distance(const VectorStrip &other) const {
+    float sums[kChunks];
+#pragma unroll
+    for (int c = 0; c < kChunks; c++) {
+      sums[c] = square_of(words[c], other.words[c]);
+    }
+    return sum(sums);
+  }
+
+ private:
+  __device__ static float sum(float (&sums)[kChunks]) {
+#pragma unroll
+    for (int step = 1; step < kChunks; step *= 2) {
+#pragma unroll
+      for (int c = 0; c < kChunks; c += 2 * step) sums[c] += sums[c + step];
+    }
+    return sum_of_chunks<4>(sums[0]);
+  }
+};
 `,
   "lib/weight_stream.cuh": `// The way of weights through shared memory in lib/stream_product.cuh: which
 // weights a lane loads, and in what order.
@@ -14560,8 +14970,8 @@ typedef struct skv_slots {
   skv_cached *keys;
   /** (total, head_dim) */
   skv_cached *values;
-  /** (6 + lanes, total) floats and words; a field more of remembered partners
-   */
+  /** (6 + lanes, total) floats and words; two fields more where slots
+   * remember partners */
   float *side;
   uint32_t total;
   uint32_t reserved;
@@ -14658,7 +15068,7 @@ typedef struct skv_policy {
   /** Whether compress gives the heads their budgets, and the even share. */
   uint32_t adaptive;
   uint32_t floor_parts;
-  /** Whether slots remember the nearest partner for a pair. */
+  /** Whether slots remember the nearest partners for a pair. */
   uint32_t partners;
   /** Rounds of pairing that a chunk gets. */
   uint32_t rounds;

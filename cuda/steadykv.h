@@ -122,8 +122,8 @@ typedef struct skv_slots {
   skv_cached *keys;
   /** (total, head_dim) */
   skv_cached *values;
-  /** (6 + lanes, total) floats and words; a field more of remembered partners
-   */
+  /** (6 + lanes, total) floats and words; two fields more where slots
+   * remember partners */
   float *side;
   uint32_t total;
   uint32_t reserved;
@@ -220,7 +220,7 @@ typedef struct skv_policy {
   /** Whether compress gives the heads their budgets, and the even share. */
   uint32_t adaptive;
   uint32_t floor_parts;
-  /** Whether slots remember the nearest partner for a pair. */
+  /** Whether slots remember the nearest partners for a pair. */
   uint32_t partners;
   /** Rounds of pairing that a chunk gets. */
   uint32_t rounds;

@@ -14,8 +14,12 @@ __host__ __device__ inline uint32_t link_parts(uint32_t slots) {
   return (slots + kLinkThreads - 1) / kLinkThreads;
 }
 
-// Splits of the list that is searched, at most.
+// Splits of the list that is searched, at most, and places in it that a block
+// has at a time: where all pairs are compared, and where partners are
+// remembered.
 constexpr uint32_t kMaxPairParts = 16;
+constexpr uint32_t kPairTile = 64;
+constexpr uint32_t kPartnerTile = 32;
 
 // What a step keeps of the pairs of its heads.
 struct PairWork {
@@ -24,14 +28,24 @@ struct PairWork {
   // (heads): how many these are, how many have no partner, and how far the
   // values of the head scatter
   uint4 *headers;
-  // (heads, parts, max_capacity): by place in the list, what was found
-  float *similarities;
-  uint32_t *nearest;
+  // (heads, parts, max_capacity): by place in the list, what was found: two
+  // slots, each after how similar it is
+  uint4 *found;
   uint32_t parts;
+  uint32_t tile;
   // (heads, spread_parts, spread_floats): see lib/value_spread.cuh
   float *spreads;
   uint32_t spread_pitch;
 
+  // Places of each part of a list.
+  __device__ uint32_t part_places(uint32_t count) const {
+    const uint32_t tiles = (count + tile - 1) / tile;
+    return (tiles + parts - 1) / parts * tile;
+  }
+  __device__ uint4 *found_of(uint32_t head, uint32_t part,
+                             uint32_t max_capacity) const {
+    return found + (static_cast<size_t>(head) * parts + part) * max_capacity;
+  }
   __device__ float *spreads_of(uint32_t head) const {
     return spreads + static_cast<size_t>(head) * spread_pitch;
   }
@@ -74,16 +88,18 @@ inline PairWork take_pairs(const skv_merge_attend_args &args,
                            uint32_t multiprocessors, Scratch *scratch) {
   const uint32_t heads = args.step.rows * args.sizes.kv_heads;
   const size_t capacity = args.cache.max_capacity;
-  const uint32_t tiles = (args.cache.max_capacity + 63) / 64;
-  // Those who look at all candidates: all, or the first tile of each head.
-  const uint32_t searches = heads * (args.policy.partners ? 1 : tiles);
+  const bool remembers = args.policy.partners != 0;
   PairWork pairs;
+  pairs.tile = remembers ? kPartnerTile : kPairTile;
+  const uint32_t tiles =
+      (args.cache.max_capacity + pairs.tile - 1) / pairs.tile;
+  // Who looks at all candidates: the slots that go through them together.
+  const uint32_t searches = heads * (remembers ? 1 : tiles);
   pairs.parts =
       max(1u, min(min(kMaxPairParts, tiles), 2 * multiprocessors / searches));
   pairs.lists = scratch->take<uint32_t>(heads * capacity);
   pairs.headers = scratch->take<uint4>(heads);
-  pairs.similarities = scratch->take<float>(heads * pairs.parts * capacity);
-  pairs.nearest = scratch->take<uint32_t>(heads * pairs.parts * capacity);
+  pairs.found = scratch->take<uint4>(heads * pairs.parts * capacity);
   pairs.spread_pitch = spread_parts(args.cache.max_capacity) *
                        spread_floats(args.sizes.head_dim);
   pairs.spreads =

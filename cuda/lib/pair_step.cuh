@@ -2,14 +2,14 @@
 // observes lists the slots that may go, a search finds what each would be
 // merged into, and merge_pair takes the cheapest proposal.
 //
-// Where slots remember partners (see src/reference/partners.ts), those that
-// know none come first in the list: the blocks that have them compare them with
-// the whole list, all others only compare with them, and with the slot that
-// they remember. So a step takes work in proportion to the slots.
+// Where slots remember partners (lib/partners.cuh), those that know none come
+// first in the list, and a step takes work in proportion to the slots. Else all
+// pairs are compared (lib/search.cuh).
 #pragma once
 
 #include "evict_job.cuh"
 #include "merge_one.cuh"
+#include "partners.cuh"
 #include "search.cuh"
 
 // Leaves how far the values of a head that is over its budget scatter.
@@ -52,13 +52,7 @@ __device__ inline void list_pairs(const skv_merge_attend_args &args,
   }
 }
 
-// Places in the list that several blocks search for: those of the tiles with
-// slots that are compared with all.
-__device__ inline uint32_t shared_queries(const skv_merge_attend_args &args,
-                                          uint4 header) {
-  const uint32_t tile = pair_query_tile(args.sizes.head_dim);
-  return (header.y + tile - 1) / tile * tile;
-}
+static_assert(kPairTile == kCandidateTile, "parts of a list are tiles");
 
 // Queries and candidates of a head: see lib/search.cuh. The number of a slot is
 // its index in the head.
@@ -66,41 +60,22 @@ struct PairView {
   const skv_merge_attend_args &args;
   EvictJob job;
   const PairWork &work;
-  uint4 header;
+  float scatter;
   uint32_t queries;
+  uint32_t candidates;
   uint32_t part;
+  uint32_t parts;
 
-  __device__ size_t first() const {
-    return static_cast<size_t>(job.index) * args.cache.max_capacity;
-  }
-  __device__ bool is_alone(uint32_t i) const { return i < header.y; }
-  // A tile of slots that all have partners looks at those that have none, which
-  // are too few to be shared.
-  __device__ uint32_t candidates(uint32_t first_query) const {
-    return is_alone(first_query) ? header.x : header.y;
-  }
-  __device__ uint32_t parts(uint32_t first_query) const {
-    return is_alone(first_query) ? work.parts : 1;
-  }
   __device__ uint32_t query(uint32_t q) const {
-    return work.lists[first() + q];
+    return work
+        .lists[static_cast<size_t>(job.index) * args.cache.max_capacity + q];
   }
   __device__ uint32_t candidate(uint32_t c) const { return query(c); }
   __device__ Slot slot(uint32_t i) const { return job.slot(args, i); }
-  __device__ bool is_open(uint32_t q, uint32_t c) const {
-    return is_alone(q) || is_alone(c);
-  }
-  __device__ uint32_t remembered(uint32_t q) const {
-    if (is_alone(q)) return kNoItem;
-    return slot(query(q)).word(kSlotBias + args.cache.lanes) - 1;
-  }
-  __device__ float spread() const { return __uint_as_float(header.z); }
+  __device__ float spread() const { return scatter; }
   __device__ void store(uint32_t q, const Neighbour &best) const {
-    const size_t at = (static_cast<size_t>(job.index) * work.parts + part) *
-                          args.cache.max_capacity +
-                      q;
-    work.similarities[at] = best.similarity;
-    work.nearest[at] = best.item;
+    work.found_of(job.index, part, args.cache.max_capacity)[q] =
+        pack_found({best, kNoNeighbour});
   }
 };
 
@@ -114,28 +89,49 @@ struct PairSource {
     const uint32_t row = blockIdx.z / work.parts;
     const bool works = turn_to_head(args, evidence, row, blockIdx.y, job);
     const uint4 header = works ? work.headers[job.index] : uint4{};
-    const uint32_t part = blockIdx.z % work.parts;
-    const uint32_t queries =
-        part == 0 ? header.x : min(header.x, shared_queries(args, header));
-    return {args, job, work, header, queries, part};
+    return {args,
+            job,
+            work,
+            __uint_as_float(header.z),
+            header.x,
+            header.x,
+            blockIdx.z % work.parts,
+            work.parts};
   }
 };
 
-// Remembers the partners of all listed slots but those that are or chose `a` or
-// `b`. Called by the whole block.
+// Remembers the partners that all listed slots have found, but for `a` and `b`,
+// which know none. Called by the whole block.
 __device__ inline void remember_partners(const skv_merge_attend_args &args,
                                          const EvictJob &job,
                                          const uint32_t *list,
-                                         const uint32_t *choices,
-                                         uint32_t count, uint32_t a,
-                                         uint32_t b) {
+                                         const uint4 *found, uint32_t count,
+                                         uint32_t a, uint32_t b) {
+  const auto word_of = [&](uint32_t item) {
+    return item == a || item == b ? 0 : item + 1;
+  };
   for (uint32_t i = threadIdx.x; i < count; i += kEvictThreads) {
-    const uint32_t slot = list[i], choice = choices[i];
-    const bool is_changed =
-        slot == a || slot == b || choice == a || choice == b;
-    job.slot(args, slot)
-        .set_word(kSlotBias + args.cache.lanes, is_changed ? 0 : choice + 1);
+    uint32_t nearest = word_of(found[i].y), next = word_of(found[i].w);
+    if (list[i] == a || list[i] == b) nearest = next = 0;
+    if (nearest == 0) nearest = next, next = 0;
+    set_partners(job.slot(args, list[i]), args.cache.lanes, nearest, next);
   }
+}
+
+// What was found for the slot at a place in the list, by all parts that looked.
+__device__ inline BestTwo found_at(const skv_merge_attend_args &args,
+                                   const EvictJob &job, const PairWork &pairs,
+                                   uint4 header, uint32_t place) {
+  const uint32_t per_part = pairs.part_places(header.x);
+  const uint32_t parts =
+      place < header.y ? (header.x + per_part - 1) / per_part : 1;
+  BestTwo best = kNoneFound;
+  for (uint32_t part = 0; part < parts; part++) {
+    best.join(unpack_found(
+        pairs.found_of(job.index, part, args.cache.max_capacity)[place],
+        [&](uint32_t i) { return job.slot(args, i).word(kSlotPosition); }));
+  }
+  return best;
 }
 
 // Merges the cheapest pair of a head.
@@ -149,25 +145,18 @@ __global__ void __launch_bounds__(kEvictThreads, 2)
   const uint4 header = pairs.headers[job.index];
   const uint32_t count = header.x;
   if (count == 0) return;
-  const size_t capacity = args.cache.max_capacity;
+  const uint32_t capacity = args.cache.max_capacity;
   const uint32_t lanes = args.cache.lanes;
-  const uint32_t *list = pairs.lists + job.index * capacity;
-  const size_t first = static_cast<size_t>(job.index) * pairs.parts * capacity;
-  // What was chosen takes the place of what the first part found.
-  uint32_t *choices = pairs.nearest + first;
+  const uint32_t *list =
+      pairs.lists + static_cast<size_t>(job.index) * capacity;
+  // What was found by all takes the place of what the first part found.
+  uint4 *found = pairs.found_of(job.index, 0, capacity);
   uint64_t best_key = kNoKey;
   uint32_t best = kNoItem;
   for (uint32_t i = threadIdx.x; i < count; i += kEvictThreads) {
-    Neighbour nearest = kNoNeighbour;
-    const uint32_t parts = i < shared_queries(args, header) ? pairs.parts : 1;
-    for (uint32_t part = 0; part < parts; part++) {
-      const size_t at = first + part * capacity + i;
-      Neighbour other = {pairs.similarities[at], 0, pairs.nearest[at]};
-      if (!other.exists()) continue;
-      other.position = job.slot(args, other.item).word(kSlotPosition);
-      if (other.beats(nearest)) nearest = other;
-    }
-    choices[i] = nearest.item;
+    const BestTwo partners = found_at(args, job, pairs, header, i);
+    found[i] = pack_found(partners);
+    const Neighbour &nearest = partners.first;
     if (!nearest.exists()) continue;
     const Slot slot = job.slot(args, list[i]);
     float cost = -nearest.similarity;
@@ -183,9 +172,9 @@ __global__ void __launch_bounds__(kEvictThreads, 2)
   // A slot that is alone has no partner, and is dropped.
   uint32_t stays = kNoItem, goes = list[0];
   if (best != kNoItem) {
-    const uint32_t a = list[best], b = choices[best];
+    const uint32_t a = list[best], b = found[best].y;
     if (args.policy.partners) {
-      remember_partners(args, job, list, choices, count, a, b);
+      remember_partners(args, job, list, found, count, a, b);
     }
     const auto rank = [&](uint32_t i) {
       const Slot slot = job.slot(args, i);
@@ -204,16 +193,21 @@ __global__ void __launch_bounds__(kEvictThreads, 2)
   if (lane_id() == 0) remove_slot(args, job, goes, stays != kNoItem, merged);
 }
 
+// Searches for what each listed slot would be merged into.
+inline cudaError_t launch_pair_search(const skv_merge_attend_args &args,
+                                      const Evidence &evidence,
+                                      const Launch &side) {
+  if (args.policy.partners) return launch_partners(args, evidence, side);
+  const PairSearch pairs = {args.policy, args.cache.lanes, true};
+  const PairSource source = {args, evidence};
+  return launch_search(source, pairs, args.sizes.head_dim,
+                       args.cache.max_capacity, args.sizes.kv_heads,
+                       args.step.rows * evidence.pairs.parts, side);
+}
+
 inline cudaError_t launch_pairs(const skv_merge_attend_args &args,
                                 const Evidence &evidence, const Launch &side) {
-  const bool remembers = args.policy.partners != 0;
-  const PairSearch pairs = {args.policy, args.cache.lanes, !remembers};
-  const PairSource source = {args, evidence};
-  const auto search = remembers ? launch_search<Search::kNearest, PairSource>
-                                : launch_search<Search::kCheapest, PairSource>;
-  const cudaError_t status =
-      search(source, pairs, args.sizes.head_dim, args.cache.max_capacity,
-             args.sizes.kv_heads, args.step.rows * evidence.pairs.parts, side);
+  const cudaError_t status = launch_pair_search(args, evidence, side);
   if (status != cudaSuccess) return status;
   const auto merge =
       takes_queries(args) ? merge_pair_kernel<true> : merge_pair_kernel<false>;

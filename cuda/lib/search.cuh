@@ -1,5 +1,4 @@
-// For each query of a list, the best of some candidates: the slot that is
-// nearest or cheapest to merge with.
+// For each query of a list, the cheapest of some candidates to merge with.
 //
 // A block has a tile of queries and goes through the tiles of one part of the
 // candidates: all products of the two lists on tensor cores, exact because keys
@@ -9,18 +8,15 @@
 // reads all candidates for each of them.
 //
 // Who searches passes a `Source`, whose `view()` a block asks for
-//   queries               how many there are; none if there is nothing to do
-//   candidates(first)     how many the tile from query `first` looks at
-//   part, parts(first)    which part of them is this block's
+//   queries, candidates   how many there are; none if there is nothing to do
+//   part, parts           which part of the candidates is this block's
 //   query(q), candidate(c)   the number of a slot; the same in both lists
 //   slot(number)          the slot
-//   is_open(q, c)         whether the two may be compared
-//   remembered(q)         where a query has a slot to be compared with anyway,
-//                         its number, else kNoItem
 //   spread()              how far values scatter
 //   store(q, best)        takes what was found
 #pragma once
 
+#include "neighbour.cuh"
 #include "overlap.cuh"
 #include "search_tiles.cuh"
 
@@ -32,7 +28,7 @@ struct PairSearch {
   bool heavier;
 };
 
-template <int DIM, Search SEARCH, class Source>
+template <int DIM, class Source>
 __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
     search_kernel(Source source, PairSearch pairs, uint32_t head_dim) {
   constexpr uint32_t kQueries = kQueryTile<DIM>;
@@ -43,10 +39,9 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
   const auto view = source.view();
   const uint32_t first_query = blockIdx.x * kQueries;
   if (first_query >= view.queries) return;
-  const uint32_t candidates = view.candidates(first_query);
+  const uint32_t candidates = view.candidates;
   const uint32_t tiles = (candidates + kCandidateTile - 1) / kCandidateTile;
-  const uint32_t parts = view.parts(first_query);
-  const uint32_t per_part = (tiles + parts - 1) / parts;
+  const uint32_t per_part = (tiles + view.parts - 1) / view.parts;
   const uint32_t begin = view.part * per_part;
   const uint32_t end = min(tiles, begin + per_part);
   const PairCosts costs(pairs.policy, view.spread());
@@ -159,40 +154,34 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
         const uint32_t number = shared.numbers[c];
         const int h = i / 2;
         if (number == kNoItem || number == numbers[h]) continue;
-        if (!view.is_open(queries[h], first + c)) continue;
         const float weight = shared.weights[c];
         const bool is_heavier =
             weight > weights[h] ||
             (weight == weights[h] && shared.positions[c] < positions[h]);
         if (pairs.heavier && !is_heavier) continue;
         const float distance = costs.distance(key_distances[n][i], x[n][i]);
-        const float similarity =
-            SEARCH == Search::kNearest
-                ? -distance
-                : -PairCosts::cost(weights[h], weight, distance);
-        const Neighbour candidate = {similarity, shared.positions[c], number};
+        const Neighbour candidate = {
+            -PairCosts::cost(weights[h], weight, distance), shared.positions[c],
+            number};
         if (candidate.beats(best[h])) best[h] = candidate;
       }
     }
   }
 #pragma unroll
   for (int h = 0; h < 2; h++) best[h] = nearest_of_lanes<2>(best[h]);
-  if (view.part == 0) {
-    compare_remembered<DIM>(view, costs, first_query, head_dim, shared, best);
-  }
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     if (t == 0 && queries[h] < view.queries) view.store(queries[h], best[h]);
   }
 }
 
-template <int DIM, Search SEARCH, class Source>
+template <int DIM, class Source>
 inline cudaError_t launch_search_width(const Source &source,
                                        const PairSearch &pairs,
                                        uint32_t head_dim, uint32_t most,
                                        uint32_t heads, uint32_t parts,
                                        const Launch &launch) {
-  const auto kernel = search_kernel<DIM, SEARCH, Source>;
+  const auto kernel = search_kernel<DIM, Source>;
   const size_t bytes = sizeof(SearchShared<DIM>);
   const cudaError_t status = allow_shared_memory(kernel, bytes);
   if (status != cudaSuccess) return status;
@@ -204,23 +193,23 @@ inline cudaError_t launch_search_width(const Source &source,
 
 // Searches for up to `most` queries of each head; `blocks` are those that share
 // a tile of queries, for all rows of the step.
-template <Search SEARCH, class Source>
+template <class Source>
 inline cudaError_t launch_search(const Source &source, const PairSearch &pairs,
                                  uint32_t head_dim, uint32_t most,
                                  uint32_t heads, uint32_t blocks,
                                  const Launch &launch) {
   switch (padded_width(head_dim)) {
     case 32:
-      return launch_search_width<32, SEARCH>(source, pairs, head_dim, most,
-                                             heads, blocks, launch);
+      return launch_search_width<32>(source, pairs, head_dim, most, heads,
+                                     blocks, launch);
     case 64:
-      return launch_search_width<64, SEARCH>(source, pairs, head_dim, most,
-                                             heads, blocks, launch);
+      return launch_search_width<64>(source, pairs, head_dim, most, heads,
+                                     blocks, launch);
     case 128:
-      return launch_search_width<128, SEARCH>(source, pairs, head_dim, most,
-                                              heads, blocks, launch);
+      return launch_search_width<128>(source, pairs, head_dim, most, heads,
+                                      blocks, launch);
     default:
-      return launch_search_width<256, SEARCH>(source, pairs, head_dim, most,
-                                              heads, blocks, launch);
+      return launch_search_width<256>(source, pairs, head_dim, most, heads,
+                                      blocks, launch);
   }
 }

@@ -24,19 +24,15 @@ struct ItemView {
   HeadWork work;
   uint32_t pitch;
   uint32_t queries;
+  uint32_t candidates;
   uint32_t part;
+  uint32_t parts;
 
-  __device__ uint32_t candidates(uint32_t) const {
-    return work.counters[kCandidates];
-  }
-  __device__ uint32_t parts(uint32_t) const { return gridDim.z; }
   __device__ uint32_t query(uint32_t q) const { return work.queries[q]; }
   __device__ uint32_t candidate(uint32_t c) const { return work.candidates[c]; }
   __device__ Slot slot(uint32_t ordinal) const {
     return item_slot(args, head, work.items[ordinal]);
   }
-  __device__ bool is_open(uint32_t, uint32_t) const { return true; }
-  __device__ uint32_t remembered(uint32_t) const { return kNoItem; }
   __device__ float spread() const {
     return __uint_as_float(work.counters[kSpread]);
   }
@@ -59,7 +55,9 @@ struct ItemSource {
             own,
             work.part_pitch(),
             works ? own.counters[kQueries] : 0,
-            blockIdx.z};
+            works ? own.counters[kCandidates] : 0,
+            blockIdx.z,
+            gridDim.z};
   }
 };
 
@@ -89,7 +87,7 @@ inline cudaError_t launch_item_search(const skv_chunk_args &args,
     return launch_key_search(args, work, launch);
   }
   const PairSearch pairs = {args.policy, args.cache.lanes, heavier};
-  return launch_search<Search::kCheapest, ItemSource>(
-      {args, work}, pairs, args.sizes.head_dim, work.most, args.sizes.kv_heads,
-      work.parts, launch);
+  return launch_search<ItemSource>({args, work}, pairs, args.sizes.head_dim,
+                                   work.most, args.sizes.kv_heads, work.parts,
+                                   launch);
 }

@@ -51,10 +51,10 @@ static __global__ void __launch_bounds__(kCompressThreads)
   const uint32_t moved = min(kept, free);
   uint32_t high = head.words[kHeadHigh];
   if (moved > 0) high = max(high, work.candidates[moved - 1] + 1);
-  // No slot knows what has become of its partner.
+  // No slot knows what has become of its partners.
   for (uint32_t i = threadIdx.x; args.policy.partners && i < high;
        i += kCompressThreads) {
-    item_slot(args, head, i).set_word(kSlotBias + lanes, 0);
+    set_partners(item_slot(args, head, i), lanes, 0, 0);
   }
   // Everybody has read the words that one changes.
   __syncthreads();

@@ -101,6 +101,15 @@ __device__ inline void initialise_slot(const Slot &slot, uint32_t position,
   }
 }
 
+// Makes a slot remember partners, each one more than its index in the head; 0
+// for none. The fields after the vote biases: see partnerField in
+// src/backends/backend.ts.
+__device__ inline void set_partners(const Slot &slot, uint32_t lanes,
+                                    uint32_t nearest, uint32_t next) {
+  slot.set_word(kSlotBias + lanes, nearest);
+  slot.set_word(kSlotBias + lanes + 1, next);
+}
+
 // Frees a slot.
 __device__ inline void free_slot(const Slot &slot, uint32_t lanes) {
   slot.set_word(kSlotTokens, 0);

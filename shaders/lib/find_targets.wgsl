@@ -32,7 +32,8 @@ fn is_open_to(i: u32, t: u32) -> bool {
   return true;
 }
 
-fn propose(i: u32, best: Ranked) {
+fn propose(i: u32, found: BestTwo) {
+  let best = found.first;
   let candidate = proposer_at(i);
   // A moving threshold is only known once all victims have a target.
   let is_close = MERGE != MERGE_VOTES || -best.key > THRESHOLD;

@@ -4,10 +4,11 @@
 //
 // Where slots remember partners (see `src/reference/partners.ts`), those that
 // know none come first in the list: the workgroups that have them compare them
-// with the whole list, all others only compare with them.
+// with the whole list, all others only compare with them and with what they
+// remember.
 
 // Words of a (row, KV head) in `pairs`: how many slots may go, how many of them
-// are compared with all, and the scatter of the head's values; then three
+// are compared with all, and the scatter of the head's values; then four
 // sections with a word per slot.
 const PAIR_COUNT = 0u;
 const PAIR_ALONE = 1u;
@@ -19,13 +20,15 @@ const PAIR_LIST = 0u;
 const PAIR_CHOICE = 1u;
 // f32: what proposals are ranked by.
 const PAIR_RANK = 2u;
+// The next nearest, or NO_SLOT.
+const PAIR_NEXT = 3u;
 
 var<private> pair_alone: u32;
 
 // First word of the head that a workgroup has turned to.
 fn pair_base() -> u32 {
   return (own_row * KV_HEADS + own_kv_head) *
-    (PAIR_HEADER + 3u * params.max_capacity);
+    (PAIR_HEADER + 4u * params.max_capacity);
 }
 
 fn pair_at(section: u32, i: u32) -> u32 {
@@ -40,9 +43,10 @@ fn target_at(t: u32) -> u32 {
   return pairs[pair_at(PAIR_LIST, t)];
 }
 
-// What a slot remembers: one more than its partner, or 0.
-fn partner_of(candidate: u32) -> u32 {
-  return side_word(slot_of(candidate), partner_field());
+// What a slot remembers: one more than its nearest partner or, of rank 1, the
+// next, or 0.
+fn partner_of(candidate: u32, rank: u32) -> u32 {
+  return side_word(slot_of(candidate), partner_field() + rank);
 }
 
 fn is_settled(i: u32) -> bool {
@@ -50,7 +54,13 @@ fn is_settled(i: u32) -> bool {
 }
 
 fn is_open_to(i: u32, t: u32) -> bool {
-  return !is_settled(i) || !is_settled(t);
+  if (!is_settled(i)) {
+    return true;
+  }
+  let c = proposer_at(i);
+  let other = target_at(t) + 1u;
+  return !is_settled(t) && other != partner_of(c, 0u) &&
+    other != partner_of(c, 1u);
 }
 
 // Lists the slots that may go, or none if the head is within its budget.
@@ -62,7 +72,7 @@ fn list_pairs(thread: u32, used: u32) {
       let c = first + thread;
       var listed = 0u;
       if (c < used && may_go(slot_of(c))) {
-        let is_known = PARTNERS && partner_of(c) != 0u;
+        let is_known = PARTNERS && partner_of(c, 0u) != 0u;
         listed = select(0u, 1u, is_known == (settled == 1u));
       }
       let place = prefix_sum(thread, listed);
@@ -112,14 +122,15 @@ fn find_partners(
 }
 
 // Leaves the parts of the distances of keys and of values to remembered
-// partners in `part_values`.
+// partners in `part_values`, those of a proposer's two after one another.
 fn measure_partners(thread: u32, first: u32, count: u32, scale: PairScale) {
-  let threads = THREADS / PROPOSERS;
-  let i = thread / threads;
+  let threads = THREADS / (2u * PROPOSERS);
+  let i = thread / threads / 2u;
+  let rank = thread / threads % 2u;
   var sum = vec2<f32>();
-  if (i < count && is_settled(first + i)) {
+  if (i < count && partner_of(proposer_at(first + i), rank) != 0u) {
     let a = slot_of(proposer_at(first + i));
-    let b = slot_of(partner_of(proposer_at(first + i)) - 1u);
+    let b = slot_of(partner_of(proposer_at(first + i), rank) - 1u);
     for (var p = thread % threads; p < HEAD_DIM / 2u; p += threads) {
       let key = unpack_halves(key_word(a, p)) - unpack_halves(key_word(b, p));
       let value =
@@ -130,49 +141,76 @@ fn measure_partners(thread: u32, first: u32, count: u32, scale: PairScale) {
   part_values[thread] = sum;
 }
 
-fn propose(i: u32, found: Ranked) {
-  var best = found;
-  let c = proposer_at(i);
-  if (PARTNERS) {
-    if (is_settled(i)) {
-      let threads = THREADS / PROPOSERS;
-      let partner = partner_of(c) - 1u;
-      var sum = vec2<f32>();
-      for (var t = 0u; t < threads; t++) {
-        sum += part_values[i % PROPOSERS * threads + t];
-      }
-      let known = Ranked(
-        pair_distance(sum.x, sum.y),
-        position_of(slot_of(partner)),
-        partner,
-      );
-      if (is_before(known, best)) {
-        best = known;
-      }
-    }
-    if (best.slot != NO_SLOT) {
-      best.key = pair_cost(
-        log_weight(slot_of(c)),
-        log_weight(slot_of(best.slot)),
-        best.key,
-      );
-    }
+// A partner that the i-th slot of the list remembers, if there is one.
+fn known_partner(i: u32, rank: u32) -> Ranked {
+  let partner = partner_of(proposer_at(i), rank);
+  if (partner == 0u) {
+    return unranked();
   }
-  pairs[pair_at(PAIR_CHOICE, i)] = best.slot;
-  pairs[pair_at(PAIR_RANK, i)] = bitcast<u32>(best.key);
+  let threads = THREADS / (2u * PROPOSERS);
+  var sum = vec2<f32>();
+  for (var t = 0u; t < threads; t++) {
+    sum += part_values[(i % PROPOSERS * 2u + rank) * threads + t];
+  }
+  let slot = partner - 1u;
+  return Ranked(pair_distance(sum.x, sum.y), position_of(slot_of(slot)), slot);
 }
 
-// Remembers the partners of all slots but those that are or chose `a` or `b`.
+// What is found and what is remembered. Of what is found, only what is nearer
+// than something that is remembered counts: beyond that others may be nearer.
+fn join_known(i: u32, found: BestTwo) -> BestTwo {
+  let nearest = known_partner(i, 0u);
+  if (nearest.slot == NO_SLOT) {
+    return found;
+  }
+  var best = best_with(none_found(), nearest);
+  best = best_with(best, known_partner(i, 1u));
+  var farther = best.first;
+  if (best.second.slot != NO_SLOT) {
+    farther = best.second;
+  }
+  if (is_before(found.first, farther)) {
+    best = best_with(best, found.first);
+  }
+  if (is_before(found.second, farther)) {
+    best = best_with(best, found.second);
+  }
+  return best;
+}
+
+fn propose(i: u32, found: BestTwo) {
+  var best = found;
+  if (PARTNERS) {
+    best = join_known(i, found);
+    if (best.first.slot != NO_SLOT) {
+      best.first.key = pair_cost(
+        log_weight(slot_of(proposer_at(i))),
+        log_weight(slot_of(best.first.slot)),
+        best.first.key,
+      );
+    }
+    pairs[pair_at(PAIR_NEXT, i)] = best.second.slot;
+  }
+  pairs[pair_at(PAIR_CHOICE, i)] = best.first.slot;
+  pairs[pair_at(PAIR_RANK, i)] = bitcast<u32>(best.first.key);
+}
+
+// Remembers the partners that all slots have found, but for `a` and `b`, which
+// know none.
 fn remember_partners(thread: u32, count: u32, a: u32, b: u32) {
   for (var i = thread; i < count; i += THREADS) {
     let c = proposer_at(i);
-    let choice = pairs[pair_at(PAIR_CHOICE, i)];
-    let is_changed = c == a || c == b || choice == a || choice == b;
-    set_side_word(
-      slot_of(c),
-      partner_field(),
-      select(choice + 1u, 0u, is_changed),
+    var words = vec2<u32>(
+      pairs[pair_at(PAIR_CHOICE, i)],
+      pairs[pair_at(PAIR_NEXT, i)],
     );
+    let is_gone = words == vec2(a) | words == vec2(b) | words == vec2(NO_SLOT);
+    words = select(words + 1u, vec2(0u), is_gone | vec2(c == a || c == b));
+    if (words.x == 0u) {
+      words = vec2(words.y, 0u);
+    }
+    set_side_word(slot_of(c), partner_field(), words.x);
+    set_side_word(slot_of(c), partner_field() + 1u, words.y);
   }
 }
 

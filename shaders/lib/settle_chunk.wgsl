@@ -82,6 +82,7 @@ fn settle(
   for (var c = thread; c < high; c += THREADS) {
     if (PARTNERS) {
       set_side_word(slot_of(c), partner_field(), 0u);
+      set_side_word(slot_of(c), partner_field() + 1u, 0u);
     }
     if (tokens_of(slot_of(c)) == 0u) {
       free = min(free, c);

@@ -16,7 +16,7 @@ const FIELD_POSITION = 3u;
 const FIELD_TOKENS = 4u;
 const FIELD_VALUE_NORM = 5u;
 const FIELD_BIAS = 6u;
-// The field after the vote biases: see `partnerField` of the backends.
+// The first field after the vote biases: see `partnerField` of the backends.
 fn partner_field() -> u32 {
   return FIELD_BIAS + LANES;
 }

@@ -267,10 +267,14 @@ export const SlotField = {
   bias: 6,
 } as const;
 
+/** Partners that a slot remembers, at most: see {@link partnerField}. */
+export const PARTNERS = 2;
+
 /**
- * Field after the vote biases, where the policy's slots remember partners: u32,
- * one more than the index in its head of the slot that this one would be merged
- * into, or 0 if it knows none. A free slot knows none.
+ * The first of {@link PARTNERS} fields after the vote biases, where the policy's
+ * slots remember partners, the nearest first: u32, one more than the index in
+ * its head of a slot that this one would be merged into, or 0 if it knows no
+ * more. A free slot knows none.
  *
  * @param lanes Vote biases of a slot.
  */
@@ -325,8 +329,9 @@ export interface Slots<T> {
   /** `(total, headDim)` half: values. */
   readonly values: T;
   /**
-   * `(SlotField.bias + lanes, total)`: see {@link SlotField}; one field more
-   * where slots remember partners: see {@link partnerField}.
+   * `(SlotField.bias + lanes, total)`: see {@link SlotField};
+   * {@link PARTNERS} fields more where slots remember partners: see
+   * {@link partnerField}.
    */
   readonly side: T;
   /** Slots in all, over sequences and KV heads. */

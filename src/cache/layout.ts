@@ -9,6 +9,7 @@
 import {
   HeadWord,
   type ModelSizes,
+  PARTNERS,
   queryStatisticsLayout,
   SlotField,
 } from "../backends/backend.ts";
@@ -40,7 +41,7 @@ export function remembersPartners({ merge }: Policy): boolean {
 /** Fields that a slot has beside its key and value. */
 export function sideFields(policy: Policy, sizes: ModelSizes): number {
   return SlotField.bias + voteLanes(policy, sizes) +
-    (remembersPartners(policy) ? 1 : 0);
+    (remembersPartners(policy) ? PARTNERS : 0);
 }
 
 /** Floats of a layer's query statistics; 0 where the policy needs none. */

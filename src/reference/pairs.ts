@@ -116,19 +116,17 @@ export class PairCosts {
     return best;
   }
 
-  /** The nearest of some targets, with the cost of merging into it. */
-  nearest(slot: Slot, targets: readonly Slot[]): Proposal | undefined {
-    let best: { target: Slot; distance: number } | undefined;
-    for (const target of targets) {
-      const distance = this.distance(slot, target);
-      if (
-        best === undefined || distance < best.distance ||
-        distance === best.distance &&
-          positionOf(target) < positionOf(best.target)
-      ) best = { target, distance };
-    }
-    return best &&
-      { slot, target: best.target, cost: this.cost(slot, best.target) };
+  /**
+   * Some targets in the order of their distance from `slot`; ties go to the
+   * lower position.
+   */
+  byDistance(slot: Slot, targets: readonly Slot[]): Slot[] {
+    return targets
+      .map((target) => ({ target, distance: this.distance(slot, target) }))
+      .sort((a, b) =>
+        a.distance - b.distance || positionOf(a.target) - positionOf(b.target)
+      )
+      .map(({ target }) => target);
   }
 
   /**

@@ -12,6 +12,7 @@ import {
   LOG_ZERO,
   type ModelSizes,
   partnerField,
+  PARTNERS,
   queryStatisticsLayout,
   SlotField,
 } from "../../src/backends/backend.ts";
@@ -77,7 +78,7 @@ const SPREAD = 0.4;
 export function makeCache(options: CacheOptions): SceneCache {
   const { sizes, lanes, stageRows, heads, positions, random } = options;
   const { headDim, kvHeads } = sizes;
-  const fields = SlotField.bias + lanes + (options.partners ? 1 : 0);
+  const fields = SlotField.bias + lanes + (options.partners ? PARTNERS : 0);
   const total = heads.flat().reduce((sum, { capacity }) => sum + capacity, 0);
   const stageTotal = stageRows * kvHeads;
   const keyOf = keySource(options);
@@ -138,11 +139,18 @@ export function makeCache(options: CacheOptions): SceneCache {
             : []
         );
         for (const index of old) {
-          const other = old[random.below(old.length)]!;
-          const knows = other !== index && random.uniform() < 0.7;
-          sideWords[partnerField(lanes) * total + offset + index] = knows
-            ? other + 1
-            : 0;
+          const knows = random.uniform() < 0.7;
+          const others = Array.from(
+            { length: knows ? 1 + random.below(PARTNERS) : 0 },
+            () => old[random.below(old.length)]!,
+          ).filter((other, i, all) =>
+            other !== index && all.indexOf(other) === i
+          );
+          for (let i = 0; i < PARTNERS; i++) {
+            const field = partnerField(lanes) + i;
+            const word = 1 + (others[i] ?? -1);
+            sideWords[field * total + offset + index] = word;
+          }
         }
       }
       const at = ((layer * heads.length + sequence) * kvHeads + kvHead) *

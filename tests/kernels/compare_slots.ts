@@ -8,6 +8,7 @@ import {
   HeadWord,
   type ModelSizes,
   partnerField,
+  PARTNERS,
   SlotField,
 } from "../../src/backends/backend.ts";
 import type { Outcome } from "./scene.ts";
@@ -88,11 +89,11 @@ export function assertSameCache(
       tokens,
       `tokens ${what}`,
     );
-    if (partners) {
+    for (let i = 0; partners && i < PARTNERS; i++) {
       assertEquals(
-        word(actual, partnerField(lanes), slot),
-        word(expected, partnerField(lanes), slot),
-        `partner ${what}`,
+        word(actual, partnerField(lanes) + i, slot),
+        word(expected, partnerField(lanes) + i, slot),
+        `partner ${i} ${what}`,
       );
     }
     if (tokens === 0) continue;

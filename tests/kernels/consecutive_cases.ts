@@ -18,7 +18,7 @@ import {
 import type { KernelCase } from "./kernel_case.ts";
 import { modelSizes } from "./matrix_cases.ts";
 import { follow, skip, spare, turnToOthers } from "./next_steps.ts";
-import { testPolicy, votes } from "./policies.ts";
+import { pairs, testPolicy, votes } from "./policies.ts";
 
 type Next = (turn: DecodeTurn) => Tensors | undefined;
 
@@ -165,6 +165,18 @@ export const consecutiveCases: readonly KernelCase[] = [
     expect: merged(2),
     next: times(4, follow),
   }),
+  ...(["sum", "product"] as const).map((distance) =>
+    decodeCase({
+      name:
+        `of partners that are remembered, step after step, by a ${distance}`,
+      policy: testPolicy({ merge: pairs({ distance, search: "incremental" }) }),
+      sizes: groupsOf(2, 64),
+      heads: [variedHeads],
+      positions: [90],
+      expect: merged(2),
+      next: times(6, follow),
+    })
+  ),
   decodeCase({
     name: "turns to other texts with other slots",
     policy: testPolicy({ merge: votes({ threshold: -1 }) }),

@@ -594,11 +594,21 @@ export const decodeCases: readonly KernelCase[] = [
     finished: [2],
     expect: merged(3),
   }),
-  ...([[16, 1, 48], [5, 1, 256], [4, 4, 4]] as const)
-    .map(([heads, kvHeads, headDim]) =>
+  ...([
+    [16, 1, 48, "exhaustive"],
+    [5, 1, 256, "exhaustive"],
+    [4, 4, 4, "exhaustive"],
+    [2, 2, 36, "incremental"],
+    [4, 2, 128, "incremental"],
+    [1, 1, 256, "incremental"],
+  ] as const)
+    .map(([heads, kvHeads, headDim, search]) =>
       decodeCase({
-        name: `merges the cheapest pair of width ${headDim}`,
-        policy: testPolicy({ merge: pairs({}), sinkPositions: "cache" }),
+        name: `merges the cheapest pair of width ${headDim}, ${search}`,
+        policy: testPolicy({
+          merge: pairs({ search }),
+          sinkPositions: "cache",
+        }),
         sizes: modelSizes({ heads, kvHeads, headDim }),
         heads: [Array.from({ length: kvHeads }, () => variedHeads[1]!)],
         positions: [90],

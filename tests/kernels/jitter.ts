@@ -5,7 +5,11 @@
  * @module
  */
 import { assertEquals } from "@std/assert";
-import { type Backend, SlotField } from "../../src/backends/backend.ts";
+import {
+  type Backend,
+  PARTNERS,
+  SlotField,
+} from "../../src/backends/backend.ts";
 import { Random } from "./random.ts";
 import { type Outcome, play, type Scene } from "./scene.ts";
 
@@ -46,7 +50,9 @@ function choices(scene: Scene, { side }: Outcome): number[] {
   const total = scene.slots!;
   const { partners } = scene;
   const fields: number[] = [SlotField.position, SlotField.tokens];
-  if (partners !== undefined) fields.push(partners);
+  if (partners !== undefined) {
+    for (let i = 0; i < PARTNERS; i++) fields.push(partners + i);
+  }
   return fields.flatMap((field) =>
     Array.from(side!.u32.subarray(field * total, (field + 1) * total))
   );

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { SlotField } from "../../src/backends/backend.ts";
 import { chunkCase, does } from "./chunk_cases.ts";
 import { decodeCase, gqa, merged, variedHeads } from "./decode_cases.ts";
 import type { Draw, KernelCase } from "./kernel_case.ts";
@@ -12,6 +13,7 @@ import { testPolicy, votes } from "./policies.ts";
 import { qkvCase } from "./qkv_cases.ts";
 import type { Outcome, Scene } from "./scene.ts";
 import { decodeStep, prefillStep } from "./steps.ts";
+import { valueNormsCase } from "./value_norms_cases.ts";
 
 /**
  * What keys and values are multiplied by. A power of two changes no rounding,
@@ -33,6 +35,14 @@ const attended: Powers = {
   sinkQueries: -1,
 };
 
+/** Values are large, and so are their norms, of all that slots have beside them. */
+const normed: Powers = {
+  values: 1,
+  stageValues: 1,
+  side: 1,
+  stageSide: 1,
+};
+
 /** The norm of the input makes everything large. */
 const appended: Powers = { ...attended, norm: 1, queries: 1, sinkQueries: 1 };
 
@@ -48,19 +58,25 @@ function enlarge(kernelCase: KernelCase, powers: Powers): KernelCase {
 }
 
 function enlargeDraw(draw: Draw, powers: Powers): Draw {
-  const factor = (name: string, sign: number) =>
-    FACTOR ** (sign * (powers[name] ?? 0));
+  /** The same numbers, multiplied by what they are larger, or divided by it. */
+  const scale = (name: string, values: Float32Array, sign: number) => {
+    const factor = FACTOR ** (sign * (powers[name] ?? 0));
+    const isLarge = name === "side" || name === "stageSide"
+      ? normsOf(values.length)
+      : () => true;
+    return values.map((x, i) => isLarge(i) ? x * factor : x);
+  };
   const tensors: Record<string, Scene["tensors"][string]> = {};
   for (const [name, { type, data }] of Object.entries(draw.scene.tensors)) {
     tensors[name] = powers[name] === undefined
       ? { type, data }
-      : { type, data: scaled(data as Float32Array, factor(name, 1)) };
+      : { type, data: scale(name, data as Float32Array, 1) };
   }
   const reduced = (outcome: Outcome): Outcome =>
     Object.fromEntries(
       Object.entries(outcome).map(([name, tensor]) => {
         if (powers[name] === undefined) return [name, tensor];
-        const f32 = scaled(tensor.f32, factor(name, -1));
+        const f32 = scale(name, tensor.f32, -1);
         return [name, { f32, u32: new Uint32Array(f32.buffer) }];
       }),
     );
@@ -72,8 +88,10 @@ function enlargeDraw(draw: Draw, powers: Powers): Draw {
   };
 }
 
-function scaled(values: Float32Array, factor: number): Float32Array {
-  return values.map((x) => x * factor);
+/** Which of so many fields of slots with one vote lane are norms of values. */
+function normsOf(length: number): (i: number) => boolean {
+  const total = length / (SlotField.bias + 1);
+  return (i) => Math.floor(i / total) === SlotField.valueNorm;
 }
 
 const wide = modelSizes({ hidden: 44, heads: 4, kvHeads: 2, headDim: 20 });
@@ -120,6 +138,27 @@ export const largeCases: readonly KernelCase[] = [
       }),
       attended,
     )
+  ),
+  ...([["one token", "projected"], ["plain values", "plain"]] as const).map((
+    [name, of],
+  ) =>
+    enlarge(
+      valueNormsCase(`of ${name}`, {
+        step: decodeStep([20]),
+        positions: [20],
+        shape: [4, 2, 16, 64],
+        of,
+      }),
+      normed,
+    )
+  ),
+  enlarge(
+    valueNormsCase("of a chunk", {
+      step: prefillStep({ rows: 40, live: 35, position: 20 }),
+      positions: [20],
+      shape: [3, 3, 80, 37],
+    }),
+    normed,
   ),
   enlarge(
     chunkCase({

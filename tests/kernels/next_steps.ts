@@ -47,7 +47,7 @@ export function follow(
   const { options: { sizes, policy, heads }, random } = turn;
   const lanes = voteLanes(policy, sizes);
   const { tensors, side, sideWords } = copied(turn);
-  const total = side.length / (SlotField.bias + lanes);
+  const total = tensors.keys!.data.length / sizes.headDim;
   const table = tensors.table!.data;
   const state = tensors.state!.data;
   const keys = tensors.keys!.data as Float32Array;

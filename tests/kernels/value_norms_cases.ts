@@ -12,7 +12,8 @@ import type { Scene } from "./scene.ts";
 import { decodeStep, prefillStep, type SceneStep } from "./steps.ts";
 import { assertWithin, F32, sumError } from "./tolerance.ts";
 
-function valueNormsCase(
+/** Makes a case of `value_norms`. */
+export function valueNormsCase(
   name: string,
   { step, positions, shape, of = "projected" }: {
     step: SceneStep;

@@ -1023,7 +1023,8 @@ fn is_open_to(i: u32, t: u32) -> bool {
   return true;
 }
 
-fn propose(i: u32, best: Ranked) {
+fn propose(i: u32, found: BestTwo) {
+  let best = found.first;
   let candidate = proposer_at(i);
   // A moving threshold is only known once all victims have a target.
   let is_close = MERGE != MERGE_VOTES || -best.key > THRESHOLD;
@@ -2190,10 +2191,11 @@ fn unordered(bits: u32) -> f32 {
 //
 // Where slots remember partners (see \`src/reference/partners.ts\`), those that
 // know none come first in the list: the workgroups that have them compare them
-// with the whole list, all others only compare with them.
+// with the whole list, all others only compare with them and with what they
+// remember.
 
 // Words of a (row, KV head) in \`pairs\`: how many slots may go, how many of them
-// are compared with all, and the scatter of the head's values; then three
+// are compared with all, and the scatter of the head's values; then four
 // sections with a word per slot.
 const PAIR_COUNT = 0u;
 const PAIR_ALONE = 1u;
@@ -2205,13 +2207,15 @@ const PAIR_LIST = 0u;
 const PAIR_CHOICE = 1u;
 // f32: what proposals are ranked by.
 const PAIR_RANK = 2u;
+// The next nearest, or NO_SLOT.
+const PAIR_NEXT = 3u;
 
 var<private> pair_alone: u32;
 
 // First word of the head that a workgroup has turned to.
 fn pair_base() -> u32 {
   return (own_row * KV_HEADS + own_kv_head) *
-    (PAIR_HEADER + 3u * params.max_capacity);
+    (PAIR_HEADER + 4u * params.max_capacity);
 }
 
 fn pair_at(section: u32, i: u32) -> u32 {
@@ -2226,9 +2230,10 @@ fn target_at(t: u32) -> u32 {
   return pairs[pair_at(PAIR_LIST, t)];
 }
 
-// What a slot remembers: one more than its partner, or 0.
-fn partner_of(candidate: u32) -> u32 {
-  return side_word(slot_of(candidate), partner_field());
+// What a slot remembers: one more than its nearest partner or, of rank 1, the
+// next, or 0.
+fn partner_of(candidate: u32, rank: u32) -> u32 {
+  return side_word(slot_of(candidate), partner_field() + rank);
 }
 
 fn is_settled(i: u32) -> bool {
@@ -2236,7 +2241,13 @@ fn is_settled(i: u32) -> bool {
 }
 
 fn is_open_to(i: u32, t: u32) -> bool {
-  return !is_settled(i) || !is_settled(t);
+  if (!is_settled(i)) {
+    return true;
+  }
+  let c = proposer_at(i);
+  let other = target_at(t) + 1u;
+  return !is_settled(t) && other != partner_of(c, 0u) &&
+    other != partner_of(c, 1u);
 }
 
 // Lists the slots that may go, or none if the head is within its budget.
@@ -2248,7 +2259,7 @@ fn list_pairs(thread: u32, used: u32) {
       let c = first + thread;
       var listed = 0u;
       if (c < used && may_go(slot_of(c))) {
-        let is_known = PARTNERS && partner_of(c) != 0u;
+        let is_known = PARTNERS && partner_of(c, 0u) != 0u;
         listed = select(0u, 1u, is_known == (settled == 1u));
       }
       let place = prefix_sum(thread, listed);
@@ -2298,14 +2309,15 @@ fn find_partners(
 }
 
 // Leaves the parts of the distances of keys and of values to remembered
-// partners in \`part_values\`.
+// partners in \`part_values\`, those of a proposer's two after one another.
 fn measure_partners(thread: u32, first: u32, count: u32, scale: PairScale) {
-  let threads = THREADS / PROPOSERS;
-  let i = thread / threads;
+  let threads = THREADS / (2u * PROPOSERS);
+  let i = thread / threads / 2u;
+  let rank = thread / threads % 2u;
   var sum = vec2<f32>();
-  if (i < count && is_settled(first + i)) {
+  if (i < count && partner_of(proposer_at(first + i), rank) != 0u) {
     let a = slot_of(proposer_at(first + i));
-    let b = slot_of(partner_of(proposer_at(first + i)) - 1u);
+    let b = slot_of(partner_of(proposer_at(first + i), rank) - 1u);
     for (var p = thread % threads; p < HEAD_DIM / 2u; p += threads) {
       let key = unpack_halves(key_word(a, p)) - unpack_halves(key_word(b, p));
       let value =
@@ -2316,49 +2328,76 @@ fn measure_partners(thread: u32, first: u32, count: u32, scale: PairScale) {
   part_values[thread] = sum;
 }
 
-fn propose(i: u32, found: Ranked) {
-  var best = found;
-  let c = proposer_at(i);
-  if (PARTNERS) {
-    if (is_settled(i)) {
-      let threads = THREADS / PROPOSERS;
-      let partner = partner_of(c) - 1u;
-      var sum = vec2<f32>();
-      for (var t = 0u; t < threads; t++) {
-        sum += part_values[i % PROPOSERS * threads + t];
-      }
-      let known = Ranked(
-        pair_distance(sum.x, sum.y),
-        position_of(slot_of(partner)),
-        partner,
-      );
-      if (is_before(known, best)) {
-        best = known;
-      }
-    }
-    if (best.slot != NO_SLOT) {
-      best.key = pair_cost(
-        log_weight(slot_of(c)),
-        log_weight(slot_of(best.slot)),
-        best.key,
-      );
-    }
+// A partner that the i-th slot of the list remembers, if there is one.
+fn known_partner(i: u32, rank: u32) -> Ranked {
+  let partner = partner_of(proposer_at(i), rank);
+  if (partner == 0u) {
+    return unranked();
   }
-  pairs[pair_at(PAIR_CHOICE, i)] = best.slot;
-  pairs[pair_at(PAIR_RANK, i)] = bitcast<u32>(best.key);
+  let threads = THREADS / (2u * PROPOSERS);
+  var sum = vec2<f32>();
+  for (var t = 0u; t < threads; t++) {
+    sum += part_values[(i % PROPOSERS * 2u + rank) * threads + t];
+  }
+  let slot = partner - 1u;
+  return Ranked(pair_distance(sum.x, sum.y), position_of(slot_of(slot)), slot);
 }
 
-// Remembers the partners of all slots but those that are or chose \`a\` or \`b\`.
+// What is found and what is remembered. Of what is found, only what is nearer
+// than something that is remembered counts: beyond that others may be nearer.
+fn join_known(i: u32, found: BestTwo) -> BestTwo {
+  let nearest = known_partner(i, 0u);
+  if (nearest.slot == NO_SLOT) {
+    return found;
+  }
+  var best = best_with(none_found(), nearest);
+  best = best_with(best, known_partner(i, 1u));
+  var farther = best.first;
+  if (best.second.slot != NO_SLOT) {
+    farther = best.second;
+  }
+  if (is_before(found.first, farther)) {
+    best = best_with(best, found.first);
+  }
+  if (is_before(found.second, farther)) {
+    best = best_with(best, found.second);
+  }
+  return best;
+}
+
+fn propose(i: u32, found: BestTwo) {
+  var best = found;
+  if (PARTNERS) {
+    best = join_known(i, found);
+    if (best.first.slot != NO_SLOT) {
+      best.first.key = pair_cost(
+        log_weight(slot_of(proposer_at(i))),
+        log_weight(slot_of(best.first.slot)),
+        best.first.key,
+      );
+    }
+    pairs[pair_at(PAIR_NEXT, i)] = best.second.slot;
+  }
+  pairs[pair_at(PAIR_CHOICE, i)] = best.first.slot;
+  pairs[pair_at(PAIR_RANK, i)] = bitcast<u32>(best.first.key);
+}
+
+// Remembers the partners that all slots have found, but for \`a\` and \`b\`, which
+// know none.
 fn remember_partners(thread: u32, count: u32, a: u32, b: u32) {
   for (var i = thread; i < count; i += THREADS) {
     let c = proposer_at(i);
-    let choice = pairs[pair_at(PAIR_CHOICE, i)];
-    let is_changed = c == a || c == b || choice == a || choice == b;
-    set_side_word(
-      slot_of(c),
-      partner_field(),
-      select(choice + 1u, 0u, is_changed),
+    var words = vec2<u32>(
+      pairs[pair_at(PAIR_CHOICE, i)],
+      pairs[pair_at(PAIR_NEXT, i)],
     );
+    let is_gone = words == vec2(a) | words == vec2(b) | words == vec2(NO_SLOT);
+    words = select(words + 1u, vec2(0u), is_gone | vec2(c == a || c == b));
+    if (words.x == 0u) {
+      words = vec2(words.y, 0u);
+    }
+    set_side_word(slot_of(c), partner_field(), words.x);
+    set_side_word(slot_of(c), partner_field() + 1u, words.y);
   }
 }
 
@@ -2738,7 +2777,7 @@ const MERGE_NEXT_VALUES = 6u;
 const MERGE_SEGMENTS = 7u;
 override MERGE: u32 = MERGE_NEVER;
 
-// Whether slots remember the partner that they would be merged with.
+// Whether slots remember the partners that they would be merged with.
 override PARTNERS: bool = false;
 
 const KEY_ZIP = 0u;
@@ -3524,7 +3563,8 @@ fn is_evictable(position: u32, recent: u32, newest: u32) -> bool {
 //   proposer_at(i)      the i-th candidate that looks for a target
 //   target_at(t)        the t-th target
 //   is_open_to(i, t)    whether the i-th may be compared with the t-th target
-//   propose(i, best)    takes what was found for the i-th candidate
+//   propose(i, best)    takes what was found for the i-th candidate: the second
+//                       only where targets are looked for by distance
 
 override PROPOSERS: u32 = 32u;
 override TARGET_TILE: u32 = 32u;
@@ -3539,6 +3579,26 @@ const STRAND_PROPOSERS = 4u;
 var<workgroup> proposer_tile: array<u32, PROPOSER_WORDS>;
 var<workgroup> target_tile: array<u32, TARGET_WORDS>;
 var<workgroup> proposer_weights: array<f32, 32>;
+
+// The best two of some targets.
+struct BestTwo {
+  first: Ranked,
+  second: Ranked,
+}
+
+fn none_found() -> BestTwo {
+  return BestTwo(unranked(), unranked());
+}
+
+fn best_with(best: BestTwo, other: Ranked) -> BestTwo {
+  if (is_before(other, best.first)) {
+    return BestTwo(other, best.first);
+  }
+  if (is_before(other, best.second)) {
+    return BestTwo(best.first, other);
+  }
+  return best;
+}
 
 fn search(thread: u32, first: u32, count: u32, targets: u32, scale: PairScale) {
   let half = HEAD_DIM / 2u;
@@ -3558,9 +3618,9 @@ fn search(thread: u32, first: u32, count: u32, targets: u32, scale: PairScale) {
   let j = thread % TARGET_TILE;
   let strand = thread / TARGET_TILE;
   let strands = THREADS / TARGET_TILE;
-  var best: array<Ranked, STRAND_PROPOSERS>;
+  var best: array<BestTwo, STRAND_PROPOSERS>;
   for (var n = 0u; n < STRAND_PROPOSERS; n++) {
-    best[n] = unranked();
+    best[n] = none_found();
   }
   for (var tile = 0u; tile < targets; tile += TARGET_TILE) {
     let there = min(TARGET_TILE, targets - tile);
@@ -3615,25 +3675,26 @@ fn search(thread: u32, first: u32, count: u32, targets: u32, scale: PairScale) {
             measure = pair_cost(mine, weight, measure);
           }
         }
-        let ranked = Ranked(measure, position, other);
-        if (is_before(ranked, best[n])) {
-          best[n] = ranked;
-        }
+        best[n] = best_with(best[n], Ranked(measure, position, other));
       }
     }
   }
   for (var n = 0u; n * strands < count; n++) {
-    workgroupBarrier();
-    reduce_ranked[thread] = best[n];
-    workgroupBarrier();
     let i = strand + n * strands;
-    if (j == 0u && i < count) {
-      var nearest = best[n];
-      for (var k = 1u; k < TARGET_TILE; k++) {
-        if (is_before(reduce_ranked[thread + k], nearest)) {
-          nearest = reduce_ranked[thread + k];
-        }
+    let joins = j == 0u && i < count;
+    var nearest = best[n];
+    for (var rank = 0u; rank < select(1u, 2u, BY_DISTANCE); rank++) {
+      workgroupBarrier();
+      reduce_ranked[thread] = best[n].first;
+      if (rank == 1u) {
+        reduce_ranked[thread] = best[n].second;
       }
+      workgroupBarrier();
+      for (var k = 1u; joins && k < TARGET_TILE; k++) {
+        nearest = best_with(nearest, reduce_ranked[thread + k]);
+      }
+    }
+    if (joins) {
       propose(first + i, nearest);
     }
   }
@@ -4106,6 +4167,7 @@ fn settle(
   for (var c = thread; c < high; c += THREADS) {
     if (PARTNERS) {
       set_side_word(slot_of(c), partner_field(), 0u);
+      set_side_word(slot_of(c), partner_field() + 1u, 0u);
     }
     if (tokens_of(slot_of(c)) == 0u) {
       free = min(free, c);
@@ -4173,7 +4235,7 @@ const FIELD_POSITION = 3u;
 const FIELD_TOKENS = 4u;
 const FIELD_VALUE_NORM = 5u;
 const FIELD_BIAS = 6u;
-// The field after the vote biases: see \`partnerField\` of the backends.
+// The first field after the vote biases: see \`partnerField\` of the backends.
 fn partner_field() -> u32 {
   return FIELD_BIAS + LANES;
 }
@@ -4309,7 +4371,7 @@ const FIELD_POSITION = 3u;
 const FIELD_TOKENS = 4u;
 const FIELD_VALUE_NORM = 5u;
 const FIELD_BIAS = 6u;
-// The field after the vote biases: see \`partnerField\` of the backends.
+// The first field after the vote biases: see \`partnerField\` of the backends.
 fn partner_field() -> u32 {
   return FIELD_BIAS + LANES;
 }

@@ -1,0 +1,109 @@
+// The two nearest partners of each slot that may go in a decode step: see
+// src/reference/partners.ts.
+//
+// Slots that know no partner, a few as a rule, come first in the list and are
+// compared with all others; these are compared with what they remember as well.
+// So a block reads its share of the keys and values once: a warp has those of
+// eight slots in registers, right operands of tensor core products whose rows
+// are 16 of the slots that know no partner. A block is small, because those of
+// all layers run beside the logits, which leave a part of each multiprocessor.
+//
+// Squared distances come from products and squares, those from what a slot
+// remembers from differences, which lose nothing where two are close.
+#pragma once
+
+#include "overlap.cuh"
+#include "partner_tile.cuh"
+
+// Blocks that fit on a multiprocessor: three beside the logits, which take half
+// of its registers.
+template <int DIM>
+constexpr int kPartnerBlocks = DIM == 256 ? 3 : 6;
+
+// Looks for the partners of the slots of one part of each head's list.
+template <int DIM, bool ALIGNED>
+__global__ void __launch_bounds__(kPartnerThreads, kPartnerBlocks<DIM>)
+    partners_kernel(skv_merge_attend_args args, Evidence evidence) {
+  __shared__ PartnersShared<DIM> shared;
+  begin_kernel();
+  PartnerJob work;
+  if (!turn_to_head(args, evidence, blockIdx.z, blockIdx.y, work.job)) return;
+  const PairWork &pairs = evidence.pairs;
+  const uint4 header = pairs.headers[work.job.index];
+  const uint32_t capacity = args.cache.max_capacity;
+  work.count = header.x;
+  work.alone = header.y;
+  work.list = pairs.lists + static_cast<size_t>(work.job.index) * capacity;
+  work.found = pairs.found_of(work.job.index, 0, capacity);
+  work.own_found = pairs.found_of(work.job.index, blockIdx.x, capacity);
+  const PairCosts costs(args.policy, __uint_as_float(header.z));
+  const uint32_t per_part = pairs.part_places(work.count);
+  const uint32_t begin = blockIdx.x * per_part;
+  const uint32_t end = min(work.count, begin + per_part);
+  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+  // The rows that are in shared memory.
+  uint32_t fetched = kNoItem;
+  for (uint32_t first = begin; first < end; first += kPartnerTile) {
+    const uint32_t place = first + 8 * warp_id() + g;
+    PartnerColumn column =
+        column_of<DIM, ALIGNED>(args, work, costs, min(place, end - 1));
+    if (place >= end) column.number = kNoItem;
+    if (t == 0) shared.columns[8 * warp_id() + g] = column;
+    __syncwarp();
+    BestTwo nearest[2] = {kNoneFound, kNoneFound};
+    for (uint32_t row = 0; row < work.alone; row += kAloneRows) {
+      if (fetched != row) {
+        // Nobody reads the rows before these any more.
+        __syncthreads();
+        fetch_rows<DIM, ALIGNED>(args, work, row, shared);
+        fetched = row;
+      }
+      __syncthreads();
+      compare_rows<DIM, ALIGNED>(args, work, costs, shared, nearest);
+      __syncthreads();
+      leave_rows(args, work, row, first != begin, shared);
+    }
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+      nearest[c] = best_two_of_lanes<4, 16>(nearest[c]);
+    }
+    // All lanes with the same t have found as much for columns 2 t and 2 t + 1:
+    // one of them stores each.
+    const uint32_t c = 8 * warp_id() + 2 * t + g;
+    if (g < 2 && shared.columns[c].number != kNoItem &&
+        first + c >= work.alone) {
+      BestTwo best = shared.columns[c].known;
+      if (g == 0) best.join(nearest[0]);
+      if (g == 1) best.join(nearest[1]);
+      work.found[first + c] = pack_found(best);
+    }
+    __syncwarp();
+  }
+}
+
+template <int DIM>
+inline cudaError_t launch_partners_width(const skv_merge_attend_args &args,
+                                         const Evidence &evidence,
+                                         const Launch &launch) {
+  const auto kernel = args.sizes.head_dim % 8 == 0
+                          ? partners_kernel<DIM, true>
+                          : partners_kernel<DIM, false>;
+  const dim3 grid(evidence.pairs.parts, args.sizes.kv_heads, args.step.rows);
+  return launch_kernel(launch, kernel, grid, kPartnerThreads, 0, args,
+                       evidence);
+}
+
+inline cudaError_t launch_partners(const skv_merge_attend_args &args,
+                                   const Evidence &evidence,
+                                   const Launch &launch) {
+  switch (padded_width(args.sizes.head_dim)) {
+    case 32:
+      return launch_partners_width<32>(args, evidence, launch);
+    case 64:
+      return launch_partners_width<64>(args, evidence, launch);
+    case 128:
+      return launch_partners_width<128>(args, evidence, launch);
+    default:
+      return launch_partners_width<256>(args, evidence, launch);
+  }
+}

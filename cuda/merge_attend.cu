@@ -6,7 +6,7 @@
 // Attention reads keys and values once, 4 head_dim bytes per slot, and the vote
 // biases. The slots of a head are split over blocks, and by tiles over warps:
 // see lib/attend_slots.cuh. The last block of a head to finish adds the parts
-// up: see lib/attend_parts.cuh. Where a merge will ask for the most similar
+// up: see lib/attend_output.cuh. Where a merge will ask for the most similar
 // key, it is looked for on the way, for slots that are likely to go: see
 // lib/riders.cuh.
 //
@@ -21,7 +21,7 @@
 // which the rest of the layer then waits for: 17 µs per layer with 512 slots on
 // an H200, a tenth of a step of an 8B model; and right after attention, beside
 // the products of the layer: 7 µs.
-#include "lib/attend_parts.cuh"
+#include "lib/attend_output.cuh"
 #include "lib/evict_step.cuh"
 #include "lib/leave_evidence.cuh"
 #include "lib/overlap.cuh"

@@ -534,8 +534,144 @@ struct Share {
   }
 };
 `,
-  "lib/attend_parts.cuh": `// How the parts of an attention become one: those of the warps of a block, then
-// those of the blocks of a head.
+  "lib/attend_output.cuh": `// The output of attention: the parts of the blocks of a head, added up by the
+// last of them, or the only one's.
+#pragma once
+
+#include "attend_parts.cuh"
+
+// Writes four dimensions of the output of a query head.
+__device__ inline void store_output(const skv_merge_attend_args &args,
+                                    const HeadJob &job,
+                                    const Evidence &evidence, uint32_t g,
+                                    uint32_t d, float4 x) {
+  const uint32_t head_dim = args.sizes.head_dim;
+  if (d >= head_dim) return;
+  const auto store = [&](float *to) {
+    if (head_dim % 4 == 0) {
+      *reinterpret_cast<float4 *>(to) = x;
+    } else {
+      // The width is even.
+      *reinterpret_cast<float2 *>(to) = {x.x, x.y};
+      if (d + 2 < head_dim) *reinterpret_cast<float2 *>(to + 2) = {x.z, x.w};
+    }
+  };
+  store(args.output + query_row(args, job, g) * head_dim + d);
+  if (evidence.outputs == nullptr) return;
+  const size_t own =
+      static_cast<size_t>(job.index) * job.group + job.first_head + g;
+  store(evidence.outputs + own * head_dim + d);
+}
+
+// Parts whose values are read at a time.
+constexpr uint32_t kPartsAhead = 8;
+
+// Adds the parts of all blocks up and writes the output. Returns the counts of
+// live slots and of the first free one, in the first thread of those that have
+// the first heads.
+template <int DIM>
+__device__ inline uint2 combine(const skv_merge_attend_args &args,
+                                const HeadJob &job, const AttendParts &parts,
+                                const Evidence &evidence, uint32_t splits,
+                                AttendShared<DIM> &shared) {
+  static_assert(kMaxSplits % 32 == 0, "lanes share the splits");
+  const size_t first = static_cast<size_t>(job.index) * parts.most_splits;
+  const auto load = [&](uint32_t g, uint32_t d, uint32_t begin,
+                        float4(&x)[kPartsAhead]) {
+#pragma unroll
+    for (uint32_t i = 0; i < kPartsAhead; i++) {
+      x[i] = {};
+      if (begin + i >= splits || g >= job.heads) continue;
+      const size_t head = (first + begin + i) * job.group + job.first_head + g;
+      x[i] = __ldcg(
+          reinterpret_cast<const float4 *>(parts.values + head * DIM + d));
+    }
+  };
+  // All that is read first is on its way together.
+  float4 ahead[kPartsAhead];
+  load(threadIdx.x / (DIM / 4), threadIdx.x % (DIM / 4) * 4, 0, ahead);
+  uint2 counts = {0, kNoSlot};
+  if (warp_id() == 0 && job.first_head == 0) {
+#pragma unroll 1
+    for (uint32_t s = lane_id(); s < splits; s += 32) {
+      const uint2 other = __ldcg(parts.counts + first + s);
+      counts.x += other.x;
+      counts.y = min(counts.y, other.y);
+    }
+    counts.x = __reduce_add_sync(kAllLanes, counts.x);
+    counts.y = __reduce_min_sync(kAllLanes, counts.y);
+  }
+#pragma unroll 1
+  for (uint32_t g = warp_id(); g < job.heads; g += kAttendWarps) {
+    SoftmaxState states[kMaxSplits / 32];
+    float max = -INFINITY;
+#pragma unroll
+    for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
+      const uint32_t s = lane_id() + 32 * k;
+      states[k] = init_softmax();
+      if (s >= splits) continue;
+      const float2 state =
+          __ldcg(parts.states + (first + s) * kMaxGroup + job.first_head + g);
+      states[k] = {state.x, state.y};
+      max = fmaxf(max, state.x);
+    }
+    max = warp_max(max);
+    float sum = 0.0f;
+#pragma unroll
+    for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
+      sum += states[k].sum * exp2_fast(states[k].max - finite(max));
+    }
+    sum = warp_sum(sum);
+#pragma unroll
+    for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
+      const uint32_t s = lane_id() + 32 * k;
+      if (s >= splits) continue;
+      shared.factors[s][g] = exp2_fast(states[k].max - finite(max)) / sum;
+    }
+    if (lane_id() == 0) shared.log_sums[g] = log_sum_of_bits({max, sum});
+  }
+  __syncthreads();
+  for_each_four<DIM>(job, [&](uint32_t g, uint32_t d) {
+    float4 sum = {};
+#pragma unroll 1
+    for (uint32_t begin = 0; begin < splits; begin += kPartsAhead) {
+      const bool is_here = begin == 0 && g * (DIM / 4) + d / 4 == threadIdx.x;
+      if (!is_here) load(g, d, begin, ahead);
+#pragma unroll
+      for (uint32_t i = 0; i < kPartsAhead; i++) {
+        if (begin + i >= splits) continue;
+        const float factor = shared.factors[begin + i][g];
+        sum.x += ahead[i].x * factor, sum.y += ahead[i].y * factor;
+        sum.z += ahead[i].z * factor, sum.w += ahead[i].w * factor;
+      }
+    }
+    store_output(args, job, evidence, g, d, sum);
+  });
+  return counts;
+}
+
+// The same where the block had all slots.
+template <int DIM>
+__device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
+                                     const HeadJob &job,
+                                     const Evidence &evidence,
+                                     AttendShared<DIM> &shared) {
+  for_each_four<DIM>(job, [&](uint32_t g, uint32_t d) {
+    const SoftmaxState state = block_state(shared, g);
+    float4 x = block_values(shared, g, d, state.max);
+    x.x /= state.sum, x.y /= state.sum, x.z /= state.sum, x.w /= state.sum;
+    store_output(args, job, evidence, g, d, x);
+  });
+  if (threadIdx.x < job.heads) {
+    shared.log_sums[threadIdx.x] =
+        log_sum_of_bits(block_state(shared, threadIdx.x));
+  }
+  __syncthreads();
+  return block_counts(shared);
+}
+`,
+  "lib/attend_parts.cuh": `// The parts of an attention: those of the warps of a block become one, which
+// the block leaves for the others of the head.
 #pragma once
 
 #include "attend_slots.cuh"
@@ -718,136 +854,6 @@ __device__ inline bool publish(const HeadJob &job, const AttendParts &parts,
   if (shared.ticket != splits - 1) return false;
   __threadfence();
   return true;
-}
-
-// Writes four dimensions of the output of a query head.
-__device__ inline void store_output(const skv_merge_attend_args &args,
-                                    const HeadJob &job,
-                                    const Evidence &evidence, uint32_t g,
-                                    uint32_t d, float4 x) {
-  const uint32_t head_dim = args.sizes.head_dim;
-  if (d >= head_dim) return;
-  const auto store = [&](float *to) {
-    if (head_dim % 4 == 0) {
-      *reinterpret_cast<float4 *>(to) = x;
-    } else {
-      // The width is even.
-      *reinterpret_cast<float2 *>(to) = {x.x, x.y};
-      if (d + 2 < head_dim) *reinterpret_cast<float2 *>(to + 2) = {x.z, x.w};
-    }
-  };
-  store(args.output + query_row(args, job, g) * head_dim + d);
-  if (evidence.outputs == nullptr) return;
-  const size_t own =
-      static_cast<size_t>(job.index) * job.group + job.first_head + g;
-  store(evidence.outputs + own * head_dim + d);
-}
-
-// Parts whose values are read at a time.
-constexpr uint32_t kPartsAhead = 8;
-
-// Adds the parts of all blocks up and writes the output. Returns the counts of
-// live slots and of the first free one, in the first thread of those that have
-// the first heads.
-template <int DIM>
-__device__ inline uint2 combine(const skv_merge_attend_args &args,
-                                const HeadJob &job, const AttendParts &parts,
-                                const Evidence &evidence, uint32_t splits,
-                                AttendShared<DIM> &shared) {
-  static_assert(kMaxSplits % 32 == 0, "lanes share the splits");
-  const size_t first = static_cast<size_t>(job.index) * parts.most_splits;
-  const auto load = [&](uint32_t g, uint32_t d, uint32_t begin,
-                        float4(&x)[kPartsAhead]) {
-#pragma unroll
-    for (uint32_t i = 0; i < kPartsAhead; i++) {
-      x[i] = {};
-      if (begin + i >= splits || g >= job.heads) continue;
-      const size_t head = (first + begin + i) * job.group + job.first_head + g;
-      x[i] = __ldcg(
-          reinterpret_cast<const float4 *>(parts.values + head * DIM + d));
-    }
-  };
-  // All that is read first is on its way together.
-  float4 ahead[kPartsAhead];
-  load(threadIdx.x / (DIM / 4), threadIdx.x % (DIM / 4) * 4, 0, ahead);
-  uint2 counts = {0, kNoSlot};
-  if (warp_id() == 0 && job.first_head == 0) {
-#pragma unroll 1
-    for (uint32_t s = lane_id(); s < splits; s += 32) {
-      const uint2 other = __ldcg(parts.counts + first + s);
-      counts.x += other.x;
-      counts.y = min(counts.y, other.y);
-    }
-    counts.x = __reduce_add_sync(kAllLanes, counts.x);
-    counts.y = __reduce_min_sync(kAllLanes, counts.y);
-  }
-#pragma unroll 1
-  for (uint32_t g = warp_id(); g < job.heads; g += kAttendWarps) {
-    SoftmaxState states[kMaxSplits / 32];
-    float max = -INFINITY;
-#pragma unroll
-    for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
-      const uint32_t s = lane_id() + 32 * k;
-      states[k] = init_softmax();
-      if (s >= splits) continue;
-      const float2 state =
-          __ldcg(parts.states + (first + s) * kMaxGroup + job.first_head + g);
-      states[k] = {state.x, state.y};
-      max = fmaxf(max, state.x);
-    }
-    max = warp_max(max);
-    float sum = 0.0f;
-#pragma unroll
-    for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
-      sum += states[k].sum * exp2_fast(states[k].max - finite(max));
-    }
-    sum = warp_sum(sum);
-#pragma unroll
-    for (uint32_t k = 0; k < kMaxSplits / 32; k++) {
-      const uint32_t s = lane_id() + 32 * k;
-      if (s >= splits) continue;
-      shared.factors[s][g] = exp2_fast(states[k].max - finite(max)) / sum;
-    }
-    if (lane_id() == 0) shared.log_sums[g] = log_sum_of_bits({max, sum});
-  }
-  __syncthreads();
-  for_each_four<DIM>(job, [&](uint32_t g, uint32_t d) {
-    float4 sum = {};
-#pragma unroll 1
-    for (uint32_t begin = 0; begin < splits; begin += kPartsAhead) {
-      const bool is_here = begin == 0 && g * (DIM / 4) + d / 4 == threadIdx.x;
-      if (!is_here) load(g, d, begin, ahead);
-#pragma unroll
-      for (uint32_t i = 0; i < kPartsAhead; i++) {
-        if (begin + i >= splits) continue;
-        const float factor = shared.factors[begin + i][g];
-        sum.x += ahead[i].x * factor, sum.y += ahead[i].y * factor;
-        sum.z += ahead[i].z * factor, sum.w += ahead[i].w * factor;
-      }
-    }
-    store_output(args, job, evidence, g, d, sum);
-  });
-  return counts;
-}
-
-// The same where the block had all slots.
-template <int DIM>
-__device__ inline uint2 finish_alone(const skv_merge_attend_args &args,
-                                     const HeadJob &job,
-                                     const Evidence &evidence,
-                                     AttendShared<DIM> &shared) {
-  for_each_four<DIM>(job, [&](uint32_t g, uint32_t d) {
-    const SoftmaxState state = block_state(shared, g);
-    float4 x = block_values(shared, g, d, state.max);
-    x.x /= state.sum, x.y /= state.sum, x.z /= state.sum, x.w /= state.sum;
-    store_output(args, job, evidence, g, d, x);
-  });
-  if (threadIdx.x < job.heads) {
-    shared.log_sums[threadIdx.x] =
-        log_sum_of_bits(block_state(shared, threadIdx.x));
-  }
-  __syncthreads();
-  return block_counts(shared);
 }
 `,
   "lib/attend_shape.cuh": `// What kernels of decode attention are compiled for.
@@ -10579,7 +10585,8 @@ __device__ inline TileProducts<TILES> multiply_keys(
 }
 
 // Logits with the queries for sinks. Few tiles have sinks, so these operands
-// wait nowhere: they are read for each.
+// wait nowhere: they are read for each. As long as nothing was evicted both
+// queries are the same, and so are the sums, added up in the same order.
 template <int DIM, int TILES>
 __device__ inline void multiply_sinks(const skv_merge_attend_args &args,
                                       const HeadJob &job,
@@ -10594,17 +10601,19 @@ __device__ inline void multiply_sinks(const skv_merge_attend_args &args,
       largest = fmaxf(largest, largest_of(column.pair(i / 2, i % 2)));
     }
     const Scale scale = column.scale_of_lanes(largest);
-    float x[4] = {};
+    float x[2][4] = {};
 #pragma unroll 2
     for (int step = 0; step < DIM / 16; step++) {
       const uint2 q =
           column.split(column.pair(step, 0), column.pair(step, 1), scale.scale);
-      mma_cached(x, load_matrices(keys + 16 * step), q.x, q.y);
+      mma_cached(x[step % 2], load_matrices(keys + 16 * step), q.x, q.y);
     }
     const float inverse = column.inverse(scale);
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-      logits[u][k] = (x[2 * k] + x[2 * k + 1]) * inverse;
+      const float high = x[0][2 * k] + x[1][2 * k];
+      const float low = x[0][2 * k + 1] + x[1][2 * k + 1];
+      logits[u][k] = (high + low) * inverse;
     }
   }
 }
@@ -11440,6 +11449,7 @@ class WeightStream {
 
 #include <algorithm>
 
+#include "../runtime/clusters.cuh"
 #include "half_rows.cuh"
 #include "wide_tiles.cuh"
 
@@ -11585,21 +11595,19 @@ inline cudaError_t multiply_wide(const Product &product, const Pairs &pairs,
     if (status != cudaSuccess) return status;
     const HalfRows rows = place_half_rows(product, scratch);
     TileMap weight_map, row_map;
-    done =
-        describe_tiles(launch.tile_maps,
-                       {weight.data, weight.rows, weight.pitch, kWideOutputs},
-                       &weight_map) &&
-        describe_tiles(launch.tile_maps,
-                       {rows.high, halves * product.rows, weight.pitch,
-                        Shape::kLines / halves},
-                       &row_map);
+    done = launch.tile_maps->describe(
+               {weight.data, weight.rows, weight.pitch, kWideOutputs},
+               &weight_map) &&
+           launch.tile_maps->describe({rows.high, halves * product.rows,
+                                       weight.pitch, Shape::kLines / halves},
+                                      &row_map);
     if (!done) return cudaSuccess;
     status = make_half_rows(product, rows, launch);
     if (status != cudaSuccess) return status;
-    return launch_cluster(launch, plan.cluster, kernel,
-                          dim3(plan.cluster, plan.tiles), kWideThreads,
-                          plan.bytes, product, pairs, rows.inverse, halves,
-                          plan.stages, weight_map, row_map);
+    const cudaLaunchAttribute cluster = cluster_attribute(plan.cluster);
+    return launch_as(launch, &cluster, kernel, dim3(plan.cluster, plan.tiles),
+                     kWideThreads, plan.bytes, product, pairs, rows.inverse,
+                     halves, plan.stages, weight_map, row_map);
   });
 }
 `,
@@ -11870,7 +11878,7 @@ cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
 // Attention reads keys and values once, 4 head_dim bytes per slot, and the vote
 // biases. The slots of a head are split over blocks, and by tiles over warps:
 // see lib/attend_slots.cuh. The last block of a head to finish adds the parts
-// up: see lib/attend_parts.cuh. Where a merge will ask for the most similar
+// up: see lib/attend_output.cuh. Where a merge will ask for the most similar
 // key, it is looked for on the way, for slots that are likely to go: see
 // lib/riders.cuh.
 //
@@ -11885,7 +11893,7 @@ cudaError_t launch_lm_head(const skv_lm_head_args &args, const Launch &launch) {
 // which the rest of the layer then waits for: 17 µs per layer with 512 slots on
 // an H200, a tenth of a step of an 8B model; and right after attention, beside
 // the products of the layer: 7 µs.
-#include "lib/attend_parts.cuh"
+#include "lib/attend_output.cuh"
 #include "lib/evict_step.cuh"
 #include "lib/leave_evidence.cuh"
 #include "lib/overlap.cuh"
@@ -13053,6 +13061,35 @@ cudaError_t launch_query_statistics(const skv_query_statistics_args &args,
   return launch_kernel(launch, count_kernel, grid, threads, 0, args);
 }
 `,
+  "runtime/clusters.cuh": `// Clusters: blocks side by side that run at the same time and read each other's
+// shared memory.
+#pragma once
+
+#include "launch.cuh"
+
+inline cudaLaunchAttribute cluster_attribute(uint32_t blocks) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = blocks;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  return attribute;
+}
+
+// How many clusters of \`blocks\` blocks the device has room for at a time.
+template <class Kernel>
+inline cudaError_t most_clusters(const Launch &launch, uint32_t blocks,
+                                 Kernel kernel, uint32_t threads,
+                                 size_t shared_bytes, int &clusters) {
+  cudaLaunchAttribute attribute = cluster_attribute(blocks);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks, launch.multiprocessors);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+}
+`,
   "runtime/context.cu": `// Opening a device, its memory, and what is said when something fails.
 #include <stdarg.h>
 #include <stdio.h>
@@ -13062,7 +13099,6 @@ cudaError_t launch_query_statistics(const skv_query_statistics_args &args,
 
 #include "../lib/cached.cuh"
 #include "context.cuh"
-#include "tile_maps.cuh"
 
 namespace {
 
@@ -13179,7 +13215,7 @@ cudaError_t create_streams(skv_context *context) {
   context->shared_bytes = static_cast<size_t>(shared_bytes);
   context->multiprocessors = static_cast<uint32_t>(multiprocessors);
   context->overlaps = major >= 9;
-  context->tile_maps = find_tile_maps(major);
+  context->tile_maps = TileMaps::open(major);
   if (error == cudaSuccess) {
     error = cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking);
   }
@@ -13357,6 +13393,7 @@ int32_t skv_synchronize(skv_context *context) {
 #include "launch.cuh"
 #include "matrix_library.cuh"
 #include "staging.cuh"
+#include "tile_maps.cuh"
 
 struct skv_context {
   int device = 0;
@@ -13369,7 +13406,7 @@ struct skv_context {
   // Whether the device can start a kernel before the one in front has ended.
   bool overlaps = false;
   // Null where the device has no engines that copy tiles.
-  const TileMapWriter *tile_maps = nullptr;
+  std::unique_ptr<TileMaps> tile_maps;
   // Whether the library was looked for, and what was found.
   bool has_looked = false;
   std::unique_ptr<MatrixLibrary> library;
@@ -13495,7 +13532,7 @@ struct Needs {
 };
 
 class MatrixLibrary;
-struct TileMapWriter;
+class TileMaps;
 
 // Streams for work that the rest of the program does not wait for.
 struct Sides {
@@ -13526,7 +13563,7 @@ struct Launch {
   // Null where all products are ours.
   MatrixLibrary *library;
   // Null where tiles are copied by threads.
-  const TileMapWriter *tile_maps;
+  const TileMaps *tile_maps;
 };
 
 // A launch on a stream that goes on beside the main one, from here on; the end
@@ -13536,13 +13573,13 @@ cudaError_t fork(const Launch &launch, Launch *side);
 // Makes the main stream wait for the others.
 cudaError_t join(const Launch &launch);
 
-// Launches a kernel whose blocks are in clusters of \`cluster\` blocks side by
-// side.
+// Launches a kernel; \`form\` is one more attribute of the launch, or null.
 template <class... Parameters, class... Arguments>
-inline cudaError_t launch_cluster(const Launch &launch, uint32_t cluster,
-                                  void (*kernel)(Parameters...), dim3 grid,
-                                  uint32_t threads, size_t shared_bytes,
-                                  const Arguments &...arguments) {
+inline cudaError_t launch_as(const Launch &launch,
+                             const cudaLaunchAttribute *form,
+                             void (*kernel)(Parameters...), dim3 grid,
+                             uint32_t threads, size_t shared_bytes,
+                             const Arguments &...arguments) {
   cudaLaunchAttribute attributes[2] = {};
   uint32_t count = 0;
   if (launch.overlaps) {
@@ -13550,12 +13587,7 @@ inline cudaError_t launch_cluster(const Launch &launch, uint32_t cluster,
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     overlap.val.programmaticStreamSerializationAllowed = 1;
   }
-  if (cluster > 1) {
-    cudaLaunchAttribute &clusters = attributes[count++];
-    clusters.id = cudaLaunchAttributeClusterDimension;
-    clusters.val.clusterDim.x = cluster;
-    clusters.val.clusterDim.y = clusters.val.clusterDim.z = 1;
-  }
+  if (form != nullptr) attributes[count++] = *form;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
@@ -13566,32 +13598,14 @@ inline cudaError_t launch_cluster(const Launch &launch, uint32_t cluster,
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
-// How many such clusters the device has room for at a time.
-template <class Kernel>
-inline cudaError_t most_clusters(const Launch &launch, uint32_t cluster,
-                                 Kernel kernel, uint32_t threads,
-                                 size_t shared_bytes, int &clusters) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(cluster, launch.multiprocessors);
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
-}
-
-// Launches a kernel.
+// The same for most kernels.
 template <class... Parameters, class... Arguments>
 inline cudaError_t launch_kernel(const Launch &launch,
                                  void (*kernel)(Parameters...), dim3 grid,
                                  uint32_t threads, size_t shared_bytes,
                                  const Arguments &...arguments) {
-  return launch_cluster(launch, 1, kernel, grid, threads, shared_bytes,
-                        arguments...);
+  return launch_as(launch, nullptr, kernel, grid, threads, shared_bytes,
+                   arguments...);
 }
 
 // Launches a kernel that starts when everything in front of it has ended.
@@ -14030,7 +14044,7 @@ int32_t launch_calls(skv_program *program) {
   launch.overlaps = !checks && context->overlaps;
   launch.sides = checks ? nullptr : &context->sides;
   launch.library = context->library.get();
-  launch.tile_maps = context->tile_maps;
+  launch.tile_maps = context->tile_maps.get();
   Launcher launcher(launch, program->own, checks);
   const auto fail_with = [&](cudaError_t error, const char *what) {
     // Nobody joins what this program began: the next one must not either.
@@ -14417,46 +14431,35 @@ constexpr int kZeroFilled = 0;
 
 }  // namespace
 
-struct TileMapWriter {
-  int (*encode)(TileMap *map, int type, uint32_t dimensions, void *data,
-                const uint64_t *sizes, const uint64_t *strides,
-                const uint32_t *tile_sizes, const uint32_t *tile_strides,
-                int interleave, int swizzle, int promotion, int fill);
-};
-
-const TileMapWriter *find_tile_maps(int compute_capability_major) {
-  // The products that read such tiles are those of Hopper.
+std::unique_ptr<TileMaps> TileMaps::open(int compute_capability_major) {
+  // Products of such tiles are Hopper's.
   if (compute_capability_major != 9) return nullptr;
-  static const TileMapWriter writer = [] {
-    TileMapWriter found = {};
-    void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (driver != nullptr) {
-      found.encode = reinterpret_cast<decltype(found.encode)>(
-          dlsym(driver, "cuTensorMapEncodeTiled"));
-    }
-    return found;
-  }();
-  return writer.encode == nullptr ? nullptr : &writer;
+  void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (driver == nullptr) return nullptr;
+  const auto encode =
+      reinterpret_cast<Encode>(dlsym(driver, "cuTensorMapEncodeTiled"));
+  if (encode == nullptr) return nullptr;
+  return std::unique_ptr<TileMaps>(new TileMaps(encode));
 }
 
-bool describe_tiles(const TileMapWriter *writer, const TiledMatrix &matrix,
-                    TileMap *map) {
+bool TileMaps::describe(const TiledMatrix &matrix, TileMap *map) const {
   const uint64_t sizes[2] = {matrix.pitch, matrix.rows};
   const uint64_t strides[1] = {uint64_t{matrix.pitch} * sizeof(skv_half)};
   const uint32_t tile_sizes[2] = {kTileColumns, matrix.tile_rows};
   const uint32_t tile_strides[2] = {1, 1};
-  return writer->encode(map, kHalf, 2, const_cast<skv_half *>(matrix.data),
-                        sizes, strides, tile_sizes, tile_strides,
-                        kNotInterleaved, kSwizzled128, kPromoted256,
-                        kZeroFilled) == kSuccess;
+  return encode_(map, kHalf, 2, const_cast<skv_half *>(matrix.data), sizes,
+                 strides, tile_sizes, tile_strides, kNotInterleaved,
+                 kSwizzled128, kPromoted256, kZeroFilled) == kSuccess;
 }
 `,
   "runtime/tile_maps.cuh": `// Descriptions of matrices for the copy engines of multiprocessors, which bring
-// whole tiles to shared memory by themselves: see lib/tile_copies.cuh.
+// whole tiles to shared memory by themselves: see lib/group_instructions.cuh.
 #pragma once
 
 #include <stddef.h>
 #include <stdint.h>
+
+#include <memory>
 
 #include "../steadykv.h"
 
@@ -14464,6 +14467,9 @@ bool describe_tiles(const TileMapWriter *writer, const TiledMatrix &matrix,
 struct alignas(64) TileMap {
   uint64_t words[16];
 };
+
+// Columns of a tile: lines of 128 bytes.
+constexpr uint32_t kTileColumns = 64;
 
 // A matrix of halves and the tiles that are taken from it: kTileColumns columns
 // of some rows.
@@ -14475,18 +14481,26 @@ struct TiledMatrix {
   uint32_t tile_rows;
 };
 
-// Columns of a tile: lines of 128 bytes.
-constexpr uint32_t kTileColumns = 64;
+class TileMaps {
+ public:
+  // Null where the driver cannot describe matrices, or where the device is not
+  // made for products of such tiles.
+  static std::unique_ptr<TileMaps> open(int compute_capability_major);
 
-// The driver's function that writes descriptions.
-struct TileMapWriter;
+  // Describes a matrix. False if the driver refuses.
+  bool describe(const TiledMatrix &matrix, TileMap *map) const;
 
-// Finds it; null where the driver has none or the device no such engines.
-const TileMapWriter *find_tile_maps(int compute_capability_major);
+ private:
+  using Encode = int (*)(TileMap *map, int type, uint32_t dimensions,
+                         void *data, const uint64_t *sizes,
+                         const uint64_t *strides, const uint32_t *tile_sizes,
+                         const uint32_t *tile_strides, int interleave,
+                         int swizzle, int promotion, int fill);
 
-// Describes a matrix. False if the driver refuses.
-bool describe_tiles(const TileMapWriter *writer, const TiledMatrix &matrix,
-                    TileMap *map);
+  explicit TileMaps(Encode encode) : encode_(encode) {}
+
+  const Encode encode_;
+};
 `,
   "runtime/transfer.cu": `// Writes and reads, and kernels that convert to and from 16 bits on the way:
 // straight from and to pinned host memory, so that no memory of the device is

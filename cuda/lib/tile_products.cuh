@@ -66,7 +66,8 @@ __device__ inline TileProducts<TILES> multiply_keys(
 }
 
 // Logits with the queries for sinks. Few tiles have sinks, so these operands
-// wait nowhere: they are read for each.
+// wait nowhere: they are read for each. As long as nothing was evicted both
+// queries are the same, and so are the sums, added up in the same order.
 template <int DIM, int TILES>
 __device__ inline void multiply_sinks(const skv_merge_attend_args &args,
                                       const HeadJob &job,
@@ -81,17 +82,19 @@ __device__ inline void multiply_sinks(const skv_merge_attend_args &args,
       largest = fmaxf(largest, largest_of(column.pair(i / 2, i % 2)));
     }
     const Scale scale = column.scale_of_lanes(largest);
-    float x[4] = {};
+    float x[2][4] = {};
 #pragma unroll 2
     for (int step = 0; step < DIM / 16; step++) {
       const uint2 q =
           column.split(column.pair(step, 0), column.pair(step, 1), scale.scale);
-      mma_cached(x, load_matrices(keys + 16 * step), q.x, q.y);
+      mma_cached(x[step % 2], load_matrices(keys + 16 * step), q.x, q.y);
     }
     const float inverse = column.inverse(scale);
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-      logits[u][k] = (x[2 * k] + x[2 * k + 1]) * inverse;
+      const float high = x[0][2 * k] + x[1][2 * k];
+      const float low = x[0][2 * k + 1] + x[1][2 * k + 1];
+      logits[u][k] = (high + low) * inverse;
     }
   }
 }

@@ -19,6 +19,7 @@
 
 #include <algorithm>
 
+#include "../runtime/clusters.cuh"
 #include "half_rows.cuh"
 #include "wide_tiles.cuh"
 
@@ -164,20 +165,18 @@ inline cudaError_t multiply_wide(const Product &product, const Pairs &pairs,
     if (status != cudaSuccess) return status;
     const HalfRows rows = place_half_rows(product, scratch);
     TileMap weight_map, row_map;
-    done =
-        describe_tiles(launch.tile_maps,
-                       {weight.data, weight.rows, weight.pitch, kWideOutputs},
-                       &weight_map) &&
-        describe_tiles(launch.tile_maps,
-                       {rows.high, halves * product.rows, weight.pitch,
-                        Shape::kLines / halves},
-                       &row_map);
+    done = launch.tile_maps->describe(
+               {weight.data, weight.rows, weight.pitch, kWideOutputs},
+               &weight_map) &&
+           launch.tile_maps->describe({rows.high, halves * product.rows,
+                                       weight.pitch, Shape::kLines / halves},
+                                      &row_map);
     if (!done) return cudaSuccess;
     status = make_half_rows(product, rows, launch);
     if (status != cudaSuccess) return status;
-    return launch_cluster(launch, plan.cluster, kernel,
-                          dim3(plan.cluster, plan.tiles), kWideThreads,
-                          plan.bytes, product, pairs, rows.inverse, halves,
-                          plan.stages, weight_map, row_map);
+    const cudaLaunchAttribute cluster = cluster_attribute(plan.cluster);
+    return launch_as(launch, &cluster, kernel, dim3(plan.cluster, plan.tiles),
+                     kWideThreads, plan.bytes, product, pairs, rows.inverse,
+                     halves, plan.stages, weight_map, row_map);
   });
 }

@@ -7,7 +7,6 @@
 
 #include "../lib/cached.cuh"
 #include "context.cuh"
-#include "tile_maps.cuh"
 
 namespace {
 
@@ -124,7 +123,7 @@ cudaError_t create_streams(skv_context *context) {
   context->shared_bytes = static_cast<size_t>(shared_bytes);
   context->multiprocessors = static_cast<uint32_t>(multiprocessors);
   context->overlaps = major >= 9;
-  context->tile_maps = find_tile_maps(major);
+  context->tile_maps = TileMaps::open(major);
   if (error == cudaSuccess) {
     error = cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking);
   }

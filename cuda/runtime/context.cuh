@@ -11,6 +11,7 @@
 #include "launch.cuh"
 #include "matrix_library.cuh"
 #include "staging.cuh"
+#include "tile_maps.cuh"
 
 struct skv_context {
   int device = 0;
@@ -23,7 +24,7 @@ struct skv_context {
   // Whether the device can start a kernel before the one in front has ended.
   bool overlaps = false;
   // Null where the device has no engines that copy tiles.
-  const TileMapWriter *tile_maps = nullptr;
+  std::unique_ptr<TileMaps> tile_maps;
   // Whether the library was looked for, and what was found.
   bool has_looked = false;
   std::unique_ptr<MatrixLibrary> library;

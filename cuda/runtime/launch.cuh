@@ -46,7 +46,7 @@ struct Needs {
 };
 
 class MatrixLibrary;
-struct TileMapWriter;
+class TileMaps;
 
 // Streams for work that the rest of the program does not wait for.
 struct Sides {
@@ -77,7 +77,7 @@ struct Launch {
   // Null where all products are ours.
   MatrixLibrary *library;
   // Null where tiles are copied by threads.
-  const TileMapWriter *tile_maps;
+  const TileMaps *tile_maps;
 };
 
 // A launch on a stream that goes on beside the main one, from here on; the end
@@ -87,13 +87,13 @@ cudaError_t fork(const Launch &launch, Launch *side);
 // Makes the main stream wait for the others.
 cudaError_t join(const Launch &launch);
 
-// Launches a kernel whose blocks are in clusters of `cluster` blocks side by
-// side.
+// Launches a kernel; `form` is one more attribute of the launch, or null.
 template <class... Parameters, class... Arguments>
-inline cudaError_t launch_cluster(const Launch &launch, uint32_t cluster,
-                                  void (*kernel)(Parameters...), dim3 grid,
-                                  uint32_t threads, size_t shared_bytes,
-                                  const Arguments &...arguments) {
+inline cudaError_t launch_as(const Launch &launch,
+                             const cudaLaunchAttribute *form,
+                             void (*kernel)(Parameters...), dim3 grid,
+                             uint32_t threads, size_t shared_bytes,
+                             const Arguments &...arguments) {
   cudaLaunchAttribute attributes[2] = {};
   uint32_t count = 0;
   if (launch.overlaps) {
@@ -101,12 +101,7 @@ inline cudaError_t launch_cluster(const Launch &launch, uint32_t cluster,
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     overlap.val.programmaticStreamSerializationAllowed = 1;
   }
-  if (cluster > 1) {
-    cudaLaunchAttribute &clusters = attributes[count++];
-    clusters.id = cudaLaunchAttributeClusterDimension;
-    clusters.val.clusterDim.x = cluster;
-    clusters.val.clusterDim.y = clusters.val.clusterDim.z = 1;
-  }
+  if (form != nullptr) attributes[count++] = *form;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
@@ -117,32 +112,14 @@ inline cudaError_t launch_cluster(const Launch &launch, uint32_t cluster,
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
-// How many such clusters the device has room for at a time.
-template <class Kernel>
-inline cudaError_t most_clusters(const Launch &launch, uint32_t cluster,
-                                 Kernel kernel, uint32_t threads,
-                                 size_t shared_bytes, int &clusters) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(cluster, launch.multiprocessors);
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
-}
-
-// Launches a kernel.
+// The same for most kernels.
 template <class... Parameters, class... Arguments>
 inline cudaError_t launch_kernel(const Launch &launch,
                                  void (*kernel)(Parameters...), dim3 grid,
                                  uint32_t threads, size_t shared_bytes,
                                  const Arguments &...arguments) {
-  return launch_cluster(launch, 1, kernel, grid, threads, shared_bytes,
-                        arguments...);
+  return launch_as(launch, nullptr, kernel, grid, threads, shared_bytes,
+                   arguments...);
 }
 
 // Launches a kernel that starts when everything in front of it has ended.

@@ -1,9 +1,11 @@
 // Descriptions of matrices for the copy engines of multiprocessors, which bring
-// whole tiles to shared memory by themselves: see lib/tile_copies.cuh.
+// whole tiles to shared memory by themselves: see lib/group_instructions.cuh.
 #pragma once
 
 #include <stddef.h>
 #include <stdint.h>
+
+#include <memory>
 
 #include "../steadykv.h"
 
@@ -11,6 +13,9 @@
 struct alignas(64) TileMap {
   uint64_t words[16];
 };
+
+// Columns of a tile: lines of 128 bytes.
+constexpr uint32_t kTileColumns = 64;
 
 // A matrix of halves and the tiles that are taken from it: kTileColumns columns
 // of some rows.
@@ -22,15 +27,23 @@ struct TiledMatrix {
   uint32_t tile_rows;
 };
 
-// Columns of a tile: lines of 128 bytes.
-constexpr uint32_t kTileColumns = 64;
+class TileMaps {
+ public:
+  // Null where the driver cannot describe matrices, or where the device is not
+  // made for products of such tiles.
+  static std::unique_ptr<TileMaps> open(int compute_capability_major);
 
-// The driver's function that writes descriptions.
-struct TileMapWriter;
+  // Describes a matrix. False if the driver refuses.
+  bool describe(const TiledMatrix &matrix, TileMap *map) const;
 
-// Finds it; null where the driver has none or the device no such engines.
-const TileMapWriter *find_tile_maps(int compute_capability_major);
+ private:
+  using Encode = int (*)(TileMap *map, int type, uint32_t dimensions,
+                         void *data, const uint64_t *sizes,
+                         const uint64_t *strides, const uint32_t *tile_sizes,
+                         const uint32_t *tile_strides, int interleave,
+                         int swizzle, int promotion, int fill);
 
-// Describes a matrix. False if the driver refuses.
-bool describe_tiles(const TileMapWriter *writer, const TiledMatrix &matrix,
-                    TileMap *map);
+  explicit TileMaps(Encode encode) : encode_(encode) {}
+
+  const Encode encode_;
+};

@@ -1,6 +1,6 @@
 // Instructions that CUDA C++ has no words for, and shared memory whose size a
-// launch decides. Everything that only a GPU's compiler understands is in this
-// file: tests/cuda_emulation has another one in its place.
+// launch decides. What only a GPU's compiler understands is in this file, which
+// tests/cuda_emulation has another one for, and in group_instructions.cuh.
 #pragma once
 
 #include <cuda_runtime.h>

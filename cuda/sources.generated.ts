@@ -1293,6 +1293,178 @@ __device__ inline PartPairs parts_of(float x, float y) {
   return {cached_pair(x, x - rounded.x), cached_pair(y, y - rounded.y)};
 }
 `,
+  "lib/cheapest_pair.cuh": `// What was found for the slots of a list, and the merge of the cheapest pair.
+#pragma once
+
+#include "merge_one.cuh"
+#include "neighbour.cuh"
+#include "pair_costs.cuh"
+
+// Threads of blocks that merge.
+constexpr uint32_t kPairThreads = 128;
+constexpr uint32_t kPairWarps = kPairThreads / 32;
+
+// A head whose cheapest pair is looked for.
+struct PairJob {
+  EvictJob job;
+  // Slots that may go, those without a partner first: how many of both.
+  const uint32_t *list;
+  uint32_t count;
+  uint32_t alone;
+  // How far its values scatter.
+  float spread;
+  // Parts of the list that are searched, and places of each.
+  uint32_t parts;
+  uint32_t per_part;
+  // (parts, max_capacity)
+  uint4 *found;
+  uint32_t pitch;
+  // Parts that are done.
+  uint32_t *ticket;
+
+  __device__ Slot slot(const skv_merge_attend_args &args, uint32_t i) const {
+    return job.slot(args, i);
+  }
+  __device__ uint4 *found_by(uint32_t part) const {
+    return found + static_cast<size_t>(part) * pitch;
+  }
+};
+
+// The same as turn_to_head, with the list that was left of it.
+__device__ inline bool turn_to_pairs(const skv_merge_attend_args &args,
+                                     const Evidence &evidence, uint32_t row,
+                                     uint32_t kv_head, PairJob &work) {
+  const PairWork &pairs = evidence.pairs;
+  const uint32_t index = row * args.sizes.kv_heads + kv_head;
+  const uint4 header = pairs.headers[index];
+  if (!turn_to_head(args, evidence, row, kv_head, work.job)) return false;
+  work.pitch = args.cache.max_capacity;
+  work.list = pairs.lists + static_cast<size_t>(index) * work.pitch;
+  work.count = header.x;
+  work.alone = header.y;
+  work.spread = __uint_as_float(header.z);
+  work.per_part = pairs.part_places(header.x);
+  work.parts =
+      header.x == 0 ? 0 : (header.x + work.per_part - 1) / work.per_part;
+  work.found = pairs.found_of(index, 0, work.pitch);
+  work.ticket = pairs.tickets + index;
+  return true;
+}
+
+// What was found for a slot as it is stored, and back. Other blocks of the same
+// kernel may have stored it.
+__device__ inline void store_found(uint4 *to, const BestTwo &best) {
+  *to = {__float_as_uint(best.first.similarity), best.first.item,
+         __float_as_uint(best.second.similarity), best.second.item};
+}
+
+__device__ inline BestTwo load_found(const skv_merge_attend_args &args,
+                                     const PairJob &work, const uint4 *from) {
+  const uint4 words = __ldcg(from);
+  BestTwo best = {{__uint_as_float(words.x), 0, words.y},
+                  {__uint_as_float(words.z), 0, words.w}};
+  const auto position_of = [&](const Neighbour &slot) {
+    return slot.exists() ? work.slot(args, slot.item).word(kSlotPosition) : 0;
+  };
+  best.first.position = position_of(best.first);
+  best.second.position = position_of(best.second);
+  return best;
+}
+
+// Remembers the partners that all listed slots have found, but for \`a\` and \`b\`,
+// which know none. Called by the whole block.
+__device__ inline void remember_partners(const skv_merge_attend_args &args,
+                                         const PairJob &work, uint32_t a,
+                                         uint32_t b) {
+  const auto word_of = [&](uint32_t item) {
+    return item == a || item == b ? 0 : item + 1;
+  };
+  for (uint32_t i = threadIdx.x; i < work.count; i += kPairThreads) {
+    const uint4 found = __ldcg(work.found + i);
+    uint32_t nearest = word_of(found.y), next = word_of(found.w);
+    if (work.list[i] == a || work.list[i] == b) nearest = next = 0;
+    if (nearest == 0) nearest = next, next = 0;
+    set_partners(work.slot(args, work.list[i]), args.cache.lanes, nearest,
+                 next);
+  }
+}
+
+struct CheapestShared {
+  uint64_t keys[kPairWarps];
+  uint32_t places[kPairWarps];
+};
+
+// The place in the list of the slot whose pair costs least, or none if nobody
+// has found a partner. What all parts have found takes the place of what the
+// first part found. Called by the whole block.
+__device__ inline uint32_t cheapest_place(const skv_merge_attend_args &args,
+                                          const PairJob &work,
+                                          CheapestShared &shared) {
+  const uint32_t lanes = args.cache.lanes;
+  uint64_t lowest = kNoKey;
+  uint32_t place = kNoItem;
+  for (uint32_t i = threadIdx.x; i < work.count; i += kPairThreads) {
+    const uint32_t parts = i < work.alone ? work.parts : 1;
+    BestTwo best = kNoneFound;
+    for (uint32_t part = 0; part < parts; part++) {
+      best.join(load_found(args, work, work.found_by(part) + i));
+    }
+    if (parts > 1) store_found(work.found + i, best);
+    if (!best.first.exists()) continue;
+    const Slot slot = work.slot(args, work.list[i]);
+    float cost = -best.first.similarity;
+    if (args.policy.partners) {
+      cost = PairCosts::cost(
+          log_weight(slot, args.policy, lanes),
+          log_weight(work.slot(args, best.first.item), args.policy, lanes),
+          cost);
+    }
+    const uint64_t key = order_key(cost, slot.word(kSlotPosition));
+    if (key < lowest) lowest = key, place = i;
+  }
+  const uint64_t key = warp_min(lowest);
+  place = __reduce_min_sync(kAllLanes, lowest == key ? place : kNoItem);
+  if (lane_id() == 0) {
+    shared.keys[warp_id()] = key;
+    shared.places[warp_id()] = place;
+  }
+  __syncthreads();
+  uint32_t best = 0;
+  for (uint32_t warp = 1; warp < kPairWarps; warp++) {
+    if (shared.keys[warp] < shared.keys[best]) best = warp;
+  }
+  return shared.places[best];
+}
+
+// Merges the cheapest pair. Called by the whole block.
+template <bool QUERIES>
+__device__ inline void merge_cheapest(const skv_merge_attend_args &args,
+                                      const PairJob &work,
+                                      CheapestShared &shared) {
+  const EvictJob &job = work.job;
+  const uint32_t place = cheapest_place(args, work, shared);
+  // A slot that is alone has no partner, and is dropped.
+  uint32_t stays = kNoItem, goes = work.list[0];
+  if (place != kNoItem) {
+    const uint32_t a = work.list[place], b = __ldcg(work.found + place).y;
+    if (args.policy.partners) remember_partners(args, work, a, b);
+    const auto rank = [&](uint32_t i) {
+      const Slot slot = job.slot(args, i);
+      return rank_key(slot_score(args, job, slot, i), slot, args.policy);
+    };
+    const bool is_lower = rank(a) < rank(b);
+    stays = is_lower ? b : a;
+    goes = is_lower ? a : b;
+  }
+  // All threads have ranked the two before one warp merges them.
+  __syncthreads();
+  if (warp_id() != 0) return;
+  Merged merged = {};
+  if (stays != kNoItem) merged = merge_two<QUERIES>(args, job, stays, goes);
+  __syncwarp();
+  if (lane_id() == 0) remove_slot(args, job, goes, stays != kNoItem, merged);
+}
+`,
   "lib/choose_victims.cuh": `// Who goes when a chunk is compressed, and who may take them.
 #pragma once
 
@@ -2404,6 +2576,8 @@ struct PairWork {
   // (heads): how many these are, how many have no partner, and how far the
   // values of the head scatter
   uint4 *headers;
+  // (heads): parts that were searched, where the last of them merges
+  uint32_t *tickets;
   // (heads, parts, max_capacity): by place in the list, what was found: two
   // slots, each after how similar it is
   uint4 *found;
@@ -2475,6 +2649,7 @@ inline PairWork take_pairs(const skv_merge_attend_args &args,
       max(1u, min(min(kMaxPairParts, tiles), 2 * multiprocessors / searches));
   pairs.lists = scratch->take<uint32_t>(heads * capacity);
   pairs.headers = scratch->take<uint4>(heads);
+  pairs.tickets = scratch->take<uint32_t>(heads);
   pairs.found = scratch->take<uint4>(heads * pairs.parts * capacity);
   pairs.spread_pitch = spread_parts(args.cache.max_capacity) *
                        spread_floats(args.sizes.head_dim);
@@ -3251,8 +3426,8 @@ inline cudaError_t make_half_rows(const Product &product, const HalfRows &to,
 }
 `,
   "lib/instructions.cuh": `// Instructions that CUDA C++ has no words for, and shared memory whose size a
-// launch decides. Everything that only a GPU's compiler understands is in this
-// file: tests/cuda_emulation has another one in its place.
+// launch decides. What only a GPU's compiler understands is in this file, which
+// tests/cuda_emulation has another one for, and in group_instructions.cuh.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -5989,17 +6164,15 @@ __device__ inline float log_weight(const Slot &slot, const skv_policy &policy,
   return pooled_bias(slot, lanes) + log_score(slot, policy);
 }
 `,
-  "lib/pair_step.cuh": `// The cheapest pair of a head in a decode step, and its merge: the kernel that
-// observes lists the slots that may go, a search finds what each would be
-// merged into, and merge_pair takes the cheapest proposal.
+  "lib/pair_step.cuh": `// The cheapest pair of a head in a decode step: the kernel that observes lists
+// the slots that may go, and a search finds what each would be merged into.
 //
 // Where slots remember partners (lib/partners.cuh), those that know none come
-// first in the list, and a step takes work in proportion to the slots. Else all
-// pairs are compared (lib/search.cuh).
+// first in the list, a step takes work in proportion to the slots, and the last
+// block that searches merges. Else all pairs are compared (lib/search.cuh).
 #pragma once
 
 #include "evict_job.cuh"
-#include "merge_one.cuh"
 #include "partners.cuh"
 #include "search.cuh"
 
@@ -6040,6 +6213,7 @@ __device__ inline void list_pairs(const skv_merge_attend_args &args,
   if (threadIdx.x == 0) {
     pairs.headers[job.index] = {counts.x + counts.y, counts.x,
                                 __float_as_uint(spread), 0};
+    pairs.tickets[job.index] = 0;
   }
 }
 
@@ -6065,8 +6239,8 @@ struct PairView {
   __device__ Slot slot(uint32_t i) const { return job.slot(args, i); }
   __device__ float spread() const { return scatter; }
   __device__ void store(uint32_t q, const Neighbour &best) const {
-    work.found_of(job.index, part, args.cache.max_capacity)[q] =
-        pack_found({best, kNoNeighbour});
+    store_found(work.found_of(job.index, part, args.cache.max_capacity) + q,
+                {best, kNoNeighbour});
   }
 };
 
@@ -6091,135 +6265,40 @@ struct PairSource {
   }
 };
 
-// Remembers the partners that all listed slots have found, but for \`a\` and \`b\`,
-// which know none. Called by the whole block.
-__device__ inline void remember_partners(const skv_merge_attend_args &args,
-                                         const EvictJob &job,
-                                         const uint32_t *list,
-                                         const uint4 *found, uint32_t count,
-                                         uint32_t a, uint32_t b) {
-  const auto word_of = [&](uint32_t item) {
-    return item == a || item == b ? 0 : item + 1;
-  };
-  for (uint32_t i = threadIdx.x; i < count; i += kEvictThreads) {
-    uint32_t nearest = word_of(found[i].y), next = word_of(found[i].w);
-    if (list[i] == a || list[i] == b) nearest = next = 0;
-    if (nearest == 0) nearest = next, next = 0;
-    set_partners(job.slot(args, list[i]), args.cache.lanes, nearest, next);
-  }
-}
-
-// What was found for the slot at a place in the list, by all parts that looked.
-__device__ inline BestTwo found_at(const skv_merge_attend_args &args,
-                                   const EvictJob &job, const PairWork &pairs,
-                                   uint4 header, uint32_t place) {
-  const uint32_t per_part = pairs.part_places(header.x);
-  const uint32_t parts =
-      place < header.y ? (header.x + per_part - 1) / per_part : 1;
-  BestTwo best = kNoneFound;
-  for (uint32_t part = 0; part < parts; part++) {
-    best.join(unpack_found(
-        pairs.found_of(job.index, part, args.cache.max_capacity)[place],
-        [&](uint32_t i) { return job.slot(args, i).word(kSlotPosition); }));
-  }
-  return best;
-}
-
-// Merges the cheapest pair of a head.
+// Merges the cheapest pair of a head whose pairs were all compared.
 template <bool QUERIES>
-__global__ void __launch_bounds__(kEvictThreads, 2)
+__global__ void __launch_bounds__(kPairThreads)
     merge_pair_kernel(skv_merge_attend_args args, Evidence evidence) {
-  __shared__ EvictShared shared;
-  const PairWork &pairs = evidence.pairs;
-  EvictJob job;
-  if (!turn_to_head(args, evidence, blockIdx.y, blockIdx.x, job)) return;
-  const uint4 header = pairs.headers[job.index];
-  const uint32_t count = header.x;
-  if (count == 0) return;
-  const uint32_t capacity = args.cache.max_capacity;
-  const uint32_t lanes = args.cache.lanes;
-  const uint32_t *list =
-      pairs.lists + static_cast<size_t>(job.index) * capacity;
-  // What was found by all takes the place of what the first part found.
-  uint4 *found = pairs.found_of(job.index, 0, capacity);
-  uint64_t best_key = kNoKey;
-  uint32_t best = kNoItem;
-  for (uint32_t i = threadIdx.x; i < count; i += kEvictThreads) {
-    const BestTwo partners = found_at(args, job, pairs, header, i);
-    found[i] = pack_found(partners);
-    const Neighbour &nearest = partners.first;
-    if (!nearest.exists()) continue;
-    const Slot slot = job.slot(args, list[i]);
-    float cost = -nearest.similarity;
-    if (args.policy.partners) {
-      cost = PairCosts::cost(
-          log_weight(slot, args.policy, lanes),
-          log_weight(job.slot(args, nearest.item), args.policy, lanes), cost);
-    }
-    const uint64_t key = order_key(cost, slot.word(kSlotPosition));
-    if (key < best_key) best_key = key, best = i;
-  }
-  best = lowest_of_block(best_key, best, shared);
-  // A slot that is alone has no partner, and is dropped.
-  uint32_t stays = kNoItem, goes = list[0];
-  if (best != kNoItem) {
-    const uint32_t a = list[best], b = found[best].y;
-    if (args.policy.partners) {
-      remember_partners(args, job, list, found, count, a, b);
-    }
-    const auto rank = [&](uint32_t i) {
-      const Slot slot = job.slot(args, i);
-      return rank_key(slot_score(args, job, slot, i), slot, args.policy);
-    };
-    const bool is_lower = rank(a) < rank(b);
-    stays = is_lower ? b : a;
-    goes = is_lower ? a : b;
-  }
-  // All threads have ranked the two before one warp merges them.
-  __syncthreads();
-  if (warp_id() != 0) return;
-  Merged merged = {};
-  if (stays != kNoItem) merged = merge_two<QUERIES>(args, job, stays, goes);
-  __syncwarp();
-  if (lane_id() == 0) remove_slot(args, job, goes, stays != kNoItem, merged);
-}
-
-// Searches for what each listed slot would be merged into.
-inline cudaError_t launch_pair_search(const skv_merge_attend_args &args,
-                                      const Evidence &evidence,
-                                      const Launch &side) {
-  if (args.policy.partners) return launch_partners(args, evidence, side);
-  const PairSearch pairs = {args.policy, args.cache.lanes, true};
-  const PairSource source = {args, evidence};
-  return launch_search(source, pairs, args.sizes.head_dim,
-                       args.cache.max_capacity, args.sizes.kv_heads,
-                       args.step.rows * evidence.pairs.parts, side);
+  __shared__ CheapestShared shared;
+  PairJob work;
+  if (!turn_to_pairs(args, evidence, blockIdx.y, blockIdx.x, work)) return;
+  if (work.count > 0) merge_cheapest<QUERIES>(args, work, shared);
 }
 
 inline cudaError_t launch_pairs(const skv_merge_attend_args &args,
                                 const Evidence &evidence, const Launch &side) {
-  const cudaError_t status = launch_pair_search(args, evidence, side);
+  if (args.policy.partners) return launch_partners(args, evidence, side);
+  const PairSearch pairs = {args.policy, args.cache.lanes, true};
+  const PairSource source = {args, evidence};
+  const cudaError_t status = launch_search(
+      source, pairs, args.sizes.head_dim, args.cache.max_capacity,
+      args.sizes.kv_heads, args.step.rows * evidence.pairs.parts, side);
   if (status != cudaSuccess) return status;
   const auto merge =
       takes_queries(args) ? merge_pair_kernel<true> : merge_pair_kernel<false>;
   return launch_kernel(side, merge, dim3(args.sizes.kv_heads, args.step.rows),
-                       kEvictThreads, 0, args, evidence);
+                       kPairThreads, 0, args, evidence);
 }
 `,
   "lib/partner_tile.cuh": `// Slots of a head's list compared with those that know no partner, a tile at a
 // time, and with what they remember: see lib/partners.cuh.
 #pragma once
 
-#include "evict_job.cuh"
-#include "neighbour.cuh"
-#include "pair_costs.cuh"
+#include "cheapest_pair.cuh"
 #include "row_tiles.cuh"
-#include "vector_strip.cuh"
+#include "shared_vector.cuh"
 
-constexpr uint32_t kPartnerWarps = 4;
-constexpr uint32_t kPartnerThreads = 32 * kPartnerWarps;
-
-static_assert(kPartnerTile == 8 * kPartnerWarps, "eight slots per warp");
+static_assert(kPartnerTile == 8 * kPairWarps, "eight slots per warp");
 
 // Slots without a partner that these are compared with at a time.
 constexpr uint32_t kAloneRows = 16;
@@ -6242,19 +6321,9 @@ struct PartnersShared {
   uint32_t positions[kAloneRows];
   PartnerColumn columns[kPartnerTile];
   // What each warp found for them.
-  BestTwo found[kAloneRows][kPartnerWarps];
-};
-
-// A head whose slots look for partners.
-struct PartnerJob {
-  EvictJob job;
-  const uint32_t *list;
-  // By place in the list, for the first and for this part of it.
-  uint4 *found;
-  uint4 *own_found;
-  // How many slots are listed, and how many of them know no partner.
-  uint32_t count;
-  uint32_t alone;
+  BestTwo found[kAloneRows][kPairWarps];
+  bool is_last;
+  CheapestShared cheapest;
 };
 
 // Whether another slot is to be put before one of those that a slot remembers:
@@ -6272,23 +6341,23 @@ __device__ inline bool comes_before(const Neighbour &other,
 // the whole block, which synchronizes afterwards.
 template <int DIM, bool ALIGNED>
 __device__ inline void fetch_rows(const skv_merge_attend_args &args,
-                                  const PartnerJob &work, uint32_t first,
+                                  const PairJob &work, uint32_t first,
                                   PartnersShared<DIM> &shared) {
   constexpr uint32_t kChunks = DIM / 8;
 #pragma unroll
   for (uint32_t i = threadIdx.x; i < 2 * kAloneRows * kChunks;
-       i += kPartnerThreads) {
+       i += kPairThreads) {
     const uint32_t kind = i / (kAloneRows * kChunks);
     const uint32_t row = i / kChunks % kAloneRows, d = i % kChunks * 8;
     uint32_t words[4] = {};
     if (first + row < work.alone) {
-      const Slot slot = work.job.slot(args, work.list[first + row]);
+      const Slot slot = work.slot(args, work.list[first + row]);
       load_pairs<8, ALIGNED>(words, kind == 0 ? slot.key : slot.value, d,
                              args.sizes.head_dim);
     }
     *reinterpret_cast<uint4 *>(shared.rows[kind] + row * kLinePitch<DIM> +
                                d) = {words[0], words[1], words[2], words[3]};
-    const float square = sum_of_chunks<kChunks>(square_of(words));
+    const float square = sum_of_lanes<kChunks>(square_of(words));
     if (d == 0) shared.squares[kind][row] = square;
   }
   if (threadIdx.x >= kAloneRows) return;
@@ -6297,80 +6366,86 @@ __device__ inline void fetch_rows(const skv_merge_attend_args &args,
   const uint32_t number = exists ? work.list[place] : kNoItem;
   shared.numbers[threadIdx.x] = number;
   shared.positions[threadIdx.x] =
-      exists ? work.job.slot(args, number).word(kSlotPosition) : 0;
+      exists ? work.slot(args, number).word(kSlotPosition) : 0;
 }
 
-// Products of all rows with the vectors of a warp.
-template <int DIM>
-__device__ inline void multiply_strip(float (&x)[4], const skv_cached *rows,
-                                      const VectorStrip<DIM> &strip) {
-  const skv_cached *own =
-      rows + lane_id() / 4 * kLinePitch<DIM> + lane_id() % 4 * 8;
+// Adds the products of all rows with the vectors of a warp, of which each lane
+// has a part of one.
+template <int DIM, bool ALIGNED>
+__device__ inline void multiply_rows(float (&x)[4], const skv_cached *rows,
+                                     const skv_cached *vector,
+                                     uint32_t head_dim) {
+  const uint32_t d = shared_column();
+  const skv_cached *own = rows + lane_id() / 4 * kLinePitch<DIM> + d;
 #pragma unroll
-  for (int c = 0; c < DIM / 32; c++) {
-    const uint4 a = *reinterpret_cast<const uint4 *>(own + 32 * c);
+  for (int c = 0; c < DIM; c += 32) {
+    const uint4 a = *reinterpret_cast<const uint4 *>(own + c);
     const uint4 b =
-        *reinterpret_cast<const uint4 *>(own + 8 * kLinePitch<DIM> + 32 * c);
-    mma_cached(x, {a.x, b.x, a.y, b.y}, strip.words[c][0], strip.words[c][1]);
-    mma_cached(x, {a.z, b.z, a.w, b.w}, strip.words[c][2], strip.words[c][3]);
+        *reinterpret_cast<const uint4 *>(own + 8 * kLinePitch<DIM> + c);
+    uint32_t words[4];
+    load_pairs<8, ALIGNED>(words, vector, c + d, head_dim);
+    mma_cached(x, {a.x, b.x, a.y, b.y}, words[0], words[1]);
+    mma_cached(x, {a.z, b.z, a.w, b.w}, words[2], words[3]);
   }
 }
 
-// What was found for a slot as it is stored, and back. Positions are left out.
-__device__ inline uint4 pack_found(const BestTwo &best) {
-  return {__float_as_uint(best.first.similarity), best.first.item,
-          __float_as_uint(best.second.similarity), best.second.item};
-}
+// The square of a vector, and of its differences from two others.
+struct Squares {
+  float own;
+  float nearest;
+  float next;
+};
 
-template <class PositionOf>
-__device__ inline BestTwo unpack_found(const uint4 &words,
-                                       PositionOf position_of) {
-  BestTwo best;
-  best.first = {__uint_as_float(words.x), 0, words.y};
-  best.second = {__uint_as_float(words.z), 0, words.w};
-  if (best.first.exists()) best.first.position = position_of(words.y);
-  if (best.second.exists()) best.second.position = position_of(words.w);
-  return best;
+// Finds them; four lanes share each vector.
+template <int DIM, bool ALIGNED>
+__device__ inline Squares squares_of(const skv_cached *vector,
+                                     const skv_cached *nearest,
+                                     const skv_cached *next,
+                                     uint32_t head_dim) {
+  float squares[DIM / 32], near[DIM / 32], far[DIM / 32];
+#pragma unroll
+  for (int c = 0; c < DIM / 32; c++) {
+    const uint32_t d = 32 * c + shared_column();
+    uint32_t own[4], other[4];
+    load_pairs<8, ALIGNED>(own, vector, d, head_dim);
+    squares[c] = square_of(own);
+    load_pairs<8, ALIGNED>(other, nearest, d, head_dim);
+    near[c] = square_of(own, other);
+    load_pairs<8, ALIGNED>(other, next, d, head_dim);
+    far[c] = square_of(own, other);
+  }
+  return {sum_shared(squares), sum_shared(near), sum_shared(far)};
 }
 
 // The slot at a place in the list, compared with what it remembers. Four lanes
 // share it.
 template <int DIM, bool ALIGNED>
 __device__ inline PartnerColumn column_of(const skv_merge_attend_args &args,
-                                          const PartnerJob &work,
+                                          const PairJob &work,
                                           const PairCosts &costs,
                                           uint32_t place) {
   const uint32_t head_dim = args.sizes.head_dim;
   const uint32_t number = work.list[place];
-  const Slot slot = work.job.slot(args, number);
-  PartnerColumn column = {number, slot.word(kSlotPosition), {}, kNoneFound};
-  uint32_t items[2];
-  float squares[2][2];
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    items[i] = slot.word(kSlotBias + args.cache.lanes + i) - 1;
+  const Slot slot = work.slot(args, number);
+  const uint32_t field = kSlotBias + args.cache.lanes;
+  const uint32_t nearest = slot.word(field) - 1;
+  const uint32_t next = slot.word(field + 1) - 1;
+  // Who knows none looks at itself, and forgets it.
+  const Slot a = work.slot(args, nearest == kNoItem ? number : nearest);
+  const Slot b = work.slot(args, next == kNoItem ? number : next);
+  const Squares keys =
+      squares_of<DIM, ALIGNED>(slot.key, a.key, b.key, head_dim);
+  const Squares values =
+      squares_of<DIM, ALIGNED>(slot.value, a.value, b.value, head_dim);
+  PartnerColumn column = {
+      number, slot.word(kSlotPosition), {keys.own, values.own}, kNoneFound};
+  if (nearest != kNoItem) {
+    column.known.add({-costs.distance(keys.nearest, values.nearest),
+                      a.word(kSlotPosition), nearest});
   }
-#pragma unroll
-  for (int kind = 0; kind < 2; kind++) {
-    VectorStrip<DIM> own, other;
-    own.template load<ALIGNED>(kind == 0 ? slot.key : slot.value, head_dim);
-    column.squares[kind] = own.square();
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      // Who knows none looks at itself, and forgets it.
-      const Slot known =
-          work.job.slot(args, items[i] == kNoItem ? number : items[i]);
-      other.template load<ALIGNED>(kind == 0 ? known.key : known.value,
-                                   head_dim);
-      squares[i][kind] = own.distance(other);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    if (items[i] == kNoItem) continue;
-    column.known.add({-costs.distance(squares[i][0], squares[i][1]),
-                      work.job.slot(args, items[i]).word(kSlotPosition),
-                      items[i]});
+  if (next != kNoItem) {
+    column.known.add(
+        {-costs.distance(keys.next, values.next), b.word(kSlotPosition), next});
   }
   return column;
 }
@@ -6380,22 +6455,18 @@ __device__ inline PartnerColumn column_of(const skv_merge_attend_args &args,
 // a whole warp.
 template <int DIM, bool ALIGNED>
 __device__ inline void compare_rows(const skv_merge_attend_args &args,
-                                    const PartnerJob &work,
-                                    const PairCosts &costs,
+                                    const PairJob &work, const PairCosts &costs,
                                     PartnersShared<DIM> &shared,
                                     BestTwo (&nearest)[2]) {
   const PartnerColumn *columns = shared.columns + 8 * warp_id();
   const uint32_t g = lane_id() / 4, t = lane_id() % 4;
   const uint32_t own = columns[g].number;
-  const Slot slot = work.job.slot(args, own == kNoItem ? 0 : own);
+  const Slot slot = work.slot(args, own == kNoItem ? 0 : own);
   float products[2][4] = {};
-#pragma unroll
-  for (int kind = 0; kind < 2; kind++) {
-    VectorStrip<DIM> strip;
-    strip.template load<ALIGNED>(kind == 0 ? slot.key : slot.value,
-                                 args.sizes.head_dim);
-    multiply_strip(products[kind], shared.rows[kind], strip);
-  }
+  multiply_rows<DIM, ALIGNED>(products[0], shared.rows[0], slot.key,
+                              args.sizes.head_dim);
+  multiply_rows<DIM, ALIGNED>(products[1], shared.rows[1], slot.value,
+                              args.sizes.head_dim);
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     const uint32_t r = g + 8 * h;
@@ -6427,21 +6498,17 @@ __device__ inline void compare_rows(const skv_merge_attend_args &args,
 // something for them already.
 template <int DIM>
 __device__ inline void leave_rows(const skv_merge_attend_args &args,
-                                  const PartnerJob &work, uint32_t first,
+                                  const PairJob &work, uint32_t first,
                                   bool before,
                                   const PartnersShared<DIM> &shared) {
-  if (threadIdx.x >= kAloneRows * kPartnerWarps) return;
-  const uint32_t row = threadIdx.x / kPartnerWarps;
-  BestTwo best = best_two_of_lanes<1, kPartnerWarps / 2>(
-      shared.found[row][threadIdx.x % kPartnerWarps]);
-  if (threadIdx.x % kPartnerWarps != 0 || first + row >= work.alone) return;
-  uint4 *const to = work.own_found + first + row;
-  if (before) {
-    best.join(unpack_found(*to, [&](uint32_t i) {
-      return work.job.slot(args, i).word(kSlotPosition);
-    }));
-  }
-  *to = pack_found(best);
+  if (threadIdx.x >= kAloneRows * kPairWarps) return;
+  const uint32_t row = threadIdx.x / kPairWarps;
+  BestTwo best = best_two_of_lanes<1, kPairWarps / 2>(
+      shared.found[row][threadIdx.x % kPairWarps]);
+  if (threadIdx.x % kPairWarps != 0 || first + row >= work.alone) return;
+  uint4 *const to = work.found_by(blockIdx.x) + first + row;
+  if (before) best.join(load_found(args, work, to));
+  store_found(to, best);
 }
 `,
   "lib/partners.cuh": `// The two nearest partners of each slot that may go in a decode step: see
@@ -6466,26 +6533,29 @@ __device__ inline void leave_rows(const skv_merge_attend_args &args,
 template <int DIM>
 constexpr int kPartnerBlocks = DIM == 256 ? 3 : 6;
 
-// Looks for the partners of the slots of one part of each head's list.
-template <int DIM, bool ALIGNED>
-__global__ void __launch_bounds__(kPartnerThreads, kPartnerBlocks<DIM>)
+// Whether this block is the last of its head to get here; it sees what all have
+// left. Called by the whole block.
+__device__ inline bool is_last_part(const PairJob &work, bool &shared) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) shared = atomicAdd(work.ticket, 1) == work.parts - 1;
+  __syncthreads();
+  return shared;
+}
+
+// Looks for the partners of the slots of one part of each head's list; the last
+// part of a head merges.
+template <int DIM, bool ALIGNED, bool QUERIES>
+__global__ void __launch_bounds__(kPairThreads, kPartnerBlocks<DIM>)
     partners_kernel(skv_merge_attend_args args, Evidence evidence) {
   __shared__ PartnersShared<DIM> shared;
   begin_kernel();
-  PartnerJob work;
-  if (!turn_to_head(args, evidence, blockIdx.z, blockIdx.y, work.job)) return;
-  const PairWork &pairs = evidence.pairs;
-  const uint4 header = pairs.headers[work.job.index];
-  const uint32_t capacity = args.cache.max_capacity;
-  work.count = header.x;
-  work.alone = header.y;
-  work.list = pairs.lists + static_cast<size_t>(work.job.index) * capacity;
-  work.found = pairs.found_of(work.job.index, 0, capacity);
-  work.own_found = pairs.found_of(work.job.index, blockIdx.x, capacity);
-  const PairCosts costs(args.policy, __uint_as_float(header.z));
-  const uint32_t per_part = pairs.part_places(work.count);
-  const uint32_t begin = blockIdx.x * per_part;
-  const uint32_t end = min(work.count, begin + per_part);
+  PairJob work;
+  if (!turn_to_pairs(args, evidence, blockIdx.z, blockIdx.y, work)) return;
+  if (blockIdx.x >= work.parts) return;
+  const PairCosts costs(args.policy, work.spread);
+  const uint32_t begin = blockIdx.x * work.per_part;
+  const uint32_t end = min(work.count, begin + work.per_part);
   const uint32_t g = lane_id() / 4, t = lane_id() % 4;
   // The rows that are in shared memory.
   uint32_t fetched = kNoItem;
@@ -6521,22 +6591,26 @@ __global__ void __launch_bounds__(kPartnerThreads, kPartnerBlocks<DIM>)
       BestTwo best = shared.columns[c].known;
       if (g == 0) best.join(nearest[0]);
       if (g == 1) best.join(nearest[1]);
-      work.found[first + c] = pack_found(best);
+      store_found(work.found + first + c, best);
     }
     __syncwarp();
   }
+  if (!is_last_part(work, shared.is_last)) return;
+  merge_cheapest<QUERIES>(args, work, shared.cheapest);
 }
 
 template <int DIM>
 inline cudaError_t launch_partners_width(const skv_merge_attend_args &args,
                                          const Evidence &evidence,
                                          const Launch &launch) {
+  const bool queries = takes_queries(args);
   const auto kernel = args.sizes.head_dim % 8 == 0
-                          ? partners_kernel<DIM, true>
-                          : partners_kernel<DIM, false>;
+                          ? queries ? partners_kernel<DIM, true, true>
+                                    : partners_kernel<DIM, true, false>
+                      : queries ? partners_kernel<DIM, false, true>
+                                : partners_kernel<DIM, false, false>;
   const dim3 grid(evidence.pairs.parts, args.sizes.kv_heads, args.step.rows);
-  return launch_kernel(launch, kernel, grid, kPartnerThreads, 0, args,
-                       evidence);
+  return launch_kernel(launch, kernel, grid, kPairThreads, 0, args, evidence);
 }
 
 inline cudaError_t launch_partners(const skv_merge_attend_args &args,
@@ -9465,6 +9539,65 @@ inline cudaError_t launch_settle(const skv_chunk_args &args,
   return launch_kernel(launch, kernel, grid, 32 * kMoveWarps, 0, args, work);
 }
 `,
+  "lib/shared_vector.cuh": `// A key or a value that four lanes share: each has 8 of every 32 elements, so
+// that loads are as wide as they can be. In this order elements are right
+// operands of tensor core products whose left ones are dealt alike, which a dot
+// product does not notice.
+#pragma once
+
+#include "cached.cuh"
+#include "reduce.cuh"
+
+// This lane's first element of 32.
+__device__ inline uint32_t shared_column() { return lane_id() % 4 * 8; }
+
+// The square of eight elements, and of their differences from eight others.
+__device__ inline float square_of(const uint32_t (&words)[4]) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 x = cached_floats(words[i]);
+    sum += x.x * x.x + x.y * x.y;
+  }
+  return sum;
+}
+
+__device__ inline float square_of(const uint32_t (&words)[4],
+                                  const uint32_t (&others)[4]) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 x = cached_floats(words[i]), y = cached_floats(others[i]);
+    sum += (x.x - y.x) * (x.x - y.x) + (x.y - y.y) * (x.y - y.y);
+  }
+  return sum;
+}
+
+// Sum of what four lanes have of each 32 elements of a vector.
+template <int COUNT>
+__device__ inline float sum_shared(float (&sums)[COUNT]) {
+#pragma unroll
+  for (int step = 1; step < COUNT; step *= 2) {
+#pragma unroll
+    for (int c = 0; c < COUNT; c += 2 * step) sums[c] += sums[c + step];
+  }
+  const float sum = sums[0] + __shfl_xor_sync(kAllLanes, sums[0], 1);
+  return sum + __shfl_xor_sync(kAllLanes, sum, 2);
+}
+
+// The same where CHUNKS lanes have eight elements each. The order is the same
+// as well, so that the distance of two slots does not depend on which of them
+// is a row: see lib/partner_tile.cuh.
+template <int CHUNKS>
+__device__ inline float sum_of_lanes(float x) {
+#pragma unroll
+  for (int bit = 4; bit < CHUNKS; bit *= 2) {
+    x += __shfl_xor_sync(kAllLanes, x, bit);
+  }
+  x += __shfl_xor_sync(kAllLanes, x, 1);
+  return x + __shfl_xor_sync(kAllLanes, x, 2);
+}
+`,
   "lib/shortlist.cuh": `// The slots of a head that are likely to go in the next step, left for
 // attention: see lib/riders.cuh. They are those with the lowest keys after this
 // step, among all that may go in the next. That the slot which took in the last
@@ -11235,92 +11368,6 @@ inline cudaError_t multiply_vector(const Product &product, const Pairs &pairs,
              : launch_kernel(launch, vector_product_kernel<Pairs, true>, blocks,
                              kVectorThreads, 0, product, pairs, parts);
 }
-`,
-  "lib/vector_strip.cuh": `// A key or a value over four lanes: 8 of every 32 elements each, so that loads
-// are as wide as they can be. In this order elements are right operands of
-// tensor core products whose left ones are dealt alike, which a dot product
-// does not notice.
-#pragma once
-
-#include "cached.cuh"
-#include "reduce.cuh"
-
-// The square of eight elements, and of their differences from eight others.
-__device__ inline float square_of(const uint32_t (&words)[4]) {
-  float sum = 0.0f;
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const float2 x = cached_floats(words[i]);
-    sum += x.x * x.x + x.y * x.y;
-  }
-  return sum;
-}
-
-__device__ inline float square_of(const uint32_t (&words)[4],
-                                  const uint32_t (&others)[4]) {
-  float sum = 0.0f;
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const float2 x = cached_floats(words[i]), y = cached_floats(others[i]);
-    sum += (x.x - y.x) * (x.x - y.x) + (x.y - y.y) * (x.y - y.y);
-  }
-  return sum;
-}
-
-// Sum of what the lanes that share a row of CHUNKS chunks of eight elements
-// have of it, in the order in which VectorStrip adds.
-template <int CHUNKS>
-__device__ inline float sum_of_chunks(float x) {
-#pragma unroll
-  for (int bit = 4; bit < CHUNKS; bit *= 2) {
-    x += __shfl_xor_sync(kAllLanes, x, bit);
-  }
-  x += __shfl_xor_sync(kAllLanes, x, 1);
-  return x + __shfl_xor_sync(kAllLanes, x, 2);
-}
-
-template <int DIM>
-struct VectorStrip {
-  static constexpr int kChunks = DIM / 32;
-  uint32_t words[kChunks][4];
-
-  // Zeros where there is no vector.
-  template <bool ALIGNED>
-  __device__ void load(const skv_cached *vector, uint32_t head_dim) {
-#pragma unroll
-    for (int c = 0; c < kChunks; c++) {
-      const uint32_t first =
-          vector == nullptr ? head_dim : 32 * c + lane_id() % 4 * 8;
-      load_pairs<8, ALIGNED>(words[c], vector, first, head_dim);
-    }
-  }
-
-  // The same in all four lanes.
-  __device__ float square() const {
-    float sums[kChunks];
-#pragma unroll
-    for (int c = 0; c < kChunks; c++) sums[c] = square_of(words[c]);
-    return sum(sums);
-  }
-  __device__ float distance(const VectorStrip &other) const {
-    float sums[kChunks];
-#pragma unroll
-    for (int c = 0; c < kChunks; c++) {
-      sums[c] = square_of(words[c], other.words[c]);
-    }
-    return sum(sums);
-  }
-
- private:
-  __device__ static float sum(float (&sums)[kChunks]) {
-#pragma unroll
-    for (int step = 1; step < kChunks; step *= 2) {
-#pragma unroll
-      for (int c = 0; c < kChunks; c += 2 * step) sums[c] += sums[c + step];
-    }
-    return sum_of_chunks<4>(sums[0]);
-  }
-};
 `,
   "lib/weight_stream.cuh": `// The way of weights through shared memory in lib/stream_product.cuh: which
 // weights a lane loads, and in what order.

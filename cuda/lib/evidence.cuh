@@ -28,6 +28,8 @@ struct PairWork {
   // (heads): how many these are, how many have no partner, and how far the
   // values of the head scatter
   uint4 *headers;
+  // (heads): parts that were searched, where the last of them merges
+  uint32_t *tickets;
   // (heads, parts, max_capacity): by place in the list, what was found: two
   // slots, each after how similar it is
   uint4 *found;
@@ -99,6 +101,7 @@ inline PairWork take_pairs(const skv_merge_attend_args &args,
       max(1u, min(min(kMaxPairParts, tiles), 2 * multiprocessors / searches));
   pairs.lists = scratch->take<uint32_t>(heads * capacity);
   pairs.headers = scratch->take<uint4>(heads);
+  pairs.tickets = scratch->take<uint32_t>(heads);
   pairs.found = scratch->take<uint4>(heads * pairs.parts * capacity);
   pairs.spread_pitch = spread_parts(args.cache.max_capacity) *
                        spread_floats(args.sizes.head_dim);

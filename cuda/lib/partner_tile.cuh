@@ -2,16 +2,11 @@
 // time, and with what they remember: see lib/partners.cuh.
 #pragma once
 
-#include "evict_job.cuh"
-#include "neighbour.cuh"
-#include "pair_costs.cuh"
+#include "cheapest_pair.cuh"
 #include "row_tiles.cuh"
-#include "vector_strip.cuh"
+#include "shared_vector.cuh"
 
-constexpr uint32_t kPartnerWarps = 4;
-constexpr uint32_t kPartnerThreads = 32 * kPartnerWarps;
-
-static_assert(kPartnerTile == 8 * kPartnerWarps, "eight slots per warp");
+static_assert(kPartnerTile == 8 * kPairWarps, "eight slots per warp");
 
 // Slots without a partner that these are compared with at a time.
 constexpr uint32_t kAloneRows = 16;
@@ -34,19 +29,9 @@ struct PartnersShared {
   uint32_t positions[kAloneRows];
   PartnerColumn columns[kPartnerTile];
   // What each warp found for them.
-  BestTwo found[kAloneRows][kPartnerWarps];
-};
-
-// A head whose slots look for partners.
-struct PartnerJob {
-  EvictJob job;
-  const uint32_t *list;
-  // By place in the list, for the first and for this part of it.
-  uint4 *found;
-  uint4 *own_found;
-  // How many slots are listed, and how many of them know no partner.
-  uint32_t count;
-  uint32_t alone;
+  BestTwo found[kAloneRows][kPairWarps];
+  bool is_last;
+  CheapestShared cheapest;
 };
 
 // Whether another slot is to be put before one of those that a slot remembers:
@@ -64,23 +49,23 @@ __device__ inline bool comes_before(const Neighbour &other,
 // the whole block, which synchronizes afterwards.
 template <int DIM, bool ALIGNED>
 __device__ inline void fetch_rows(const skv_merge_attend_args &args,
-                                  const PartnerJob &work, uint32_t first,
+                                  const PairJob &work, uint32_t first,
                                   PartnersShared<DIM> &shared) {
   constexpr uint32_t kChunks = DIM / 8;
 #pragma unroll
   for (uint32_t i = threadIdx.x; i < 2 * kAloneRows * kChunks;
-       i += kPartnerThreads) {
+       i += kPairThreads) {
     const uint32_t kind = i / (kAloneRows * kChunks);
     const uint32_t row = i / kChunks % kAloneRows, d = i % kChunks * 8;
     uint32_t words[4] = {};
     if (first + row < work.alone) {
-      const Slot slot = work.job.slot(args, work.list[first + row]);
+      const Slot slot = work.slot(args, work.list[first + row]);
       load_pairs<8, ALIGNED>(words, kind == 0 ? slot.key : slot.value, d,
                              args.sizes.head_dim);
     }
     *reinterpret_cast<uint4 *>(shared.rows[kind] + row * kLinePitch<DIM> +
                                d) = {words[0], words[1], words[2], words[3]};
-    const float square = sum_of_chunks<kChunks>(square_of(words));
+    const float square = sum_of_lanes<kChunks>(square_of(words));
     if (d == 0) shared.squares[kind][row] = square;
   }
   if (threadIdx.x >= kAloneRows) return;
@@ -89,80 +74,86 @@ __device__ inline void fetch_rows(const skv_merge_attend_args &args,
   const uint32_t number = exists ? work.list[place] : kNoItem;
   shared.numbers[threadIdx.x] = number;
   shared.positions[threadIdx.x] =
-      exists ? work.job.slot(args, number).word(kSlotPosition) : 0;
+      exists ? work.slot(args, number).word(kSlotPosition) : 0;
 }
 
-// Products of all rows with the vectors of a warp.
-template <int DIM>
-__device__ inline void multiply_strip(float (&x)[4], const skv_cached *rows,
-                                      const VectorStrip<DIM> &strip) {
-  const skv_cached *own =
-      rows + lane_id() / 4 * kLinePitch<DIM> + lane_id() % 4 * 8;
+// Adds the products of all rows with the vectors of a warp, of which each lane
+// has a part of one.
+template <int DIM, bool ALIGNED>
+__device__ inline void multiply_rows(float (&x)[4], const skv_cached *rows,
+                                     const skv_cached *vector,
+                                     uint32_t head_dim) {
+  const uint32_t d = shared_column();
+  const skv_cached *own = rows + lane_id() / 4 * kLinePitch<DIM> + d;
 #pragma unroll
-  for (int c = 0; c < DIM / 32; c++) {
-    const uint4 a = *reinterpret_cast<const uint4 *>(own + 32 * c);
+  for (int c = 0; c < DIM; c += 32) {
+    const uint4 a = *reinterpret_cast<const uint4 *>(own + c);
     const uint4 b =
-        *reinterpret_cast<const uint4 *>(own + 8 * kLinePitch<DIM> + 32 * c);
-    mma_cached(x, {a.x, b.x, a.y, b.y}, strip.words[c][0], strip.words[c][1]);
-    mma_cached(x, {a.z, b.z, a.w, b.w}, strip.words[c][2], strip.words[c][3]);
+        *reinterpret_cast<const uint4 *>(own + 8 * kLinePitch<DIM> + c);
+    uint32_t words[4];
+    load_pairs<8, ALIGNED>(words, vector, c + d, head_dim);
+    mma_cached(x, {a.x, b.x, a.y, b.y}, words[0], words[1]);
+    mma_cached(x, {a.z, b.z, a.w, b.w}, words[2], words[3]);
   }
 }
 
-// What was found for a slot as it is stored, and back. Positions are left out.
-__device__ inline uint4 pack_found(const BestTwo &best) {
-  return {__float_as_uint(best.first.similarity), best.first.item,
-          __float_as_uint(best.second.similarity), best.second.item};
-}
+// The square of a vector, and of its differences from two others.
+struct Squares {
+  float own;
+  float nearest;
+  float next;
+};
 
-template <class PositionOf>
-__device__ inline BestTwo unpack_found(const uint4 &words,
-                                       PositionOf position_of) {
-  BestTwo best;
-  best.first = {__uint_as_float(words.x), 0, words.y};
-  best.second = {__uint_as_float(words.z), 0, words.w};
-  if (best.first.exists()) best.first.position = position_of(words.y);
-  if (best.second.exists()) best.second.position = position_of(words.w);
-  return best;
+// Finds them; four lanes share each vector.
+template <int DIM, bool ALIGNED>
+__device__ inline Squares squares_of(const skv_cached *vector,
+                                     const skv_cached *nearest,
+                                     const skv_cached *next,
+                                     uint32_t head_dim) {
+  float squares[DIM / 32], near[DIM / 32], far[DIM / 32];
+#pragma unroll
+  for (int c = 0; c < DIM / 32; c++) {
+    const uint32_t d = 32 * c + shared_column();
+    uint32_t own[4], other[4];
+    load_pairs<8, ALIGNED>(own, vector, d, head_dim);
+    squares[c] = square_of(own);
+    load_pairs<8, ALIGNED>(other, nearest, d, head_dim);
+    near[c] = square_of(own, other);
+    load_pairs<8, ALIGNED>(other, next, d, head_dim);
+    far[c] = square_of(own, other);
+  }
+  return {sum_shared(squares), sum_shared(near), sum_shared(far)};
 }
 
 // The slot at a place in the list, compared with what it remembers. Four lanes
 // share it.
 template <int DIM, bool ALIGNED>
 __device__ inline PartnerColumn column_of(const skv_merge_attend_args &args,
-                                          const PartnerJob &work,
+                                          const PairJob &work,
                                           const PairCosts &costs,
                                           uint32_t place) {
   const uint32_t head_dim = args.sizes.head_dim;
   const uint32_t number = work.list[place];
-  const Slot slot = work.job.slot(args, number);
-  PartnerColumn column = {number, slot.word(kSlotPosition), {}, kNoneFound};
-  uint32_t items[2];
-  float squares[2][2];
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    items[i] = slot.word(kSlotBias + args.cache.lanes + i) - 1;
+  const Slot slot = work.slot(args, number);
+  const uint32_t field = kSlotBias + args.cache.lanes;
+  const uint32_t nearest = slot.word(field) - 1;
+  const uint32_t next = slot.word(field + 1) - 1;
+  // Who knows none looks at itself, and forgets it.
+  const Slot a = work.slot(args, nearest == kNoItem ? number : nearest);
+  const Slot b = work.slot(args, next == kNoItem ? number : next);
+  const Squares keys =
+      squares_of<DIM, ALIGNED>(slot.key, a.key, b.key, head_dim);
+  const Squares values =
+      squares_of<DIM, ALIGNED>(slot.value, a.value, b.value, head_dim);
+  PartnerColumn column = {
+      number, slot.word(kSlotPosition), {keys.own, values.own}, kNoneFound};
+  if (nearest != kNoItem) {
+    column.known.add({-costs.distance(keys.nearest, values.nearest),
+                      a.word(kSlotPosition), nearest});
   }
-#pragma unroll
-  for (int kind = 0; kind < 2; kind++) {
-    VectorStrip<DIM> own, other;
-    own.template load<ALIGNED>(kind == 0 ? slot.key : slot.value, head_dim);
-    column.squares[kind] = own.square();
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      // Who knows none looks at itself, and forgets it.
-      const Slot known =
-          work.job.slot(args, items[i] == kNoItem ? number : items[i]);
-      other.template load<ALIGNED>(kind == 0 ? known.key : known.value,
-                                   head_dim);
-      squares[i][kind] = own.distance(other);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    if (items[i] == kNoItem) continue;
-    column.known.add({-costs.distance(squares[i][0], squares[i][1]),
-                      work.job.slot(args, items[i]).word(kSlotPosition),
-                      items[i]});
+  if (next != kNoItem) {
+    column.known.add(
+        {-costs.distance(keys.next, values.next), b.word(kSlotPosition), next});
   }
   return column;
 }
@@ -172,22 +163,18 @@ __device__ inline PartnerColumn column_of(const skv_merge_attend_args &args,
 // a whole warp.
 template <int DIM, bool ALIGNED>
 __device__ inline void compare_rows(const skv_merge_attend_args &args,
-                                    const PartnerJob &work,
-                                    const PairCosts &costs,
+                                    const PairJob &work, const PairCosts &costs,
                                     PartnersShared<DIM> &shared,
                                     BestTwo (&nearest)[2]) {
   const PartnerColumn *columns = shared.columns + 8 * warp_id();
   const uint32_t g = lane_id() / 4, t = lane_id() % 4;
   const uint32_t own = columns[g].number;
-  const Slot slot = work.job.slot(args, own == kNoItem ? 0 : own);
+  const Slot slot = work.slot(args, own == kNoItem ? 0 : own);
   float products[2][4] = {};
-#pragma unroll
-  for (int kind = 0; kind < 2; kind++) {
-    VectorStrip<DIM> strip;
-    strip.template load<ALIGNED>(kind == 0 ? slot.key : slot.value,
-                                 args.sizes.head_dim);
-    multiply_strip(products[kind], shared.rows[kind], strip);
-  }
+  multiply_rows<DIM, ALIGNED>(products[0], shared.rows[0], slot.key,
+                              args.sizes.head_dim);
+  multiply_rows<DIM, ALIGNED>(products[1], shared.rows[1], slot.value,
+                              args.sizes.head_dim);
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     const uint32_t r = g + 8 * h;
@@ -219,19 +206,15 @@ __device__ inline void compare_rows(const skv_merge_attend_args &args,
 // something for them already.
 template <int DIM>
 __device__ inline void leave_rows(const skv_merge_attend_args &args,
-                                  const PartnerJob &work, uint32_t first,
+                                  const PairJob &work, uint32_t first,
                                   bool before,
                                   const PartnersShared<DIM> &shared) {
-  if (threadIdx.x >= kAloneRows * kPartnerWarps) return;
-  const uint32_t row = threadIdx.x / kPartnerWarps;
-  BestTwo best = best_two_of_lanes<1, kPartnerWarps / 2>(
-      shared.found[row][threadIdx.x % kPartnerWarps]);
-  if (threadIdx.x % kPartnerWarps != 0 || first + row >= work.alone) return;
-  uint4 *const to = work.own_found + first + row;
-  if (before) {
-    best.join(unpack_found(*to, [&](uint32_t i) {
-      return work.job.slot(args, i).word(kSlotPosition);
-    }));
-  }
-  *to = pack_found(best);
+  if (threadIdx.x >= kAloneRows * kPairWarps) return;
+  const uint32_t row = threadIdx.x / kPairWarps;
+  BestTwo best = best_two_of_lanes<1, kPairWarps / 2>(
+      shared.found[row][threadIdx.x % kPairWarps]);
+  if (threadIdx.x % kPairWarps != 0 || first + row >= work.alone) return;
+  uint4 *const to = work.found_by(blockIdx.x) + first + row;
+  if (before) best.join(load_found(args, work, to));
+  store_found(to, best);
 }

@@ -20,26 +20,29 @@
 template <int DIM>
 constexpr int kPartnerBlocks = DIM == 256 ? 3 : 6;
 
-// Looks for the partners of the slots of one part of each head's list.
-template <int DIM, bool ALIGNED>
-__global__ void __launch_bounds__(kPartnerThreads, kPartnerBlocks<DIM>)
+// Whether this block is the last of its head to get here; it sees what all have
+// left. Called by the whole block.
+__device__ inline bool is_last_part(const PairJob &work, bool &shared) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) shared = atomicAdd(work.ticket, 1) == work.parts - 1;
+  __syncthreads();
+  return shared;
+}
+
+// Looks for the partners of the slots of one part of each head's list; the last
+// part of a head merges.
+template <int DIM, bool ALIGNED, bool QUERIES>
+__global__ void __launch_bounds__(kPairThreads, kPartnerBlocks<DIM>)
     partners_kernel(skv_merge_attend_args args, Evidence evidence) {
   __shared__ PartnersShared<DIM> shared;
   begin_kernel();
-  PartnerJob work;
-  if (!turn_to_head(args, evidence, blockIdx.z, blockIdx.y, work.job)) return;
-  const PairWork &pairs = evidence.pairs;
-  const uint4 header = pairs.headers[work.job.index];
-  const uint32_t capacity = args.cache.max_capacity;
-  work.count = header.x;
-  work.alone = header.y;
-  work.list = pairs.lists + static_cast<size_t>(work.job.index) * capacity;
-  work.found = pairs.found_of(work.job.index, 0, capacity);
-  work.own_found = pairs.found_of(work.job.index, blockIdx.x, capacity);
-  const PairCosts costs(args.policy, __uint_as_float(header.z));
-  const uint32_t per_part = pairs.part_places(work.count);
-  const uint32_t begin = blockIdx.x * per_part;
-  const uint32_t end = min(work.count, begin + per_part);
+  PairJob work;
+  if (!turn_to_pairs(args, evidence, blockIdx.z, blockIdx.y, work)) return;
+  if (blockIdx.x >= work.parts) return;
+  const PairCosts costs(args.policy, work.spread);
+  const uint32_t begin = blockIdx.x * work.per_part;
+  const uint32_t end = min(work.count, begin + work.per_part);
   const uint32_t g = lane_id() / 4, t = lane_id() % 4;
   // The rows that are in shared memory.
   uint32_t fetched = kNoItem;
@@ -75,22 +78,26 @@ __global__ void __launch_bounds__(kPartnerThreads, kPartnerBlocks<DIM>)
       BestTwo best = shared.columns[c].known;
       if (g == 0) best.join(nearest[0]);
       if (g == 1) best.join(nearest[1]);
-      work.found[first + c] = pack_found(best);
+      store_found(work.found + first + c, best);
     }
     __syncwarp();
   }
+  if (!is_last_part(work, shared.is_last)) return;
+  merge_cheapest<QUERIES>(args, work, shared.cheapest);
 }
 
 template <int DIM>
 inline cudaError_t launch_partners_width(const skv_merge_attend_args &args,
                                          const Evidence &evidence,
                                          const Launch &launch) {
+  const bool queries = takes_queries(args);
   const auto kernel = args.sizes.head_dim % 8 == 0
-                          ? partners_kernel<DIM, true>
-                          : partners_kernel<DIM, false>;
+                          ? queries ? partners_kernel<DIM, true, true>
+                                    : partners_kernel<DIM, true, false>
+                      : queries ? partners_kernel<DIM, false, true>
+                                : partners_kernel<DIM, false, false>;
   const dim3 grid(evidence.pairs.parts, args.sizes.kv_heads, args.step.rows);
-  return launch_kernel(launch, kernel, grid, kPartnerThreads, 0, args,
-                       evidence);
+  return launch_kernel(launch, kernel, grid, kPairThreads, 0, args, evidence);
 }
 
 inline cudaError_t launch_partners(const skv_merge_attend_args &args,

@@ -2,6 +2,7 @@
  * What merging the cheapest pair states, on every backend.
  */
 import { assert, assertEquals } from "@std/assert";
+import { partnerField, SlotField } from "../../src/backends/backend.ts";
 import { steady, type SteadyOptions } from "../../src/policies/steady.ts";
 import type { Policy } from "../../src/policies/parts.ts";
 import { eachBackend } from "../backends/each_backend.ts";
@@ -250,6 +251,44 @@ for (
     },
   );
 }
+
+eachBackend(
+  "slots keep a partner when the one that is close to everybody merges",
+  async (backend) => {
+    const [sinks, recent] = [2, 3];
+    const { slots } = scene(1);
+    // Twins have a direction of their own and are 12 apart, and all are less
+    // than that from the first slot that may go.
+    slots.slice(sinks, -recent).forEach((slot, i) => {
+      for (const vector of [slot.key, slot.value]) {
+        vector.fill(0);
+        if (i === 0) continue;
+        const twins = Math.floor((i - 1) / 2);
+        vector[2 * twins] = 10;
+        vector[2 * twins + 1] = i % 2 === 0 ? 6 : -6;
+      }
+    });
+    using layer = new LayerHarness(backend, {
+      sizes,
+      policy: instant({ search: "incremental", distance: "product" }),
+      capacity: BUDGET + 1,
+    });
+    layer.writeSlots([slots], { budget: BUDGET, recent, live: BUDGET });
+    await layer.mergeAttend(new Float32Array(HEAD_DIM), BUDGET);
+    const { side, total } = layer.cache.slots;
+    const { u32 } = await backend.read(side);
+    const word = (field: number, slot: number) => u32[field * total + slot]!;
+    const alone = slots.flatMap((_, slot) =>
+      slot >= sinks && slot < slots.length - recent &&
+        word(SlotField.tokens, slot) !== 0 &&
+        word(partnerField(layer.lanes), slot) === 0
+        ? [slot]
+        : []
+    );
+    // What was merged, and the twin of what went.
+    assertEquals(alone.length, 2);
+  },
+);
 
 /** The slots in the order of their positions. */
 async function readSorted(layer: LayerHarness): Promise<TestSlot[]> {

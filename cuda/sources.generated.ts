@@ -1311,13 +1311,16 @@ struct PairJob {
   const uint32_t *list;
   uint32_t count;
   uint32_t alone;
+  // Those of the latter that all parts search for.
+  uint32_t shared;
   // How far its values scatter.
   float spread;
   // Parts of the list that are searched, and places of each.
   uint32_t parts;
   uint32_t per_part;
-  // (parts, max_capacity)
+  // By place in the list; by part and place, for those that are shared.
   uint4 *found;
+  uint4 *part_found;
   uint32_t pitch;
   // Parts that are done.
   uint32_t *ticket;
@@ -1326,7 +1329,7 @@ struct PairJob {
     return job.slot(args, i);
   }
   __device__ uint4 *found_by(uint32_t part) const {
-    return found + static_cast<size_t>(part) * pitch;
+    return part_found + static_cast<size_t>(part) * pitch;
   }
 };
 
@@ -1338,15 +1341,18 @@ __device__ inline bool turn_to_pairs(const skv_merge_attend_args &args,
   const uint32_t index = row * args.sizes.kv_heads + kv_head;
   const uint4 header = pairs.headers[index];
   if (!turn_to_head(args, evidence, row, kv_head, work.job)) return false;
-  work.pitch = args.cache.max_capacity;
-  work.list = pairs.lists + static_cast<size_t>(index) * work.pitch;
+  const size_t first = static_cast<size_t>(index) * args.cache.max_capacity;
+  work.list = pairs.lists + first;
   work.count = header.x;
   work.alone = header.y;
+  work.shared = min(header.y, pairs.shared);
   work.spread = __uint_as_float(header.z);
   work.per_part = pairs.part_places(header.x);
   work.parts =
       header.x == 0 ? 0 : (header.x + work.per_part - 1) / work.per_part;
-  work.found = pairs.found_of(index, 0, work.pitch);
+  work.found = pairs.found + first;
+  work.part_found = pairs.part_found_of(index, 0);
+  work.pitch = pairs.shared;
   work.ticket = pairs.tickets + index;
   return true;
 }
@@ -1395,8 +1401,8 @@ struct CheapestShared {
 };
 
 // The place in the list of the slot whose pair costs least, or none if nobody
-// has found a partner. What all parts have found takes the place of what the
-// first part found. Called by the whole block.
+// has found a partner. Joins what the parts have found. Called by the whole
+// block.
 __device__ inline uint32_t cheapest_place(const skv_merge_attend_args &args,
                                           const PairJob &work,
                                           CheapestShared &shared) {
@@ -1404,12 +1410,15 @@ __device__ inline uint32_t cheapest_place(const skv_merge_attend_args &args,
   uint64_t lowest = kNoKey;
   uint32_t place = kNoItem;
   for (uint32_t i = threadIdx.x; i < work.count; i += kPairThreads) {
-    const uint32_t parts = i < work.alone ? work.parts : 1;
     BestTwo best = kNoneFound;
-    for (uint32_t part = 0; part < parts; part++) {
-      best.join(load_found(args, work, work.found_by(part) + i));
+    if (i < work.shared) {
+      for (uint32_t part = 0; part < work.parts; part++) {
+        best.join(load_found(args, work, work.found_by(part) + i));
+      }
+      store_found(work.found + i, best);
+    } else {
+      best = load_found(args, work, work.found + i);
     }
-    if (parts > 1) store_found(work.found + i, best);
     if (!best.first.exists()) continue;
     const Slot slot = work.slot(args, work.list[i]);
     float cost = -best.first.similarity;
@@ -2569,6 +2578,11 @@ constexpr uint32_t kMaxPairParts = 16;
 constexpr uint32_t kPairTile = 64;
 constexpr uint32_t kPartnerTile = 32;
 
+// Slots without a partner that several blocks search for: what each finds has a
+// place of its own. More than these are rare, and searched for by one block
+// each.
+constexpr uint32_t kSharedAlone = 128;
+
 // What a step keeps of the pairs of its heads.
 struct PairWork {
   // (heads, max_capacity): slots that may go, those without a partner first
@@ -2578,10 +2592,14 @@ struct PairWork {
   uint4 *headers;
   // (heads): parts that were searched, where the last of them merges
   uint32_t *tickets;
-  // (heads, parts, max_capacity): by place in the list, what was found: two
-  // slots, each after how similar it is
+  // (heads, max_capacity): by place in the list, what was found: two slots,
+  // each after how similar it is
   uint4 *found;
+  // (heads, parts, shared): the same by parts of the list, for places that
+  // several blocks search for
+  uint4 *part_found;
   uint32_t parts;
+  uint32_t shared;
   uint32_t tile;
   // (heads, spread_parts, spread_floats): see lib/value_spread.cuh
   float *spreads;
@@ -2592,9 +2610,8 @@ struct PairWork {
     const uint32_t tiles = (count + tile - 1) / tile;
     return (tiles + parts - 1) / parts * tile;
   }
-  __device__ uint4 *found_of(uint32_t head, uint32_t part,
-                             uint32_t max_capacity) const {
-    return found + (static_cast<size_t>(head) * parts + part) * max_capacity;
+  __device__ uint4 *part_found_of(uint32_t head, uint32_t part) const {
+    return part_found + (static_cast<size_t>(head) * parts + part) * shared;
   }
   __device__ float *spreads_of(uint32_t head) const {
     return spreads + static_cast<size_t>(head) * spread_pitch;
@@ -2650,7 +2667,11 @@ inline PairWork take_pairs(const skv_merge_attend_args &args,
   pairs.lists = scratch->take<uint32_t>(heads * capacity);
   pairs.headers = scratch->take<uint4>(heads);
   pairs.tickets = scratch->take<uint32_t>(heads);
-  pairs.found = scratch->take<uint4>(heads * pairs.parts * capacity);
+  pairs.shared = remembers ? min(kSharedAlone, args.cache.max_capacity)
+                           : args.cache.max_capacity;
+  pairs.found = scratch->take<uint4>(heads * capacity);
+  pairs.part_found = scratch->take<uint4>(static_cast<size_t>(heads) *
+                                          pairs.parts * pairs.shared);
   pairs.spread_pitch = spread_parts(args.cache.max_capacity) *
                        spread_floats(args.sizes.head_dim);
   pairs.spreads =
@@ -6239,8 +6260,7 @@ struct PairView {
   __device__ Slot slot(uint32_t i) const { return job.slot(args, i); }
   __device__ float spread() const { return scatter; }
   __device__ void store(uint32_t q, const Neighbour &best) const {
-    store_found(work.found_of(job.index, part, args.cache.max_capacity) + q,
-                {best, kNoNeighbour});
+    store_found(work.part_found_of(job.index, part) + q, {best, kNoNeighbour});
   }
 };
 
@@ -6300,8 +6320,8 @@ inline cudaError_t launch_pairs(const skv_merge_attend_args &args,
 
 static_assert(kPartnerTile == 8 * kPairWarps, "eight slots per warp");
 
-// Slots without a partner that these are compared with at a time.
-constexpr uint32_t kAloneRows = 16;
+// Slots that these are compared with at a time.
+constexpr uint32_t kPartnerRows = 16;
 
 // A slot that a warp has, and what it remembers.
 struct PartnerColumn {
@@ -6315,13 +6335,13 @@ struct PartnerColumn {
 template <int DIM>
 struct PartnersShared {
   // Keys and values of the rows, their squares, and what slots they are.
-  skv_cached rows[2][kAloneRows * kLinePitch<DIM>];
-  float squares[2][kAloneRows];
-  uint32_t numbers[kAloneRows];
-  uint32_t positions[kAloneRows];
+  skv_cached rows[2][kPartnerRows * kLinePitch<DIM>];
+  float squares[2][kPartnerRows];
+  uint32_t numbers[kPartnerRows];
+  uint32_t positions[kPartnerRows];
   PartnerColumn columns[kPartnerTile];
   // What each warp found for them.
-  BestTwo found[kAloneRows][kPairWarps];
+  BestTwo found[kPartnerRows][kPairWarps];
   bool is_last;
   CheapestShared cheapest;
 };
@@ -6337,20 +6357,20 @@ __device__ inline bool comes_before(const Neighbour &other,
   return other.beats(known.second.exists() ? known.second : known.first);
 }
 
-// Fetches the slots without a partner from place \`first\` of the list. Called by
+// Fetches the slots from place \`first\` of the list to place \`end\`. Called by
 // the whole block, which synchronizes afterwards.
 template <int DIM, bool ALIGNED>
 __device__ inline void fetch_rows(const skv_merge_attend_args &args,
                                   const PairJob &work, uint32_t first,
-                                  PartnersShared<DIM> &shared) {
+                                  uint32_t end, PartnersShared<DIM> &shared) {
   constexpr uint32_t kChunks = DIM / 8;
 #pragma unroll
-  for (uint32_t i = threadIdx.x; i < 2 * kAloneRows * kChunks;
+  for (uint32_t i = threadIdx.x; i < 2 * kPartnerRows * kChunks;
        i += kPairThreads) {
-    const uint32_t kind = i / (kAloneRows * kChunks);
-    const uint32_t row = i / kChunks % kAloneRows, d = i % kChunks * 8;
+    const uint32_t kind = i / (kPartnerRows * kChunks);
+    const uint32_t row = i / kChunks % kPartnerRows, d = i % kChunks * 8;
     uint32_t words[4] = {};
-    if (first + row < work.alone) {
+    if (first + row < end) {
       const Slot slot = work.slot(args, work.list[first + row]);
       load_pairs<8, ALIGNED>(words, kind == 0 ? slot.key : slot.value, d,
                              args.sizes.head_dim);
@@ -6360,9 +6380,9 @@ __device__ inline void fetch_rows(const skv_merge_attend_args &args,
     const float square = sum_of_lanes<kChunks>(square_of(words));
     if (d == 0) shared.squares[kind][row] = square;
   }
-  if (threadIdx.x >= kAloneRows) return;
+  if (threadIdx.x >= kPartnerRows) return;
   const uint32_t place = first + threadIdx.x;
-  const bool exists = place < work.alone;
+  const bool exists = place < end;
   const uint32_t number = exists ? work.list[place] : kNoItem;
   shared.numbers[threadIdx.x] = number;
   shared.positions[threadIdx.x] =
@@ -6450,12 +6470,20 @@ __device__ inline PartnerColumn column_of(const skv_merge_attend_args &args,
   return column;
 }
 
-// Compares the rows with the columns of a warp and keeps what is nearest: for
-// the rows in shared memory, for the lane's two columns in \`nearest\`. Called by
-// a whole warp.
+// Whether the slot at a place knows no partner and is not shared: who has it as
+// a column compares it with all.
+__device__ inline bool is_own(const PairJob &work, uint32_t place) {
+  return place >= work.shared && place < work.alone;
+}
+
+// Compares the rows from place \`first_row\` on with the columns of a warp
+// from place \`first_column\` on and keeps what is nearest: for the rows in
+// shared memory, for the lane's two columns in \`nearest\`. Called by a whole
+// warp.
 template <int DIM, bool ALIGNED>
 __device__ inline void compare_rows(const skv_merge_attend_args &args,
                                     const PairJob &work, const PairCosts &costs,
+                                    uint32_t first_row, uint32_t first_column,
                                     PartnersShared<DIM> &shared,
                                     BestTwo (&nearest)[2]) {
   const PartnerColumn *columns = shared.columns + 8 * warp_id();
@@ -6486,7 +6514,12 @@ __device__ inline void compare_rows(const skv_merge_attend_args &args,
       const float distance = costs.distance(squares[0], squares[1]);
       best.add({-distance, column.position, column.number});
       const Neighbour row = {-distance, shared.positions[r], number};
-      if (comes_before(row, column.known)) nearest[c].add(row);
+      // The others are compared with all elsewhere.
+      const bool searches = is_own(work, first_column + 2 * t + c);
+      const bool is_alone = first_row + r < work.alone;
+      if (searches || (is_alone && comes_before(row, column.known))) {
+        nearest[c].add(row);
+      }
     }
     best = best_two_of_lanes<1, 2>(best);
     if (t == 0) shared.found[r][warp_id()] = best;
@@ -6501,11 +6534,11 @@ __device__ inline void leave_rows(const skv_merge_attend_args &args,
                                   const PairJob &work, uint32_t first,
                                   bool before,
                                   const PartnersShared<DIM> &shared) {
-  if (threadIdx.x >= kAloneRows * kPairWarps) return;
+  if (threadIdx.x >= kPartnerRows * kPairWarps) return;
   const uint32_t row = threadIdx.x / kPairWarps;
   BestTwo best = best_two_of_lanes<1, kPairWarps / 2>(
       shared.found[row][threadIdx.x % kPairWarps]);
-  if (threadIdx.x % kPairWarps != 0 || first + row >= work.alone) return;
+  if (threadIdx.x % kPairWarps != 0 || first + row >= work.shared) return;
   uint4 *const to = work.found_by(blockIdx.x) + first + row;
   if (before) best.join(load_found(args, work, to));
   store_found(to, best);
@@ -6516,10 +6549,10 @@ __device__ inline void leave_rows(const skv_merge_attend_args &args,
 //
 // Slots that know no partner, a few as a rule, come first in the list and are
 // compared with all others; these are compared with what they remember as well.
-// So a block reads its share of the keys and values once: a warp has those of
-// eight slots in registers, right operands of tensor core products whose rows
-// are 16 of the slots that know no partner. A block is small, because those of
-// all layers run beside the logits, which leave a part of each multiprocessor.
+// So a block goes through its part of the list once: a warp has eight slots,
+// the columns of tensor core products whose rows are 16 of those that know no
+// partner. A block is small, because those of all layers run beside the logits,
+// which leave a part of each multiprocessor.
 //
 // Squared distances come from products and squares, those from what a slot
 // remembers from differences, which lose nothing where two are close.
@@ -6567,15 +6600,19 @@ __global__ void __launch_bounds__(kPairThreads, kPartnerBlocks<DIM>)
     if (t == 0) shared.columns[8 * warp_id() + g] = column;
     __syncwarp();
     BestTwo nearest[2] = {kNoneFound, kNoneFound};
-    for (uint32_t row = 0; row < work.alone; row += kAloneRows) {
-      if (fetched != row) {
+    const bool has_own =
+        max(first, work.shared) < min(first + kPartnerTile, work.alone);
+    const uint32_t rows = has_own ? work.count : work.alone;
+    for (uint32_t row = 0; row < rows; row += kPartnerRows) {
+      if (fetched != row || has_own) {
         // Nobody reads the rows before these any more.
         __syncthreads();
-        fetch_rows<DIM, ALIGNED>(args, work, row, shared);
-        fetched = row;
+        fetch_rows<DIM, ALIGNED>(args, work, row, rows, shared);
+        fetched = has_own ? kNoItem : row;
       }
       __syncthreads();
-      compare_rows<DIM, ALIGNED>(args, work, costs, shared, nearest);
+      compare_rows<DIM, ALIGNED>(args, work, costs, row, first + 8 * warp_id(),
+                                 shared, nearest);
       __syncthreads();
       leave_rows(args, work, row, first != begin, shared);
     }
@@ -6587,7 +6624,7 @@ __global__ void __launch_bounds__(kPairThreads, kPartnerBlocks<DIM>)
     // one of them stores each.
     const uint32_t c = 8 * warp_id() + 2 * t + g;
     if (g < 2 && shared.columns[c].number != kNoItem &&
-        first + c >= work.alone) {
+        first + c >= work.shared) {
       BestTwo best = shared.columns[c].known;
       if (g == 0) best.join(nearest[0]);
       if (g == 1) best.join(nearest[1]);

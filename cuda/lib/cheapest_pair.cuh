@@ -16,13 +16,16 @@ struct PairJob {
   const uint32_t *list;
   uint32_t count;
   uint32_t alone;
+  // Those of the latter that all parts search for.
+  uint32_t shared;
   // How far its values scatter.
   float spread;
   // Parts of the list that are searched, and places of each.
   uint32_t parts;
   uint32_t per_part;
-  // (parts, max_capacity)
+  // By place in the list; by part and place, for those that are shared.
   uint4 *found;
+  uint4 *part_found;
   uint32_t pitch;
   // Parts that are done.
   uint32_t *ticket;
@@ -31,7 +34,7 @@ struct PairJob {
     return job.slot(args, i);
   }
   __device__ uint4 *found_by(uint32_t part) const {
-    return found + static_cast<size_t>(part) * pitch;
+    return part_found + static_cast<size_t>(part) * pitch;
   }
 };
 
@@ -43,15 +46,18 @@ __device__ inline bool turn_to_pairs(const skv_merge_attend_args &args,
   const uint32_t index = row * args.sizes.kv_heads + kv_head;
   const uint4 header = pairs.headers[index];
   if (!turn_to_head(args, evidence, row, kv_head, work.job)) return false;
-  work.pitch = args.cache.max_capacity;
-  work.list = pairs.lists + static_cast<size_t>(index) * work.pitch;
+  const size_t first = static_cast<size_t>(index) * args.cache.max_capacity;
+  work.list = pairs.lists + first;
   work.count = header.x;
   work.alone = header.y;
+  work.shared = min(header.y, pairs.shared);
   work.spread = __uint_as_float(header.z);
   work.per_part = pairs.part_places(header.x);
   work.parts =
       header.x == 0 ? 0 : (header.x + work.per_part - 1) / work.per_part;
-  work.found = pairs.found_of(index, 0, work.pitch);
+  work.found = pairs.found + first;
+  work.part_found = pairs.part_found_of(index, 0);
+  work.pitch = pairs.shared;
   work.ticket = pairs.tickets + index;
   return true;
 }
@@ -100,8 +106,8 @@ struct CheapestShared {
 };
 
 // The place in the list of the slot whose pair costs least, or none if nobody
-// has found a partner. What all parts have found takes the place of what the
-// first part found. Called by the whole block.
+// has found a partner. Joins what the parts have found. Called by the whole
+// block.
 __device__ inline uint32_t cheapest_place(const skv_merge_attend_args &args,
                                           const PairJob &work,
                                           CheapestShared &shared) {
@@ -109,12 +115,15 @@ __device__ inline uint32_t cheapest_place(const skv_merge_attend_args &args,
   uint64_t lowest = kNoKey;
   uint32_t place = kNoItem;
   for (uint32_t i = threadIdx.x; i < work.count; i += kPairThreads) {
-    const uint32_t parts = i < work.alone ? work.parts : 1;
     BestTwo best = kNoneFound;
-    for (uint32_t part = 0; part < parts; part++) {
-      best.join(load_found(args, work, work.found_by(part) + i));
+    if (i < work.shared) {
+      for (uint32_t part = 0; part < work.parts; part++) {
+        best.join(load_found(args, work, work.found_by(part) + i));
+      }
+      store_found(work.found + i, best);
+    } else {
+      best = load_found(args, work, work.found + i);
     }
-    if (parts > 1) store_found(work.found + i, best);
     if (!best.first.exists()) continue;
     const Slot slot = work.slot(args, work.list[i]);
     float cost = -best.first.similarity;

@@ -21,6 +21,11 @@ constexpr uint32_t kMaxPairParts = 16;
 constexpr uint32_t kPairTile = 64;
 constexpr uint32_t kPartnerTile = 32;
 
+// Slots without a partner that several blocks search for: what each finds has a
+// place of its own. More than these are rare, and searched for by one block
+// each.
+constexpr uint32_t kSharedAlone = 128;
+
 // What a step keeps of the pairs of its heads.
 struct PairWork {
   // (heads, max_capacity): slots that may go, those without a partner first
@@ -30,10 +35,14 @@ struct PairWork {
   uint4 *headers;
   // (heads): parts that were searched, where the last of them merges
   uint32_t *tickets;
-  // (heads, parts, max_capacity): by place in the list, what was found: two
-  // slots, each after how similar it is
+  // (heads, max_capacity): by place in the list, what was found: two slots,
+  // each after how similar it is
   uint4 *found;
+  // (heads, parts, shared): the same by parts of the list, for places that
+  // several blocks search for
+  uint4 *part_found;
   uint32_t parts;
+  uint32_t shared;
   uint32_t tile;
   // (heads, spread_parts, spread_floats): see lib/value_spread.cuh
   float *spreads;
@@ -44,9 +53,8 @@ struct PairWork {
     const uint32_t tiles = (count + tile - 1) / tile;
     return (tiles + parts - 1) / parts * tile;
   }
-  __device__ uint4 *found_of(uint32_t head, uint32_t part,
-                             uint32_t max_capacity) const {
-    return found + (static_cast<size_t>(head) * parts + part) * max_capacity;
+  __device__ uint4 *part_found_of(uint32_t head, uint32_t part) const {
+    return part_found + (static_cast<size_t>(head) * parts + part) * shared;
   }
   __device__ float *spreads_of(uint32_t head) const {
     return spreads + static_cast<size_t>(head) * spread_pitch;
@@ -102,7 +110,11 @@ inline PairWork take_pairs(const skv_merge_attend_args &args,
   pairs.lists = scratch->take<uint32_t>(heads * capacity);
   pairs.headers = scratch->take<uint4>(heads);
   pairs.tickets = scratch->take<uint32_t>(heads);
-  pairs.found = scratch->take<uint4>(heads * pairs.parts * capacity);
+  pairs.shared = remembers ? min(kSharedAlone, args.cache.max_capacity)
+                           : args.cache.max_capacity;
+  pairs.found = scratch->take<uint4>(heads * capacity);
+  pairs.part_found = scratch->take<uint4>(static_cast<size_t>(heads) *
+                                          pairs.parts * pairs.shared);
   pairs.spread_pitch = spread_parts(args.cache.max_capacity) *
                        spread_floats(args.sizes.head_dim);
   pairs.spreads =

@@ -73,8 +73,7 @@ struct PairView {
   __device__ Slot slot(uint32_t i) const { return job.slot(args, i); }
   __device__ float spread() const { return scatter; }
   __device__ void store(uint32_t q, const Neighbour &best) const {
-    store_found(work.found_of(job.index, part, args.cache.max_capacity) + q,
-                {best, kNoNeighbour});
+    store_found(work.part_found_of(job.index, part) + q, {best, kNoNeighbour});
   }
 };
 

@@ -8,8 +8,8 @@
 
 static_assert(kPartnerTile == 8 * kPairWarps, "eight slots per warp");
 
-// Slots without a partner that these are compared with at a time.
-constexpr uint32_t kAloneRows = 16;
+// Slots that these are compared with at a time.
+constexpr uint32_t kPartnerRows = 16;
 
 // A slot that a warp has, and what it remembers.
 struct PartnerColumn {
@@ -23,13 +23,13 @@ struct PartnerColumn {
 template <int DIM>
 struct PartnersShared {
   // Keys and values of the rows, their squares, and what slots they are.
-  skv_cached rows[2][kAloneRows * kLinePitch<DIM>];
-  float squares[2][kAloneRows];
-  uint32_t numbers[kAloneRows];
-  uint32_t positions[kAloneRows];
+  skv_cached rows[2][kPartnerRows * kLinePitch<DIM>];
+  float squares[2][kPartnerRows];
+  uint32_t numbers[kPartnerRows];
+  uint32_t positions[kPartnerRows];
   PartnerColumn columns[kPartnerTile];
   // What each warp found for them.
-  BestTwo found[kAloneRows][kPairWarps];
+  BestTwo found[kPartnerRows][kPairWarps];
   bool is_last;
   CheapestShared cheapest;
 };
@@ -45,20 +45,20 @@ __device__ inline bool comes_before(const Neighbour &other,
   return other.beats(known.second.exists() ? known.second : known.first);
 }
 
-// Fetches the slots without a partner from place `first` of the list. Called by
+// Fetches the slots from place `first` of the list to place `end`. Called by
 // the whole block, which synchronizes afterwards.
 template <int DIM, bool ALIGNED>
 __device__ inline void fetch_rows(const skv_merge_attend_args &args,
                                   const PairJob &work, uint32_t first,
-                                  PartnersShared<DIM> &shared) {
+                                  uint32_t end, PartnersShared<DIM> &shared) {
   constexpr uint32_t kChunks = DIM / 8;
 #pragma unroll
-  for (uint32_t i = threadIdx.x; i < 2 * kAloneRows * kChunks;
+  for (uint32_t i = threadIdx.x; i < 2 * kPartnerRows * kChunks;
        i += kPairThreads) {
-    const uint32_t kind = i / (kAloneRows * kChunks);
-    const uint32_t row = i / kChunks % kAloneRows, d = i % kChunks * 8;
+    const uint32_t kind = i / (kPartnerRows * kChunks);
+    const uint32_t row = i / kChunks % kPartnerRows, d = i % kChunks * 8;
     uint32_t words[4] = {};
-    if (first + row < work.alone) {
+    if (first + row < end) {
       const Slot slot = work.slot(args, work.list[first + row]);
       load_pairs<8, ALIGNED>(words, kind == 0 ? slot.key : slot.value, d,
                              args.sizes.head_dim);
@@ -68,9 +68,9 @@ __device__ inline void fetch_rows(const skv_merge_attend_args &args,
     const float square = sum_of_lanes<kChunks>(square_of(words));
     if (d == 0) shared.squares[kind][row] = square;
   }
-  if (threadIdx.x >= kAloneRows) return;
+  if (threadIdx.x >= kPartnerRows) return;
   const uint32_t place = first + threadIdx.x;
-  const bool exists = place < work.alone;
+  const bool exists = place < end;
   const uint32_t number = exists ? work.list[place] : kNoItem;
   shared.numbers[threadIdx.x] = number;
   shared.positions[threadIdx.x] =
@@ -158,12 +158,20 @@ __device__ inline PartnerColumn column_of(const skv_merge_attend_args &args,
   return column;
 }
 
-// Compares the rows with the columns of a warp and keeps what is nearest: for
-// the rows in shared memory, for the lane's two columns in `nearest`. Called by
-// a whole warp.
+// Whether the slot at a place knows no partner and is not shared: who has it as
+// a column compares it with all.
+__device__ inline bool is_own(const PairJob &work, uint32_t place) {
+  return place >= work.shared && place < work.alone;
+}
+
+// Compares the rows from place `first_row` on with the columns of a warp
+// from place `first_column` on and keeps what is nearest: for the rows in
+// shared memory, for the lane's two columns in `nearest`. Called by a whole
+// warp.
 template <int DIM, bool ALIGNED>
 __device__ inline void compare_rows(const skv_merge_attend_args &args,
                                     const PairJob &work, const PairCosts &costs,
+                                    uint32_t first_row, uint32_t first_column,
                                     PartnersShared<DIM> &shared,
                                     BestTwo (&nearest)[2]) {
   const PartnerColumn *columns = shared.columns + 8 * warp_id();
@@ -194,7 +202,12 @@ __device__ inline void compare_rows(const skv_merge_attend_args &args,
       const float distance = costs.distance(squares[0], squares[1]);
       best.add({-distance, column.position, column.number});
       const Neighbour row = {-distance, shared.positions[r], number};
-      if (comes_before(row, column.known)) nearest[c].add(row);
+      // The others are compared with all elsewhere.
+      const bool searches = is_own(work, first_column + 2 * t + c);
+      const bool is_alone = first_row + r < work.alone;
+      if (searches || (is_alone && comes_before(row, column.known))) {
+        nearest[c].add(row);
+      }
     }
     best = best_two_of_lanes<1, 2>(best);
     if (t == 0) shared.found[r][warp_id()] = best;
@@ -209,11 +222,11 @@ __device__ inline void leave_rows(const skv_merge_attend_args &args,
                                   const PairJob &work, uint32_t first,
                                   bool before,
                                   const PartnersShared<DIM> &shared) {
-  if (threadIdx.x >= kAloneRows * kPairWarps) return;
+  if (threadIdx.x >= kPartnerRows * kPairWarps) return;
   const uint32_t row = threadIdx.x / kPairWarps;
   BestTwo best = best_two_of_lanes<1, kPairWarps / 2>(
       shared.found[row][threadIdx.x % kPairWarps]);
-  if (threadIdx.x % kPairWarps != 0 || first + row >= work.alone) return;
+  if (threadIdx.x % kPairWarps != 0 || first + row >= work.shared) return;
   uint4 *const to = work.found_by(blockIdx.x) + first + row;
   if (before) best.join(load_found(args, work, to));
   store_found(to, best);

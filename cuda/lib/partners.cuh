@@ -3,10 +3,10 @@
 //
 // Slots that know no partner, a few as a rule, come first in the list and are
 // compared with all others; these are compared with what they remember as well.
-// So a block reads its share of the keys and values once: a warp has those of
-// eight slots in registers, right operands of tensor core products whose rows
-// are 16 of the slots that know no partner. A block is small, because those of
-// all layers run beside the logits, which leave a part of each multiprocessor.
+// So a block goes through its part of the list once: a warp has eight slots,
+// the columns of tensor core products whose rows are 16 of those that know no
+// partner. A block is small, because those of all layers run beside the logits,
+// which leave a part of each multiprocessor.
 //
 // Squared distances come from products and squares, those from what a slot
 // remembers from differences, which lose nothing where two are close.
@@ -54,15 +54,19 @@ __global__ void __launch_bounds__(kPairThreads, kPartnerBlocks<DIM>)
     if (t == 0) shared.columns[8 * warp_id() + g] = column;
     __syncwarp();
     BestTwo nearest[2] = {kNoneFound, kNoneFound};
-    for (uint32_t row = 0; row < work.alone; row += kAloneRows) {
-      if (fetched != row) {
+    const bool has_own =
+        max(first, work.shared) < min(first + kPartnerTile, work.alone);
+    const uint32_t rows = has_own ? work.count : work.alone;
+    for (uint32_t row = 0; row < rows; row += kPartnerRows) {
+      if (fetched != row || has_own) {
         // Nobody reads the rows before these any more.
         __syncthreads();
-        fetch_rows<DIM, ALIGNED>(args, work, row, shared);
-        fetched = row;
+        fetch_rows<DIM, ALIGNED>(args, work, row, rows, shared);
+        fetched = has_own ? kNoItem : row;
       }
       __syncthreads();
-      compare_rows<DIM, ALIGNED>(args, work, costs, shared, nearest);
+      compare_rows<DIM, ALIGNED>(args, work, costs, row, first + 8 * warp_id(),
+                                 shared, nearest);
       __syncthreads();
       leave_rows(args, work, row, first != begin, shared);
     }
@@ -74,7 +78,7 @@ __global__ void __launch_bounds__(kPairThreads, kPartnerBlocks<DIM>)
     // one of them stores each.
     const uint32_t c = 8 * warp_id() + 2 * t + g;
     if (g < 2 && shared.columns[c].number != kNoItem &&
-        first + c >= work.alone) {
+        first + c >= work.shared) {
       BestTwo best = shared.columns[c].known;
       if (g == 0) best.join(nearest[0]);
       if (g == 1) best.join(nearest[1]);

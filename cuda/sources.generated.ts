@@ -9815,10 +9815,12 @@ struct SlotCopies {
     advance();
   }
 
-  // The same for a tile that may have slot \`missing\`.
+  // The same for a tile that may have slot \`missing\`. Nothing is copied from
+  // \`end\` on, not even zeros: nobody waits for those, and what the block finds
+  // goes where the tiles were.
   __device__ void copy_tile_but(uint32_t missing, uint32_t first, uint32_t end,
                                 skv_cached *to) {
-    if (missing - first < kWarpSlots) {
+    if (first < end && missing - first < kWarpSlots) {
       copy_lines<false>(first, end, missing, to);
       advance();
     } else {

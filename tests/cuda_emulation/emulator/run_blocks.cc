@@ -147,6 +147,18 @@ void prepare_block(const Launch &launch) {
   }
 }
 
+// Copies that nobody waited for land where something else may be by then.
+void check_copies() {
+  for (int i = 0; i < block->count; i++) {
+    const int left = block->threads[i].copy_count;
+    if (left == 0) continue;
+    failure = cudaErrorLaunchFailure;
+    snprintf(failure_text, sizeof(failure_text),
+             "thread %d ended with %d copies under way", i, left);
+    return;
+  }
+}
+
 void check_waited(const Launch &launch) {
   for (int i = 0; launch.overlaps && i < block->count; i++) {
     if (block->threads[i].waited_for_previous) continue;
@@ -195,6 +207,7 @@ void run_blocks(const Launch &launch) {
     begin_block(static_cast<uint32_t>(i));
     run_block(number + static_cast<uint32_t>(i));
     if (failure == cudaSuccess) check_waited(launch);
+    if (failure == cudaSuccess) check_copies();
   }
   block->current = nullptr;
 }

@@ -156,16 +156,9 @@ cudaError_t launch_wide(const skv_merge_attend_args &args,
 cudaError_t launch_any(const skv_merge_attend_args &args, const Plan &plan,
                        const AttendParts &parts, const Evidence &evidence,
                        const Launch &launch) {
-  switch (plan.dim) {
-    case 32:
-      return launch_wide<32>(args, parts, evidence, launch);
-    case 64:
-      return launch_wide<64>(args, parts, evidence, launch);
-    case 128:
-      return launch_wide<128>(args, parts, evidence, launch);
-    default:
-      return launch_wide<256>(args, parts, evidence, launch);
-  }
+  return with_width(plan.dim, [&](auto width) {
+    return launch_wide<decltype(width)::value>(args, parts, evidence, launch);
+  });
 }
 
 // What a call leaves for the policy, in its own memory.

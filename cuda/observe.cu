@@ -240,14 +240,7 @@ cudaError_t launch_observe(const skv_chunk_args &args, const Launch &launch) {
   if (!args.policy.observe || args.policy.probe == SKV_PROBE_NONE) {
     return cudaSuccess;
   }
-  switch (padded_width(args.sizes.head_dim)) {
-    case 32:
-      return launch_width<32>(args, launch);
-    case 64:
-      return launch_width<64>(args, launch);
-    case 128:
-      return launch_width<128>(args, launch);
-    default:
-      return launch_width<256>(args, launch);
-  }
+  return with_width(args.sizes.head_dim, [&](auto width) {
+    return launch_width<decltype(width)::value>(args, launch);
+  });
 }

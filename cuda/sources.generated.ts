@@ -6653,16 +6653,10 @@ inline cudaError_t launch_partners_width(const skv_merge_attend_args &args,
 inline cudaError_t launch_partners(const skv_merge_attend_args &args,
                                    const Evidence &evidence,
                                    const Launch &launch) {
-  switch (padded_width(args.sizes.head_dim)) {
-    case 32:
-      return launch_partners_width<32>(args, evidence, launch);
-    case 64:
-      return launch_partners_width<64>(args, evidence, launch);
-    case 128:
-      return launch_partners_width<128>(args, evidence, launch);
-    default:
-      return launch_partners_width<256>(args, evidence, launch);
-  }
+  return with_width(args.sizes.head_dim, [&](auto width) {
+    return launch_partners_width<decltype(width)::value>(args, evidence,
+                                                         launch);
+  });
 }
 `,
   "lib/pass_values.cuh": `// Passing the values of victims on, one by one in the order of their ranks,
@@ -7869,6 +7863,8 @@ __device__ inline float2 rotation(const float *rope, uint32_t half,
 // of an 8 x 8 matrix are in different banks.
 #pragma once
 
+#include <type_traits>
+
 #include "cached.cuh"
 #include "reduce.cuh"
 
@@ -7880,6 +7876,21 @@ inline uint32_t padded_width(uint32_t head_dim) {
   uint32_t width = 32;
   while (width < head_dim) width *= 2;
   return width;
+}
+
+// Calls \`f\` with that width, as a constant.
+template <class F>
+inline auto with_width(uint32_t head_dim, const F &f) {
+  switch (padded_width(head_dim)) {
+    case 32:
+      return f(std::integral_constant<int, 32>());
+    case 64:
+      return f(std::integral_constant<int, 64>());
+    case 128:
+      return f(std::integral_constant<int, 128>());
+    default:
+      return f(std::integral_constant<int, 256>());
+  }
 }
 
 template <int DIM, bool ALIGNED, class Line>
@@ -8672,20 +8683,10 @@ inline cudaError_t launch_search(const Source &source, const PairSearch &pairs,
                                  uint32_t head_dim, uint32_t most,
                                  uint32_t heads, uint32_t blocks,
                                  const Launch &launch) {
-  switch (padded_width(head_dim)) {
-    case 32:
-      return launch_search_width<32>(source, pairs, head_dim, most, heads,
-                                     blocks, launch);
-    case 64:
-      return launch_search_width<64>(source, pairs, head_dim, most, heads,
-                                     blocks, launch);
-    case 128:
-      return launch_search_width<128>(source, pairs, head_dim, most, heads,
-                                      blocks, launch);
-    default:
-      return launch_search_width<256>(source, pairs, head_dim, most, heads,
-                                      blocks, launch);
-  }
+  return with_width(head_dim, [&](auto width) {
+    return launch_search_width<decltype(width)::value>(
+        source, pairs, head_dim, most, heads, blocks, launch);
+  });
 }
 `,
   "lib/search_items.cuh": `// Searching the items of a chunk for what they are merged into.
@@ -9005,16 +9006,9 @@ inline cudaError_t launch_key_search_width(const skv_chunk_args &args,
 inline cudaError_t launch_key_search(const skv_chunk_args &args,
                                      const CompressWork &work,
                                      const Launch &launch) {
-  switch (padded_width(args.sizes.head_dim)) {
-    case 32:
-      return launch_key_search_width<32>(args, work, launch);
-    case 64:
-      return launch_key_search_width<64>(args, work, launch);
-    case 128:
-      return launch_key_search_width<128>(args, work, launch);
-    default:
-      return launch_key_search_width<256>(args, work, launch);
-  }
+  return with_width(args.sizes.head_dim, [&](auto width) {
+    return launch_key_search_width<decltype(width)::value>(args, work, launch);
+  });
 }
 `,
   "lib/search_tiles.cuh": `// Tiles of queries and candidates of a search in shared memory, and what is
@@ -11617,9 +11611,7 @@ inline void take_room(WidePlan &plan, uint32_t resident, const Launch &launch) {
   const size_t room = launch.shared_bytes / resident - kWideOwnBytes;
   plan.stages =
       std::min(kMostStages, static_cast<uint32_t>(room / Shape::kStageBytes));
-  plan.bytes =
-      std::max(size_t{plan.stages} * Shape::kStageBytes, Shape::kSumBytes) +
-      kTileAlignment;
+  plan.bytes = size_t{plan.stages} * Shape::kStageBytes + kTileAlignment;
 }
 
 // As many blocks for each tile as leave all at work at a time, one on each
@@ -11726,7 +11718,8 @@ struct WideShape {
   // From one row's sums to the next: what lanes store is in different banks.
   // They are where the tiles were.
   static constexpr uint32_t kSumPitch = kWideOutputs + 4;
-  static constexpr size_t kSumBytes = LINES * kSumPitch * sizeof(float);
+  static_assert(LINES * kSumPitch * sizeof(float) <= 2 * kStageBytes,
+                "room for the sums in two stages");
 };
 
 // What a block copies and multiplies.
@@ -11871,8 +11864,7 @@ __device__ inline void finish_lines(const Product &product, const Pairs &pairs,
                                     const WideJob &job, const float *sums,
                                     const float *inverse) {
   const uint32_t count = pairs_of(product.weight);
-  const uint32_t rows = product.rows;
-  const uint32_t all = rows * kWidePairs;
+  const uint32_t all = product.rows * kWidePairs;
   const uint32_t end = all * (blockIdx.x + 1) / gridDim.x;
 #pragma unroll 1
   for (uint32_t i = all * blockIdx.x / gridDim.x + threadIdx.x; i < end;
@@ -11886,14 +11878,14 @@ __device__ inline void finish_lines(const Product &product, const Pairs &pairs,
     for (uint32_t first = 0; first < gridDim.x; first += kPeersAtOnce) {
       float x[kPeersAtOnce][2];
 #pragma unroll
-      for (uint32_t i = 0; i < kPeersAtOnce; i++) {
-        const uint32_t rank = min(first + i, gridDim.x - 1);
-        x[i][0] = read_peer(from + pairs.output(pair, 0), rank);
-        x[i][1] = read_peer(from + pairs.output(pair, 1), rank);
+      for (uint32_t k = 0; k < kPeersAtOnce; k++) {
+        const uint32_t rank = min(first + k, gridDim.x - 1);
+        x[k][0] = read_peer(from + pairs.output(pair, 0), rank);
+        x[k][1] = read_peer(from + pairs.output(pair, 1), rank);
       }
 #pragma unroll
-      for (uint32_t i = 0; i < kPeersAtOnce; i++) {
-        if (first + i < gridDim.x) ends[0] += x[i][0], ends[1] += x[i][1];
+      for (uint32_t k = 0; k < kPeersAtOnce; k++) {
+        if (first + k < gridDim.x) ends[0] += x[k][0], ends[1] += x[k][1];
       }
     }
     const float factor = inverse[row];
@@ -12114,16 +12106,9 @@ cudaError_t launch_wide(const skv_merge_attend_args &args,
 cudaError_t launch_any(const skv_merge_attend_args &args, const Plan &plan,
                        const AttendParts &parts, const Evidence &evidence,
                        const Launch &launch) {
-  switch (plan.dim) {
-    case 32:
-      return launch_wide<32>(args, parts, evidence, launch);
-    case 64:
-      return launch_wide<64>(args, parts, evidence, launch);
-    case 128:
-      return launch_wide<128>(args, parts, evidence, launch);
-    default:
-      return launch_wide<256>(args, parts, evidence, launch);
-  }
+  return with_width(plan.dim, [&](auto width) {
+    return launch_wide<decltype(width)::value>(args, parts, evidence, launch);
+  });
 }
 
 // What a call leaves for the policy, in its own memory.
@@ -12418,16 +12403,9 @@ cudaError_t launch_observe(const skv_chunk_args &args, const Launch &launch) {
   if (!args.policy.observe || args.policy.probe == SKV_PROBE_NONE) {
     return cudaSuccess;
   }
-  switch (padded_width(args.sizes.head_dim)) {
-    case 32:
-      return launch_width<32>(args, launch);
-    case 64:
-      return launch_width<64>(args, launch);
-    case 128:
-      return launch_width<128>(args, launch);
-    default:
-      return launch_width<256>(args, launch);
-  }
+  return with_width(args.sizes.head_dim, [&](auto width) {
+    return launch_width<decltype(width)::value>(args, launch);
+  });
 }
 `,
   "prefill_attend.cu": `// Causal attention of a chunk: each row attends to the voted slots of its
@@ -12717,16 +12695,9 @@ Needs prefill_attend_needs(const skv_chunk_args &, uint32_t) { return {}; }
 
 cudaError_t launch_prefill_attend(const skv_chunk_args &args,
                                   const Launch &launch) {
-  switch (padded_width(args.sizes.head_dim)) {
-    case 32:
-      return launch_width<32>(args, launch);
-    case 64:
-      return launch_width<64>(args, launch);
-    case 128:
-      return launch_width<128>(args, launch);
-    default:
-      return launch_width<256>(args, launch);
-  }
+  return with_width(args.sizes.head_dim, [&](auto width) {
+    return launch_width<decltype(width)::value>(args, launch);
+  });
 }
 `,
   "project_add.cu": `// hidden += input · weightᵀ + bias.
@@ -15665,16 +15636,9 @@ cudaError_t launch_width(const skv_value_norms_args &args, float *partials,
 
 cudaError_t launch_project(const skv_value_norms_args &args, float *partials,
                            const Launch &launch) {
-  switch (padded_width(args.sizes.head_dim)) {
-    case 32:
-      return launch_width<32>(args, partials, launch);
-    case 64:
-      return launch_width<64>(args, partials, launch);
-    case 128:
-      return launch_width<128>(args, partials, launch);
-    default:
-      return launch_width<256>(args, partials, launch);
-  }
+  return with_width(args.sizes.head_dim, [&](auto width) {
+    return launch_width<decltype(width)::value>(args, partials, launch);
+  });
 }
 
 }  // namespace

@@ -185,16 +185,9 @@ cudaError_t launch_width(const skv_value_norms_args &args, float *partials,
 
 cudaError_t launch_project(const skv_value_norms_args &args, float *partials,
                            const Launch &launch) {
-  switch (padded_width(args.sizes.head_dim)) {
-    case 32:
-      return launch_width<32>(args, partials, launch);
-    case 64:
-      return launch_width<64>(args, partials, launch);
-    case 128:
-      return launch_width<128>(args, partials, launch);
-    default:
-      return launch_width<256>(args, partials, launch);
-  }
+  return with_width(args.sizes.head_dim, [&](auto width) {
+    return launch_width<decltype(width)::value>(args, partials, launch);
+  });
 }
 
 }  // namespace

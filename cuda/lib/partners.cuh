@@ -107,14 +107,8 @@ inline cudaError_t launch_partners_width(const skv_merge_attend_args &args,
 inline cudaError_t launch_partners(const skv_merge_attend_args &args,
                                    const Evidence &evidence,
                                    const Launch &launch) {
-  switch (padded_width(args.sizes.head_dim)) {
-    case 32:
-      return launch_partners_width<32>(args, evidence, launch);
-    case 64:
-      return launch_partners_width<64>(args, evidence, launch);
-    case 128:
-      return launch_partners_width<128>(args, evidence, launch);
-    default:
-      return launch_partners_width<256>(args, evidence, launch);
-  }
+  return with_width(args.sizes.head_dim, [&](auto width) {
+    return launch_partners_width<decltype(width)::value>(args, evidence,
+                                                         launch);
+  });
 }

@@ -3,6 +3,8 @@
 // of an 8 x 8 matrix are in different banks.
 #pragma once
 
+#include <type_traits>
+
 #include "cached.cuh"
 #include "reduce.cuh"
 
@@ -14,6 +16,21 @@ inline uint32_t padded_width(uint32_t head_dim) {
   uint32_t width = 32;
   while (width < head_dim) width *= 2;
   return width;
+}
+
+// Calls `f` with that width, as a constant.
+template <class F>
+inline auto with_width(uint32_t head_dim, const F &f) {
+  switch (padded_width(head_dim)) {
+    case 32:
+      return f(std::integral_constant<int, 32>());
+    case 64:
+      return f(std::integral_constant<int, 64>());
+    case 128:
+      return f(std::integral_constant<int, 128>());
+    default:
+      return f(std::integral_constant<int, 256>());
+  }
 }
 
 template <int DIM, bool ALIGNED, class Line>

@@ -198,18 +198,8 @@ inline cudaError_t launch_search(const Source &source, const PairSearch &pairs,
                                  uint32_t head_dim, uint32_t most,
                                  uint32_t heads, uint32_t blocks,
                                  const Launch &launch) {
-  switch (padded_width(head_dim)) {
-    case 32:
-      return launch_search_width<32>(source, pairs, head_dim, most, heads,
-                                     blocks, launch);
-    case 64:
-      return launch_search_width<64>(source, pairs, head_dim, most, heads,
-                                     blocks, launch);
-    case 128:
-      return launch_search_width<128>(source, pairs, head_dim, most, heads,
-                                      blocks, launch);
-    default:
-      return launch_search_width<256>(source, pairs, head_dim, most, heads,
-                                      blocks, launch);
-  }
+  return with_width(head_dim, [&](auto width) {
+    return launch_search_width<decltype(width)::value>(
+        source, pairs, head_dim, most, heads, blocks, launch);
+  });
 }

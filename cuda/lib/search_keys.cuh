@@ -221,14 +221,7 @@ inline cudaError_t launch_key_search_width(const skv_chunk_args &args,
 inline cudaError_t launch_key_search(const skv_chunk_args &args,
                                      const CompressWork &work,
                                      const Launch &launch) {
-  switch (padded_width(args.sizes.head_dim)) {
-    case 32:
-      return launch_key_search_width<32>(args, work, launch);
-    case 64:
-      return launch_key_search_width<64>(args, work, launch);
-    case 128:
-      return launch_key_search_width<128>(args, work, launch);
-    default:
-      return launch_key_search_width<256>(args, work, launch);
-  }
+  return with_width(args.sizes.head_dim, [&](auto width) {
+    return launch_key_search_width<decltype(width)::value>(args, work, launch);
+  });
 }

@@ -101,9 +101,7 @@ inline void take_room(WidePlan &plan, uint32_t resident, const Launch &launch) {
   const size_t room = launch.shared_bytes / resident - kWideOwnBytes;
   plan.stages =
       std::min(kMostStages, static_cast<uint32_t>(room / Shape::kStageBytes));
-  plan.bytes =
-      std::max(size_t{plan.stages} * Shape::kStageBytes, Shape::kSumBytes) +
-      kTileAlignment;
+  plan.bytes = size_t{plan.stages} * Shape::kStageBytes + kTileAlignment;
 }
 
 // As many blocks for each tile as leave all at work at a time, one on each

@@ -27,7 +27,8 @@ struct WideShape {
   // From one row's sums to the next: what lanes store is in different banks.
   // They are where the tiles were.
   static constexpr uint32_t kSumPitch = kWideOutputs + 4;
-  static constexpr size_t kSumBytes = LINES * kSumPitch * sizeof(float);
+  static_assert(LINES * kSumPitch * sizeof(float) <= 2 * kStageBytes,
+                "room for the sums in two stages");
 };
 
 // What a block copies and multiplies.
@@ -172,8 +173,7 @@ __device__ inline void finish_lines(const Product &product, const Pairs &pairs,
                                     const WideJob &job, const float *sums,
                                     const float *inverse) {
   const uint32_t count = pairs_of(product.weight);
-  const uint32_t rows = product.rows;
-  const uint32_t all = rows * kWidePairs;
+  const uint32_t all = product.rows * kWidePairs;
   const uint32_t end = all * (blockIdx.x + 1) / gridDim.x;
 #pragma unroll 1
   for (uint32_t i = all * blockIdx.x / gridDim.x + threadIdx.x; i < end;
@@ -187,14 +187,14 @@ __device__ inline void finish_lines(const Product &product, const Pairs &pairs,
     for (uint32_t first = 0; first < gridDim.x; first += kPeersAtOnce) {
       float x[kPeersAtOnce][2];
 #pragma unroll
-      for (uint32_t i = 0; i < kPeersAtOnce; i++) {
-        const uint32_t rank = min(first + i, gridDim.x - 1);
-        x[i][0] = read_peer(from + pairs.output(pair, 0), rank);
-        x[i][1] = read_peer(from + pairs.output(pair, 1), rank);
+      for (uint32_t k = 0; k < kPeersAtOnce; k++) {
+        const uint32_t rank = min(first + k, gridDim.x - 1);
+        x[k][0] = read_peer(from + pairs.output(pair, 0), rank);
+        x[k][1] = read_peer(from + pairs.output(pair, 1), rank);
       }
 #pragma unroll
-      for (uint32_t i = 0; i < kPeersAtOnce; i++) {
-        if (first + i < gridDim.x) ends[0] += x[i][0], ends[1] += x[i][1];
+      for (uint32_t k = 0; k < kPeersAtOnce; k++) {
+        if (first + k < gridDim.x) ends[0] += x[k][0], ends[1] += x[k][1];
       }
     }
     const float factor = inverse[row];

@@ -1569,6 +1569,80 @@ static __global__ void __launch_bounds__(kCompressThreads)
   }
 }
 `,
+  "lib/chunk_share.cuh": `// What a block of the attention of a chunk works on: some rows for the query
+// heads of a KV head, and tiles of the slots that these see.
+#pragma once
+
+#include "prefill_form.cuh"
+#include "step.cuh"
+
+// Where a tile of slots of the cache, or of staged rows, is.
+struct TilePlace {
+  const skv_slots &home;
+  bool is_staged;
+  // Of its first slot in \`home\`.
+  uint32_t base;
+  // Number of the first slot, and how many there are.
+  uint32_t first;
+  uint32_t count;
+};
+
+// Tiles are SLOTS slots. Blocks of late rows have more to do and come first.
+template <uint32_t SLOTS>
+struct ChunkShare {
+  const skv_cache &cache;
+  uint32_t kv_head;
+  uint32_t group;
+  // None where the chunk has no more.
+  uint32_t first_row;
+  uint32_t rows;
+  uint32_t offset;
+  uint32_t high;
+  uint32_t budget;
+  uint32_t slot_tiles;
+  // Tiles of slots, then tiles of staged rows up to the block's last one.
+  uint32_t tiles;
+
+  // For blocks of \`pairs\` (row, query head) pairs.
+  __device__ ChunkShare(const skv_chunk_args &args, uint32_t pairs)
+      : cache(args.cache) {
+    const skv_sizes &sizes = args.sizes;
+    kv_head = blockIdx.x;
+    group = sizes.heads / sizes.kv_heads;
+    const uint32_t most_rows = pairs / group;
+    first_row = (gridDim.y - 1 - blockIdx.y) * most_rows;
+    const uint32_t end_row = forward_end(args.step);
+    rows = first_row < end_row ? min(most_rows, end_row - first_row) : 0;
+    const uint32_t *words =
+        head_words(cache, sizes, args.step.chunk[kChunkSequence], kv_head);
+    offset = words[kHeadOffset];
+    high = words[kHeadHigh];
+    budget = words[kHeadBudget];
+    slot_tiles = (high + SLOTS - 1) / SLOTS;
+    tiles = slot_tiles + (first_row + rows + SLOTS - 1) / SLOTS;
+  }
+
+  __device__ TilePlace place(uint32_t tile) const {
+    const bool staged = tile >= slot_tiles;
+    const uint32_t first = (staged ? tile - slot_tiles : tile) * SLOTS;
+    const uint32_t end = staged ? first_row + rows : high;
+    const uint32_t base = staged ? kv_head * cache.stage_rows : offset;
+    return {staged ? cache.stage : cache.slots, staged, base + first, first,
+            min(end - first, SLOTS)};
+  }
+
+  // Whether some of the block's rows come before some slots of a tile.
+  __device__ bool has_later(const TilePlace &place) const {
+    return place.is_staged && place.first + SLOTS > first_row + 1;
+  }
+
+  __device__ PairQueries queries(const float *all,
+                                 const skv_sizes &sizes) const {
+    return {all,   first_row,      kv_head,     sizes.heads,
+            group, sizes.head_dim, rows * group};
+  }
+};
+`,
   "lib/compress_work.cuh": `// What the kernels of compress hand to each other: lists of the slots and
 // staged rows of each KV head, here called items.
 #pragma once
@@ -3081,10 +3155,377 @@ __device__ inline uint32_t find_id(uint32_t begin, uint32_t end, uint64_t left,
   return shared.chosen;
 }
 `,
+  "lib/group_attend.cuh": `// Attention of a chunk on Hopper: the plain form of prefill_attend.cu with
+// products of groups of four warps, whose operands an engine copies to shared
+// memory.
+//
+// One warp asks for tiles of keys and of values; two groups have 64 (row, query
+// head) pairs each. A group's products with the values of a tile and with the
+// keys of the next one are queued together; while it turns logits into weights,
+// the other group's products go on.
+#pragma once
+
+#include <algorithm>
+
+#include "../runtime/launch.cuh"
+#include "chunk_share.cuh"
+#include "group_instructions.cuh"
+#include "overlap.cuh"
+#include "prefill_state.cuh"
+
+// Widths of heads whose tiles are whole lines of 128 bytes.
+template <int DIM>
+constexpr bool kHasGroupForm = DIM == 64 || DIM == 128;
+
+template <int DIM>
+struct GroupAttend {
+  using Shape = PrefillShape<DIM, PrefillForm::kGroup>;
+  static constexpr uint32_t kSlots = Shape::kSlots;
+  // Columns of a tile in lines of kTileColumns: first those of all lines, then
+  // the next.
+  static constexpr uint32_t kParts = DIM / kTileColumns;
+  static constexpr uint32_t kPartBytes = kSlots * kLineBytes;
+  static constexpr uint32_t kTileBytes = kParts * kPartBytes;
+  static constexpr uint32_t kStages = 2;
+  // Threads that multiply, and a group that fetches: one warp of it, which
+  // leaves its registers to the others.
+  static constexpr uint32_t kMultiplying = Shape::kThreads;
+  static constexpr uint32_t kThreads = kMultiplying + 128;
+  static constexpr int kFetchingRegisters = 40;
+  static constexpr int kMultiplyingRegisters = 232;
+  static constexpr uint32_t kLaneSlots = kSlots / 32;
+
+  struct Shared {
+    using Shape = GroupAttend::Shape;
+    skv_cached queries[kParts][Shape::kPairs][kTileColumns];
+    skv_cached keys[kStages][kParts][kSlots][kTileColumns];
+    skv_cached values[kStages][kParts][kSlots][kTileColumns];
+    // log2 of votes.
+    float biases[kStages][kSlots];
+    float inverse[Shape::kPairs];
+    // Tiles that have come, and places that are free.
+    uint64_t keys_full[kStages], keys_free[kStages];
+    uint64_t values_full[kStages], values_free[kStages];
+
+    // Where an element of a query is: see tile_descriptor().
+    __device__ skv_cached *query(int, uint32_t pair, uint32_t column) {
+      const uint32_t chunk = column % kTileColumns / 8 ^ pair % 8;
+      return queries[column / kTileColumns][pair] + 8 * chunk + column % 8;
+    }
+  };
+  static_assert(sizeof(Shared::queries) % kTileAlignment == 0 &&
+                    kTileBytes % kTileAlignment == 0,
+                "tiles begin where they have to");
+  static constexpr size_t kBytes = sizeof(Shared) + kTileAlignment;
+  using Share = ChunkShare<kSlots>;
+};
+
+// Where the tiles are in memory.
+struct ChunkMaps {
+  TileMap slot_keys;
+  TileMap slot_values;
+  TileMap stage_keys;
+  TileMap stage_values;
+};
+
+// Asks for all tiles, in one warp.
+template <int DIM>
+__device__ inline void fetch_chunk_tiles(
+    const typename GroupAttend<DIM>::Share &share, const ChunkMaps &maps,
+    uint32_t head_dim, typename GroupAttend<DIM>::Shared &shared) {
+  using Form = GroupAttend<DIM>;
+  const auto ask = [&](const TileMap &map, const TilePlace &place, void *to,
+                       uint64_t *full) {
+    arrive_expecting(full, Form::kTileBytes);
+    for (uint32_t part = 0; part < Form::kParts; part++) {
+      copy_tile(shared_address(to) + part * Form::kPartBytes, &map,
+                part * kTileColumns, place.base, full);
+    }
+  };
+  float biases[Form::kLaneSlots];
+  const auto look_ahead = [&](uint32_t tile) {
+    if (tile >= share.tiles) return;
+    const TilePlace place = share.place(tile);
+#pragma unroll
+    for (uint32_t i = 0; i < Form::kLaneSlots; i++) {
+      const uint32_t slot = lane_id() + 32 * i;
+      biases[i] =
+          slot < place.count
+              ? slot_at(place.home, place.base + slot, head_dim).get(kSlotBias)
+              : kFreeBias;
+    }
+  };
+  look_ahead(0);
+  uint32_t stage = 0, parity = 1;
+  for (uint32_t tile = 0; tile < share.tiles; tile++) {
+    const TilePlace place = share.place(tile);
+    wait_barrier(shared.keys_free + stage, parity);
+#pragma unroll
+    for (uint32_t i = 0; i < Form::kLaneSlots; i++) {
+      shared.biases[stage][lane_id() + 32 * i] = biases[i] * kLog2E;
+    }
+    __syncwarp();
+    if (lane_id() == 0) {
+      ask(place.is_staged ? maps.stage_keys : maps.slot_keys, place,
+          shared.keys[stage], shared.keys_full + stage);
+    }
+    look_ahead(tile + 1);
+    wait_barrier(shared.values_free + stage, parity);
+    if (lane_id() == 0) {
+      ask(place.is_staged ? maps.stage_values : maps.slot_values, place,
+          shared.values[stage], shared.values_full + stage);
+    }
+    if (++stage == Form::kStages) stage = 0, parity ^= 1;
+  }
+}
+
+// Values beyond the last slot of a tile are anything, also what is no number:
+// zeros instead. Called by all groups.
+template <int DIM>
+__device__ inline void clear_values(uint32_t count,
+                                    typename GroupAttend<DIM>::Shared &shared,
+                                    uint32_t stage) {
+  using Form = GroupAttend<DIM>;
+  meet_warps(Form::kMultiplying);
+  constexpr uint32_t kChunks = kLineBytes / sizeof(uint4);
+  for (uint32_t i = threadIdx.x + count * kChunks; i < Form::kSlots * kChunks;
+       i += Form::kMultiplying) {
+    for (uint32_t part = 0; part < Form::kParts; part++) {
+      reinterpret_cast<uint4 *>(shared.values[stage][part])[i] = {};
+    }
+  }
+  show_writes();
+  meet_warps(Form::kMultiplying);
+}
+
+template <int DIM>
+struct GroupState : PrefillState<DIM, PrefillForm::kGroup> {
+  using Form = GroupAttend<DIM>;
+  using Shared = typename Form::Shared;
+  static constexpr int kTiles = Form::kSlots / 8;
+  using Logits = float[1][kTiles][4];
+
+  // Starts to multiply the group's queries with a tile of keys.
+  __device__ static void begin_keys(const Shared &shared, uint32_t stage,
+                                    Logits &x) {
+    const uint32_t group = threadIdx.x / 128;
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < DIM / 16; k++) {
+      const uint32_t part = 16 * k / kTileColumns;
+      const uint32_t column = 16 * k % kTileColumns;
+      const uint64_t left = tile_descriptor(
+          shared_address(&shared.queries[part][64 * group][column]));
+      const uint64_t right =
+          tile_descriptor(shared_address(&shared.keys[stage][part][0][column]));
+      if (k == 0) {
+        group_product_new<Form::kSlots>(x[0], left, right);
+      } else {
+        group_product_cached<Form::kSlots>(x[0], left, right);
+      }
+    }
+    commit_products();
+  }
+
+  // Starts to add the products of weights with a tile of values.
+  __device__ void begin_values(const Shared &shared, uint32_t stage,
+                               const uint4 (&weights)[kTiles / 2]) {
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < kTiles / 2; k++) {
+      group_product_lines<DIM>(
+          this->values[0], weights[k],
+          column_descriptor(shared_address(&shared.values[stage][0][16 * k]),
+                            Form::kPartBytes));
+    }
+    commit_products();
+  }
+
+  // Turns products into logits: only slots before \`ends\` of the warp's two rows
+  // exist for them.
+  __device__ static void scale(const Shared &shared, uint32_t stage,
+                               Logits &x) {
+    const uint32_t t = lane_id() % 4;
+    const float inverse[2] = {shared.inverse[GroupState::pair_of(0, 0)],
+                              shared.inverse[GroupState::pair_of(0, 1)]};
+#pragma unroll
+    for (int n = 0; n < kTiles; n++) {
+      const float2 bias = *reinterpret_cast<const float2 *>(
+          shared.biases[stage] + 8 * n + 2 * t);
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        x[0][n][2 * h] = fmaf(x[0][n][2 * h], inverse[h], bias.x);
+        x[0][n][2 * h + 1] = fmaf(x[0][n][2 * h + 1], inverse[h], bias.y);
+      }
+    }
+  }
+
+  // Leaves out slots from \`ends\` on, of the warp's rows g and g + 8.
+  __device__ static void cut(const uint32_t (&ends)[2], Logits &x) {
+#pragma unroll
+    for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t slot = 8 * n + lane_id() % 4 * 2 + i % 2;
+        if (slot >= ends[i / 2]) x[0][n][i] = -INFINITY;
+      }
+    }
+  }
+
+  __device__ static void round_weights(const Logits &x,
+                                       uint4 (&weights)[kTiles / 2]) {
+#pragma unroll
+    for (int k = 0; k < kTiles / 2; k++) {
+      const float(&left)[4] = x[0][2 * k], (&right)[4] = x[0][2 * k + 1];
+      weights[k] = {
+          cached_pair(left[0], left[1]), cached_pair(left[2], left[3]),
+          cached_pair(right[0], right[1]), cached_pair(right[2], right[3])};
+    }
+  }
+
+  // Turns products with a tile of keys into weights for its values.
+  __device__ void weigh_tile(const typename Form::Share &share,
+                             const PairQueries &queries, uint32_t tile,
+                             Shared &shared, Logits &x,
+                             uint4 (&weights)[kTiles / 2]) {
+    const uint32_t stage = tile % Form::kStages;
+    scale(shared, stage, x);
+    __syncwarp();
+    if (lane_id() == 0) arrive(shared.keys_free + stage);
+    const TilePlace place = share.place(tile);
+    if (share.has_later(place) || place.count < Form::kSlots) {
+      const auto end_of = [&](int h) {
+        const uint32_t row = queries.row(this->pair_of(0, h));
+        return !place.is_staged     ? place.count
+               : row >= place.first ? row - place.first + 1
+                                    : 0;
+      };
+      cut({end_of(0), end_of(1)}, x);
+    }
+    this->weigh(x, false);
+    round_weights(x, weights);
+    wait_barrier(shared.values_full + stage, parity_of(tile));
+    if (place.count < Form::kSlots) {
+      clear_values<DIM>(place.count, shared, stage);
+    }
+  }
+
+  // Of the phase in which a tile comes.
+  __device__ static uint32_t parity_of(uint32_t tile) {
+    return tile / Form::kStages % 2;
+  }
+
+  // Attends to all tiles.
+  __device__ void run(const typename Form::Share &share,
+                      const PairQueries &queries, Shared &shared) {
+    Logits x;
+    uint4 weights[kTiles / 2];
+    wait_barrier(shared.keys_full, 0);
+    begin_keys(shared, 0, x);
+    wait_products<0>();
+    hold_sums<kTiles>(x[0]);
+    const uint32_t last = share.tiles - 1;
+#pragma unroll 1
+    for (uint32_t tile = 0; tile < last; tile++) {
+      weigh_tile(share, queries, tile, shared, x, weights);
+      const uint32_t stage = tile % Form::kStages;
+      const uint32_t next = (tile + 1) % Form::kStages;
+      begin_values(shared, stage, weights);
+      wait_barrier(shared.keys_full + next, parity_of(tile + 1));
+      begin_keys(shared, next, x);
+      wait_products<0>();
+      hold_sums<kTiles>(x[0]);
+      hold_sums<DIM / 8>(this->values[0]);
+      if (lane_id() == 0) arrive(shared.values_free + stage);
+    }
+    weigh_tile(share, queries, last, shared, x, weights);
+    begin_values(shared, last % Form::kStages, weights);
+    wait_products<0>();
+    hold_sums<DIM / 8>(this->values[0]);
+  }
+};
+
+template <int DIM>
+__global__ void __launch_bounds__(GroupAttend<DIM>::kThreads, 1)
+    group_attend_kernel(skv_chunk_args args,
+                        const __grid_constant__ ChunkMaps maps) {
+  using Form = GroupAttend<DIM>;
+  const uint32_t skipped =
+      -shared_address(dynamic_shared_memory()) % kTileAlignment;
+  auto &shared = *reinterpret_cast<typename Form::Shared *>(
+      reinterpret_cast<char *>(dynamic_shared_memory()) + skipped);
+  let_next_start();
+  if (threadIdx.x == 0) {
+    for (uint32_t i = 0; i < Form::kStages; i++) {
+      init_barrier(shared.keys_full + i, 1);
+      init_barrier(shared.values_full + i, 1);
+      init_barrier(shared.keys_free + i, Form::kMultiplying / 32);
+      init_barrier(shared.values_free + i, Form::kMultiplying / 32);
+    }
+    show_barriers();
+  }
+  __syncthreads();
+  wait_for_previous();
+  const typename Form::Share share(args, Form::Shape::kPairs);
+  if (share.rows == 0) return;
+  if (threadIdx.x >= Form::kMultiplying) {
+    give_registers<Form::kFetchingRegisters>();
+    if (threadIdx.x < Form::kMultiplying + 32) {
+      fetch_chunk_tiles<DIM>(share, maps, args.sizes.head_dim, shared);
+    }
+    return;
+  }
+  take_registers<Form::kMultiplyingRegisters>();
+  const PairQueries queries = share.queries(args.queries, args.sizes);
+  round_queries<DIM>(queries, shared);
+  show_writes();
+  meet_warps(Form::kMultiplying);
+  GroupState<DIM> state;
+  state.run(share, queries, shared);
+  state.store(args, queries, false);
+}
+
+// Attends if the device and the heads are made for it, and says so in \`done\`.
+template <int DIM>
+inline cudaError_t launch_group_attend(const skv_chunk_args &args,
+                                       const Launch &launch, bool &done) {
+  if constexpr (kHasGroupForm<DIM>) {
+    using Form = GroupAttend<DIM>;
+    if (launch.tile_maps == nullptr || args.sizes.head_dim != DIM) {
+      return cudaSuccess;
+    }
+    const skv_slots &slots = args.cache.slots, &stage = args.cache.stage;
+    ChunkMaps maps;
+    const auto describe = [&](const skv_cached *data, uint32_t rows,
+                              TileMap *map) {
+      return launch.tile_maps->describe(
+          {reinterpret_cast<const skv_half *>(data), rows, DIM, Form::kSlots},
+          map);
+    };
+    if (!describe(slots.keys, slots.total, &maps.slot_keys) ||
+        !describe(slots.values, slots.total, &maps.slot_values) ||
+        !describe(stage.keys, stage.total, &maps.stage_keys) ||
+        !describe(stage.values, stage.total, &maps.stage_values)) {
+      return cudaSuccess;
+    }
+    done = true;
+    const auto kernel = group_attend_kernel<DIM>;
+    const cudaError_t status = allow_shared_memory(kernel, Form::kBytes);
+    if (status != cudaSuccess) return status;
+    const dim3 grid(args.sizes.kv_heads,
+                    row_blocks<typename Form::Shape>(args));
+    return launch_kernel(launch, kernel, grid, Form::kThreads, Form::kBytes,
+                         args, maps);
+  } else {
+    return cudaSuccess;
+  }
+}
+`,
   "lib/group_instructions.cuh": `// What devices of compute capability 9.0 have, and no others: products of tiles
 // in shared memory by groups of four warps, copies of whole tiles by an engine
 // of the multiprocessor, and clusters of blocks that read each other's shared
-// memory. For lib/wide_product.cuh alone; on other devices nothing calls these.
+// memory. For lib/wide_product.cuh and lib/group_attend.cuh alone; on other
+// devices nothing calls these.
 #pragma once
 
 #include "../runtime/tile_maps.cuh"
@@ -3096,6 +3537,10 @@ __device__ inline uint32_t find_id(uint32_t begin, uint32_t end, uint64_t left,
 #define SKV_HOPPER(...) __trap()
 #endif
 
+// A line of a tile, and what the address of a tile is a multiple of.
+constexpr uint32_t kLineBytes = kTileColumns * sizeof(skv_half);
+constexpr uint32_t kTileAlignment = 1024;
+
 // Where a tile is, as products want to know it: lines of 128 bytes, whose
 // chunks of 16 bytes are at chunk ^ line % 8, from an address that is a
 // multiple of 1,024. Further columns are at addresses further on; a unit of the
@@ -3105,6 +3550,15 @@ __device__ inline uint64_t tile_descriptor(uint32_t tile) {
   constexpr uint64_t kEightLines = uint64_t{1024 >> 4} << 32;
   constexpr uint64_t kUnused = uint64_t{1} << 16;
   return kSwizzled128 | kEightLines | kUnused | (tile & 0x3ffff) >> 4;
+}
+
+// The same for lines that are multiplied by columns: \`columns\` bytes further
+// are the next 64 columns of all lines, and lines are at addresses further on.
+__device__ inline uint64_t column_descriptor(uint32_t tile, uint32_t columns) {
+  constexpr uint64_t kSwizzled128 = uint64_t{1} << 62;
+  constexpr uint64_t kEightLines = uint64_t{1024 >> 4} << 32;
+  return kSwizzled128 | kEightLines | uint64_t{columns >> 4} << 16 |
+         (tile & 0x3ffff) >> 4;
 }
 
 // In front of products whose sums other instructions have touched.
@@ -3128,41 +3582,123 @@ template <int N>
 __device__ inline void group_product(float (*c)[4], uint64_t left,
                                      uint64_t right);
 
-#define SKV_SUMS_4(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
-#define SKV_SUMS_8(i) SKV_SUMS_4(i), SKV_SUMS_4(i + 1)
-#define SKV_SUMS_16(i) SKV_SUMS_8(i), SKV_SUMS_8(i + 2)
-#define SKV_SUMS_32(i) SKV_SUMS_16(i), SKV_SUMS_16(i + 4)
+// The same for tiles of what caches hold.
+template <int N>
+__device__ inline void group_product_cached(float (*c)[4], uint64_t left,
+                                            uint64_t right);
+
+// c = left · rightᵀ.
+template <int N>
+__device__ inline void group_product_new(float (*c)[4], uint64_t left,
+                                         uint64_t right);
+
+// c += left · right, where 16 columns of this warp's lines are in registers, as
+// for mma(), and \`right\` has 16 lines of N columns.
+template <int N>
+__device__ inline void group_product_lines(float (*c)[4], const uint4 &left,
+                                           uint64_t right);
+
+#ifdef SKV_CACHE_BFLOAT16
+#define SKV_CACHED "bf16.bf16"
+#else
+#define SKV_CACHED "f16.f16"
+#endif
+#define SKV_SUMS_4(x, i) x(c[i][0]), x(c[i][1]), x(c[i][2]), x(c[i][3])
+#define SKV_SUMS_8(x, i) SKV_SUMS_4(x, i), SKV_SUMS_4(x, i + 1)
+#define SKV_SUMS_16(x, i) SKV_SUMS_8(x, i), SKV_SUMS_8(x, i + 2)
+#define SKV_SUMS_32(x, i) SKV_SUMS_16(x, i), SKV_SUMS_16(x, i + 4)
+#define SKV_SUMS_64(x, i) SKV_SUMS_32(x, i), SKV_SUMS_32(x, i + 8)
 #define SKV_NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define SKV_NAMES_16 SKV_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define SKV_NAMES_32                         \\
   SKV_NAMES_16                               \\
   ", %16, %17, %18, %19, %20, %21, %22, %23" \\
   ", %24, %25, %26, %27, %28, %29, %30, %31"
-#define SKV_GROUP_PRODUCT(N, COUNT, LEFT, RIGHT)                       \\
-  template <>                                                          \\
-  __device__ inline void group_product<N>(float(*c)[4], uint64_t left, \\
-                                          uint64_t right) {            \\
-    SKV_HOPPER(                                                        \\
-        "{ .reg .pred adds; setp.eq.u32 adds, 0, 0; "                  \\
-        "wgmma.mma_async.sync.aligned.m64n" #N                         \\
-        "k16.f32.f16.f16 {" SKV_NAMES_##COUNT "}, " LEFT ", " RIGHT    \\
-                                              ", adds, 1, 1, 0, 0; }"  \\
-        : SKV_SUMS_##COUNT(0)                                          \\
-        : "l"(left), "l"(right));                                      \\
+#define SKV_NAMES_64                         \\
+  SKV_NAMES_32                               \\
+  ", %32, %33, %34, %35, %36, %37, %38, %39" \\
+  ", %40, %41, %42, %43, %44, %45, %46, %47" \\
+  ", %48, %49, %50, %51, %52, %53, %54, %55" \\
+  ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define SKV_WGMMA(N, TYPES, COUNT, ADDS)                  \\
+  "{ .reg .pred adds; setp.ne.u32 adds, " ADDS            \\
+  ", 0; "                                                 \\
+  "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPES \\
+  " {" SKV_NAMES_##COUNT "}, "
+#define SKV_GROUP_PRODUCT(NAME, N, COUNT, TYPES, LEFT, RIGHT, ADDS, FORM)    \\
+  template <>                                                                \\
+  __device__ inline void NAME<N>(float(*c)[4], uint64_t left,                \\
+                                 uint64_t right) {                           \\
+    SKV_HOPPER(SKV_WGMMA(N, TYPES, COUNT, ADDS) LEFT ", " RIGHT              \\
+                                                     ", adds, 1, 1, 0, 0; }" \\
+               : SKV_SUMS_##COUNT(FORM, 0)                                   \\
+               : "l"(left), "l"(right));                                     \\
+  }
+#define SKV_GROUP_PRODUCT_LINES(N, COUNT, A0, A1, A2, A3, RIGHT)              \\
+  template <>                                                                 \\
+  __device__ inline void group_product_lines<N>(                              \\
+      float(*c)[4], const uint4 &left, uint64_t right) {                      \\
+    SKV_HOPPER(                                                               \\
+        SKV_WGMMA(N, SKV_CACHED, COUNT, "1") "{" A0 ", " A1 ", " A2 ", " A3   \\
+                                             "}, " RIGHT ", adds, 1, 1, 1; }" \\
+        : SKV_SUMS_##COUNT("+f", 0)                                           \\
+        : "r"(left.x), "r"(left.y), "r"(left.z), "r"(left.w), "l"(right));    \\
   }
 
-SKV_GROUP_PRODUCT(16, 8, "%8", "%9")
-SKV_GROUP_PRODUCT(32, 16, "%16", "%17")
-SKV_GROUP_PRODUCT(64, 32, "%32", "%33")
+SKV_GROUP_PRODUCT(group_product, 16, 8, "f16.f16", "%8", "%9", "1", "+f")
+SKV_GROUP_PRODUCT(group_product, 32, 16, "f16.f16", "%16", "%17", "1", "+f")
+SKV_GROUP_PRODUCT(group_product, 64, 32, "f16.f16", "%32", "%33", "1", "+f")
+SKV_GROUP_PRODUCT(group_product_cached, 128, 64, SKV_CACHED, "%64", "%65", "1",
+                  "+f")
+SKV_GROUP_PRODUCT(group_product_new, 128, 64, SKV_CACHED, "%64", "%65", "0",
+                  "=f")
+SKV_GROUP_PRODUCT_LINES(64, 32, "%32", "%33", "%34", "%35", "%36")
+SKV_GROUP_PRODUCT_LINES(128, 64, "%64", "%65", "%66", "%67", "%68")
 
+#undef SKV_CACHED
 #undef SKV_SUMS_4
 #undef SKV_SUMS_8
 #undef SKV_SUMS_16
 #undef SKV_SUMS_32
+#undef SKV_SUMS_64
 #undef SKV_NAMES_8
 #undef SKV_NAMES_16
 #undef SKV_NAMES_32
+#undef SKV_NAMES_64
+#undef SKV_WGMMA
 #undef SKV_GROUP_PRODUCT
+#undef SKV_GROUP_PRODUCT_LINES
+
+// What products made or will make is touched by nothing before this.
+template <int COUNT>
+__device__ inline void hold_sums(float (*c)[4]) {
+#pragma unroll
+  for (int n = 0; n < COUNT; n++) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) asm volatile("" : "+f"(c[n][i])::"memory");
+  }
+}
+
+// Makes what threads wrote to shared memory visible to products and engines.
+__device__ inline void show_writes() {
+  SKV_HOPPER("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Gives this warp's threads COUNT registers each. All warps of its group do so;
+// those that want more wait until others have given theirs away.
+template <int COUNT>
+__device__ inline void give_registers() {
+  SKV_HOPPER("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT>
+__device__ inline void take_registers() {
+  SKV_HOPPER("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+// The warps of \`threads\` threads meet; others take no part.
+__device__ inline void meet_warps(uint32_t threads) {
+  SKV_HOPPER("bar.sync 1, %0;" ::"r"(threads) : "memory");
+}
 
 // A barrier in shared memory that counts arrivals and bytes. Its phases are
 // numbered from 0; who waits names the parity of the one that is to end.
@@ -6730,25 +7266,37 @@ __device__ inline void pass_values(const skv_chunk_args &args,
 // kPlain: the same without what few policies ask for: queries of their own for
 // sinks, votes per query head, scores at a scale of their own. A warp has twice
 // the rows, so that operands are read from shared memory half as often.
-enum class PrefillForm { kExact, kGeneral, kPlain };
+//
+// kGroup: the same on Hopper, by group products: see lib/group_attend.cuh.
+enum class PrefillForm { kExact, kGeneral, kPlain, kGroup };
 
 template <int DIM, PrefillForm FORM>
 struct PrefillShape {
   static constexpr bool kIsExact = FORM == PrefillForm::kExact;
-  static constexpr bool kIsPlain = FORM == PrefillForm::kPlain;
+  static constexpr bool kIsGroup = FORM == PrefillForm::kGroup;
+  static constexpr bool kIsPlain = FORM == PrefillForm::kPlain || kIsGroup;
   // Parts that an element of a query is split into.
   static constexpr int kSplits = kIsExact ? 2 : 1;
-  static constexpr int kWarps = DIM == 256 && kIsExact ? 2 : 4;
+  static constexpr int kWarps = kIsGroup ? 8 : DIM == 256 && kIsExact ? 2 : 4;
   static constexpr uint32_t kThreads = 32 * kWarps;
   // Tiles of 16 (row, query head) pairs of a warp, and pairs of a block.
-  static constexpr int kTiles = kIsPlain && DIM <= 128 ? 2 : 1;
+  static constexpr int kTiles =
+      FORM == PrefillForm::kPlain && DIM <= 128 ? 2 : 1;
   static constexpr int kWarpPairs = 16 * kTiles;
   static constexpr int kPairs = kWarpPairs * kWarps;
   // Slots of a tile.
-  static constexpr int kSlots = DIM == 256 ? 32 : 64;
+  static constexpr int kSlots = kIsGroup ? 128 : DIM == 256 ? 32 : 64;
   // Biases that a slot has here.
   static constexpr int kLanes = kIsPlain ? 1 : static_cast<int>(kMaxGroup);
 };
+
+// Blocks that share the rows of a chunk.
+template <class Shape>
+inline uint32_t row_blocks(const skv_chunk_args &args) {
+  const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
+  const uint32_t rows = Shape::kPairs / group;
+  return (args.step.rows + rows - 1) / rows;
+}
 
 template <int DIM, PrefillForm FORM>
 struct PrefillShared {
@@ -6764,6 +7312,11 @@ struct PrefillShared {
   // The same for queries of sinks, and what those were multiplied by.
   float sink_inverse[Shape::kIsPlain ? 4 : Shape::kPairs];
   float sink_scale[Shape::kIsPlain ? 4 : Shape::kPairs];
+
+  // Where a part of a query's element is.
+  __device__ skv_cached *query(int split, uint32_t pair, uint32_t column) {
+    return queries[split] + pair * kLinePitch<DIM> + column;
+  }
 };
 
 // Where the queries of a block's pairs are: pair p is query head p % group of
@@ -6826,11 +7379,12 @@ __device__ inline void each_query(const PairQueries &queries, Use use) {
   }
 }
 
-// Rounds the queries of a warp's pairs to what caches hold.
-template <int DIM, PrefillForm FORM>
+// Rounds the queries of a warp's pairs to what caches hold. Shared:
+// PrefillShared, or what has its queries somewhere else.
+template <int DIM, class Shared>
 __device__ inline void round_queries(const PairQueries &queries,
-                                     PrefillShared<DIM, FORM> &shared) {
-  using Shape = PrefillShape<DIM, FORM>;
+                                     Shared &shared) {
+  using Shape = typename Shared::Shape;
   const float unit = rsqrtf(static_cast<float>(queries.head_dim)) * kLog2E;
   each_query<DIM, Shape::kWarpPairs>(
       queries, [&](uint32_t pair, const Scale &scale, const auto &x) {
@@ -6839,12 +7393,13 @@ __device__ inline void round_queries(const PairQueries &queries,
         for (int step = 0; step < (DIM + 63) / 64; step++) {
           const uint32_t column = 2 * lane_id() + 64 * step;
           if (column >= DIM) continue;
-          const uint32_t at = pair * kLinePitch<DIM> + column;
           const SplitPair both =
               split_cached(x[step].x * scale.scale, x[step].y * scale.scale);
-          *reinterpret_cast<uint32_t *>(shared.queries[0] + at) = both.high;
+          *reinterpret_cast<uint32_t *>(shared.query(0, pair, column)) =
+              both.high;
           if constexpr (Shape::kIsExact) {
-            *reinterpret_cast<uint32_t *>(shared.queries[1] + at) = both.low;
+            *reinterpret_cast<uint32_t *>(shared.query(1, pair, column)) =
+                both.low;
           }
         }
       });
@@ -6953,6 +7508,11 @@ struct PrefillState {
         gain[m][h] = 1.0f;
       }
     }
+  }
+
+  // The pair of row 8h + g of a warp's tile m.
+  __device__ static uint32_t pair_of(int m, int h) {
+    return Shape::kWarpPairs * warp_id() + 16 * m + 8 * h + lane_id() / 4;
   }
 
   // Adds the products of the pairs with a tile of keys.
@@ -7091,6 +7651,38 @@ struct PrefillState {
           if constexpr (!Shape::kIsPlain) {
             gained[m][h] += __shfl_xor_sync(kAllLanes, gained[m][h], offset);
           }
+        }
+      }
+    }
+  }
+
+  // Stores the outputs of the pairs and the ln of their sums. Called once, by
+  // the whole warp.
+  __device__ void store(const skv_chunk_args &args, const PairQueries &queries,
+                        bool gains) {
+    join_lanes();
+    const uint32_t t = lane_id() % 4;
+#pragma unroll
+    for (int m = 0; m < kTiles; m++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const uint32_t pair = pair_of(m, h);
+        if (pair >= queries.pairs) continue;
+        const size_t query = queries.index(pair);
+        if (t == 0) {
+          args.log_sums[query] =
+              gains ? kLn2 * gain[m][h] * max[m][h] + logf(gained[m][h])
+                    : kLn2 * max[m][h] + logf(sum[m][h]);
+        }
+        const float share = 1.0f / sum[m][h];
+#pragma unroll
+        for (int d = 0; d < DIM / 8; d++) {
+          const uint32_t at = 8 * d + 2 * t;
+          if (at >= queries.head_dim) continue;
+          const float2 both = {values[m][d][2 * h] * share,
+                               values[m][d][2 * h + 1] * share};
+          *reinterpret_cast<float2 *>(args.output + query * queries.head_dim +
+                                      at) = both;
         }
       }
     }
@@ -11702,9 +12294,6 @@ constexpr uint32_t kWidePairs = kWideOutputs / 2;
 constexpr uint32_t kMultiplyingWarps = 8;
 constexpr uint32_t kWideThreads = 32 * (kMultiplyingWarps + 1);
 
-constexpr uint32_t kLineBytes = kTileColumns * sizeof(skv_half);
-constexpr uint32_t kTileAlignment = 1024;
-
 // Most tiles on their way to a block, and more than the bytes of the kernel's
 // own variables, the alignment and what a device keeps of each block's memory.
 constexpr uint32_t kMostStages = 12;
@@ -12426,25 +13015,16 @@ cudaError_t launch_observe(const skv_chunk_args &args, const Launch &launch) {
 // and values once per query head. Another: 16 pairs to a warp, which reads
 // operands of twice as many bytes from shared memory as a multiprocessor
 // delivers while it multiplies.
+#include "lib/chunk_share.cuh"
+#include "lib/group_attend.cuh"
 #include "lib/half_rows.cuh"
 #include "lib/overlap.cuh"
 #include "lib/prefill_sinks.cuh"
 #include "lib/prefill_state.cuh"
 #include "lib/scores.cuh"
-#include "lib/step.cuh"
 #include "runtime/launch.cuh"
 
 namespace {
-
-// Where a tile of slots of the cache, or of staged rows, is.
-struct TilePlace {
-  const skv_slots &home;
-  // Of its first slot in \`home\`.
-  uint32_t base;
-  // Number of the first slot, and how many there are.
-  uint32_t first;
-  uint32_t count;
-};
 
 template <int DIM, PrefillForm FORM>
 __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
@@ -12454,37 +13034,16 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
   uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
   auto &shared = *reinterpret_cast<PrefillShared<DIM, FORM> *>(shared_memory);
-  const skv_sizes &sizes = args.sizes;
   const skv_cache &cache = args.cache;
-  const uint32_t head_dim = sizes.head_dim;
-  const uint32_t kv_head = blockIdx.x;
-  const uint32_t group = sizes.heads / sizes.kv_heads;
-  const uint32_t rows_per_block = Shape::kPairs / group;
-  const uint32_t first_row = (gridDim.y - 1 - blockIdx.y) * rows_per_block;
-  const uint32_t end_row = forward_end(args.step);
-  if (first_row >= end_row) return;
-  const uint32_t rows = min(rows_per_block, end_row - first_row);
-  const uint32_t *words =
-      head_words(cache, sizes, args.step.chunk[kChunkSequence], kv_head);
-  const uint32_t offset = words[kHeadOffset], high = words[kHeadHigh];
+  const uint32_t head_dim = args.sizes.head_dim;
+  const ChunkShare<kSlots> share(args, Shape::kPairs);
+  if (share.rows == 0) return;
   const bool has_sinks = !Shape::kIsPlain && args.sink_queries != nullptr;
   const bool gains =
       !Shape::kIsPlain && args.policy.score == SKV_SCORE_STEP_GAIN;
-
-  // Tiles of slots, then tiles of staged rows up to the block's last one.
-  const uint32_t slot_tiles = (high + kSlots - 1) / kSlots;
-  const uint32_t tiles = slot_tiles + (first_row + rows + kSlots - 1) / kSlots;
-  const auto place_of = [&](uint32_t tile) -> TilePlace {
-    const bool staged = tile >= slot_tiles;
-    const uint32_t first = (staged ? tile - slot_tiles : tile) * kSlots;
-    const uint32_t end = staged ? first_row + rows : high;
-    const uint32_t base = staged ? kv_head * cache.stage_rows : offset;
-    return {staged ? cache.stage : cache.slots, base + first, first,
-            min(end - first, kSlots)};
-  };
   // Starts to copy keys or values of a tile.
   const auto fetch = [&](uint32_t tile, bool keys) {
-    const TilePlace place = place_of(tile);
+    const TilePlace place = share.place(tile);
     const skv_cached *all = keys ? place.home.keys : place.home.values;
     copy_lines<DIM, kSlots, Shape::kThreads>(
         keys ? shared.keys : shared.values,
@@ -12500,7 +13059,7 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
     return slot_at(place.home, place.base + threadIdx.x, head_dim);
   };
   const auto look_ahead = [&](uint32_t tile) {
-    const TilePlace place = place_of(tile);
+    const TilePlace place = share.place(tile);
     const bool exists = threadIdx.x < place.count;
     bias_ahead = exists ? slot_ahead(place).get(kSlotBias) : kFreeBias;
     sink_ahead = has_sinks && exists &&
@@ -12510,7 +13069,7 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
     if (threadIdx.x >= kSlots) return;
     shared.biases[0][threadIdx.x] = bias_ahead * kLog2E;
     if constexpr (!Shape::kIsPlain) {
-      const TilePlace place = place_of(tile);
+      const TilePlace place = share.place(tile);
       shared.is_sink[threadIdx.x] = sink_ahead;
       for (uint32_t lane = 1; lane < cache.lanes; lane++) {
         const float bias = threadIdx.x < place.count
@@ -12523,34 +13082,26 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
   // A block has rows, hence tiles.
   fetch(0, true);
   look_ahead(0);
-  const PairQueries queries = {args.queries, first_row, kv_head,
-                               sizes.heads,  group,     head_dim,
-                               rows * group};
-  PairQueries sinks = queries;
-  sinks.all = args.sink_queries;
-  round_queries<DIM, FORM>(queries, shared);
+  const PairQueries queries = share.queries(args.queries, args.sizes);
+  const PairQueries sinks = share.queries(args.sink_queries, args.sizes);
+  round_queries<DIM>(queries, shared);
   if constexpr (!Shape::kIsPlain) {
     if (has_sinks) scale_sinks<DIM, FORM>(sinks, shared);
   }
   store_ahead(0);
 
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  const auto pair_of = [&](int m, int h) {
-    return Shape::kWarpPairs * warp_id() + 16 * m + 8 * h + g;
-  };
+  const uint32_t t = lane_id() % 4;
   PrefillState<DIM, FORM> state;
   if (gains) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       state.gain[0][h] = score_gain(
           args.policy,
-          args.step.chunk[kChunkPosition] + queries.row(pair_of(0, h)),
-          words[kHeadBudget]);
+          args.step.chunk[kChunkPosition] + queries.row(state.pair_of(0, h)),
+          share.budget);
     }
   }
-  for (uint32_t tile = 0; tile < tiles; tile++) {
-    const bool staged = tile >= slot_tiles;
-    const uint32_t first = (staged ? tile - slot_tiles : tile) * kSlots;
+  for (uint32_t tile = 0; tile < share.tiles; tile++) {
     wait_copies<0>();
     // Keys are there, and nobody reads the values before any more.
     bool any_sink = false;
@@ -12560,7 +13111,7 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
       any_sink = __syncthreads_or(sink_ahead);
     }
     fetch(tile, false);
-    if (tile + 1 < tiles) look_ahead(tile + 1);
+    if (tile + 1 < share.tiles) look_ahead(tile + 1);
 
     float x[Shape::kTiles][kSlots / 8][4] = {};
     state.multiply_keys(shared, x);
@@ -12568,10 +13119,10 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
     for (int m = 0; m < Shape::kTiles; m++) {
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        const uint32_t pair = pair_of(m, h);
+        const uint32_t pair = state.pair_of(m, h);
         const float inverse = shared.inverse[pair];
         const uint32_t lane =
-            Shape::kIsPlain || cache.lanes == 1 ? 0 : pair % group;
+            Shape::kIsPlain || cache.lanes == 1 ? 0 : pair % share.group;
 #pragma unroll
         for (int n = 0; n < static_cast<int>(kSlots) / 8; n++) {
 #pragma unroll
@@ -12598,17 +13149,18 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
       }
     }
     // Only the last tiles have rows that come after some of the block's.
-    if (staged && first + kSlots > first_row + 1) {
+    const TilePlace place = share.place(tile);
+    if (share.has_later(place)) {
 #pragma unroll
       for (int m = 0; m < Shape::kTiles; m++) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-          const uint32_t row = queries.row(pair_of(m, h));
+          const uint32_t row = queries.row(state.pair_of(m, h));
 #pragma unroll
           for (int n = 0; n < static_cast<int>(kSlots) / 8; n++) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-              if (first + 8 * n + 2 * t + i > row) {
+              if (place.first + 8 * n + 2 * t + i > row) {
                 x[m][n][2 * h + i] = -INFINITY;
               }
             }
@@ -12619,7 +13171,7 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
     wait_copies<0>();
     // Values are there, and nobody reads these keys and biases any more.
     __syncthreads();
-    if (tile + 1 < tiles) {
+    if (tile + 1 < share.tiles) {
       fetch(tile + 1, true);
       store_ahead(tile + 1);
     }
@@ -12627,38 +13179,7 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
     state.multiply_values(shared, x);
   }
 
-  state.join_lanes();
-#pragma unroll
-  for (int m = 0; m < Shape::kTiles; m++) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const uint32_t pair = pair_of(m, h);
-      if (pair >= rows * group) continue;
-      const size_t query = queries.index(pair);
-      if (t == 0) {
-        args.log_sums[query] =
-            gains ? kLn2 * state.gain[m][h] * state.max[m][h] +
-                        logf(state.gained[m][h])
-                  : kLn2 * state.max[m][h] + logf(state.sum[m][h]);
-      }
-      const float share = 1.0f / state.sum[m][h];
-#pragma unroll
-      for (int d = 0; d < DIM / 8; d++) {
-        const uint32_t at = 8 * d + 2 * t;
-        if (at >= head_dim) continue;
-        const float2 both = {state.values[m][d][2 * h] * share,
-                             state.values[m][d][2 * h + 1] * share};
-        *reinterpret_cast<float2 *>(args.output + query * head_dim + at) = both;
-      }
-    }
-  }
-}
-
-template <int DIM, PrefillForm FORM>
-uint32_t row_blocks(const skv_chunk_args &args) {
-  const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
-  const uint32_t rows = PrefillShape<DIM, FORM>::kPairs / group;
-  return (args.step.rows + rows - 1) / rows;
+  state.store(args, queries, gains);
 }
 
 template <int DIM, PrefillForm FORM>
@@ -12668,7 +13189,8 @@ cudaError_t launch_form(const skv_chunk_args &args, const Launch &launch) {
   static_assert(kBytes <= kLeastSharedBytes, "a form for all devices");
   const cudaError_t status = allow_shared_memory(kernel, kBytes);
   if (status != cudaSuccess) return status;
-  const dim3 grid(args.sizes.kv_heads, row_blocks<DIM, FORM>(args));
+  const dim3 grid(args.sizes.kv_heads,
+                  row_blocks<PrefillShape<DIM, FORM>>(args));
   return launch_kernel(launch, kernel, grid, PrefillShape<DIM, FORM>::kThreads,
                        kBytes, args);
 }
@@ -12680,10 +13202,16 @@ cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
   }
   const bool is_plain = args.sink_queries == nullptr && args.cache.lanes == 1 &&
                         args.policy.score != SKV_SCORE_STEP_GAIN;
+  if (is_plain) {
+    bool done = false;
+    const cudaError_t status = launch_group_attend<DIM>(args, launch, done);
+    if (status != cudaSuccess || done) return status;
+  }
   // Blocks of the plain form are twice as large: half as many do as well, fewer
   // do not.
   const uint32_t blocks =
-      row_blocks<DIM, PrefillForm::kPlain>(args) * args.sizes.kv_heads;
+      row_blocks<PrefillShape<DIM, PrefillForm::kPlain>>(args) *
+      args.sizes.kv_heads;
   return is_plain && 2 * blocks >= launch.multiprocessors
              ? launch_form<DIM, PrefillForm::kPlain>(args, launch)
              : launch_form<DIM, PrefillForm::kGeneral>(args, launch);

@@ -328,6 +328,29 @@ const manyRows =
       rows,
     }));
 
+/** Slots and rows of several tiles, of which the last are not full. */
+const manyTiles = ([[128, 4, 200, 290], [64, 7, 150, 129], [128, 1, 300, 0], [
+  64,
+  16,
+  130,
+  256,
+]] as const)
+  .map(([headDim, group, rows, live]) => ({
+    name:
+      `of ${rows} rows and ${live} slots, 2 x ${group} heads of width ${headDim}`,
+    policy: testPolicy({}),
+    sizes: modelSizes({ heads: 2 * group, kvHeads: 2, headDim }),
+    heads: [live, live + 1].map((live) => ({
+      capacity: live + 40,
+      budget: live + 10,
+      recent: 5,
+      live,
+      holes: Math.min(live, 3),
+    })),
+    rows,
+    position: 400,
+  }));
+
 /** Cases of attention alone. */
 const attentionOnly: readonly Omit<ChunkOptions, "kernel">[] = [
   ...shapes.map((shape) => ({
@@ -342,6 +365,7 @@ const attentionOnly: readonly Omit<ChunkOptions, "kernel">[] = [
     rows: 23,
   },
   ...manyRows,
+  ...manyTiles,
 ];
 
 const attention: readonly Omit<ChunkOptions, "kernel">[] = [

@@ -2217,7 +2217,8 @@ __device__ inline bool needs_ratings(const skv_merge_attend_args &args,
 #include "select_smallest.cuh"
 #include "shortlist.cuh"
 
-constexpr uint32_t kEvictWarps = 16;
+// Blocks are small: one merges while another reads.
+constexpr uint32_t kEvictWarps = 8;
 constexpr uint32_t kEvictThreads = 32 * kEvictWarps;
 
 struct EvictShared {
@@ -2241,7 +2242,9 @@ struct EvictShared {
 
 // Bytes of shared memory beside that, which few policies need.
 inline size_t evict_bytes(const skv_policy &policy) {
-  return policy.score == SKV_SCORE_KEY_DISTANCE ? sizeof(KeyScratch) : 0;
+  return policy.score == SKV_SCORE_KEY_DISTANCE
+             ? sizeof(KeyScratch<kEvictWarps>)
+             : 0;
 }
 
 // Sums up the row's softmax at the scale of scores. The sum of the attention is
@@ -2296,46 +2299,136 @@ __device__ inline void consider(const skv_merge_attend_args &args,
   if (!RIDES || job.may_go(args, slot)) found.first = candidate;
 }
 
+// What is read of a slot that a row observes.
+struct Seen {
+  uint32_t tokens;
+  uint32_t position;
+  Scores scores;
+  // The first, or only, vote bias.
+  float bias;
+  // Of the first query heads, where there is a row.
+  float logits[kRowHeads];
+};
+
+// Reads it: of slot i of a head, by its number alone.
+struct SlotReader {
+  const float *ema;
+  const float *accumulated;
+  const float *observations;
+  const float *positions;
+  const float *tokens;
+  const float *biases;
+  const float *logits[kRowHeads];
+
+  __device__ SlotReader(const skv_merge_attend_args &args,
+                        const EvictJob &job) {
+    const skv_slots &slots = args.cache.slots;
+    const auto field = [&](uint32_t number) {
+      return slots.side + static_cast<size_t>(number) * slots.total +
+             job.offset;
+    };
+    ema = field(kSlotEma);
+    accumulated = field(kSlotAccumulated);
+    observations = field(kSlotObservations);
+    positions = field(kSlotPosition);
+    tokens = field(kSlotTokens);
+    biases = field(kSlotBias);
+#pragma unroll
+    for (uint32_t k = 0; k < kRowHeads; k++) {
+      logits[k] = head_logits(args, job, min(k, job.group - 1));
+    }
+  }
+
+  __device__ static const float *head_logits(const skv_merge_attend_args &args,
+                                             const EvictJob &job, uint32_t g) {
+    return job.logits + static_cast<size_t>(g) * args.cache.max_capacity;
+  }
+
+  __device__ Seen read(uint32_t i, bool has_row) const {
+    Seen seen = {__float_as_uint(tokens[i]),
+                 __float_as_uint(positions[i]),
+                 {ema[i], accumulated[i], __float_as_uint(observations[i])},
+                 biases[i],
+                 {}};
+    if (has_row) {
+#pragma unroll
+      for (uint32_t k = 0; k < kRowHeads; k++) seen.logits[k] = logits[k][i];
+    }
+    return seen;
+  }
+};
+
+// Adds the row to what was seen of slot i.
+__device__ inline void observe_seen(const skv_merge_attend_args &args,
+                                    const EvictJob &job, uint32_t i, float gain,
+                                    const float *log_sums, Seen &seen) {
+  const uint32_t lanes = args.cache.lanes;
+  observe_row(
+      seen.scores, args.policy, job.group, job.position,
+      [&](uint32_t first, auto &logits, auto &biases) {
+        // Nearly always this is all.
+        if (first == 0 && lanes == 1) {
+#pragma unroll
+          for (uint32_t k = 0; k < kRowHeads; k++) {
+            logits[k] = gain * seen.logits[k];
+            biases[k] = gain * seen.bias;
+          }
+          return;
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < kRowHeads; k++) {
+          const uint32_t g = min(first + k, job.group - 1);
+          logits[k] = gain * SlotReader::head_logits(args, job, g)[i];
+          biases[k] = gain * vote_bias(job.slot(args, i), g, lanes);
+        }
+      },
+      [&](uint32_t g) { return log_sums[g]; });
+}
+
 // Adds this step to the scores of all slots. Where their own fields decide,
-// returns what this thread found. Called by the whole block.
+// returns what this thread found. A slot is on its way while the one before it
+// is looked at: few blocks have room beside the products, and each waits for
+// memory most of the time. Called by the whole block.
 template <bool RIDES>
 __device__ inline Found observe_slots(const skv_merge_attend_args &args,
                                       const EvictJob &job,
                                       EvictShared &shared) {
   const skv_policy &policy = args.policy;
   const uint32_t lanes = args.cache.lanes;
-  const uint32_t capacity = args.cache.max_capacity;
   const float gain = score_gain(policy, job.position, job.words[kHeadBudget]);
   const bool gains = policy.observe && policy.score == SKV_SCORE_STEP_GAIN;
   if (gains) sum_gained(args, job, gain, shared);
   const float *log_sums = gains ? shared.score_sums : shared.log_sums;
   const bool ranks = job.is_over && own_fields_decide(args, job);
+  const bool rates = job.own_ratings != nullptr && !takes_all_keys(policy);
   const uint32_t recent = job.words[kHeadRecent];
   const uint32_t newest = job.position + kAhead<RIDES>;
+  const SlotReader reader(args, job);
   Found found;
+  Seen next = {};
+  if (threadIdx.x < job.high) next = reader.read(threadIdx.x, policy.observe);
 #pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    Seen seen = next;
+    if (i + kEvictThreads < job.high) {
+      next = reader.read(i + kEvictThreads, policy.observe);
+    }
+    if (seen.tokens == 0) continue;
     const Slot slot = job.slot(args, i);
-    const uint32_t tokens = slot.word(kSlotTokens);
-    const uint32_t position = slot.word(kSlotPosition);
-    Scores scores = load_scores(slot);
-    if (tokens == 0) continue;
     if (policy.observe) {
-      observe_row(
-          scores, policy, job.group, job.position,
-          [&](uint32_t g) {
-            return gain * job.logits[static_cast<size_t>(g) * capacity + i];
-          },
-          [&](uint32_t g) { return log_sums[g]; },
-          [&](uint32_t g) { return gain * vote_bias(slot, g, lanes); });
-      store_scores(slot, scores);
+      observe_seen(args, job, i, gain, log_sums, seen);
+      store_scores(slot, seen.scores);
     }
-    if (job.own_ratings != nullptr && !takes_all_keys(policy)) {
-      job.own_ratings[i] = own_score(scores, slot, policy, lanes);
-    }
-    if (!ranks || !is_evictable(position, policy, recent, newest)) continue;
-    const float score = own_score(scores, slot, policy, lanes);
-    consider<RIDES>(args, job, slot, {order_key(score, position), i}, found);
+    const bool counts =
+        ranks && is_evictable(seen.position, policy, recent, newest);
+    if (!rates && !counts) continue;
+    const float score = own_score(seen.scores, seen.position, policy, [&] {
+      return lanes == 1 ? seen.bias : pooled_bias(slot, lanes);
+    });
+    if (rates) job.own_ratings[i] = score;
+    if (!counts) continue;
+    consider<RIDES>(args, job, slot, {order_key(score, seen.position), i},
+                    found);
   }
   return found;
 }
@@ -2360,12 +2453,12 @@ __device__ inline float slot_score(const skv_merge_attend_args &args,
 // Rates the slots where that takes all keys. Called by the whole block.
 __device__ inline void rate_slots(const skv_merge_attend_args &args,
                                   const EvictJob &job, EvictShared &shared) {
-  static_assert(kEvictWarps == kKeyWarps, "as many warps as rate keys");
   const auto slot_of = [&](uint32_t i) { return job.slot(args, i); };
   if (args.policy.score == SKV_SCORE_KEY_DISTANCE) {
-    rate_by_key(job.high, args.sizes.head_dim, job.own_ratings,
-                *reinterpret_cast<KeyScratch *>(dynamic_shared_memory()),
-                slot_of);
+    rate_by_key(
+        job.high, args.sizes.head_dim, job.own_ratings,
+        *reinterpret_cast<KeyScratch<kEvictWarps> *>(dynamic_shared_memory()),
+        slot_of);
   } else if (args.policy.score == SKV_SCORE_EXPECTED) {
     rate_by_expectation(
         job.group, job.high, job.expected, shared.score_sums, job.own_ratings,
@@ -2491,7 +2584,7 @@ __global__ void __launch_bounds__(kExpectThreads)
 // A kernel has the code of one kind of merge: half a multiprocessor is left to
 // the products beside it, and there is less code on the way.
 template <uint32_t MERGE, bool ALIGNED, bool QUERIES>
-__global__ void __launch_bounds__(kEvictThreads, 2)
+__global__ void __launch_bounds__(kEvictThreads, 4)
     evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
                  bool chooses) {
   constexpr bool kRides =
@@ -4171,21 +4264,20 @@ __device__ inline void wait_for_previous() {
 
 #include "lane_vector.cuh"
 
-// Warps of a block that rates keys.
-constexpr uint32_t kKeyWarps = 16;
-
+// For blocks of WARPS warps.
+template <uint32_t WARPS>
 struct KeyScratch {
-  float sums[kKeyWarps][kMaxHeadDim];
+  float sums[WARPS][kMaxHeadDim];
 };
 
 // Rates the slots \`slot(0)\` to \`slot(count - 1)\`, free ones left out. Called by
-// a whole block of kKeyWarps, which sees all ratings afterwards.
-template <class SlotOf>
+// a whole block, which sees all ratings afterwards.
+template <uint32_t WARPS, class SlotOf>
 __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
-                                   float *ratings, KeyScratch &scratch,
+                                   float *ratings, KeyScratch<WARPS> &scratch,
                                    SlotOf slot_of) {
   float sum[kLaneDims] = {};
-  for (uint32_t i = warp_id(); i < count; i += kKeyWarps) {
+  for (uint32_t i = warp_id(); i < count; i += WARPS) {
     const Slot slot = slot_of(i);
     if (slot.word(kSlotTokens) == 0) continue;
     const LaneVector key(slot.key, head_dim);
@@ -4202,14 +4294,14 @@ __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
   float mean[kLaneDims] = {}, square = 0.0f;
 #pragma unroll
   for (int d = 0; d < kLaneDims; d++) {
-    for (uint32_t w = 0; w < kKeyWarps; w++) {
+    for (uint32_t w = 0; w < WARPS; w++) {
       mean[d] += scratch.sums[w][lane_id() + 32 * d];
     }
     square += mean[d] * mean[d];
   }
   square = warp_sum(square);
   const float scale = square == 0.0f ? 0.0f : rsqrtf(square);
-  for (uint32_t i = warp_id(); i < count; i += kKeyWarps) {
+  for (uint32_t i = warp_id(); i < count; i += WARPS) {
     const Slot slot = slot_of(i);
     if (slot.word(kSlotTokens) == 0) continue;
     const LaneVector key(slot.key, head_dim);
@@ -8039,8 +8131,7 @@ __global__ void __launch_bounds__(kExpectThreads)
 // Scores that take all keys of a head; one block has it.
 static __global__ void __launch_bounds__(kCompressThreads)
     rate_keys_kernel(skv_chunk_args args, CompressWork all_work) {
-  static_assert(kCompressWarps == kKeyWarps, "as many warps as rate keys");
-  __shared__ KeyScratch scratch;
+  __shared__ KeyScratch<kCompressWarps> scratch;
   __shared__ float log_sums[kMaxGroup];
   begin_kernel();
   if (row_end(args.step) == 0) return;
@@ -8869,7 +8960,7 @@ constexpr float kLeastShare = 0.999f;
 // ln(exp(a) + exp(b)).
 __device__ inline float log_add(float a, float b) {
   const float max = fmaxf(a, b);
-  return max + log1pf(expf(fminf(a, b) - max));
+  return max + __logf(1.0f + exp_fast(fminf(a, b) - max));
 }
 
 // What the logits of the row at \`position\` are multiplied with for its scores:
@@ -8882,58 +8973,54 @@ __device__ inline float score_gain(const skv_policy &policy, uint32_t position,
   return sqrtf(2.0f * fmaxf(0.0f, logf(ratio)));
 }
 
-// Query heads whose logits are on their way at a time.
+// Query heads whose logits are looked at together: all are read before any is
+// used, since they may come from far.
 constexpr uint32_t kRowHeads = 4;
 
 // Adds the row at \`position\` of the text. At the scale that its scores have,
-// \`logit(g)\` are the raw logits of the slot, \`log_sum(g)\` the ln of the row's
-// softmax sums and \`bias(g)\` the vote biases.
+// \`terms(first, logits, biases)\` are the raw logits of the slot and its vote
+// biases for kRowHeads heads, of those from \`first\` on that there are, and
+// \`log_sum(g)\` the ln of the row's softmax sums.
 //
 // The moving sum is kept as its logarithm, because exp of a raw logit
 // overflows: E ← ln(alpha exp(E) + (1 − alpha) s).
-template <class Logit, class LogSum, class Bias>
+template <class Terms, class LogSum>
 __device__ inline void observe_row(Scores &scores, const skv_policy &policy,
                                    uint32_t group, uint32_t position,
-                                   Logit logit, LogSum log_sum, Bias bias) {
+                                   Terms terms, LogSum log_sum) {
   const bool raw = policy.raw_scale != 0;
   float max = -INFINITY;
   float sum = 0.0f;
   float weight = 0.0f;
 #pragma unroll 1
   for (uint32_t first = 0; first < group; first += kRowHeads) {
-    // All are read before any is used: they may come from far.
     float logits[kRowHeads], biases[kRowHeads];
-#pragma unroll
-    for (uint32_t k = 0; k < kRowHeads; k++) {
-      const uint32_t g = min(first + k, group - 1);
-      logits[k] = logit(g);
-      biases[k] = bias(g);
-    }
+    terms(first, logits, biases);
     const float before = max;
 #pragma unroll
     for (uint32_t k = 0; k < kRowHeads; k++) {
-      const uint32_t g = min(first + k, group - 1);
-      biases[k] += logits[k] - log_sum(g);
-      if (!raw) logits[k] -= log_sum(g);
+      const float log_sum_of_row = log_sum(min(first + k, group - 1));
+      biases[k] += logits[k] - log_sum_of_row;
+      if (!raw) logits[k] -= log_sum_of_row;
       max = fmaxf(max, logits[k]);
     }
-    sum *= expf(before - max);
+    sum *= exp_fast(before - max);
 #pragma unroll
     for (uint32_t k = 0; k < kRowHeads; k++) {
       if (first + k >= group) continue;
-      sum += expf(logits[k] - max);
-      weight += expf(biases[k]);
+      sum += exp_fast(logits[k] - max);
+      weight += exp_fast(biases[k]);
     }
   }
-  const float count = static_cast<float>(group);
-  const float score = max + logf(sum) - logf(count);
+  const float share = __frcp_rn(static_cast<float>(group));
+  const float score = max + __logf(sum * share);
   if (policy.score == SKV_SCORE_LAST) {
     scores.accumulated = 0.0f;
     scores.observations = 0;
   }
   // A moving sum without a past is its last term: ln 0 is far below any score.
   scores.ema = log_add(scores.ema + policy.log_alpha, score + policy.log_rest);
-  weight /= count;
+  weight *= share;
   if (policy.score == SKV_SCORE_AGE) {
     const float tokens = static_cast<float>(position + 1);
     if (weight * tokens >= kLeastShare) scores.accumulated = tokens;
@@ -8945,7 +9032,9 @@ __device__ inline void observe_row(Scores &scores, const skv_policy &policy,
 
 // ln(1 − alphaⁿ): the bias correction of a moving sum of \`n\` terms.
 __device__ inline float ema_correction(const skv_policy &policy, uint32_t n) {
-  return logf(-expm1f(static_cast<float>(n) * policy.log_alpha));
+  const float past = static_cast<float>(n) * policy.log_alpha;
+  // A difference from 1 that loses at most one bit.
+  return past < -kLn2 ? __logf(1.0f - exp_fast(past)) : logf(-expm1f(past));
 }
 
 // ln of the corrected score; 0 if no row observed the slot yet.
@@ -8990,16 +9079,17 @@ __host__ __device__ inline bool takes_all_keys(const skv_policy &policy) {
          policy.score == SKV_SCORE_EXPECTED;
 }
 
-// What the policy's score says of a slot with these scores. A position too
-// large for a float is rounded; ties go by position and put it right.
-__device__ inline float own_score(const Scores &scores, const Slot &slot,
-                                  const skv_policy &policy, uint32_t lanes) {
+// What the policy's score says of a slot with these scores; \`bias()\` is its
+// pooled vote bias. A position too large for a float is rounded; ties go by
+// position and put it right.
+template <class Bias>
+__device__ inline float own_score(const Scores &scores, uint32_t position,
+                                  const skv_policy &policy, Bias bias) {
   switch (policy.score) {
     case SKV_SCORE_POSITION:
-      return static_cast<float>(slot.word(kSlotPosition));
+      return static_cast<float>(position);
     case SKV_SCORE_EMA:
-      return log_score(scores, policy) +
-             (policy.count_votes ? pooled_bias(slot, lanes) : 0.0f);
+      return log_score(scores, policy) + (policy.count_votes ? bias() : 0.0f);
     case SKV_SCORE_MEAN:
     case SKV_SCORE_STEP_GAIN:
       return mean_attention(scores);
@@ -9010,7 +9100,8 @@ __device__ inline float own_score(const Scores &scores, const Slot &slot,
 
 __device__ inline float own_score(const Slot &slot, const skv_policy &policy,
                                   uint32_t lanes) {
-  return own_score(load_scores(slot), slot, policy, lanes);
+  return own_score(load_scores(slot), slot.word(kSlotPosition), policy,
+                   [&] { return pooled_bias(slot, lanes); });
 }
 
 // Whether the numbers that a score says are logarithms.
@@ -10628,6 +10719,9 @@ constexpr float kHeadroomBits = 14.0f;
 constexpr float kLog2E = 1.442695041f;
 constexpr float kLn2 = 0.6931471806f;
 
+// e^x, with a relative error of 2^-22 and what x is rounded by.
+__device__ inline float exp_fast(float x) { return exp2_fast(x * kLog2E); }
+
 struct SoftmaxState {
   float max;
   float sum;
@@ -10637,7 +10731,7 @@ __device__ inline SoftmaxState init_softmax() { return {-INFINITY, 0.0f}; }
 
 // What a sum with reference \`from\` has to be scaled by to have \`to\`.
 __device__ inline float softmax_scale(float from, float to) {
-  return from == -INFINITY ? 0.0f : __expf(from - to);
+  return from == -INFINITY ? 0.0f : exp_fast(from - to);
 }
 
 // The same for many that have one reference: exp(from - finite(to)).
@@ -10647,7 +10741,7 @@ __device__ inline float finite(float to) { return to == -INFINITY ? 0.0f : to; }
 __device__ inline void add_softmax(SoftmaxState &state, float logit) {
   if (logit == -INFINITY) return;
   const float max = fmaxf(state.max, logit);
-  state.sum = state.sum * softmax_scale(state.max, max) + __expf(logit - max);
+  state.sum = state.sum * softmax_scale(state.max, max) + exp_fast(logit - max);
   state.max = max;
 }
 
@@ -12958,13 +13052,16 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
       const float gain = score_gain(policy, position, budget);
       observe_row(
           scores, policy, group, position,
-          [&](uint32_t g) {
-            return gain * shared.logits[(r * group + g) * kLogitPitch + mine];
+          [&](uint32_t first, auto &logits, auto &biases) {
+#pragma unroll
+            for (uint32_t k = 0; k < kRowHeads; k++) {
+              const uint32_t g = min(first + k, group - 1);
+              logits[k] =
+                  gain * shared.logits[(r * group + g) * kLogitPitch + mine];
+              biases[k] = gain * shared.biases[cache.lanes == 1 ? 0 : g][mine];
+            }
           },
-          [&](uint32_t g) { return log_sums[g]; },
-          [&](uint32_t g) {
-            return gain * shared.biases[cache.lanes == 1 ? 0 : g][mine];
-          });
+          [&](uint32_t g) { return log_sums[g]; });
     }
     __syncthreads();
   }

@@ -164,8 +164,8 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     return launch_kernel(launch, kernel, heads, kCompressThreads, 0, args,
                          work);
   };
-  const auto search = [&](bool heavier) {
-    return launch_item_search(args, work, heavier, launch);
+  const auto search = [&](bool for_pairs) {
+    return launch_item_search(args, work, for_pairs, launch);
   };
   const auto rate = [&] { return launch_ratings(args, work, launch); };
   const auto list_items = [&](bool again) {

@@ -168,8 +168,8 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     return launch_kernel(launch, kernel, heads, kCompressThreads, 0, args,
                          work);
   };
-  const auto search = [&](bool heavier) {
-    return launch_item_search(args, work, heavier, launch);
+  const auto search = [&](bool for_pairs) {
+    return launch_item_search(args, work, for_pairs, launch);
   };
   const auto rate = [&] { return launch_ratings(args, work, launch); };
   const auto list_items = [&](bool again) {
@@ -1568,6 +1568,141 @@ static __global__ void __launch_bounds__(kCompressThreads)
     work.counters[kCandidates] = targets;
   }
 }
+`,
+  "lib/closest_keys.cuh": `// The most similar candidate of each of 16 queries, while products with tiles
+// of candidates go by. Lanes have the products that mma() deals them: four
+// lanes share a query, whose rows are \`h\`.
+//
+// Products are scaled by the candidate's inverse norm alone, as the query's is
+// the same for all, and only the largest of a tile is compared with the best so
+// far, of all four lanes. The warp asks which candidate it was in the few tiles
+// that have a better one. The alternative that lost: each lane compares with
+// its own best, which takes four times as long to settle.
+#pragma once
+
+#include "neighbour.cuh"
+
+// What is known of a tile of candidates beside their keys.
+template <uint32_t CANDIDATES>
+struct CandidateSide {
+  // Null where there is none.
+  const skv_cached *keys[CANDIDATES];
+  // 1 / |key|, or not a number where there is none: no maximum is one.
+  float inverse_norms[CANDIDATES];
+  uint32_t positions[CANDIDATES];
+  uint32_t ordinals[CANDIDATES];
+};
+
+__device__ inline float not_a_number() { return __uint_as_float(0x7fc00000); }
+
+template <uint32_t CANDIDATES>
+class ClosestKeys {
+ public:
+  using Side = CandidateSide<CANDIDATES>;
+  using Products = float[CANDIDATES / 8][4];
+
+  // Rows that have no query find nothing.
+  __device__ void begin(bool has_first, bool has_second) {
+    limits_[0] = has_first ? -INFINITY : INFINITY;
+    limits_[1] = has_second ? -INFINITY : INFINITY;
+    items_[0] = items_[1] = kNoItem;
+  }
+
+  // Takes the product with candidate \`columns[h]\` of the tile out of each row.
+  __device__ static void leave_out(Products &x, const uint32_t (&columns)[2]) {
+    const uint32_t t = lane_id() % 4;
+#pragma unroll
+    for (uint32_t n = 0; n < CANDIDATES / 8; n++) {
+#pragma unroll
+      for (uint32_t i = 0; i < 4; i++) {
+        if (8 * n + 2 * t + i % 2 == columns[i / 2]) x[n][i] = not_a_number();
+      }
+    }
+  }
+
+  // Adds a tile; \`position_of(item)\` is the position of an earlier candidate.
+  template <class PositionOf>
+  __device__ void add(const Products &x, const Side &side,
+                      PositionOf position_of) {
+    const uint32_t t = lane_id() % 4;
+    float largest[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+    for (uint32_t n = 0; n < CANDIDATES / 8; n++) {
+      const float2 inverse =
+          *reinterpret_cast<const float2 *>(side.inverse_norms + 8 * n + 2 * t);
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        largest[h] = fmaxf(largest[h], x[n][2 * h] * inverse.x);
+        largest[h] = fmaxf(largest[h], x[n][2 * h + 1] * inverse.y);
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      if (!__any_sync(kAllLanes, largest[h] >= limits_[h])) continue;
+      // Scaled products are made again: keeping them takes too many registers.
+      __syncwarp();
+      if (largest[h] >= limits_[h]) {
+        find(h, x, side, largest[h], position_of);
+      }
+      const float best = quad_max(fmaxf(largest[h], limits_[h]));
+      // Who is beaten forgets.
+      if (best > limits_[h] && largest[h] < best) items_[h] = kNoItem;
+      limits_[h] = best;
+    }
+  }
+
+  // The best of row \`h\`; \`inverse_norm(item)\` is 1 / |key|, and the query's is
+  // \`inverse\`. The product of the two norms comes first: the similarity of two
+  // keys is the same whichever of them is the query.
+  template <class InverseNorm, class PositionOf>
+  __device__ Neighbour nearest(int h, float inverse, InverseNorm inverse_norm,
+                               PositionOf position_of) const {
+    Neighbour own = {-INFINITY, 0, items_[h]};
+    if (own.exists()) {
+      own.similarity = products_[h] * (inverse * inverse_norm(own.item));
+      own.position = position_of(own.item);
+    }
+    return nearest_of_lanes<2>(own);
+  }
+
+ private:
+  __device__ static float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
+    return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
+  }
+
+  // Finds which candidate of row \`h\` it was, of those of this lane. Ties go to
+  // the lower position, whatever order candidates come in.
+  template <class PositionOf>
+  __device__ void find(int h, const Products &x, const Side &side,
+                       float largest, PositionOf position_of) {
+    const uint32_t t = lane_id() % 4;
+    const bool is_tied = largest == limits_[h] && items_[h] != kNoItem;
+    uint32_t position = is_tied ? position_of(items_[h]) : kNoItem;
+    uint32_t found = CANDIDATES;
+#pragma unroll
+    for (uint32_t n = 0; n < CANDIDATES / 8; n++) {
+#pragma unroll
+      for (uint32_t i = 0; i < 2; i++) {
+        const uint32_t c = 8 * n + 2 * t + i;
+        const float product = x[n][2 * h + i];
+        if (product * side.inverse_norms[c] != largest) continue;
+        if (side.positions[c] >= position) continue;
+        position = side.positions[c];
+        products_[h] = product;
+        found = c;
+      }
+    }
+    if (found < CANDIDATES) items_[h] = side.ordinals[found];
+  }
+
+  // The largest scaled product of a row; lanes that have an item have one that
+  // is as large.
+  float limits_[2];
+  // Of what this lane has found.
+  float products_[2];
+  uint32_t items_[2];
+};
 `,
   "lib/compress_work.cuh": `// What the kernels of compress hand to each other: lists of the slots and
 // staged rows of each KV head, here called items.
@@ -8769,15 +8904,17 @@ __device__ inline Neighbour nearest_of_query(const skv_chunk_args &args,
   return best;
 }
 
-// Searches; where pairs are, \`heavier\` says whether an item only looks at what
-// is heavier than itself.
+// Searches for what merges in pairs, whose queries and candidates are the same
+// items, or for what takes victims. An item that merges at a cost only looks at
+// what is heavier than itself where it could as well be found from the other
+// end.
 inline cudaError_t launch_item_search(const skv_chunk_args &args,
-                                      const CompressWork &work, bool heavier,
+                                      const CompressWork &work, bool for_pairs,
                                       const Launch &launch) {
   if (!merges_cheapest(args.policy)) {
-    return launch_key_search(args, work, launch);
+    return launch_key_search(args, work, for_pairs, launch);
   }
-  const PairSearch pairs = {args.policy, args.cache.lanes, heavier};
+  const PairSearch pairs = {args.policy, args.cache.lanes, for_pairs};
   return launch_search<ItemSource>({args, work}, pairs, args.sizes.head_dim,
                                    work.most, args.sizes.kv_heads, work.parts,
                                    launch);
@@ -8789,13 +8926,12 @@ inline cudaError_t launch_item_search(const skv_chunk_args &args,
 // candidates: all products of the two lists on tensor cores, exact because keys
 // are operands as they are, with the best candidate kept per query. The next
 // tile is always on its way: where its keys are is found out one tile before
-// that. A warp has two tiles of 16 queries, so that operands come from shared
-// memory half as often as with one. Few candidates beat the best so far, so a
-// glance at eight similarities is enough for most.
+// that. A warp has two tiles of 16 queries, in registers as long as the kernel
+// runs, so that shared memory delivers the candidates alone.
 #pragma once
 
+#include "closest_keys.cuh"
 #include "compress_work.cuh"
-#include "neighbour.cuh"
 #include "row_tiles.cuh"
 
 template <int DIM>
@@ -8805,20 +8941,13 @@ struct KeySearch {
   static constexpr int kTiles = DIM == 256 ? 1 : 2;
   static constexpr uint32_t kQueries = 16 * kTiles * (kThreads / 32);
   static constexpr uint32_t kCandidates = DIM == 256 ? 32 : 64;
+  static_assert(kQueries == 2 * kCandidates, "queries begin in their lines");
 
-  // What is known of a tile of candidates beside their keys. A tile's is
-  // written while that of the one before it is used to fetch keys, and that of
-  // the one before that to compare them.
-  struct Side {
-    const skv_cached *keys[kCandidates];
-    float inverse_norms[kCandidates];
-    uint32_t positions[kCandidates];
-    uint32_t ordinals[kCandidates];
-  };
-
-  skv_cached queries[kQueries * kLinePitch<DIM>];
-  skv_cached candidates[2][kCandidates * kLinePitch<DIM>];
-  Side sides[3];
+  // Two tiles of candidates.
+  skv_cached lines[2][kCandidates * kLinePitch<DIM>];
+  // A tile's is written while that of the one before it is used to fetch keys,
+  // and that of the one before that to compare them.
+  CandidateSide<kCandidates> sides[3];
 };
 
 // Queries of a block for heads of a width.
@@ -8830,11 +8959,14 @@ inline uint32_t key_query_tile(uint32_t head_dim) {
 // memory for three.
 constexpr int kSearchBlocks = 3;
 
+// \`is_among\` says whether queries and candidates are the same list.
 template <int DIM>
 __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
-    search_keys_kernel(skv_chunk_args args, CompressWork all_work) {
+    search_keys_kernel(skv_chunk_args args, CompressWork all_work,
+                       bool is_among) {
   using Shared = KeySearch<DIM>;
   constexpr uint32_t kTile = Shared::kCandidates;
+  using Closest = ClosestKeys<kTile>;
   uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
   if (row_end(args.step) == 0) return;
@@ -8859,6 +8991,7 @@ __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
     const uint32_t c = tile * kTile + threadIdx.x;
     ordinal = kNoItem;
     key = nullptr;
+    inverse_norm = not_a_number();
     if (threadIdx.x >= kTile || c >= candidates) return;
     ordinal = work.candidates[c];
     const Slot slot = item_slot(args, head, work.items[ordinal]);
@@ -8877,45 +9010,51 @@ __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
   const auto fetch = [&](uint32_t tile) {
     const auto &side = shared.sides[tile % 3];
     gather_lines<DIM, kTile, Shared::kThreads>(
-        shared.candidates[tile % 2], head_dim,
+        shared.lines[tile % 2], head_dim,
         [&](uint32_t i) { return side.keys[i]; });
     commit_copies();
   };
+  const auto position_of = [&](uint32_t item) {
+    return item_slot(args, head, work.items[item]).word(kSlotPosition);
+  };
 
   load_lines<DIM>(
-      shared.queries, Shared::kQueries, head_dim,
+      shared.lines[0], Shared::kQueries, head_dim,
       [&](uint32_t i) -> const skv_cached * {
         const uint32_t q = first_query + i;
         if (q >= queries) return nullptr;
         return item_slot(args, head, work.items[work.queries[q]]).key;
       });
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  const uint32_t own_query = 16 * Shared::kTiles * warp_id() + g;
-  const auto query_of = [&](int m, int h) {
-    return first_query + own_query + 16 * m + 8 * h;
-  };
-  uint32_t own[Shared::kTiles][2];
-  float inverse[Shared::kTiles][2];
-  Neighbour best[Shared::kTiles][2];
-#pragma unroll
-  for (int m = 0; m < Shared::kTiles; m++) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const uint32_t q = query_of(m, h);
-      own[m][h] = q < queries ? work.queries[q] : kNoItem;
-      inverse[m][h] = q < queries ? work.inverse_norms[own[m][h]] : 0.0f;
-      best[m][h] = {-INFINITY, 0, kNoItem};
-    }
-  }
   if (begin < end) {
     look_ahead(begin);
     store_ahead(begin);
-    __syncthreads();
+  }
+  __syncthreads();
+  uint4 own[Shared::kTiles][DIM / 16];
+#pragma unroll
+  for (int m = 0; m < Shared::kTiles; m++) {
+#pragma unroll
+    for (int k = 0; k < DIM / 16; k++) {
+      own[m][k] = line_operands<DIM>(
+          shared.lines[0], 16 * (Shared::kTiles * warp_id() + m), 16 * k);
+    }
+  }
+  // Candidates take the place of the queries.
+  __syncthreads();
+  if (begin < end) {
     fetch(begin);
     if (begin + 1 < end) {
       look_ahead(begin + 1);
       store_ahead(begin + 1);
     }
+  }
+  const uint32_t warp_query = first_query + 16 * Shared::kTiles * warp_id();
+  const uint32_t own_query = warp_query + lane_id() / 4;
+  Closest closest[Shared::kTiles];
+#pragma unroll
+  for (int m = 0; m < Shared::kTiles; m++) {
+    closest[m].begin(own_query + 16 * m < queries,
+                     own_query + 16 * m + 8 < queries);
   }
   for (uint32_t tile = begin; tile < end; tile++) {
     wait_copies<0>();
@@ -8925,61 +9064,44 @@ __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
     if (tile + 2 < end) look_ahead(tile + 2);
     float x[Shared::kTiles][kTile / 8][4] = {};
 #pragma unroll
-    for (int column = 0; column < DIM; column += 16) {
-      uint4 a[Shared::kTiles];
-#pragma unroll
-      for (int m = 0; m < Shared::kTiles; m++) {
-        a[m] = line_operands<DIM>(
-            shared.queries, 16 * (Shared::kTiles * warp_id() + m), column);
-      }
+    for (int k = 0; k < DIM / 16; k++) {
 #pragma unroll
       for (int n = 0; n < static_cast<int>(kTile) / 8; n += 2) {
         const uint4 b =
-            key_operands<DIM>(shared.candidates[tile % 2], 8 * n, column);
+            key_operands<DIM>(shared.lines[tile % 2], 8 * n, 16 * k);
 #pragma unroll
         for (int m = 0; m < Shared::kTiles; m++) {
-          mma_cached(x[m][n], a[m], b.x, b.y);
-          mma_cached(x[m][n + 1], a[m], b.z, b.w);
+          mma_cached(x[m][n], own[m][k], b.x, b.y);
+          mma_cached(x[m][n + 1], own[m][k], b.z, b.w);
         }
       }
     }
-    const auto &side = shared.sides[tile % 3];
-#pragma unroll
-    for (int n = 0; n < static_cast<int>(kTile) / 8; n++) {
-      bool is_close = false;
-#pragma unroll
-      for (int m = 0; m < Shared::kTiles; m++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          // The product of the norms comes first: the similarity of two keys
-          // is the same whichever of them is the query.
-          x[m][n][i] *=
-              inverse[m][i / 2] * side.inverse_norms[8 * n + 2 * t + i % 2];
-          is_close = is_close || x[m][n][i] >= best[m][i / 2].similarity;
-        }
-      }
-      if (!is_close) continue;
+    // No query is its own neighbour.
+    const uint32_t first = tile * kTile;
+    if (is_among && first < warp_query + 16 * Shared::kTiles &&
+        warp_query < first + kTile) {
 #pragma unroll
       for (int m = 0; m < Shared::kTiles; m++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const uint32_t c = 8 * n + 2 * t + i % 2;
-          const uint32_t number = side.ordinals[c];
-          if (number == kNoItem || number == own[m][i / 2]) continue;
-          const Neighbour candidate = {x[m][n][i], side.positions[c], number};
-          if (candidate.beats(best[m][i / 2])) best[m][i / 2] = candidate;
-        }
+        const uint32_t column = own_query + 16 * m - first;
+        Closest::leave_out(x[m], {column, column + 8});
       }
+    }
+#pragma unroll
+    for (int m = 0; m < Shared::kTiles; m++) {
+      closest[m].add(x[m], shared.sides[tile % 3], position_of);
     }
     if (tile + 2 < end) store_ahead(tile + 2);
   }
+  const auto norm_of = [&](uint32_t item) { return work.inverse_norms[item]; };
 #pragma unroll
   for (int m = 0; m < Shared::kTiles; m++) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const Neighbour found = nearest_of_lanes<2>(best[m][h]);
-      const uint32_t q = query_of(m, h);
-      if (t != 0 || q >= queries) continue;
+      const uint32_t q = own_query + 16 * m + 8 * h;
+      const float inverse = q < queries ? norm_of(work.queries[q]) : 0.0f;
+      const Neighbour found =
+          closest[m].nearest(h, inverse, norm_of, position_of);
+      if (lane_id() % 4 != 0 || q >= queries) continue;
       const size_t at =
           static_cast<size_t>(blockIdx.z) * all_work.part_pitch() + q;
       work.similarities[at] = found.similarity;
@@ -8991,6 +9113,7 @@ __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
 template <int DIM>
 inline cudaError_t launch_key_search_width(const skv_chunk_args &args,
                                            const CompressWork &work,
+                                           bool is_among,
                                            const Launch &launch) {
   using Shared = KeySearch<DIM>;
   const auto kernel = search_keys_kernel<DIM>;
@@ -9000,14 +9123,15 @@ inline cudaError_t launch_key_search_width(const skv_chunk_args &args,
   const dim3 grid((work.most + Shared::kQueries - 1) / Shared::kQueries,
                   args.sizes.kv_heads, work.parts);
   return launch_kernel(launch, kernel, grid, Shared::kThreads, sizeof(Shared),
-                       args, work);
+                       args, work, is_among);
 }
 
 inline cudaError_t launch_key_search(const skv_chunk_args &args,
-                                     const CompressWork &work,
+                                     const CompressWork &work, bool is_among,
                                      const Launch &launch) {
   return with_width(args.sizes.head_dim, [&](auto width) {
-    return launch_key_search_width<decltype(width)::value>(args, work, launch);
+    return launch_key_search_width<decltype(width)::value>(args, work, is_among,
+                                                           launch);
   });
 }
 `,

@@ -4,13 +4,12 @@
 // candidates: all products of the two lists on tensor cores, exact because keys
 // are operands as they are, with the best candidate kept per query. The next
 // tile is always on its way: where its keys are is found out one tile before
-// that. A warp has two tiles of 16 queries, so that operands come from shared
-// memory half as often as with one. Few candidates beat the best so far, so a
-// glance at eight similarities is enough for most.
+// that. A warp has two tiles of 16 queries, in registers as long as the kernel
+// runs, so that shared memory delivers the candidates alone.
 #pragma once
 
+#include "closest_keys.cuh"
 #include "compress_work.cuh"
-#include "neighbour.cuh"
 #include "row_tiles.cuh"
 
 template <int DIM>
@@ -20,20 +19,13 @@ struct KeySearch {
   static constexpr int kTiles = DIM == 256 ? 1 : 2;
   static constexpr uint32_t kQueries = 16 * kTiles * (kThreads / 32);
   static constexpr uint32_t kCandidates = DIM == 256 ? 32 : 64;
+  static_assert(kQueries == 2 * kCandidates, "queries begin in their lines");
 
-  // What is known of a tile of candidates beside their keys. A tile's is
-  // written while that of the one before it is used to fetch keys, and that of
-  // the one before that to compare them.
-  struct Side {
-    const skv_cached *keys[kCandidates];
-    float inverse_norms[kCandidates];
-    uint32_t positions[kCandidates];
-    uint32_t ordinals[kCandidates];
-  };
-
-  skv_cached queries[kQueries * kLinePitch<DIM>];
-  skv_cached candidates[2][kCandidates * kLinePitch<DIM>];
-  Side sides[3];
+  // Two tiles of candidates.
+  skv_cached lines[2][kCandidates * kLinePitch<DIM>];
+  // A tile's is written while that of the one before it is used to fetch keys,
+  // and that of the one before that to compare them.
+  CandidateSide<kCandidates> sides[3];
 };
 
 // Queries of a block for heads of a width.
@@ -45,11 +37,14 @@ inline uint32_t key_query_tile(uint32_t head_dim) {
 // memory for three.
 constexpr int kSearchBlocks = 3;
 
+// `is_among` says whether queries and candidates are the same list.
 template <int DIM>
 __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
-    search_keys_kernel(skv_chunk_args args, CompressWork all_work) {
+    search_keys_kernel(skv_chunk_args args, CompressWork all_work,
+                       bool is_among) {
   using Shared = KeySearch<DIM>;
   constexpr uint32_t kTile = Shared::kCandidates;
+  using Closest = ClosestKeys<kTile>;
   uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
   if (row_end(args.step) == 0) return;
@@ -74,6 +69,7 @@ __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
     const uint32_t c = tile * kTile + threadIdx.x;
     ordinal = kNoItem;
     key = nullptr;
+    inverse_norm = not_a_number();
     if (threadIdx.x >= kTile || c >= candidates) return;
     ordinal = work.candidates[c];
     const Slot slot = item_slot(args, head, work.items[ordinal]);
@@ -92,45 +88,51 @@ __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
   const auto fetch = [&](uint32_t tile) {
     const auto &side = shared.sides[tile % 3];
     gather_lines<DIM, kTile, Shared::kThreads>(
-        shared.candidates[tile % 2], head_dim,
+        shared.lines[tile % 2], head_dim,
         [&](uint32_t i) { return side.keys[i]; });
     commit_copies();
   };
+  const auto position_of = [&](uint32_t item) {
+    return item_slot(args, head, work.items[item]).word(kSlotPosition);
+  };
 
   load_lines<DIM>(
-      shared.queries, Shared::kQueries, head_dim,
+      shared.lines[0], Shared::kQueries, head_dim,
       [&](uint32_t i) -> const skv_cached * {
         const uint32_t q = first_query + i;
         if (q >= queries) return nullptr;
         return item_slot(args, head, work.items[work.queries[q]]).key;
       });
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  const uint32_t own_query = 16 * Shared::kTiles * warp_id() + g;
-  const auto query_of = [&](int m, int h) {
-    return first_query + own_query + 16 * m + 8 * h;
-  };
-  uint32_t own[Shared::kTiles][2];
-  float inverse[Shared::kTiles][2];
-  Neighbour best[Shared::kTiles][2];
-#pragma unroll
-  for (int m = 0; m < Shared::kTiles; m++) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const uint32_t q = query_of(m, h);
-      own[m][h] = q < queries ? work.queries[q] : kNoItem;
-      inverse[m][h] = q < queries ? work.inverse_norms[own[m][h]] : 0.0f;
-      best[m][h] = {-INFINITY, 0, kNoItem};
-    }
-  }
   if (begin < end) {
     look_ahead(begin);
     store_ahead(begin);
-    __syncthreads();
+  }
+  __syncthreads();
+  uint4 own[Shared::kTiles][DIM / 16];
+#pragma unroll
+  for (int m = 0; m < Shared::kTiles; m++) {
+#pragma unroll
+    for (int k = 0; k < DIM / 16; k++) {
+      own[m][k] = line_operands<DIM>(
+          shared.lines[0], 16 * (Shared::kTiles * warp_id() + m), 16 * k);
+    }
+  }
+  // Candidates take the place of the queries.
+  __syncthreads();
+  if (begin < end) {
     fetch(begin);
     if (begin + 1 < end) {
       look_ahead(begin + 1);
       store_ahead(begin + 1);
     }
+  }
+  const uint32_t warp_query = first_query + 16 * Shared::kTiles * warp_id();
+  const uint32_t own_query = warp_query + lane_id() / 4;
+  Closest closest[Shared::kTiles];
+#pragma unroll
+  for (int m = 0; m < Shared::kTiles; m++) {
+    closest[m].begin(own_query + 16 * m < queries,
+                     own_query + 16 * m + 8 < queries);
   }
   for (uint32_t tile = begin; tile < end; tile++) {
     wait_copies<0>();
@@ -140,61 +142,44 @@ __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
     if (tile + 2 < end) look_ahead(tile + 2);
     float x[Shared::kTiles][kTile / 8][4] = {};
 #pragma unroll
-    for (int column = 0; column < DIM; column += 16) {
-      uint4 a[Shared::kTiles];
-#pragma unroll
-      for (int m = 0; m < Shared::kTiles; m++) {
-        a[m] = line_operands<DIM>(
-            shared.queries, 16 * (Shared::kTiles * warp_id() + m), column);
-      }
+    for (int k = 0; k < DIM / 16; k++) {
 #pragma unroll
       for (int n = 0; n < static_cast<int>(kTile) / 8; n += 2) {
         const uint4 b =
-            key_operands<DIM>(shared.candidates[tile % 2], 8 * n, column);
+            key_operands<DIM>(shared.lines[tile % 2], 8 * n, 16 * k);
 #pragma unroll
         for (int m = 0; m < Shared::kTiles; m++) {
-          mma_cached(x[m][n], a[m], b.x, b.y);
-          mma_cached(x[m][n + 1], a[m], b.z, b.w);
+          mma_cached(x[m][n], own[m][k], b.x, b.y);
+          mma_cached(x[m][n + 1], own[m][k], b.z, b.w);
         }
       }
     }
-    const auto &side = shared.sides[tile % 3];
-#pragma unroll
-    for (int n = 0; n < static_cast<int>(kTile) / 8; n++) {
-      bool is_close = false;
-#pragma unroll
-      for (int m = 0; m < Shared::kTiles; m++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          // The product of the norms comes first: the similarity of two keys
-          // is the same whichever of them is the query.
-          x[m][n][i] *=
-              inverse[m][i / 2] * side.inverse_norms[8 * n + 2 * t + i % 2];
-          is_close = is_close || x[m][n][i] >= best[m][i / 2].similarity;
-        }
-      }
-      if (!is_close) continue;
+    // No query is its own neighbour.
+    const uint32_t first = tile * kTile;
+    if (is_among && first < warp_query + 16 * Shared::kTiles &&
+        warp_query < first + kTile) {
 #pragma unroll
       for (int m = 0; m < Shared::kTiles; m++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const uint32_t c = 8 * n + 2 * t + i % 2;
-          const uint32_t number = side.ordinals[c];
-          if (number == kNoItem || number == own[m][i / 2]) continue;
-          const Neighbour candidate = {x[m][n][i], side.positions[c], number};
-          if (candidate.beats(best[m][i / 2])) best[m][i / 2] = candidate;
-        }
+        const uint32_t column = own_query + 16 * m - first;
+        Closest::leave_out(x[m], {column, column + 8});
       }
+    }
+#pragma unroll
+    for (int m = 0; m < Shared::kTiles; m++) {
+      closest[m].add(x[m], shared.sides[tile % 3], position_of);
     }
     if (tile + 2 < end) store_ahead(tile + 2);
   }
+  const auto norm_of = [&](uint32_t item) { return work.inverse_norms[item]; };
 #pragma unroll
   for (int m = 0; m < Shared::kTiles; m++) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const Neighbour found = nearest_of_lanes<2>(best[m][h]);
-      const uint32_t q = query_of(m, h);
-      if (t != 0 || q >= queries) continue;
+      const uint32_t q = own_query + 16 * m + 8 * h;
+      const float inverse = q < queries ? norm_of(work.queries[q]) : 0.0f;
+      const Neighbour found =
+          closest[m].nearest(h, inverse, norm_of, position_of);
+      if (lane_id() % 4 != 0 || q >= queries) continue;
       const size_t at =
           static_cast<size_t>(blockIdx.z) * all_work.part_pitch() + q;
       work.similarities[at] = found.similarity;
@@ -206,6 +191,7 @@ __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
 template <int DIM>
 inline cudaError_t launch_key_search_width(const skv_chunk_args &args,
                                            const CompressWork &work,
+                                           bool is_among,
                                            const Launch &launch) {
   using Shared = KeySearch<DIM>;
   const auto kernel = search_keys_kernel<DIM>;
@@ -215,13 +201,14 @@ inline cudaError_t launch_key_search_width(const skv_chunk_args &args,
   const dim3 grid((work.most + Shared::kQueries - 1) / Shared::kQueries,
                   args.sizes.kv_heads, work.parts);
   return launch_kernel(launch, kernel, grid, Shared::kThreads, sizeof(Shared),
-                       args, work);
+                       args, work, is_among);
 }
 
 inline cudaError_t launch_key_search(const skv_chunk_args &args,
-                                     const CompressWork &work,
+                                     const CompressWork &work, bool is_among,
                                      const Launch &launch) {
   return with_width(args.sizes.head_dim, [&](auto width) {
-    return launch_key_search_width<decltype(width)::value>(args, work, launch);
+    return launch_key_search_width<decltype(width)::value>(args, work, is_among,
+                                                           launch);
   });
 }

@@ -132,15 +132,16 @@ CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
   CompressWork work;
   work.memory = memory;
   work.most = args.cache.max_capacity + args.cache.stage_rows;
-  // Victims are as many as the rows of a chunk, at most.
-  const uint32_t tile = merges_cheapest(args.policy)
-                            ? pair_query_tile(args.sizes.head_dim)
-                            : key_query_tile(args.sizes.head_dim);
-  const uint32_t blocks =
-      (args.cache.stage_rows + tile - 1) / tile * args.sizes.kv_heads;
-  work.parts = !merges_victims(args.policy)
-                   ? 1
-                   : max(1u, min(16u, 2 * multiprocessors / blocks));
+  work.parts = 1;
+  if (merges_cheapest(args.policy)) {
+    // Victims are as many as the rows of a chunk, at most.
+    const uint32_t tile = pair_query_tile(args.sizes.head_dim);
+    const uint32_t blocks =
+        (args.cache.stage_rows + tile - 1) / tile * args.sizes.kv_heads;
+    work.parts = max(1u, min(16u, 2 * multiprocessors / blocks));
+  } else if (merges_victims(args.policy)) {
+    work.parts = kSearchParts;
+  }
   work.expected_heads = args.policy.score == SKV_SCORE_EXPECTED
                             ? args.sizes.heads / args.sizes.kv_heads
                             : 0;
@@ -1608,22 +1609,24 @@ class ClosestKeys {
     items_[0] = items_[1] = kNoItem;
   }
 
-  // Takes the product with candidate \`columns[h]\` of the tile out of each row.
-  __device__ static void leave_out(Products &x, const uint32_t (&columns)[2]) {
-    const uint32_t t = lane_id() % 4;
+  // Takes the products of the warp's queries, the first of which is candidate
+  // \`query\`, with themselves out of a tile whose first candidate is \`first\`.
+  __device__ static void leave_out(Products &x, uint32_t query,
+                                   uint32_t first) {
+    if (query >= first + CANDIDATES || first >= query + 16) return;
+    const uint32_t own = query - first + lane_id() / 4, t = lane_id() % 4;
 #pragma unroll
     for (uint32_t n = 0; n < CANDIDATES / 8; n++) {
 #pragma unroll
       for (uint32_t i = 0; i < 4; i++) {
-        if (8 * n + 2 * t + i % 2 == columns[i / 2]) x[n][i] = not_a_number();
+        if (8 * n + 2 * t + i % 2 == own + i / 2 * 8) x[n][i] = not_a_number();
       }
     }
   }
 
-  // Adds a tile; \`position_of(item)\` is the position of an earlier candidate.
-  template <class PositionOf>
-  __device__ void add(const Products &x, const Side &side,
-                      PositionOf position_of) {
+  // Adds a tile. \`lists.position(item)\` is the position of a candidate.
+  template <class Lists>
+  __device__ void add(const Products &x, const Side &side, const Lists &lists) {
     const uint32_t t = lane_id() % 4;
     float largest[2] = {-INFINITY, -INFINITY};
 #pragma unroll
@@ -1642,7 +1645,7 @@ class ClosestKeys {
       // Scaled products are made again: keeping them takes too many registers.
       __syncwarp();
       if (largest[h] >= limits_[h]) {
-        find(h, x, side, largest[h], position_of);
+        find(h, x, side, largest[h], lists);
       }
       const float best = quad_max(fmaxf(largest[h], limits_[h]));
       // Who is beaten forgets.
@@ -1651,16 +1654,15 @@ class ClosestKeys {
     }
   }
 
-  // The best of row \`h\`; \`inverse_norm(item)\` is 1 / |key|, and the query's is
-  // \`inverse\`. The product of the two norms comes first: the similarity of two
-  // keys is the same whichever of them is the query.
-  template <class InverseNorm, class PositionOf>
-  __device__ Neighbour nearest(int h, float inverse, InverseNorm inverse_norm,
-                               PositionOf position_of) const {
+  // The best of row \`h\`; \`lists.inverse_norm(item)\` is 1 / |key|, and the
+  // query's is \`inverse\`. The product of the two norms comes first: the
+  // similarity of two keys is the same whichever of them is the query.
+  template <class Lists>
+  __device__ Neighbour nearest(int h, float inverse, const Lists &lists) const {
     Neighbour own = {-INFINITY, 0, items_[h]};
     if (own.exists()) {
-      own.similarity = products_[h] * (inverse * inverse_norm(own.item));
-      own.position = position_of(own.item);
+      own.similarity = products_[h] * (inverse * lists.inverse_norm(own.item));
+      own.position = lists.position(own.item);
     }
     return nearest_of_lanes<2>(own);
   }
@@ -1673,12 +1675,12 @@ class ClosestKeys {
 
   // Finds which candidate of row \`h\` it was, of those of this lane. Ties go to
   // the lower position, whatever order candidates come in.
-  template <class PositionOf>
+  template <class Lists>
   __device__ void find(int h, const Products &x, const Side &side,
-                       float largest, PositionOf position_of) {
+                       float largest, const Lists &lists) {
     const uint32_t t = lane_id() % 4;
     const bool is_tied = largest == limits_[h] && items_[h] != kNoItem;
-    uint32_t position = is_tied ? position_of(items_[h]) : kNoItem;
+    uint32_t position = is_tied ? lists.position(items_[h]) : kNoItem;
     uint32_t found = CANDIDATES;
 #pragma unroll
     for (uint32_t n = 0; n < CANDIDATES / 8; n++) {
@@ -3219,7 +3221,8 @@ __device__ inline uint32_t find_id(uint32_t begin, uint32_t end, uint64_t left,
   "lib/group_instructions.cuh": `// What devices of compute capability 9.0 have, and no others: products of tiles
 // in shared memory by groups of four warps, copies of whole tiles by an engine
 // of the multiprocessor, and clusters of blocks that read each other's shared
-// memory. For lib/wide_product.cuh alone; on other devices nothing calls these.
+// memory. For lib/wide_product.cuh and lib/group_attend.cuh alone; on other
+// devices nothing calls these.
 #pragma once
 
 #include "../runtime/tile_maps.cuh"
@@ -3231,6 +3234,10 @@ __device__ inline uint32_t find_id(uint32_t begin, uint32_t end, uint64_t left,
 #define SKV_HOPPER(...) __trap()
 #endif
 
+// A line of a tile, and what the address of a tile is a multiple of.
+constexpr uint32_t kLineBytes = kTileColumns * sizeof(skv_half);
+constexpr uint32_t kTileAlignment = 1024;
+
 // Where a tile is, as products want to know it: lines of 128 bytes, whose
 // chunks of 16 bytes are at chunk ^ line % 8, from an address that is a
 // multiple of 1,024. Further columns are at addresses further on; a unit of the
@@ -3240,6 +3247,15 @@ __device__ inline uint64_t tile_descriptor(uint32_t tile) {
   constexpr uint64_t kEightLines = uint64_t{1024 >> 4} << 32;
   constexpr uint64_t kUnused = uint64_t{1} << 16;
   return kSwizzled128 | kEightLines | kUnused | (tile & 0x3ffff) >> 4;
+}
+
+// The same for lines that are multiplied by columns: \`columns\` bytes further
+// are the next 64 columns of all lines, and lines are at addresses further on.
+__device__ inline uint64_t column_descriptor(uint32_t tile, uint32_t columns) {
+  constexpr uint64_t kSwizzled128 = uint64_t{1} << 62;
+  constexpr uint64_t kEightLines = uint64_t{1024 >> 4} << 32;
+  return kSwizzled128 | kEightLines | uint64_t{columns >> 4} << 16 |
+         (tile & 0x3ffff) >> 4;
 }
 
 // In front of products whose sums other instructions have touched.
@@ -3263,41 +3279,123 @@ template <int N>
 __device__ inline void group_product(float (*c)[4], uint64_t left,
                                      uint64_t right);
 
-#define SKV_SUMS_4(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
-#define SKV_SUMS_8(i) SKV_SUMS_4(i), SKV_SUMS_4(i + 1)
-#define SKV_SUMS_16(i) SKV_SUMS_8(i), SKV_SUMS_8(i + 2)
-#define SKV_SUMS_32(i) SKV_SUMS_16(i), SKV_SUMS_16(i + 4)
+// The same for tiles of what caches hold.
+template <int N>
+__device__ inline void group_product_cached(float (*c)[4], uint64_t left,
+                                            uint64_t right);
+
+// c = left · rightᵀ.
+template <int N>
+__device__ inline void group_product_new(float (*c)[4], uint64_t left,
+                                         uint64_t right);
+
+// c += left · right, where 16 columns of this warp's lines are in registers, as
+// for mma(), and \`right\` has 16 lines of N columns.
+template <int N>
+__device__ inline void group_product_lines(float (*c)[4], const uint4 &left,
+                                           uint64_t right);
+
+#ifdef SKV_CACHE_BFLOAT16
+#define SKV_CACHED "bf16.bf16"
+#else
+#define SKV_CACHED "f16.f16"
+#endif
+#define SKV_SUMS_4(x, i) x(c[i][0]), x(c[i][1]), x(c[i][2]), x(c[i][3])
+#define SKV_SUMS_8(x, i) SKV_SUMS_4(x, i), SKV_SUMS_4(x, i + 1)
+#define SKV_SUMS_16(x, i) SKV_SUMS_8(x, i), SKV_SUMS_8(x, i + 2)
+#define SKV_SUMS_32(x, i) SKV_SUMS_16(x, i), SKV_SUMS_16(x, i + 4)
+#define SKV_SUMS_64(x, i) SKV_SUMS_32(x, i), SKV_SUMS_32(x, i + 8)
 #define SKV_NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define SKV_NAMES_16 SKV_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define SKV_NAMES_32                         \\
   SKV_NAMES_16                               \\
   ", %16, %17, %18, %19, %20, %21, %22, %23" \\
   ", %24, %25, %26, %27, %28, %29, %30, %31"
-#define SKV_GROUP_PRODUCT(N, COUNT, LEFT, RIGHT)                       \\
-  template <>                                                          \\
-  __device__ inline void group_product<N>(float(*c)[4], uint64_t left, \\
-                                          uint64_t right) {            \\
-    SKV_HOPPER(                                                        \\
-        "{ .reg .pred adds; setp.eq.u32 adds, 0, 0; "                  \\
-        "wgmma.mma_async.sync.aligned.m64n" #N                         \\
-        "k16.f32.f16.f16 {" SKV_NAMES_##COUNT "}, " LEFT ", " RIGHT    \\
-                                              ", adds, 1, 1, 0, 0; }"  \\
-        : SKV_SUMS_##COUNT(0)                                          \\
-        : "l"(left), "l"(right));                                      \\
+#define SKV_NAMES_64                         \\
+  SKV_NAMES_32                               \\
+  ", %32, %33, %34, %35, %36, %37, %38, %39" \\
+  ", %40, %41, %42, %43, %44, %45, %46, %47" \\
+  ", %48, %49, %50, %51, %52, %53, %54, %55" \\
+  ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define SKV_WGMMA(N, TYPES, COUNT, ADDS)                  \\
+  "{ .reg .pred adds; setp.ne.u32 adds, " ADDS            \\
+  ", 0; "                                                 \\
+  "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPES \\
+  " {" SKV_NAMES_##COUNT "}, "
+#define SKV_GROUP_PRODUCT(NAME, N, COUNT, TYPES, LEFT, RIGHT, ADDS, FORM)    \\
+  template <>                                                                \\
+  __device__ inline void NAME<N>(float(*c)[4], uint64_t left,                \\
+                                 uint64_t right) {                           \\
+    SKV_HOPPER(SKV_WGMMA(N, TYPES, COUNT, ADDS) LEFT ", " RIGHT              \\
+                                                     ", adds, 1, 1, 0, 0; }" \\
+               : SKV_SUMS_##COUNT(FORM, 0)                                   \\
+               : "l"(left), "l"(right));                                     \\
+  }
+#define SKV_GROUP_PRODUCT_LINES(N, COUNT, A0, A1, A2, A3, RIGHT)              \\
+  template <>                                                                 \\
+  __device__ inline void group_product_lines<N>(                              \\
+      float(*c)[4], const uint4 &left, uint64_t right) {                      \\
+    SKV_HOPPER(                                                               \\
+        SKV_WGMMA(N, SKV_CACHED, COUNT, "1") "{" A0 ", " A1 ", " A2 ", " A3   \\
+                                             "}, " RIGHT ", adds, 1, 1, 1; }" \\
+        : SKV_SUMS_##COUNT("+f", 0)                                           \\
+        : "r"(left.x), "r"(left.y), "r"(left.z), "r"(left.w), "l"(right));    \\
   }
 
-SKV_GROUP_PRODUCT(16, 8, "%8", "%9")
-SKV_GROUP_PRODUCT(32, 16, "%16", "%17")
-SKV_GROUP_PRODUCT(64, 32, "%32", "%33")
+SKV_GROUP_PRODUCT(group_product, 16, 8, "f16.f16", "%8", "%9", "1", "+f")
+SKV_GROUP_PRODUCT(group_product, 32, 16, "f16.f16", "%16", "%17", "1", "+f")
+SKV_GROUP_PRODUCT(group_product, 64, 32, "f16.f16", "%32", "%33", "1", "+f")
+SKV_GROUP_PRODUCT(group_product_cached, 128, 64, SKV_CACHED, "%64", "%65", "1",
+                  "+f")
+SKV_GROUP_PRODUCT(group_product_new, 128, 64, SKV_CACHED, "%64", "%65", "0",
+                  "=f")
+SKV_GROUP_PRODUCT_LINES(64, 32, "%32", "%33", "%34", "%35", "%36")
+SKV_GROUP_PRODUCT_LINES(128, 64, "%64", "%65", "%66", "%67", "%68")
 
+#undef SKV_CACHED
 #undef SKV_SUMS_4
 #undef SKV_SUMS_8
 #undef SKV_SUMS_16
 #undef SKV_SUMS_32
+#undef SKV_SUMS_64
 #undef SKV_NAMES_8
 #undef SKV_NAMES_16
 #undef SKV_NAMES_32
+#undef SKV_NAMES_64
+#undef SKV_WGMMA
 #undef SKV_GROUP_PRODUCT
+#undef SKV_GROUP_PRODUCT_LINES
+
+// What products made or will make is touched by nothing before this.
+template <int COUNT>
+__device__ inline void hold_sums(float (*c)[4]) {
+#pragma unroll
+  for (int n = 0; n < COUNT; n++) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) asm volatile("" : "+f"(c[n][i])::"memory");
+  }
+}
+
+// Makes what threads wrote to shared memory visible to products and engines.
+__device__ inline void show_writes() {
+  SKV_HOPPER("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Gives this warp's threads COUNT registers each. All warps of its group do so;
+// those that want more wait until others have given theirs away.
+template <int COUNT>
+__device__ inline void give_registers() {
+  SKV_HOPPER("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT>
+__device__ inline void take_registers() {
+  SKV_HOPPER("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+// The warps of \`threads\` threads meet; others take no part.
+__device__ inline void meet_warps(uint32_t threads) {
+  SKV_HOPPER("bar.sync 1, %0;" ::"r"(threads) : "memory");
+}
 
 // A barrier in shared memory that counts arrivals and bytes. Its phases are
 // numbered from 0; who waits names the parity of the one that is to end.
@@ -8824,6 +8922,89 @@ inline cudaError_t launch_search(const Source &source, const PairSearch &pairs,
   });
 }
 `,
+  "lib/search_candidates.cuh": `// What the forms of a search for similar keys have in common: candidates that
+// are looked at before their keys are fetched, and where answers go.
+#pragma once
+
+#include "closest_keys.cuh"
+#include "row_tiles.cuh"
+#include "search_shares.cuh"
+
+// The queries and candidates of a head.
+struct KeyLists {
+  const skv_chunk_args &args;
+  ChunkHead head;
+  HeadWork work;
+  uint32_t queries;
+  uint32_t candidates;
+
+  __device__ KeyLists(const skv_chunk_args &chunk, const CompressWork &all,
+                      uint32_t kv_head)
+      : args(chunk), head(chunk_head(chunk, kv_head)), work(all.head(kv_head)) {
+    queries = work.counters[kQueries];
+    candidates = work.counters[kCandidates];
+  }
+
+  __device__ Slot slot(uint32_t ordinal) const {
+    return item_slot(args, head, work.items[ordinal]);
+  }
+  __device__ uint32_t position(uint32_t ordinal) const {
+    return slot(ordinal).word(kSlotPosition);
+  }
+  __device__ float inverse_norm(uint32_t ordinal) const {
+    return work.inverse_norms[ordinal];
+  }
+  // Null where there is no such query.
+  __device__ const skv_cached *query_key(uint32_t q) const {
+    return q < queries ? slot(work.queries[q]).key : nullptr;
+  }
+
+  // Stores what was found for the four lanes' query \`q\`.
+  template <class Closest>
+  __device__ void store(const SearchShares &share, uint32_t pitch, uint32_t q,
+                        const Closest &closest, int h) const {
+    const float inverse = q < queries ? inverse_norm(work.queries[q]) : 0.0f;
+    const Neighbour found = closest.nearest(h, inverse, *this);
+    if (lane_id() % 4 != 0 || q >= queries) return;
+    const uint32_t end = share.is_last ? kSearchParts : share.part + 1;
+    for (uint32_t part = share.part; part < end; part++) {
+      const size_t at = static_cast<size_t>(part) * pitch + q;
+      work.similarities[at] = found.similarity;
+      work.nearest[at] = part == share.part ? found.item : kNoItem;
+    }
+  }
+};
+
+// The candidate of a thread in a tile that comes later.
+template <uint32_t CANDIDATES>
+struct CandidateAhead {
+  const skv_cached *key = nullptr;
+  float inverse_norm = 0.0f;
+  uint32_t position = 0;
+  uint32_t ordinal = kNoItem;
+
+  __device__ void look(const KeyLists &lists, uint32_t tile) {
+    const uint32_t c = tile * CANDIDATES + threadIdx.x;
+    key = nullptr;
+    ordinal = kNoItem;
+    inverse_norm = not_a_number();
+    if (threadIdx.x >= CANDIDATES || c >= lists.candidates) return;
+    ordinal = lists.work.candidates[c];
+    const Slot slot = lists.slot(ordinal);
+    key = slot.key;
+    position = slot.word(kSlotPosition);
+    inverse_norm = lists.work.inverse_norms[ordinal];
+  }
+
+  __device__ void store(CandidateSide<CANDIDATES> &side) const {
+    if (threadIdx.x >= CANDIDATES) return;
+    side.keys[threadIdx.x] = key;
+    side.inverse_norms[threadIdx.x] = inverse_norm;
+    side.positions[threadIdx.x] = position;
+    side.ordinals[threadIdx.x] = ordinal;
+  }
+};
+`,
   "lib/search_items.cuh": `// Searching the items of a chunk for what they are merged into.
 #pragma once
 
@@ -8922,147 +9103,96 @@ inline cudaError_t launch_item_search(const skv_chunk_args &args,
 `,
   "lib/search_keys.cuh": `// For each query of a chunk's items, the candidate with the most similar key.
 //
-// A block has a tile of queries and goes through the tiles of one part of the
-// candidates: all products of the two lists on tensor cores, exact because keys
-// are operands as they are, with the best candidate kept per query. The next
-// tile is always on its way: where its keys are is found out one tile before
-// that. A warp has two tiles of 16 queries, in registers as long as the kernel
-// runs, so that shared memory delivers the candidates alone.
+// A block has tiles of queries and goes through tiles of candidates: all
+// products of the two lists on tensor cores, exact because keys are operands as
+// they are, with the best candidate kept per query. The next tile is always on
+// its way: where its keys are is found out one tile before that. A warp has two
+// tiles of 16 queries, in registers as long as candidates go by, so that shared
+// memory delivers these alone.
 #pragma once
 
-#include "closest_keys.cuh"
-#include "compress_work.cuh"
-#include "row_tiles.cuh"
+#include "search_candidates.cuh"
 
 template <int DIM>
 struct KeySearch {
   static constexpr uint32_t kThreads = 128;
   // Tiles of 16 queries of a warp, queries of a block, candidates of a tile.
   static constexpr int kTiles = DIM == 256 ? 1 : 2;
-  static constexpr uint32_t kQueries = 16 * kTiles * (kThreads / 32);
+  static constexpr uint32_t kWarpQueries = 16 * kTiles;
+  static constexpr uint32_t kQueries = kWarpQueries * (kThreads / 32);
   static constexpr uint32_t kCandidates = DIM == 256 ? 32 : 64;
   static_assert(kQueries == 2 * kCandidates, "queries begin in their lines");
+  using Closest = ClosestKeys<kCandidates>;
 
-  // Two tiles of candidates.
-  skv_cached lines[2][kCandidates * kLinePitch<DIM>];
-  // A tile's is written while that of the one before it is used to fetch keys,
-  // and that of the one before that to compare them.
-  CandidateSide<kCandidates> sides[3];
+  struct Shared {
+    // Two tiles of candidates.
+    skv_cached lines[2][kCandidates * kLinePitch<DIM>];
+    // A tile's is written while that of the one before it is used to fetch
+    // keys, and that of the one before that to compare them.
+    CandidateSide<kCandidates> sides[3];
+  };
 };
-
-// Queries of a block for heads of a width.
-inline uint32_t key_query_tile(uint32_t head_dim) {
-  return head_dim <= 128 ? KeySearch<128>::kQueries : KeySearch<256>::kQueries;
-}
 
 // Blocks of more registers than this leave room for two where there is shared
 // memory for three.
 constexpr int kSearchBlocks = 3;
 
-// \`is_among\` says whether queries and candidates are the same list.
+// Searches one share. \`is_among\` says whether queries and candidates are the
+// same list. Called by the whole block.
 template <int DIM>
-__global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
-    search_keys_kernel(skv_chunk_args args, CompressWork all_work,
-                       bool is_among) {
-  using Shared = KeySearch<DIM>;
-  constexpr uint32_t kTile = Shared::kCandidates;
-  using Closest = ClosestKeys<kTile>;
-  uint4 *shared_memory = dynamic_shared_memory();
-  begin_kernel();
-  if (row_end(args.step) == 0) return;
-  auto &shared = *reinterpret_cast<Shared *>(shared_memory);
-  const ChunkHead head = chunk_head(args, blockIdx.y);
-  const HeadWork work = all_work.head(blockIdx.y);
-  const uint32_t head_dim = args.sizes.head_dim;
-  const uint32_t queries = work.counters[kQueries];
-  const uint32_t candidates = work.counters[kCandidates];
-  const uint32_t first_query = blockIdx.x * Shared::kQueries;
-  if (first_query >= queries) return;
-  const uint32_t tiles = (candidates + kTile - 1) / kTile;
-  const uint32_t per_part = (tiles + gridDim.z - 1) / gridDim.z;
-  const uint32_t begin = blockIdx.z * per_part;
-  const uint32_t end = min(tiles, begin + per_part);
-
-  // The candidate of this thread in a tile, which it stores later.
-  uint32_t ordinal = kNoItem, position = 0;
-  float inverse_norm = 0.0f;
-  const skv_cached *key = nullptr;
-  const auto look_ahead = [&](uint32_t tile) {
-    const uint32_t c = tile * kTile + threadIdx.x;
-    ordinal = kNoItem;
-    key = nullptr;
-    inverse_norm = not_a_number();
-    if (threadIdx.x >= kTile || c >= candidates) return;
-    ordinal = work.candidates[c];
-    const Slot slot = item_slot(args, head, work.items[ordinal]);
-    key = slot.key;
-    position = slot.word(kSlotPosition);
-    inverse_norm = work.inverse_norms[ordinal];
-  };
-  const auto store_ahead = [&](uint32_t tile) {
-    if (threadIdx.x >= kTile) return;
-    auto &side = shared.sides[tile % 3];
-    side.keys[threadIdx.x] = key;
-    side.inverse_norms[threadIdx.x] = inverse_norm;
-    side.positions[threadIdx.x] = position;
-    side.ordinals[threadIdx.x] = ordinal;
-  };
+__device__ inline void search_share(const KeyLists &lists,
+                                    const SearchShares &share, bool is_among,
+                                    uint32_t pitch,
+                                    typename KeySearch<DIM>::Shared &shared) {
+  using Form = KeySearch<DIM>;
+  constexpr uint32_t kTile = Form::kCandidates;
+  const uint32_t head_dim = lists.args.sizes.head_dim;
+  CandidateAhead<kTile> ahead;
   const auto fetch = [&](uint32_t tile) {
     const auto &side = shared.sides[tile % 3];
-    gather_lines<DIM, kTile, Shared::kThreads>(
+    gather_lines<DIM, kTile, Form::kThreads>(
         shared.lines[tile % 2], head_dim,
         [&](uint32_t i) { return side.keys[i]; });
     commit_copies();
   };
-  const auto position_of = [&](uint32_t item) {
-    return item_slot(args, head, work.items[item]).word(kSlotPosition);
-  };
-
-  load_lines<DIM>(
-      shared.lines[0], Shared::kQueries, head_dim,
-      [&](uint32_t i) -> const skv_cached * {
-        const uint32_t q = first_query + i;
-        if (q >= queries) return nullptr;
-        return item_slot(args, head, work.items[work.queries[q]]).key;
-      });
-  if (begin < end) {
-    look_ahead(begin);
-    store_ahead(begin);
-  }
+  load_lines<DIM>(shared.lines[0], Form::kQueries, head_dim, [&](uint32_t i) {
+    return lists.query_key(share.first_query + i);
+  });
+  ahead.look(lists, share.begin);
+  ahead.store(shared.sides[share.begin % 3]);
   __syncthreads();
-  uint4 own[Shared::kTiles][DIM / 16];
+  uint4 own[Form::kTiles][DIM / 16];
 #pragma unroll
-  for (int m = 0; m < Shared::kTiles; m++) {
+  for (int m = 0; m < Form::kTiles; m++) {
 #pragma unroll
     for (int k = 0; k < DIM / 16; k++) {
       own[m][k] = line_operands<DIM>(
-          shared.lines[0], 16 * (Shared::kTiles * warp_id() + m), 16 * k);
+          shared.lines[0], Form::kWarpQueries * warp_id() + 16 * m, 16 * k);
     }
   }
   // Candidates take the place of the queries.
   __syncthreads();
-  if (begin < end) {
-    fetch(begin);
-    if (begin + 1 < end) {
-      look_ahead(begin + 1);
-      store_ahead(begin + 1);
-    }
+  fetch(share.begin);
+  if (share.begin + 1 < share.end) {
+    ahead.look(lists, share.begin + 1);
+    ahead.store(shared.sides[(share.begin + 1) % 3]);
   }
-  const uint32_t warp_query = first_query + 16 * Shared::kTiles * warp_id();
+  const uint32_t warp_query =
+      share.first_query + Form::kWarpQueries * warp_id();
   const uint32_t own_query = warp_query + lane_id() / 4;
-  Closest closest[Shared::kTiles];
+  typename Form::Closest closest[Form::kTiles];
 #pragma unroll
-  for (int m = 0; m < Shared::kTiles; m++) {
-    closest[m].begin(own_query + 16 * m < queries,
-                     own_query + 16 * m + 8 < queries);
+  for (int m = 0; m < Form::kTiles; m++) {
+    closest[m].begin(own_query + 16 * m < lists.queries,
+                     own_query + 16 * m + 8 < lists.queries);
   }
-  for (uint32_t tile = begin; tile < end; tile++) {
+  for (uint32_t tile = share.begin; tile < share.end; tile++) {
     wait_copies<0>();
     // The tile is there, and nobody reads the one before it any more.
     __syncthreads();
-    if (tile + 1 < end) fetch(tile + 1);
-    if (tile + 2 < end) look_ahead(tile + 2);
-    float x[Shared::kTiles][kTile / 8][4] = {};
+    if (tile + 1 < share.end) fetch(tile + 1);
+    if (tile + 2 < share.end) ahead.look(lists, tile + 2);
+    float x[Form::kTiles][kTile / 8][4] = {};
 #pragma unroll
     for (int k = 0; k < DIM / 16; k++) {
 #pragma unroll
@@ -9070,43 +9200,46 @@ __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
         const uint4 b =
             key_operands<DIM>(shared.lines[tile % 2], 8 * n, 16 * k);
 #pragma unroll
-        for (int m = 0; m < Shared::kTiles; m++) {
+        for (int m = 0; m < Form::kTiles; m++) {
           mma_cached(x[m][n], own[m][k], b.x, b.y);
           mma_cached(x[m][n + 1], own[m][k], b.z, b.w);
         }
       }
     }
-    // No query is its own neighbour.
-    const uint32_t first = tile * kTile;
-    if (is_among && first < warp_query + 16 * Shared::kTiles &&
-        warp_query < first + kTile) {
 #pragma unroll
-      for (int m = 0; m < Shared::kTiles; m++) {
-        const uint32_t column = own_query + 16 * m - first;
-        Closest::leave_out(x[m], {column, column + 8});
+    for (int m = 0; m < Form::kTiles; m++) {
+      if (is_among) {
+        Form::Closest::leave_out(x[m], warp_query + 16 * m, tile * kTile);
       }
+      closest[m].add(x[m], shared.sides[tile % 3], lists);
     }
-#pragma unroll
-    for (int m = 0; m < Shared::kTiles; m++) {
-      closest[m].add(x[m], shared.sides[tile % 3], position_of);
-    }
-    if (tile + 2 < end) store_ahead(tile + 2);
+    if (tile + 2 < share.end) ahead.store(shared.sides[(tile + 2) % 3]);
   }
-  const auto norm_of = [&](uint32_t item) { return work.inverse_norms[item]; };
 #pragma unroll
-  for (int m = 0; m < Shared::kTiles; m++) {
+  for (int m = 0; m < Form::kTiles; m++) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const uint32_t q = own_query + 16 * m + 8 * h;
-      const float inverse = q < queries ? norm_of(work.queries[q]) : 0.0f;
-      const Neighbour found =
-          closest[m].nearest(h, inverse, norm_of, position_of);
-      if (lane_id() % 4 != 0 || q >= queries) continue;
-      const size_t at =
-          static_cast<size_t>(blockIdx.z) * all_work.part_pitch() + q;
-      work.similarities[at] = found.similarity;
-      work.nearest[at] = found.item;
+      lists.store(share, pitch, own_query + 16 * m + 8 * h, closest[m], h);
     }
+  }
+}
+
+template <int DIM>
+__global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
+    search_keys_kernel(skv_chunk_args args, CompressWork all_work,
+                       bool is_among) {
+  using Form = KeySearch<DIM>;
+  uint4 *shared_memory = dynamic_shared_memory();
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  auto &shared = *reinterpret_cast<typename Form::Shared *>(shared_memory);
+  SearchShares share(all_work, args.sizes.kv_heads, Form::kQueries,
+                     Form::kCandidates);
+  while (share.next()) {
+    const KeyLists lists(args, all_work, share.kv_head);
+    search_share<DIM>(lists, share, is_among, all_work.part_pitch(), shared);
+    // Nobody reads the last tile any more.
+    __syncthreads();
   }
 }
 
@@ -9115,15 +9248,14 @@ inline cudaError_t launch_key_search_width(const skv_chunk_args &args,
                                            const CompressWork &work,
                                            bool is_among,
                                            const Launch &launch) {
-  using Shared = KeySearch<DIM>;
+  using Form = KeySearch<DIM>;
+  constexpr size_t kBytes = sizeof(typename Form::Shared);
+  static_assert(kBytes <= kLeastSharedBytes, "a form for all devices");
   const auto kernel = search_keys_kernel<DIM>;
-  static_assert(sizeof(Shared) <= kLeastSharedBytes, "a form for all devices");
-  const cudaError_t status = allow_shared_memory(kernel, sizeof(Shared));
+  const cudaError_t status = allow_shared_memory(kernel, kBytes);
   if (status != cudaSuccess) return status;
-  const dim3 grid((work.most + Shared::kQueries - 1) / Shared::kQueries,
-                  args.sizes.kv_heads, work.parts);
-  return launch_kernel(launch, kernel, grid, Shared::kThreads, sizeof(Shared),
-                       args, work, is_among);
+  return launch_kernel(launch, kernel, kSearchBlocks * launch.multiprocessors,
+                       Form::kThreads, kBytes, args, work, is_among);
 }
 
 inline cudaError_t launch_key_search(const skv_chunk_args &args,
@@ -9134,6 +9266,95 @@ inline cudaError_t launch_key_search(const skv_chunk_args &args,
                                                            launch);
   });
 }
+`,
+  "lib/search_shares.cuh": `// How the blocks of a search share its work: tiles of queries times tiles of
+// candidates, of all heads, in one row that is cut into equal shares.
+//
+// How many there are is known on the device alone. As many blocks as run at a
+// time get a share each, so that all end together; a block that has tiles of
+// several queries begins anew for each. Tiles of queries that several blocks
+// have a part of keep the best of each part. The alternative that lost: a block
+// for each tile of queries, of which the last few keep the device waiting.
+#pragma once
+
+#include "compress_work.cuh"
+
+// Most parts that the candidates of a query are searched in.
+constexpr uint32_t kSearchParts = 8;
+
+class SearchShares {
+ public:
+  // Of this block.
+  __device__ SearchShares(const CompressWork &all, uint32_t heads,
+                          uint32_t query_tile, uint32_t candidate_tile)
+      : all_(all),
+        heads_(heads),
+        query_tile_(query_tile),
+        candidate_tile_(candidate_tile) {
+    uint32_t total = 0, longest = 0;
+    for (uint32_t h = 0; h < heads; h++) {
+      const uint2 tiles = tiles_of(h);
+      total += tiles.x * tiles.y;
+      longest = max(longest, tiles.y);
+    }
+    // A row of tiles is then in kSearchParts shares at most.
+    length_ =
+        max(divide_up(total, gridDim.x), divide_up(longest, kSearchParts - 1));
+    next_ = blockIdx.x * length_;
+    end_ = min(total, next_ + length_);
+  }
+
+  // Moves on to the next tile of queries; false if there is none.
+  __device__ bool next() {
+    if (next_ >= end_) return false;
+    uint32_t before = 0;
+    uint2 tiles = tiles_of(kv_head = 0);
+    while (next_ >= before + tiles.x * tiles.y) {
+      before += tiles.x * tiles.y;
+      tiles = tiles_of(++kv_head);
+    }
+    const uint32_t row = (next_ - before) / tiles.y;
+    const uint32_t row_start = before + row * tiles.y;
+    first_query = row * query_tile_;
+    begin = next_ - row_start;
+    end = min(tiles.y, end_ - row_start);
+    part = blockIdx.x - row_start / length_;
+    is_last = end == tiles.y;
+    next_ = row_start + end;
+    return true;
+  }
+
+  uint32_t kv_head;
+  uint32_t first_query;
+  // Tiles of candidates.
+  uint32_t begin;
+  uint32_t end;
+  // Which part of the candidates that is, and whether it is the last.
+  uint32_t part;
+  bool is_last;
+
+ private:
+  __device__ static uint32_t divide_up(uint32_t x, uint32_t y) {
+    return (x + y - 1) / y;
+  }
+
+  // Tiles of queries and candidates of a head; the latter are never none, so
+  // that all queries are answered.
+  __device__ uint2 tiles_of(uint32_t h) const {
+    const uint32_t *counters = all_.head(h).counters;
+    return {divide_up(counters[kQueries], query_tile_),
+            max(1u, divide_up(counters[kCandidates], candidate_tile_))};
+  }
+
+  const CompressWork &all_;
+  const uint32_t heads_;
+  const uint32_t query_tile_;
+  const uint32_t candidate_tile_;
+  // Tiles of a share, and the block's that are left.
+  uint32_t length_;
+  uint32_t next_;
+  uint32_t end_;
+};
 `,
   "lib/search_tiles.cuh": `// Tiles of queries and candidates of a search in shared memory, and what is
 // made of them: see lib/search.cuh.
@@ -11825,9 +12046,6 @@ constexpr uint32_t kWideOutputs = 128;
 constexpr uint32_t kWidePairs = kWideOutputs / 2;
 constexpr uint32_t kMultiplyingWarps = 8;
 constexpr uint32_t kWideThreads = 32 * (kMultiplyingWarps + 1);
-
-constexpr uint32_t kLineBytes = kTileColumns * sizeof(skv_half);
-constexpr uint32_t kTileAlignment = 1024;
 
 // Most tiles on their way to a block, and more than the bytes of the kernel's
 // own variables, the alignment and what a device keeps of each block's memory.

@@ -37,22 +37,24 @@ class ClosestKeys {
     items_[0] = items_[1] = kNoItem;
   }
 
-  // Takes the product with candidate `columns[h]` of the tile out of each row.
-  __device__ static void leave_out(Products &x, const uint32_t (&columns)[2]) {
-    const uint32_t t = lane_id() % 4;
+  // Takes the products of the warp's queries, the first of which is candidate
+  // `query`, with themselves out of a tile whose first candidate is `first`.
+  __device__ static void leave_out(Products &x, uint32_t query,
+                                   uint32_t first) {
+    if (query >= first + CANDIDATES || first >= query + 16) return;
+    const uint32_t own = query - first + lane_id() / 4, t = lane_id() % 4;
 #pragma unroll
     for (uint32_t n = 0; n < CANDIDATES / 8; n++) {
 #pragma unroll
       for (uint32_t i = 0; i < 4; i++) {
-        if (8 * n + 2 * t + i % 2 == columns[i / 2]) x[n][i] = not_a_number();
+        if (8 * n + 2 * t + i % 2 == own + i / 2 * 8) x[n][i] = not_a_number();
       }
     }
   }
 
-  // Adds a tile; `position_of(item)` is the position of an earlier candidate.
-  template <class PositionOf>
-  __device__ void add(const Products &x, const Side &side,
-                      PositionOf position_of) {
+  // Adds a tile. `lists.position(item)` is the position of a candidate.
+  template <class Lists>
+  __device__ void add(const Products &x, const Side &side, const Lists &lists) {
     const uint32_t t = lane_id() % 4;
     float largest[2] = {-INFINITY, -INFINITY};
 #pragma unroll
@@ -71,7 +73,7 @@ class ClosestKeys {
       // Scaled products are made again: keeping them takes too many registers.
       __syncwarp();
       if (largest[h] >= limits_[h]) {
-        find(h, x, side, largest[h], position_of);
+        find(h, x, side, largest[h], lists);
       }
       const float best = quad_max(fmaxf(largest[h], limits_[h]));
       // Who is beaten forgets.
@@ -80,16 +82,15 @@ class ClosestKeys {
     }
   }
 
-  // The best of row `h`; `inverse_norm(item)` is 1 / |key|, and the query's is
-  // `inverse`. The product of the two norms comes first: the similarity of two
-  // keys is the same whichever of them is the query.
-  template <class InverseNorm, class PositionOf>
-  __device__ Neighbour nearest(int h, float inverse, InverseNorm inverse_norm,
-                               PositionOf position_of) const {
+  // The best of row `h`; `lists.inverse_norm(item)` is 1 / |key|, and the
+  // query's is `inverse`. The product of the two norms comes first: the
+  // similarity of two keys is the same whichever of them is the query.
+  template <class Lists>
+  __device__ Neighbour nearest(int h, float inverse, const Lists &lists) const {
     Neighbour own = {-INFINITY, 0, items_[h]};
     if (own.exists()) {
-      own.similarity = products_[h] * (inverse * inverse_norm(own.item));
-      own.position = position_of(own.item);
+      own.similarity = products_[h] * (inverse * lists.inverse_norm(own.item));
+      own.position = lists.position(own.item);
     }
     return nearest_of_lanes<2>(own);
   }
@@ -102,12 +103,12 @@ class ClosestKeys {
 
   // Finds which candidate of row `h` it was, of those of this lane. Ties go to
   // the lower position, whatever order candidates come in.
-  template <class PositionOf>
+  template <class Lists>
   __device__ void find(int h, const Products &x, const Side &side,
-                       float largest, PositionOf position_of) {
+                       float largest, const Lists &lists) {
     const uint32_t t = lane_id() % 4;
     const bool is_tied = largest == limits_[h] && items_[h] != kNoItem;
-    uint32_t position = is_tied ? position_of(items_[h]) : kNoItem;
+    uint32_t position = is_tied ? lists.position(items_[h]) : kNoItem;
     uint32_t found = CANDIDATES;
 #pragma unroll
     for (uint32_t n = 0; n < CANDIDATES / 8; n++) {

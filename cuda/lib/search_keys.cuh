@@ -8,6 +8,7 @@
 // memory delivers these alone.
 #pragma once
 
+#include "group_search.cuh"
 #include "search_candidates.cuh"
 
 template <int DIM>
@@ -145,11 +146,15 @@ inline cudaError_t launch_key_search_width(const skv_chunk_args &args,
                                            const CompressWork &work,
                                            bool is_among,
                                            const Launch &launch) {
+  bool done = false;
+  cudaError_t status =
+      launch_group_search<DIM>(args, work, is_among, launch, done);
+  if (status != cudaSuccess || done) return status;
   using Form = KeySearch<DIM>;
   constexpr size_t kBytes = sizeof(typename Form::Shared);
   static_assert(kBytes <= kLeastSharedBytes, "a form for all devices");
   const auto kernel = search_keys_kernel<DIM>;
-  const cudaError_t status = allow_shared_memory(kernel, kBytes);
+  status = allow_shared_memory(kernel, kBytes);
   if (status != cudaSuccess) return status;
   return launch_kernel(launch, kernel, kSearchBlocks * launch.multiprocessors,
                        Form::kThreads, kBytes, args, work, is_among);

@@ -132,15 +132,16 @@ CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
   CompressWork work;
   work.memory = memory;
   work.most = args.cache.max_capacity + args.cache.stage_rows;
-  // Victims are as many as the rows of a chunk, at most.
-  const uint32_t tile = merges_cheapest(args.policy)
-                            ? pair_query_tile(args.sizes.head_dim)
-                            : key_query_tile(args.sizes.head_dim);
-  const uint32_t blocks =
-      (args.cache.stage_rows + tile - 1) / tile * args.sizes.kv_heads;
-  work.parts = !merges_victims(args.policy)
-                   ? 1
-                   : max(1u, min(16u, 2 * multiprocessors / blocks));
+  work.parts = 1;
+  if (merges_cheapest(args.policy)) {
+    // Victims are as many as the rows of a chunk, at most.
+    const uint32_t tile = pair_query_tile(args.sizes.head_dim);
+    const uint32_t blocks =
+        (args.cache.stage_rows + tile - 1) / tile * args.sizes.kv_heads;
+    work.parts = max(1u, min(16u, 2 * multiprocessors / blocks));
+  } else if (merges_victims(args.policy)) {
+    work.parts = kSearchParts;
+  }
   work.expected_heads = args.policy.score == SKV_SCORE_EXPECTED
                             ? args.sizes.heads / args.sizes.kv_heads
                             : 0;
@@ -168,8 +169,8 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     return launch_kernel(launch, kernel, heads, kCompressThreads, 0, args,
                          work);
   };
-  const auto search = [&](bool heavier) {
-    return launch_item_search(args, work, heavier, launch);
+  const auto search = [&](bool for_pairs) {
+    return launch_item_search(args, work, for_pairs, launch);
   };
   const auto rate = [&] { return launch_ratings(args, work, launch); };
   const auto list_items = [&](bool again) {
@@ -1641,6 +1642,142 @@ struct ChunkShare {
     return {all,   first_row,      kv_head,     sizes.heads,
             group, sizes.head_dim, rows * group};
   }
+};
+`,
+  "lib/closest_keys.cuh": `// The most similar candidate of each of 16 queries, while products with tiles
+// of candidates go by. Lanes have the products that mma() deals them: four
+// lanes share a query, whose rows are \`h\`.
+//
+// Products are scaled by the candidate's inverse norm alone, as the query's is
+// the same for all, and only the largest of a tile is compared with the best so
+// far, of all four lanes. The warp asks which candidate it was in the few tiles
+// that have a better one. The alternative that lost: each lane compares with
+// its own best, which takes four times as long to settle.
+#pragma once
+
+#include "neighbour.cuh"
+
+// What is known of a tile of candidates beside their keys.
+template <uint32_t CANDIDATES>
+struct CandidateSide {
+  // Null where there is none.
+  const skv_cached *keys[CANDIDATES];
+  // 1 / |key|, or not a number where there is none: no maximum is one.
+  float inverse_norms[CANDIDATES];
+  uint32_t positions[CANDIDATES];
+  uint32_t ordinals[CANDIDATES];
+};
+
+__device__ inline float not_a_number() { return __uint_as_float(0x7fc00000); }
+
+template <uint32_t CANDIDATES>
+class ClosestKeys {
+ public:
+  using Side = CandidateSide<CANDIDATES>;
+  using Products = float[CANDIDATES / 8][4];
+
+  // Rows that have no query find nothing.
+  __device__ void begin(bool has_first, bool has_second) {
+    limits_[0] = has_first ? -INFINITY : INFINITY;
+    limits_[1] = has_second ? -INFINITY : INFINITY;
+    items_[0] = items_[1] = kNoItem;
+  }
+
+  // Takes the products of the warp's queries, the first of which is candidate
+  // \`query\`, with themselves out of a tile whose first candidate is \`first\`.
+  __device__ static void leave_out(Products &x, uint32_t query,
+                                   uint32_t first) {
+    if (query >= first + CANDIDATES || first >= query + 16) return;
+    const uint32_t own = query - first + lane_id() / 4, t = lane_id() % 4;
+#pragma unroll
+    for (uint32_t n = 0; n < CANDIDATES / 8; n++) {
+#pragma unroll
+      for (uint32_t i = 0; i < 4; i++) {
+        if (8 * n + 2 * t + i % 2 == own + i / 2 * 8) x[n][i] = not_a_number();
+      }
+    }
+  }
+
+  // Adds a tile. \`lists.position(item)\` is the position of a candidate.
+  template <class Lists>
+  __device__ void add(const Products &x, const Side &side, const Lists &lists) {
+    const uint32_t t = lane_id() % 4;
+    float largest[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+    for (uint32_t n = 0; n < CANDIDATES / 8; n++) {
+      const float2 inverse =
+          *reinterpret_cast<const float2 *>(side.inverse_norms + 8 * n + 2 * t);
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        largest[h] = fmaxf(largest[h], x[n][2 * h] * inverse.x);
+        largest[h] = fmaxf(largest[h], x[n][2 * h + 1] * inverse.y);
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      if (!__any_sync(kAllLanes, largest[h] >= limits_[h])) continue;
+      // Scaled products are made again: keeping them takes too many registers.
+      __syncwarp();
+      if (largest[h] >= limits_[h]) {
+        find(h, x, side, largest[h], lists);
+      }
+      const float best = quad_max(fmaxf(largest[h], limits_[h]));
+      // Who is beaten forgets.
+      if (best > limits_[h] && largest[h] < best) items_[h] = kNoItem;
+      limits_[h] = best;
+    }
+  }
+
+  // The best of row \`h\`; \`lists.inverse_norm(item)\` is 1 / |key|, and the
+  // query's is \`inverse\`. The product of the two norms comes first: the
+  // similarity of two keys is the same whichever of them is the query.
+  template <class Lists>
+  __device__ Neighbour nearest(int h, float inverse, const Lists &lists) const {
+    Neighbour own = {-INFINITY, 0, items_[h]};
+    if (own.exists()) {
+      own.similarity = products_[h] * (inverse * lists.inverse_norm(own.item));
+      own.position = lists.position(own.item);
+    }
+    return nearest_of_lanes<2>(own);
+  }
+
+ private:
+  __device__ static float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
+    return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
+  }
+
+  // Finds which candidate of row \`h\` it was, of those of this lane. Ties go to
+  // the lower position, whatever order candidates come in.
+  template <class Lists>
+  __device__ void find(int h, const Products &x, const Side &side,
+                       float largest, const Lists &lists) {
+    const uint32_t t = lane_id() % 4;
+    const bool is_tied = largest == limits_[h] && items_[h] != kNoItem;
+    uint32_t position = is_tied ? lists.position(items_[h]) : kNoItem;
+    uint32_t found = CANDIDATES;
+#pragma unroll
+    for (uint32_t n = 0; n < CANDIDATES / 8; n++) {
+#pragma unroll
+      for (uint32_t i = 0; i < 2; i++) {
+        const uint32_t c = 8 * n + 2 * t + i;
+        const float product = x[n][2 * h + i];
+        if (product * side.inverse_norms[c] != largest) continue;
+        if (side.positions[c] >= position) continue;
+        position = side.positions[c];
+        products_[h] = product;
+        found = c;
+      }
+    }
+    if (found < CANDIDATES) items_[h] = side.ordinals[found];
+  }
+
+  // The largest scaled product of a row; lanes that have an item have one that
+  // is as large.
+  float limits_[2];
+  // Of what this lane has found.
+  float products_[2];
+  uint32_t items_[2];
 };
 `,
   "lib/compress_work.cuh": `// What the kernels of compress hand to each other: lists of the slots and
@@ -3543,10 +3680,7 @@ __global__ void __launch_bounds__(GroupAttend<DIM>::kThreads, 1)
     group_attend_kernel(skv_chunk_args args,
                         const __grid_constant__ ChunkMaps maps) {
   using Form = GroupAttend<DIM>;
-  const uint32_t skipped =
-      -shared_address(dynamic_shared_memory()) % kTileAlignment;
-  auto &shared = *reinterpret_cast<typename Form::Shared *>(
-      reinterpret_cast<char *>(dynamic_shared_memory()) + skipped);
+  auto &shared = tile_memory<typename Form::Shared>();
   let_next_start();
   if (threadIdx.x == 0) {
     for (uint32_t i = 0; i < Form::kStages; i++) {
@@ -3617,7 +3751,7 @@ inline cudaError_t launch_group_attend(const skv_chunk_args &args,
   "lib/group_instructions.cuh": `// What devices of compute capability 9.0 have, and no others: products of tiles
 // in shared memory by groups of four warps, copies of whole tiles by an engine
 // of the multiprocessor, and clusters of blocks that read each other's shared
-// memory. For lib/wide_product.cuh and lib/group_attend.cuh alone; on other
+// memory. For lib/wide_product.cuh and the files of groups alone; on other
 // devices nothing calls these.
 #pragma once
 
@@ -3643,6 +3777,20 @@ __device__ inline uint64_t tile_descriptor(uint32_t tile) {
   constexpr uint64_t kEightLines = uint64_t{1024 >> 4} << 32;
   constexpr uint64_t kUnused = uint64_t{1} << 16;
   return kSwizzled128 | kEightLines | kUnused | (tile & 0x3ffff) >> 4;
+}
+
+// The tile from this element of its first line on.
+__device__ inline uint64_t lines_at(const skv_cached *element) {
+  return tile_descriptor(shared_address(element));
+}
+
+// The memory that a launch asks for, kTileAlignment more than a \`Shared\`, from
+// where tiles may begin.
+template <class Shared>
+__device__ inline Shared &tile_memory() {
+  char *const memory = reinterpret_cast<char *>(dynamic_shared_memory());
+  return *reinterpret_cast<Shared *>(memory +
+                                     -shared_address(memory) % kTileAlignment);
 }
 
 // The same for lines that are multiplied by columns: \`columns\` bytes further
@@ -3862,6 +4010,216 @@ __device__ inline float read_peer(const float *own, uint32_t rank) {
 }
 
 #undef SKV_HOPPER
+`,
+  "lib/group_search.cuh": `// The search for similar keys on Hopper: lib/search_keys.cuh with products of
+// groups of four warps.
+//
+// A block has one multiprocessor: two groups with 128 queries each, which go
+// through tiles of 128 candidates. A group has sums for two halves of its
+// queries, and compares those of one while the other's products are made.
+#pragma once
+
+#include "group_instructions.cuh"
+#include "search_candidates.cuh"
+
+// Widths of heads whose tiles are whole lines of 128 bytes.
+template <int DIM>
+constexpr bool kHasGroupSearch = DIM == 64 || DIM == 128;
+
+template <int DIM>
+struct GroupSearch {
+  static constexpr uint32_t kThreads = 256;
+  // Queries of a product, of a group and of a block; candidates of a tile.
+  static constexpr uint32_t kHalf = 64;
+  static constexpr uint32_t kGroupQueries = 2 * kHalf;
+  static constexpr uint32_t kQueries = kGroupQueries * (kThreads / 128);
+  static constexpr uint32_t kCandidates = 128;
+  // Columns of a tile in lines of kTileColumns: first those of all lines, then
+  // the next.
+  static constexpr uint32_t kParts = DIM / kTileColumns;
+  using Closest = ClosestKeys<kCandidates>;
+  using Products = typename Closest::Products;
+
+  struct Shared {
+    skv_cached queries[kParts][kQueries][kTileColumns];
+    // One tile comes while one is multiplied.
+    skv_cached candidates[2][kParts][kCandidates][kTileColumns];
+    // One more: a tile's is written before its keys are fetched.
+    CandidateSide<kCandidates> sides[4];
+  };
+  static constexpr size_t kBytes = sizeof(Shared) + kTileAlignment;
+};
+
+// Starts to copy LINES lines to a tile as products want it: see
+// tile_descriptor(). \`line(i)\` is where line i is in memory, or null for zeros.
+template <int DIM, uint32_t LINES, uint32_t THREADS, class Line>
+__device__ inline void gather_tile(skv_cached (*tile)[LINES][kTileColumns],
+                                   uint32_t head_dim, Line line) {
+  constexpr uint32_t kChunks = DIM / 8;
+  static_assert(LINES * kChunks % THREADS == 0, "as much for each thread");
+  const uint32_t chunk = threadIdx.x % kChunks;
+#pragma unroll
+  for (uint32_t k = 0; k < LINES * kChunks / THREADS; k++) {
+    const uint32_t at = threadIdx.x / kChunks + k * (THREADS / kChunks);
+    const skv_cached *from = line(at);
+    copy_async(tile[chunk / 8][at] + 8 * (chunk % 8 ^ at % 8), from + 8 * chunk,
+               from != nullptr && 8 * chunk < head_dim);
+  }
+}
+
+// Starts to multiply 64 queries from \`query\` on with a tile of candidates.
+template <int DIM>
+__device__ inline void begin_tile(
+    const typename GroupSearch<DIM>::Shared &shared, uint32_t query,
+    uint32_t stage, typename GroupSearch<DIM>::Products &x) {
+  begin_products();
+#pragma unroll
+  for (int k = 0; k < DIM / 16; k++) {
+    const uint32_t part = 16 * k / kTileColumns;
+    const uint32_t column = 16 * k % kTileColumns;
+    const uint64_t left = lines_at(&shared.queries[part][query][column]);
+    const uint64_t right = lines_at(&shared.candidates[stage][part][0][column]);
+    if (k == 0) {
+      group_product_new<GroupSearch<DIM>::kCandidates>(x, left, right);
+    } else {
+      group_product_cached<GroupSearch<DIM>::kCandidates>(x, left, right);
+    }
+  }
+  commit_products();
+}
+
+// Searches one share: see lib/search_keys.cuh.
+template <int DIM>
+__device__ inline void search_group_share(
+    const KeyLists &lists, const SearchShares &share, bool is_among,
+    uint32_t pitch, typename GroupSearch<DIM>::Shared &shared) {
+  using Form = GroupSearch<DIM>;
+  constexpr uint32_t kTile = Form::kCandidates;
+  constexpr int kSums = kTile / 8;
+  const uint32_t head_dim = lists.args.sizes.head_dim;
+  const uint32_t last = share.end - 1;
+  CandidateAhead<kTile> ahead;
+  const auto look_ahead = [&](uint32_t tile) {
+    if (tile < share.end) ahead.look(lists, tile);
+  };
+  const auto store_ahead = [&](uint32_t tile) {
+    if (tile < share.end) ahead.store(shared.sides[tile % 4]);
+  };
+  const auto fetch = [&](uint32_t tile) {
+    const auto &side = shared.sides[tile % 4];
+    gather_tile<DIM, kTile, Form::kThreads>(
+        shared.candidates[tile % 2], head_dim,
+        [&](uint32_t i) { return side.keys[i]; });
+    commit_copies();
+  };
+  gather_tile<DIM, Form::kQueries, Form::kThreads>(
+      shared.queries, head_dim,
+      [&](uint32_t i) { return lists.query_key(share.first_query + i); });
+  look_ahead(share.begin);
+  store_ahead(share.begin);
+  __syncthreads();
+  fetch(share.begin);
+  look_ahead(share.begin + 1);
+  store_ahead(share.begin + 1);
+
+  const uint32_t group_query = Form::kGroupQueries * (threadIdx.x / 128);
+  // The first of this warp's 16 queries of each half.
+  const auto warp_query = [&](int m) {
+    return share.first_query + group_query + Form::kHalf * m +
+           16 * (warp_id() % 4);
+  };
+  typename Form::Closest closest[2];
+#pragma unroll
+  for (int m = 0; m < 2; m++) {
+    const uint32_t q = warp_query(m) + lane_id() / 4;
+    closest[m].begin(q < lists.queries, q + 8 < lists.queries);
+  }
+  typename Form::Products x[2];
+  const auto compare = [&](int m, uint32_t tile) {
+    hold_sums<kSums>(x[m]);
+    if (is_among) {
+      Form::Closest::leave_out(x[m], warp_query(m), tile * kTile);
+    }
+    closest[m].add(x[m], shared.sides[tile % 4], lists);
+    hold_sums<kSums>(x[m]);
+  };
+  const auto begin_first = [&](uint32_t tile) {
+    wait_copies<0>();
+    show_writes();
+    // The tile is there, and nobody reads the one before it any more.
+    __syncthreads();
+    begin_tile<DIM>(shared, group_query, tile % 2, x[0]);
+    if (tile < last) fetch(tile + 1);
+    look_ahead(tile + 2);
+  };
+  const auto begin_second = [&](uint32_t tile) {
+    begin_tile<DIM>(shared, group_query + Form::kHalf, tile % 2, x[1]);
+  };
+  begin_first(share.begin);
+  wait_products<0>();
+  // The compiler gives up what products do meanwhile where some are begun under
+  // a condition, or in one round of a loop for the next.
+#pragma unroll 1
+  for (uint32_t tile = share.begin; tile < last; tile++) {
+    begin_second(tile);
+    compare(0, tile);
+    store_ahead(tile + 2);
+    wait_products<0>();
+    begin_first(tile + 1);
+    compare(1, tile);
+    wait_products<0>();
+  }
+  begin_second(last);
+  compare(0, last);
+  wait_products<0>();
+  compare(1, last);
+#pragma unroll
+  for (int m = 0; m < 2; m++) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      lists.store(share, pitch, warp_query(m) + lane_id() / 4 + 8 * h,
+                  closest[m], h);
+    }
+  }
+}
+
+template <int DIM>
+__global__ void __launch_bounds__(GroupSearch<DIM>::kThreads, 1)
+    group_search_kernel(skv_chunk_args args, CompressWork all_work,
+                        bool is_among) {
+  using Form = GroupSearch<DIM>;
+  auto &shared = tile_memory<typename Form::Shared>();
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  SearchShares share(all_work, args.sizes.kv_heads, Form::kQueries,
+                     Form::kCandidates);
+  while (share.next()) {
+    const KeyLists lists(args, all_work, share.kv_head);
+    search_group_share<DIM>(lists, share, is_among, all_work.part_pitch(),
+                            shared);
+    // Nobody reads the last tiles any more.
+    __syncthreads();
+  }
+}
+
+// Searches if the device and the heads are made for it, and says so in \`done\`.
+template <int DIM>
+inline cudaError_t launch_group_search(const skv_chunk_args &args,
+                                       const CompressWork &work, bool is_among,
+                                       const Launch &launch, bool &done) {
+  if constexpr (kHasGroupSearch<DIM>) {
+    using Form = GroupSearch<DIM>;
+    if (!launch.has_groups || args.sizes.head_dim % 8 != 0) return cudaSuccess;
+    done = true;
+    const auto kernel = group_search_kernel<DIM>;
+    const cudaError_t status = allow_shared_memory(kernel, Form::kBytes);
+    if (status != cudaSuccess) return status;
+    return launch_kernel(launch, kernel, launch.multiprocessors, Form::kThreads,
+                         Form::kBytes, args, work, is_among);
+  } else {
+    return cudaSuccess;
+  }
+}
 `,
   "lib/half.cuh": `// Halves: 16-byte loads of eight of them, and conversions.
 #pragma once
@@ -9372,6 +9730,89 @@ inline cudaError_t launch_search(const Source &source, const PairSearch &pairs,
   });
 }
 `,
+  "lib/search_candidates.cuh": `// What the forms of a search for similar keys have in common: candidates that
+// are looked at before their keys are fetched, and where answers go.
+#pragma once
+
+#include "closest_keys.cuh"
+#include "row_tiles.cuh"
+#include "search_shares.cuh"
+
+// The queries and candidates of a head.
+struct KeyLists {
+  const skv_chunk_args &args;
+  ChunkHead head;
+  HeadWork work;
+  uint32_t queries;
+  uint32_t candidates;
+
+  __device__ KeyLists(const skv_chunk_args &chunk, const CompressWork &all,
+                      uint32_t kv_head)
+      : args(chunk), head(chunk_head(chunk, kv_head)), work(all.head(kv_head)) {
+    queries = work.counters[kQueries];
+    candidates = work.counters[kCandidates];
+  }
+
+  __device__ Slot slot(uint32_t ordinal) const {
+    return item_slot(args, head, work.items[ordinal]);
+  }
+  __device__ uint32_t position(uint32_t ordinal) const {
+    return slot(ordinal).word(kSlotPosition);
+  }
+  __device__ float inverse_norm(uint32_t ordinal) const {
+    return work.inverse_norms[ordinal];
+  }
+  // Null where there is no such query.
+  __device__ const skv_cached *query_key(uint32_t q) const {
+    return q < queries ? slot(work.queries[q]).key : nullptr;
+  }
+
+  // Stores what was found for the four lanes' query \`q\`.
+  template <class Closest>
+  __device__ void store(const SearchShares &share, uint32_t pitch, uint32_t q,
+                        const Closest &closest, int h) const {
+    const float inverse = q < queries ? inverse_norm(work.queries[q]) : 0.0f;
+    const Neighbour found = closest.nearest(h, inverse, *this);
+    if (lane_id() % 4 != 0 || q >= queries) return;
+    const uint32_t end = share.is_last ? kSearchParts : share.part + 1;
+    for (uint32_t part = share.part; part < end; part++) {
+      const size_t at = static_cast<size_t>(part) * pitch + q;
+      work.similarities[at] = found.similarity;
+      work.nearest[at] = part == share.part ? found.item : kNoItem;
+    }
+  }
+};
+
+// The candidate of a thread in a tile that comes later.
+template <uint32_t CANDIDATES>
+struct CandidateAhead {
+  const skv_cached *key = nullptr;
+  float inverse_norm = 0.0f;
+  uint32_t position = 0;
+  uint32_t ordinal = kNoItem;
+
+  __device__ void look(const KeyLists &lists, uint32_t tile) {
+    const uint32_t c = tile * CANDIDATES + threadIdx.x;
+    key = nullptr;
+    ordinal = kNoItem;
+    inverse_norm = not_a_number();
+    if (threadIdx.x >= CANDIDATES || c >= lists.candidates) return;
+    ordinal = lists.work.candidates[c];
+    const Slot slot = lists.slot(ordinal);
+    key = slot.key;
+    position = slot.word(kSlotPosition);
+    inverse_norm = lists.work.inverse_norms[ordinal];
+  }
+
+  __device__ void store(CandidateSide<CANDIDATES> &side) const {
+    if (threadIdx.x >= CANDIDATES) return;
+    side.keys[threadIdx.x] = key;
+    side.inverse_norms[threadIdx.x] = inverse_norm;
+    side.positions[threadIdx.x] = position;
+    side.ordinals[threadIdx.x] = ordinal;
+  }
+};
+`,
   "lib/search_items.cuh": `// Searching the items of a chunk for what they are merged into.
 #pragma once
 
@@ -9452,15 +9893,17 @@ __device__ inline Neighbour nearest_of_query(const skv_chunk_args &args,
   return best;
 }
 
-// Searches; where pairs are, \`heavier\` says whether an item only looks at what
-// is heavier than itself.
+// Searches for what merges in pairs, whose queries and candidates are the same
+// items, or for what takes victims. An item that merges at a cost only looks at
+// what is heavier than itself where it could as well be found from the other
+// end.
 inline cudaError_t launch_item_search(const skv_chunk_args &args,
-                                      const CompressWork &work, bool heavier,
+                                      const CompressWork &work, bool for_pairs,
                                       const Launch &launch) {
   if (!merges_cheapest(args.policy)) {
-    return launch_key_search(args, work, launch);
+    return launch_key_search(args, work, for_pairs, launch);
   }
-  const PairSearch pairs = {args.policy, args.cache.lanes, heavier};
+  const PairSearch pairs = {args.policy, args.cache.lanes, for_pairs};
   return launch_search<ItemSource>({args, work}, pairs, args.sizes.head_dim,
                                    work.most, args.sizes.kv_heads, work.parts,
                                    launch);
@@ -9468,231 +9911,263 @@ inline cudaError_t launch_item_search(const skv_chunk_args &args,
 `,
   "lib/search_keys.cuh": `// For each query of a chunk's items, the candidate with the most similar key.
 //
-// A block has a tile of queries and goes through the tiles of one part of the
-// candidates: all products of the two lists on tensor cores, exact because keys
-// are operands as they are, with the best candidate kept per query. The next
-// tile is always on its way: where its keys are is found out one tile before
-// that. A warp has two tiles of 16 queries, so that operands come from shared
-// memory half as often as with one. Few candidates beat the best so far, so a
-// glance at eight similarities is enough for most.
+// A block has tiles of queries and goes through tiles of candidates: all
+// products of the two lists on tensor cores, exact because keys are operands as
+// they are, with the best candidate kept per query. The next tile is always on
+// its way: where its keys are is found out one tile before that. A warp has two
+// tiles of 16 queries, in registers as long as candidates go by, so that shared
+// memory delivers these alone.
 #pragma once
 
-#include "compress_work.cuh"
-#include "neighbour.cuh"
-#include "row_tiles.cuh"
+#include "group_search.cuh"
+#include "search_candidates.cuh"
 
 template <int DIM>
 struct KeySearch {
   static constexpr uint32_t kThreads = 128;
   // Tiles of 16 queries of a warp, queries of a block, candidates of a tile.
   static constexpr int kTiles = DIM == 256 ? 1 : 2;
-  static constexpr uint32_t kQueries = 16 * kTiles * (kThreads / 32);
+  static constexpr uint32_t kWarpQueries = 16 * kTiles;
+  static constexpr uint32_t kQueries = kWarpQueries * (kThreads / 32);
   static constexpr uint32_t kCandidates = DIM == 256 ? 32 : 64;
+  static_assert(kQueries == 2 * kCandidates, "queries begin in their lines");
+  using Closest = ClosestKeys<kCandidates>;
 
-  // What is known of a tile of candidates beside their keys. A tile's is
-  // written while that of the one before it is used to fetch keys, and that of
-  // the one before that to compare them.
-  struct Side {
-    const skv_cached *keys[kCandidates];
-    float inverse_norms[kCandidates];
-    uint32_t positions[kCandidates];
-    uint32_t ordinals[kCandidates];
+  struct Shared {
+    // Two tiles of candidates.
+    skv_cached lines[2][kCandidates * kLinePitch<DIM>];
+    // A tile's is written while that of the one before it is used to fetch
+    // keys, and that of the one before that to compare them.
+    CandidateSide<kCandidates> sides[3];
   };
-
-  skv_cached queries[kQueries * kLinePitch<DIM>];
-  skv_cached candidates[2][kCandidates * kLinePitch<DIM>];
-  Side sides[3];
 };
-
-// Queries of a block for heads of a width.
-inline uint32_t key_query_tile(uint32_t head_dim) {
-  return head_dim <= 128 ? KeySearch<128>::kQueries : KeySearch<256>::kQueries;
-}
 
 // Blocks of more registers than this leave room for two where there is shared
 // memory for three.
 constexpr int kSearchBlocks = 3;
 
+// Searches one share. \`is_among\` says whether queries and candidates are the
+// same list. Called by the whole block.
 template <int DIM>
-__global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
-    search_keys_kernel(skv_chunk_args args, CompressWork all_work) {
-  using Shared = KeySearch<DIM>;
-  constexpr uint32_t kTile = Shared::kCandidates;
-  uint4 *shared_memory = dynamic_shared_memory();
-  begin_kernel();
-  if (row_end(args.step) == 0) return;
-  auto &shared = *reinterpret_cast<Shared *>(shared_memory);
-  const ChunkHead head = chunk_head(args, blockIdx.y);
-  const HeadWork work = all_work.head(blockIdx.y);
-  const uint32_t head_dim = args.sizes.head_dim;
-  const uint32_t queries = work.counters[kQueries];
-  const uint32_t candidates = work.counters[kCandidates];
-  const uint32_t first_query = blockIdx.x * Shared::kQueries;
-  if (first_query >= queries) return;
-  const uint32_t tiles = (candidates + kTile - 1) / kTile;
-  const uint32_t per_part = (tiles + gridDim.z - 1) / gridDim.z;
-  const uint32_t begin = blockIdx.z * per_part;
-  const uint32_t end = min(tiles, begin + per_part);
-
-  // The candidate of this thread in a tile, which it stores later.
-  uint32_t ordinal = kNoItem, position = 0;
-  float inverse_norm = 0.0f;
-  const skv_cached *key = nullptr;
-  const auto look_ahead = [&](uint32_t tile) {
-    const uint32_t c = tile * kTile + threadIdx.x;
-    ordinal = kNoItem;
-    key = nullptr;
-    if (threadIdx.x >= kTile || c >= candidates) return;
-    ordinal = work.candidates[c];
-    const Slot slot = item_slot(args, head, work.items[ordinal]);
-    key = slot.key;
-    position = slot.word(kSlotPosition);
-    inverse_norm = work.inverse_norms[ordinal];
-  };
-  const auto store_ahead = [&](uint32_t tile) {
-    if (threadIdx.x >= kTile) return;
-    auto &side = shared.sides[tile % 3];
-    side.keys[threadIdx.x] = key;
-    side.inverse_norms[threadIdx.x] = inverse_norm;
-    side.positions[threadIdx.x] = position;
-    side.ordinals[threadIdx.x] = ordinal;
-  };
+__device__ inline void search_share(const KeyLists &lists,
+                                    const SearchShares &share, bool is_among,
+                                    uint32_t pitch,
+                                    typename KeySearch<DIM>::Shared &shared) {
+  using Form = KeySearch<DIM>;
+  constexpr uint32_t kTile = Form::kCandidates;
+  const uint32_t head_dim = lists.args.sizes.head_dim;
+  CandidateAhead<kTile> ahead;
   const auto fetch = [&](uint32_t tile) {
     const auto &side = shared.sides[tile % 3];
-    gather_lines<DIM, kTile, Shared::kThreads>(
-        shared.candidates[tile % 2], head_dim,
+    gather_lines<DIM, kTile, Form::kThreads>(
+        shared.lines[tile % 2], head_dim,
         [&](uint32_t i) { return side.keys[i]; });
     commit_copies();
   };
-
-  load_lines<DIM>(
-      shared.queries, Shared::kQueries, head_dim,
-      [&](uint32_t i) -> const skv_cached * {
-        const uint32_t q = first_query + i;
-        if (q >= queries) return nullptr;
-        return item_slot(args, head, work.items[work.queries[q]]).key;
-      });
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  const uint32_t own_query = 16 * Shared::kTiles * warp_id() + g;
-  const auto query_of = [&](int m, int h) {
-    return first_query + own_query + 16 * m + 8 * h;
-  };
-  uint32_t own[Shared::kTiles][2];
-  float inverse[Shared::kTiles][2];
-  Neighbour best[Shared::kTiles][2];
+  load_lines<DIM>(shared.lines[0], Form::kQueries, head_dim, [&](uint32_t i) {
+    return lists.query_key(share.first_query + i);
+  });
+  ahead.look(lists, share.begin);
+  ahead.store(shared.sides[share.begin % 3]);
+  __syncthreads();
+  uint4 own[Form::kTiles][DIM / 16];
 #pragma unroll
-  for (int m = 0; m < Shared::kTiles; m++) {
+  for (int m = 0; m < Form::kTiles; m++) {
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const uint32_t q = query_of(m, h);
-      own[m][h] = q < queries ? work.queries[q] : kNoItem;
-      inverse[m][h] = q < queries ? work.inverse_norms[own[m][h]] : 0.0f;
-      best[m][h] = {-INFINITY, 0, kNoItem};
+    for (int k = 0; k < DIM / 16; k++) {
+      own[m][k] = line_operands<DIM>(
+          shared.lines[0], Form::kWarpQueries * warp_id() + 16 * m, 16 * k);
     }
   }
-  if (begin < end) {
-    look_ahead(begin);
-    store_ahead(begin);
-    __syncthreads();
-    fetch(begin);
-    if (begin + 1 < end) {
-      look_ahead(begin + 1);
-      store_ahead(begin + 1);
-    }
+  // Candidates take the place of the queries.
+  __syncthreads();
+  fetch(share.begin);
+  if (share.begin + 1 < share.end) {
+    ahead.look(lists, share.begin + 1);
+    ahead.store(shared.sides[(share.begin + 1) % 3]);
   }
-  for (uint32_t tile = begin; tile < end; tile++) {
+  const uint32_t warp_query =
+      share.first_query + Form::kWarpQueries * warp_id();
+  const uint32_t own_query = warp_query + lane_id() / 4;
+  typename Form::Closest closest[Form::kTiles];
+#pragma unroll
+  for (int m = 0; m < Form::kTiles; m++) {
+    closest[m].begin(own_query + 16 * m < lists.queries,
+                     own_query + 16 * m + 8 < lists.queries);
+  }
+  for (uint32_t tile = share.begin; tile < share.end; tile++) {
     wait_copies<0>();
     // The tile is there, and nobody reads the one before it any more.
     __syncthreads();
-    if (tile + 1 < end) fetch(tile + 1);
-    if (tile + 2 < end) look_ahead(tile + 2);
-    float x[Shared::kTiles][kTile / 8][4] = {};
+    if (tile + 1 < share.end) fetch(tile + 1);
+    if (tile + 2 < share.end) ahead.look(lists, tile + 2);
+    float x[Form::kTiles][kTile / 8][4] = {};
 #pragma unroll
-    for (int column = 0; column < DIM; column += 16) {
-      uint4 a[Shared::kTiles];
-#pragma unroll
-      for (int m = 0; m < Shared::kTiles; m++) {
-        a[m] = line_operands<DIM>(
-            shared.queries, 16 * (Shared::kTiles * warp_id() + m), column);
-      }
+    for (int k = 0; k < DIM / 16; k++) {
 #pragma unroll
       for (int n = 0; n < static_cast<int>(kTile) / 8; n += 2) {
         const uint4 b =
-            key_operands<DIM>(shared.candidates[tile % 2], 8 * n, column);
+            key_operands<DIM>(shared.lines[tile % 2], 8 * n, 16 * k);
 #pragma unroll
-        for (int m = 0; m < Shared::kTiles; m++) {
-          mma_cached(x[m][n], a[m], b.x, b.y);
-          mma_cached(x[m][n + 1], a[m], b.z, b.w);
+        for (int m = 0; m < Form::kTiles; m++) {
+          mma_cached(x[m][n], own[m][k], b.x, b.y);
+          mma_cached(x[m][n + 1], own[m][k], b.z, b.w);
         }
       }
     }
-    const auto &side = shared.sides[tile % 3];
 #pragma unroll
-    for (int n = 0; n < static_cast<int>(kTile) / 8; n++) {
-      bool is_close = false;
-#pragma unroll
-      for (int m = 0; m < Shared::kTiles; m++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          // The product of the norms comes first: the similarity of two keys
-          // is the same whichever of them is the query.
-          x[m][n][i] *=
-              inverse[m][i / 2] * side.inverse_norms[8 * n + 2 * t + i % 2];
-          is_close = is_close || x[m][n][i] >= best[m][i / 2].similarity;
-        }
+    for (int m = 0; m < Form::kTiles; m++) {
+      if (is_among) {
+        Form::Closest::leave_out(x[m], warp_query + 16 * m, tile * kTile);
       }
-      if (!is_close) continue;
-#pragma unroll
-      for (int m = 0; m < Shared::kTiles; m++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const uint32_t c = 8 * n + 2 * t + i % 2;
-          const uint32_t number = side.ordinals[c];
-          if (number == kNoItem || number == own[m][i / 2]) continue;
-          const Neighbour candidate = {x[m][n][i], side.positions[c], number};
-          if (candidate.beats(best[m][i / 2])) best[m][i / 2] = candidate;
-        }
-      }
+      closest[m].add(x[m], shared.sides[tile % 3], lists);
     }
-    if (tile + 2 < end) store_ahead(tile + 2);
+    if (tile + 2 < share.end) ahead.store(shared.sides[(tile + 2) % 3]);
   }
 #pragma unroll
-  for (int m = 0; m < Shared::kTiles; m++) {
+  for (int m = 0; m < Form::kTiles; m++) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const Neighbour found = nearest_of_lanes<2>(best[m][h]);
-      const uint32_t q = query_of(m, h);
-      if (t != 0 || q >= queries) continue;
-      const size_t at =
-          static_cast<size_t>(blockIdx.z) * all_work.part_pitch() + q;
-      work.similarities[at] = found.similarity;
-      work.nearest[at] = found.item;
+      lists.store(share, pitch, own_query + 16 * m + 8 * h, closest[m], h);
     }
+  }
+}
+
+template <int DIM>
+__global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
+    search_keys_kernel(skv_chunk_args args, CompressWork all_work,
+                       bool is_among) {
+  using Form = KeySearch<DIM>;
+  uint4 *shared_memory = dynamic_shared_memory();
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  auto &shared = *reinterpret_cast<typename Form::Shared *>(shared_memory);
+  SearchShares share(all_work, args.sizes.kv_heads, Form::kQueries,
+                     Form::kCandidates);
+  while (share.next()) {
+    const KeyLists lists(args, all_work, share.kv_head);
+    search_share<DIM>(lists, share, is_among, all_work.part_pitch(), shared);
+    // Nobody reads the last tile any more.
+    __syncthreads();
   }
 }
 
 template <int DIM>
 inline cudaError_t launch_key_search_width(const skv_chunk_args &args,
                                            const CompressWork &work,
+                                           bool is_among,
                                            const Launch &launch) {
-  using Shared = KeySearch<DIM>;
+  bool done = false;
+  cudaError_t status =
+      launch_group_search<DIM>(args, work, is_among, launch, done);
+  if (status != cudaSuccess || done) return status;
+  using Form = KeySearch<DIM>;
+  constexpr size_t kBytes = sizeof(typename Form::Shared);
+  static_assert(kBytes <= kLeastSharedBytes, "a form for all devices");
   const auto kernel = search_keys_kernel<DIM>;
-  static_assert(sizeof(Shared) <= kLeastSharedBytes, "a form for all devices");
-  const cudaError_t status = allow_shared_memory(kernel, sizeof(Shared));
+  status = allow_shared_memory(kernel, kBytes);
   if (status != cudaSuccess) return status;
-  const dim3 grid((work.most + Shared::kQueries - 1) / Shared::kQueries,
-                  args.sizes.kv_heads, work.parts);
-  return launch_kernel(launch, kernel, grid, Shared::kThreads, sizeof(Shared),
-                       args, work);
+  return launch_kernel(launch, kernel, kSearchBlocks * launch.multiprocessors,
+                       Form::kThreads, kBytes, args, work, is_among);
 }
 
 inline cudaError_t launch_key_search(const skv_chunk_args &args,
-                                     const CompressWork &work,
+                                     const CompressWork &work, bool is_among,
                                      const Launch &launch) {
   return with_width(args.sizes.head_dim, [&](auto width) {
-    return launch_key_search_width<decltype(width)::value>(args, work, launch);
+    return launch_key_search_width<decltype(width)::value>(args, work, is_among,
+                                                           launch);
   });
 }
+`,
+  "lib/search_shares.cuh": `// How the blocks of a search share its work: tiles of queries times tiles of
+// candidates, of all heads, in one row that is cut into equal shares.
+//
+// How many there are is known on the device alone. As many blocks as run at a
+// time get a share each, so that all end together; a block that has tiles of
+// several queries begins anew for each. Tiles of queries that several blocks
+// have a part of keep the best of each part. The alternative that lost: a block
+// for each tile of queries, of which the last few keep the device waiting.
+#pragma once
+
+#include "compress_work.cuh"
+
+// Most parts that the candidates of a query are searched in.
+constexpr uint32_t kSearchParts = 8;
+
+class SearchShares {
+ public:
+  // Of this block.
+  __device__ SearchShares(const CompressWork &all, uint32_t heads,
+                          uint32_t query_tile, uint32_t candidate_tile)
+      : all_(all),
+        heads_(heads),
+        query_tile_(query_tile),
+        candidate_tile_(candidate_tile) {
+    uint32_t total = 0, longest = 0;
+    for (uint32_t h = 0; h < heads; h++) {
+      const uint2 tiles = tiles_of(h);
+      total += tiles.x * tiles.y;
+      longest = max(longest, tiles.y);
+    }
+    // A row of tiles is then in kSearchParts shares at most.
+    length_ =
+        max(divide_up(total, gridDim.x), divide_up(longest, kSearchParts - 1));
+    next_ = blockIdx.x * length_;
+    end_ = min(total, next_ + length_);
+  }
+
+  // Moves on to the next tile of queries; false if there is none.
+  __device__ bool next() {
+    if (next_ >= end_) return false;
+    uint32_t before = 0;
+    uint2 tiles = tiles_of(kv_head = 0);
+    while (next_ >= before + tiles.x * tiles.y) {
+      before += tiles.x * tiles.y;
+      tiles = tiles_of(++kv_head);
+    }
+    const uint32_t row = (next_ - before) / tiles.y;
+    const uint32_t row_start = before + row * tiles.y;
+    first_query = row * query_tile_;
+    begin = next_ - row_start;
+    end = min(tiles.y, end_ - row_start);
+    part = blockIdx.x - row_start / length_;
+    is_last = end == tiles.y;
+    next_ = row_start + end;
+    return true;
+  }
+
+  uint32_t kv_head;
+  uint32_t first_query;
+  // Tiles of candidates.
+  uint32_t begin;
+  uint32_t end;
+  // Which part of the candidates that is, and whether it is the last.
+  uint32_t part;
+  bool is_last;
+
+ private:
+  __device__ static uint32_t divide_up(uint32_t x, uint32_t y) {
+    return (x + y - 1) / y;
+  }
+
+  // Tiles of queries and candidates of a head; the latter are never none, so
+  // that all queries are answered.
+  __device__ uint2 tiles_of(uint32_t h) const {
+    const uint32_t *counters = all_.head(h).counters;
+    return {divide_up(counters[kQueries], query_tile_),
+            max(1u, divide_up(counters[kCandidates], candidate_tile_))};
+  }
+
+  const CompressWork &all_;
+  const uint32_t heads_;
+  const uint32_t query_tile_;
+  const uint32_t candidate_tile_;
+  // Tiles of a share, and the block's that are left.
+  uint32_t length_;
+  uint32_t next_;
+  uint32_t end_;
+};
 `,
   "lib/search_tiles.cuh": `// Tiles of queries and candidates of a search in shared memory, and what is
 // made of them: see lib/search.cuh.
@@ -13897,6 +14372,7 @@ cudaError_t create_streams(skv_context *context) {
   context->shared_bytes = static_cast<size_t>(shared_bytes);
   context->multiprocessors = static_cast<uint32_t>(multiprocessors);
   context->overlaps = major >= 9;
+  context->has_groups = major == 9;
   context->tile_maps = TileMaps::open(major);
   if (error == cudaSuccess) {
     error = cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking);
@@ -14087,6 +14563,8 @@ struct skv_context {
   Sides sides;
   // Whether the device can start a kernel before the one in front has ended.
   bool overlaps = false;
+  // Whether the device has products of groups of warps.
+  bool has_groups = false;
   // Null where the device has no engines that copy tiles.
   std::unique_ptr<TileMaps> tile_maps;
   // Whether the library was looked for, and what was found.
@@ -14244,6 +14722,8 @@ struct Launch {
   Sides *sides;
   // Null where all products are ours.
   MatrixLibrary *library;
+  // Whether groups of four warps multiply: see lib/group_instructions.cuh.
+  bool has_groups;
   // Null where tiles are copied by threads.
   const TileMaps *tile_maps;
 };
@@ -14726,6 +15206,7 @@ int32_t launch_calls(skv_program *program) {
   launch.overlaps = !checks && context->overlaps;
   launch.sides = checks ? nullptr : &context->sides;
   launch.library = context->library.get();
+  launch.has_groups = context->has_groups;
   launch.tile_maps = context->tile_maps.get();
   Launcher launcher(launch, program->own, checks);
   const auto fail_with = [&](cudaError_t error, const char *what) {

@@ -293,10 +293,7 @@ __global__ void __launch_bounds__(GroupAttend<DIM>::kThreads, 1)
     group_attend_kernel(skv_chunk_args args,
                         const __grid_constant__ ChunkMaps maps) {
   using Form = GroupAttend<DIM>;
-  const uint32_t skipped =
-      -shared_address(dynamic_shared_memory()) % kTileAlignment;
-  auto &shared = *reinterpret_cast<typename Form::Shared *>(
-      reinterpret_cast<char *>(dynamic_shared_memory()) + skipped);
+  auto &shared = tile_memory<typename Form::Shared>();
   let_next_start();
   if (threadIdx.x == 0) {
     for (uint32_t i = 0; i < Form::kStages; i++) {

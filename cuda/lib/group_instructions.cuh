@@ -1,7 +1,7 @@
 // What devices of compute capability 9.0 have, and no others: products of tiles
 // in shared memory by groups of four warps, copies of whole tiles by an engine
 // of the multiprocessor, and clusters of blocks that read each other's shared
-// memory. For lib/wide_product.cuh and lib/group_attend.cuh alone; on other
+// memory. For lib/wide_product.cuh and the files of groups alone; on other
 // devices nothing calls these.
 #pragma once
 
@@ -27,6 +27,20 @@ __device__ inline uint64_t tile_descriptor(uint32_t tile) {
   constexpr uint64_t kEightLines = uint64_t{1024 >> 4} << 32;
   constexpr uint64_t kUnused = uint64_t{1} << 16;
   return kSwizzled128 | kEightLines | kUnused | (tile & 0x3ffff) >> 4;
+}
+
+// The tile from this element of its first line on.
+__device__ inline uint64_t lines_at(const skv_cached *element) {
+  return tile_descriptor(shared_address(element));
+}
+
+// The memory that a launch asks for, kTileAlignment more than a `Shared`, from
+// where tiles may begin.
+template <class Shared>
+__device__ inline Shared &tile_memory() {
+  char *const memory = reinterpret_cast<char *>(dynamic_shared_memory());
+  return *reinterpret_cast<Shared *>(memory +
+                                     -shared_address(memory) % kTileAlignment);
 }
 
 // The same for lines that are multiplied by columns: `columns` bytes further

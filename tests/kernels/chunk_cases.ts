@@ -419,6 +419,35 @@ export const attentionCases: readonly KernelCase[] = [
   ...attentionOnly,
 ].map((options) => chunkCase({ ...options, kernel: "prefillAttend" }));
 
+/** The cases of searches in heads of all widths. */
+export const searchCases: readonly KernelCase[] = [
+  ...[32, 64, 128].map((headDim) =>
+    chunkCase({
+      name:
+        `of more candidates of width ${headDim} than a workgroup has threads`,
+      kernel: "compress",
+      policy: testPolicy({ merge: votes({ threshold: 0.8 }) }),
+      sizes: modelSizes({ heads: 2, kvHeads: 1, headDim }),
+      heads: [{ capacity: 801, budget: 720, recent: 40, live: 580, holes: 20 }],
+      position: 900,
+      rows: 300,
+      live: 290,
+      clusters: 60,
+      expect: ({ merged }) => assert(merged > 100),
+    })
+  ),
+  ...shapes.map((shape) =>
+    chunkCase({
+      ...shape,
+      kernel: "compress",
+      policy: testPolicy({ merge: votes({ key: "minNorm", threshold: 0.3 }) }),
+      rows: 9,
+      clusters: 6,
+      expect: ({ merged }) => assert(merged > 0),
+    })
+  ),
+];
+
 /** All cases. */
 export const chunkCases: readonly KernelCase[] = [
   ...attentionCases,
@@ -745,26 +774,5 @@ export const chunkCases: readonly KernelCase[] = [
     ],
     expect: does({ merges: false, drops: false }),
   }),
-  chunkCase({
-    name: "of more candidates than a workgroup has threads",
-    kernel: "compress",
-    policy: testPolicy({ merge: votes({ threshold: 0.8 }) }),
-    sizes: modelSizes({ heads: 2, kvHeads: 1, headDim: 32 }),
-    heads: [{ capacity: 801, budget: 720, recent: 40, live: 580, holes: 20 }],
-    position: 900,
-    rows: 300,
-    live: 290,
-    clusters: 60,
-    expect: ({ merged }) => assert(merged > 100),
-  }),
-  ...shapes.map((shape) =>
-    chunkCase({
-      ...shape,
-      kernel: "compress",
-      policy: testPolicy({ merge: votes({ key: "minNorm", threshold: 0.3 }) }),
-      rows: 9,
-      clusters: 6,
-      expect: ({ merged }) => assert(merged > 0),
-    })
-  ),
+  ...searchCases,
 ];

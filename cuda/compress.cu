@@ -16,9 +16,9 @@
 // Searching reads every key once per 64 or 128 of the others, and every value
 // where pairs are priced; slots are merged, and rows moved, by many blocks; the
 // rest is one block per head that reads side fields and writes what it changes.
-// In order: list_items, [allocate_heads, list_items], norms or spread, [search,
-// propose, match, merge_pairs] once per round with list_items between them, or
-// the kernels of lib/merge_segments.cuh, choose, then search, find_targets and
+// In order: list_items, [allocate_heads, list_items], spread, measure, once per
+// round [arrange, search, propose, match, merge_pairs], or the kernels of
+// lib/merge_segments.cuh, choose, then [arrange,] search, find_targets and
 // merge_victims or right_neighbours, settle, move; policies that only drop skip
 // the searches. Where scores are not the slots' own they are rated before each
 // step that compares them: see lib/ratings.cuh.
@@ -35,18 +35,15 @@ __host__ __device__ inline bool merges_pairs(const skv_policy &policy) {
          (merges_cheapest(policy) && policy.rounds > 0);
 }
 
-// Lists live slots and staged rows that hold tokens, and what may be merged in
-// pairs; `again` after a round of them.
+// Lists live slots and staged rows that hold tokens, and what may be merged by
+// similarity.
 __global__ void __launch_bounds__(kCompressThreads)
-    list_items_kernel(skv_chunk_args args, CompressWork all_work, bool again) {
+    list_items_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
   begin_kernel();
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
-  if (again) {
-    add_divergences(head, work, work.counters[kMatched], scratch);
-  }
   const uint32_t slots =
       list_if(head.words[kHeadHigh], work.items, scratch, [&](uint32_t i) {
         return item_slot(args, head, i).word(kSlotTokens) != 0;
@@ -65,7 +62,8 @@ __global__ void __launch_bounds__(kCompressThreads)
   }
   __syncthreads();
   uint32_t queries = 0;
-  if (merges_pairs(args.policy) && items > head.words[kHeadBudget]) {
+  if (merges_pairs(args.policy) && !merges_cheapest(args.policy) &&
+      items > head.words[kHeadBudget]) {
     queries = list_if(items, work.queries, scratch, [&](uint32_t i) {
       return item_is_evictable(args, head, work.items[i]);
     });
@@ -83,17 +81,17 @@ __global__ void __launch_bounds__(kCompressThreads)
   }
 }
 
-constexpr uint32_t kNormThreads = 256;
+constexpr uint32_t kMeasureThreads = 256;
 
 // One warp per item.
-__global__ void __launch_bounds__(kNormThreads)
-    norms_kernel(skv_chunk_args args, CompressWork all_work) {
+__global__ void __launch_bounds__(kMeasureThreads)
+    measure_kernel(skv_chunk_args args, CompressWork all_work) {
   begin_kernel();
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.y);
   const HeadWork work = all_work.head(blockIdx.y);
-  const uint32_t i = blockIdx.x * (kNormThreads / 32) + warp_id();
-  if (i < work.counters[kItems]) set_norm(args, head, work, i);
+  const uint32_t i = blockIdx.x * (kMeasureThreads / 32) + warp_id();
+  if (i < work.counters[kItems]) measure_item(args, head, work, i);
 }
 
 // How far the values of a head scatter, before anything is merged: in parts.
@@ -123,21 +121,12 @@ __global__ void __launch_bounds__(kCompressThreads)
   if (threadIdx.x == 0) work.counters[kSpread] = __float_as_uint(spread);
 }
 
-CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
-                     char *memory) {
+CompressWork work_of(const skv_chunk_args &args, char *memory) {
   CompressWork work;
   work.memory = memory;
   work.most = args.cache.max_capacity + args.cache.stage_rows;
-  work.parts = 1;
-  if (merges_cheapest(args.policy)) {
-    // Victims are as many as the rows of a chunk, at most.
-    const uint32_t tile = pair_query_tile(args.sizes.head_dim);
-    const uint32_t blocks =
-        (args.cache.stage_rows + tile - 1) / tile * args.sizes.kv_heads;
-    work.parts = max(1u, min(16u, 2 * multiprocessors / blocks));
-  } else if (merges_victims(args.policy)) {
-    work.parts = kSearchParts;
-  }
+  work.parts = merges_victims(args.policy) ? kSearchParts : 1;
+  work.most_priced = merges_cheapest(args.policy) ? work.most : 0;
   work.expected_heads = args.policy.score == SKV_SCORE_EXPECTED
                             ? args.sizes.heads / args.sizes.kv_heads
                             : 0;
@@ -151,14 +140,13 @@ CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
 
 }  // namespace
 
-Needs compress_needs(const skv_chunk_args &args, uint32_t multiprocessors) {
-  const CompressWork work = work_of(args, multiprocessors, nullptr);
+Needs compress_needs(const skv_chunk_args &args, uint32_t) {
+  const CompressWork work = work_of(args, nullptr);
   return {work.head_bytes * args.sizes.kv_heads};
 }
 
 cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
-  const CompressWork work =
-      work_of(args, launch.multiprocessors, launch.scratch);
+  const CompressWork work = work_of(args, launch.scratch);
   const uint32_t heads = args.sizes.kv_heads;
   const bool searches = merges_victims(args.policy);
   const auto per_head = [&](auto kernel) {
@@ -169,11 +157,7 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     return launch_item_search(args, work, for_pairs, launch);
   };
   const auto rate = [&] { return launch_ratings(args, work, launch); };
-  const auto list_items = [&](bool again) {
-    return launch_kernel(launch, list_items_kernel, heads, kCompressThreads, 0,
-                         args, work, again);
-  };
-  cudaError_t status = list_items(false);
+  cudaError_t status = per_head(list_items_kernel);
   if (status == cudaSuccess && args.policy.adaptive) {
     status = rate();
     if (status == cudaSuccess) {
@@ -181,7 +165,7 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
                              0, args, work);
     }
     // What may be merged in pairs depends on the budget.
-    if (status == cudaSuccess) status = list_items(false);
+    if (status == cudaSuccess) status = per_head(list_items_kernel);
   }
   if (status == cudaSuccess && merges_cheapest(args.policy)) {
     const auto kernel = args.sizes.head_dim % 8 == 0
@@ -190,17 +174,20 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     status = launch_kernel(launch, kernel, dim3(spread_parts(work.most), heads),
                            kSpreadThreads, 0, args, work);
     if (status == cudaSuccess) status = per_head(join_spread_kernel);
-  } else if (status == cudaSuccess && searches) {
-    const dim3 grid((work.most + kNormThreads / 32 - 1) / (kNormThreads / 32),
-                    heads);
-    status =
-        launch_kernel(launch, norms_kernel, grid, kNormThreads, 0, args, work);
+  }
+  if (status == cudaSuccess && searches) {
+    constexpr uint32_t kWarps = kMeasureThreads / 32;
+    status = launch_kernel(launch, measure_kernel,
+                           dim3((work.most + kWarps - 1) / kWarps, heads),
+                           kMeasureThreads, 0, args, work);
   }
   const bool pairs = merges_pairs(args.policy);
   const uint32_t rounds = merges_cheapest(args.policy) ? args.policy.rounds : 1;
   for (uint32_t round = 0; pairs && round < rounds; round++) {
-    // What was merged away is no item any more.
-    if (status == cudaSuccess && round > 0) status = list_items(true);
+    if (status == cudaSuccess && merges_cheapest(args.policy)) {
+      status = launch_kernel(launch, arrange_pairs_kernel, heads,
+                             kCompressThreads, 0, args, work, round > 0);
+    }
     if (status == cudaSuccess) status = search(true);
     if (status == cudaSuccess) status = rate();
     if (status == cudaSuccess) status = launch_pairs(args, work, launch);
@@ -216,7 +203,8 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
   }
   if (status == cudaSuccess) status = per_head(choose_kernel);
   if (status == cudaSuccess && searches) {
-    status = search(false);
+    if (merges_cheapest(args.policy)) status = per_head(arrange_victims_kernel);
+    if (status == cudaSuccess) status = search(false);
     if (status == cudaSuccess) status = launch_merges(args, work, launch);
   }
   if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {

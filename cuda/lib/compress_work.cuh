@@ -13,6 +13,11 @@
 constexpr uint32_t kCompressThreads = 512;
 constexpr uint32_t kCompressWarps = kCompressThreads / 32;
 
+// Whether pairs merge that cost least.
+__host__ __device__ inline bool merges_cheapest(const skv_policy &policy) {
+  return policy.merge == SKV_MERGE_PAIR;
+}
+
 // Set in an item that is a row of the stage; the rest is its row.
 constexpr uint32_t kStaged = 0x80000000u;
 
@@ -27,6 +32,7 @@ enum Counter {
   kQueries = 1,
   kCandidates = 2,
   kMembers = 3,
+  // Items that were merged away by now.
   kPairs = 4,
   // How far the values of the head scatter before anything is merged; a float.
   kSpread = 5,
@@ -35,8 +41,29 @@ enum Counter {
   kMoved = 6,
   // Pairs of the round, listed by who proposed them in `queries`.
   kMatched = 7,
-  kCounters = 8
+  // Tiles of a search of pairs.
+  kPairTiles = 8,
+  kCounters = 9
 };
+
+// An item as those that price pairs see it, in the order in which they go
+// through items.
+struct alignas(16) PlacedItem {
+  uint32_t item;
+  uint32_t ordinal;
+  uint32_t position;
+  // ln of what it weighs in a merge.
+  float weight;
+  // Of its key and of its value.
+  float squares[2];
+  // Places of those that are about as heavy: all before are heavier, all behind
+  // lighter.
+  uint32_t first;
+  uint32_t end;
+};
+
+// Queries of a tile of lib/group_pairs.cuh, and candidates.
+constexpr uint32_t kPairTileItems = 128;
 
 // Lists of one KV head, `most` long each.
 struct HeadWork {
@@ -64,6 +91,13 @@ struct HeadWork {
   Expectation expected;
   // Where the cheapest pairs are merged: see lib/value_spread.cuh.
   float *spreads;
+  // There too: the weight, the squares of key and value and the position of
+  // each item; queries and candidates by place, candidates behind queries where
+  // they are others; and for each tile of queries how many tiles of candidates
+  // those before it have.
+  float4 *measures;
+  PlacedItem *placed;
+  uint32_t *row_starts;
   // (kCounters)
   uint32_t *counters;
 };
@@ -78,6 +112,8 @@ struct CompressWork {
   uint32_t expected_heads;
   // Floats by which the scatter of the values of a head is found.
   uint32_t spread_words;
+  // Items whose pairs may be priced.
+  uint32_t most_priced;
 
   // Bytes of one head's lists.
   size_t bytes() const {
@@ -87,7 +123,13 @@ struct CompressWork {
            aligned(static_cast<size_t>(most) * 8) * 2 +
            aligned(states * kMaxGroup * sizeof(float2)) +
            aligned(static_cast<size_t>(spread_words) * 4) +
-           aligned(kCounters * 4);
+           aligned(static_cast<size_t>(most_priced) * sizeof(float4)) +
+           aligned(static_cast<size_t>(most_priced) * sizeof(PlacedItem)) +
+           aligned(row_words() * 4) + aligned(kCounters * 4);
+  }
+
+  __host__ __device__ size_t row_words() const {
+    return most_priced / kPairTileItems + 2;
   }
 
   __host__ __device__ static size_t aligned(size_t bytes) {
@@ -122,6 +164,11 @@ struct CompressWork {
         reinterpret_cast<float *>(take(expected_heads * aligned(words)));
     work.spreads =
         reinterpret_cast<float *>(take(static_cast<size_t>(spread_words) * 4));
+    const size_t priced = most_priced;
+    work.measures = reinterpret_cast<float4 *>(take(priced * sizeof(float4)));
+    work.placed =
+        reinterpret_cast<PlacedItem *>(take(priced * sizeof(PlacedItem)));
+    work.row_starts = reinterpret_cast<uint32_t *>(take(row_words() * 4));
     work.expected.states = reinterpret_cast<float2 *>(at);
     return work;
   }
@@ -164,4 +211,19 @@ __device__ inline bool item_is_evictable(const skv_chunk_args &args,
                                          const ChunkHead &head, uint32_t item) {
   return is_evictable(item_slot(args, head, item).word(kSlotPosition),
                       args.policy, head.words[kHeadRecent], head.newest);
+}
+
+// Adds up what the merges of a head cost. Called by the whole block.
+__device__ inline void add_divergences(const ChunkHead &head,
+                                       const HeadWork &work, uint32_t victims,
+                                       SelectScratch &scratch) {
+  float divergence = 0.0f;
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    divergence += work.divergences[v];
+  }
+  divergence = block_sum(divergence, scratch);
+  if (threadIdx.x == 0) {
+    head.words[kHeadDivergence] = __float_as_uint(
+        __uint_as_float(head.words[kHeadDivergence]) + divergence);
+  }
 }

@@ -6,12 +6,8 @@
 // queries, and compares those of one while the other's products are made.
 #pragma once
 
-#include "group_instructions.cuh"
+#include "group_tiles.cuh"
 #include "search_candidates.cuh"
-
-// Widths of heads whose tiles are whole lines of 128 bytes.
-template <int DIM>
-constexpr bool kHasGroupSearch = DIM == 64 || DIM == 128;
 
 template <int DIM>
 struct GroupSearch {
@@ -37,48 +33,21 @@ struct GroupSearch {
   static constexpr size_t kBytes = sizeof(Shared) + kTileAlignment;
 };
 
-// Starts to copy LINES lines to a tile as products want it: see
-// tile_descriptor(). `line(i)` is where line i is in memory, or null for zeros.
-template <int DIM, uint32_t LINES, uint32_t THREADS, class Line>
-__device__ inline void gather_tile(skv_cached (*tile)[LINES][kTileColumns],
-                                   uint32_t head_dim, Line line) {
-  constexpr uint32_t kChunks = DIM / 8;
-  static_assert(LINES * kChunks % THREADS == 0, "as much for each thread");
-  const uint32_t chunk = threadIdx.x % kChunks;
-#pragma unroll
-  for (uint32_t k = 0; k < LINES * kChunks / THREADS; k++) {
-    const uint32_t at = threadIdx.x / kChunks + k * (THREADS / kChunks);
-    const skv_cached *from = line(at);
-    copy_async(tile[chunk / 8][at] + 8 * (chunk % 8 ^ at % 8), from + 8 * chunk,
-               from != nullptr && 8 * chunk < head_dim);
-  }
-}
-
 // Starts to multiply 64 queries from `query` on with a tile of candidates.
 template <int DIM>
 __device__ inline void begin_tile(
     const typename GroupSearch<DIM>::Shared &shared, uint32_t query,
     uint32_t stage, typename GroupSearch<DIM>::Products &x) {
   begin_products();
-#pragma unroll
-  for (int k = 0; k < DIM / 16; k++) {
-    const uint32_t part = 16 * k / kTileColumns;
-    const uint32_t column = 16 * k % kTileColumns;
-    const uint64_t left = lines_at(&shared.queries[part][query][column]);
-    const uint64_t right = lines_at(&shared.candidates[stage][part][0][column]);
-    if (k == 0) {
-      group_product_new<GroupSearch<DIM>::kCandidates>(x, left, right);
-    } else {
-      group_product_cached<GroupSearch<DIM>::kCandidates>(x, left, right);
-    }
-  }
+  multiply_tiles<DIM, GroupSearch<DIM>::kCandidates>(
+      shared.queries, query, shared.candidates[stage], x);
   commit_products();
 }
 
 // Searches one share: see lib/search_keys.cuh.
 template <int DIM>
 __device__ inline void search_group_share(
-    const KeyLists &lists, const SearchShares &share, bool is_among,
+    const KeyLists &lists, const SearchShare &share, bool is_among,
     uint32_t pitch, typename GroupSearch<DIM>::Shared &shared) {
   using Form = GroupSearch<DIM>;
   constexpr uint32_t kTile = Form::kCandidates;
@@ -178,8 +147,8 @@ __global__ void __launch_bounds__(GroupSearch<DIM>::kThreads, 1)
   auto &shared = tile_memory<typename Form::Shared>();
   begin_kernel();
   if (row_end(args.step) == 0) return;
-  SearchShares share(all_work, args.sizes.kv_heads, Form::kQueries,
-                     Form::kCandidates);
+  SearchShares<EvenRows> share({all_work, Form::kQueries, Form::kCandidates},
+                               args.sizes.kv_heads, Form::kQueries);
   while (share.next()) {
     const KeyLists lists(args, all_work, share.kv_head);
     search_group_share<DIM>(lists, share, is_among, all_work.part_pitch(),
@@ -194,7 +163,7 @@ template <int DIM>
 inline cudaError_t launch_group_search(const skv_chunk_args &args,
                                        const CompressWork &work, bool is_among,
                                        const Launch &launch, bool &done) {
-  if constexpr (kHasGroupSearch<DIM>) {
+  if constexpr (kHasGroupTiles<DIM>) {
     using Form = GroupSearch<DIM>;
     if (!launch.has_groups || args.sizes.head_dim % 8 != 0) return cudaSuccess;
     done = true;

@@ -26,35 +26,31 @@ __device__ inline MergeContext merge_context(const skv_chunk_args &args,
           args.cache.lanes};
 }
 
-// Sets 1 / |key| of an item; called by a whole warp.
-__device__ inline void set_norm(const skv_chunk_args &args,
-                                const ChunkHead &head, const HeadWork &work,
-                                uint32_t ordinal) {
+// Sets what searches take of an item: 1 / |key|, or what prices its pairs.
+// Called by a whole warp.
+__device__ inline void measure_item(const skv_chunk_args &args,
+                                    const ChunkHead &head, const HeadWork &work,
+                                    uint32_t ordinal) {
   const Slot slot = item_slot(args, head, work.items[ordinal]);
-  float square = 0.0f;
+  const bool prices = merges_cheapest(args.policy);
+  float key = 0.0f, value = 0.0f;
   for (uint32_t d = lane_id(); d < args.sizes.head_dim; d += 32) {
     const float x = to_float(slot.key[d]);
-    square += x * x;
+    const float y = prices ? to_float(slot.value[d]) : 0.0f;
+    key += x * x;
+    value += y * y;
   }
-  square = warp_sum(square);
-  if (lane_id() == 0) {
-    work.inverse_norms[ordinal] = square == 0.0f ? 0.0f : rsqrtf(square);
+  key = warp_sum(key);
+  if (!prices) {
+    if (lane_id() == 0) {
+      work.inverse_norms[ordinal] = key == 0.0f ? 0.0f : rsqrtf(key);
+    }
+    return;
   }
-}
-
-// Adds up what the merges of a head cost. Called by the whole block.
-__device__ inline void add_divergences(const ChunkHead &head,
-                                       const HeadWork &work, uint32_t victims,
-                                       SelectScratch &scratch) {
-  float divergence = 0.0f;
-  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
-    divergence += work.divergences[v];
-  }
-  divergence = block_sum(divergence, scratch);
-  if (threadIdx.x == 0) {
-    head.words[kHeadDivergence] = __float_as_uint(
-        __uint_as_float(head.words[kHeadDivergence]) + divergence);
-  }
+  value = warp_sum(value);
+  if (lane_id() != 0) return;
+  work.measures[ordinal] = {log_weight(slot, args.policy, args.cache.lanes),
+                            key, value, slot.get(kSlotPosition)};
 }
 
 constexpr uint32_t kProposeThreads = 256;
@@ -143,10 +139,13 @@ static __global__ void __launch_bounds__(kCompressThreads)
   const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
   if (work.counters[kQueries] == 0) return;
-  const uint32_t excess = work.counters[kItems] - head.words[kHeadBudget];
+  const uint32_t merged = work.counters[kPairs];
+  const uint32_t excess =
+      work.counters[kItems] - merged - head.words[kHeadBudget];
   const uint32_t pairs = match_pairs(work, excess, scratch);
   if (threadIdx.x == 0) {
-    work.counters[kPairs] = work.counters[kMatched] = pairs;
+    work.counters[kMatched] = pairs;
+    work.counters[kPairs] = merged + pairs;
     head.words[kHeadMerged] += pairs;
   }
 }
@@ -184,7 +183,7 @@ static __global__ void __launch_bounds__(32 * kPairWarps)
       work.divergences[p] = merged.divergence;
       if (merged.guarded) atomicAdd(head.words + kHeadGuarded, 1);
     }
-    set_norm(args, head, work, stays);
+    measure_item(args, head, work, stays);
   }
 }
 

@@ -28,11 +28,17 @@ struct PairSearch {
   bool heavier;
 };
 
+// What a slot of a view weighs; there is another of these for views that know.
+template <class View>
+__device__ inline float weight_of(const View &, uint32_t, const Slot &slot,
+                                  const PairSearch &pairs) {
+  return log_weight(slot, pairs.policy, pairs.lanes);
+}
+
 template <int DIM, class Source>
 __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
     search_kernel(Source source, PairSearch pairs, uint32_t head_dim) {
   constexpr uint32_t kQueries = kQueryTile<DIM>;
-  constexpr int kTiles = kCandidateTile / 8;
   uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
   auto &shared = *reinterpret_cast<SearchShared<DIM> *>(shared_memory);
@@ -44,7 +50,20 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
   const uint32_t per_part = (tiles + view.parts - 1) / view.parts;
   const uint32_t begin = view.part * per_part;
   const uint32_t end = min(tiles, begin + per_part);
+  const uint32_t own_query = first_query + 16 * warp_id() + lane_id() / 4;
+  if (begin >= end) {
+    const Neighbour none = kNoNeighbour;
+    for (uint32_t h = 0; h < 2; h++) {
+      const uint32_t q = own_query + 8 * h;
+      if (lane_id() % 4 == 0 && q < view.queries) view.store(q, none);
+    }
+    return;
+  }
   const PairCosts costs(pairs.policy, view.spread());
+  const auto weigh = [&](uint32_t number) {
+    return weight_of(view, number, view.slot(number), pairs);
+  };
+  const float reference = weigh(view.query(first_query));
 
   constexpr uint32_t kThreads = 32 * kSearchWarps<DIM>;
   const auto copy_queries = [&](skv_cached *tile, bool keys) {
@@ -74,13 +93,13 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
     if constexpr (kBoth) copy_candidates(values, first, false);
     if (threadIdx.x >= kCandidateTile) return;
     const uint32_t c = first + threadIdx.x;
-    const bool exists = c < candidates;
-    const uint32_t number = exists ? view.candidate(c) : kNoItem;
-    shared.numbers[threadIdx.x] = number;
-    if (!exists) return;
-    const Slot slot = view.slot(number);
-    shared.positions[threadIdx.x] = slot.word(kSlotPosition);
-    shared.weights[threadIdx.x] = log_weight(slot, pairs.policy, pairs.lanes);
+    if (c < candidates) {
+      const uint32_t number = view.candidate(c);
+      shared.side.set(threadIdx.x, reference, weigh(number),
+                      view.slot(number).word(kSlotPosition), number);
+    } else {
+      shared.side.set(threadIdx.x, reference, reference, 0, kNoItem);
+    }
   };
   // Called by the whole block, for which all that was started is there then.
   const auto wait_for_tiles = [] {
@@ -90,24 +109,29 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
   };
   copy_queries(shared.queries, true);
   copy_queries(shared.query_values, false);
-  if (begin < end) start_tile(begin);
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  uint32_t queries[2], numbers[2], positions[2] = {};
-  float weights[2] = {};
-  Neighbour best[2] = {kNoNeighbour, kNoNeighbour};
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    queries[h] = first_query + 16 * warp_id() + g + 8 * h;
-    numbers[h] = kNoItem;
-    if (queries[h] >= view.queries) continue;
-    numbers[h] = view.query(queries[h]);
-    const Slot slot = view.slot(numbers[h]);
-    positions[h] = slot.word(kSlotPosition);
-    weights[h] = log_weight(slot, pairs.policy, pairs.lanes);
-  }
+  start_tile(begin);
   wait_for_tiles();
-  square_lines<DIM>(shared.queries, kQueries, shared.query_squares[0]);
-  square_lines<DIM>(shared.query_values, kQueries, shared.query_squares[1]);
+  square_lines<DIM>(shared.queries, kQueries, [&](uint32_t q, float square) {
+    shared.query_squares[0][q] = square;
+  });
+  square_lines<DIM>(
+      shared.query_values, kQueries,
+      [&](uint32_t q, float square) { shared.query_squares[1][q] = square; });
+  __syncthreads();
+  CheapestPairs<kCandidateTile> cheapest;
+  PairQuery own[2] = {};
+#pragma unroll
+  for (uint32_t h = 0; h < 2; h++) {
+    const uint32_t q = own_query + 8 * h;
+    if (q >= view.queries) continue;
+    const uint32_t number = view.query(q);
+    own[h] = {true,
+              weigh(number),
+              view.slot(number).word(kSlotPosition),
+              {shared.query_squares[0][q - first_query],
+               shared.query_squares[1][q - first_query]}};
+  }
+  cheapest.begin(costs, reference, own);
   for (uint32_t tile = begin; tile < end; tile++) {
     const uint32_t first = tile * kCandidateTile;
     if (tile != begin) {
@@ -115,63 +139,28 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
       start_tile(tile);
       wait_for_tiles();
     }
-    float x[kTiles][4] = {};
-    float key_distances[kTiles][4];
-    // Squared distances of keys first, then the same of values.
-    const auto measure = [&](const skv_cached *own, const skv_cached *theirs,
-                             int kind) {
-      square_lines<DIM>(theirs, kCandidateTile, shared.squares);
-      multiply_lines<DIM>(own, theirs, x);
-      __syncthreads();
-#pragma unroll
-      for (int n = 0; n < kTiles; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const float mine =
-              shared.query_squares[kind][16 * warp_id() + g + i / 2 * 8];
-          const float other = shared.squares[8 * n + 2 * t + i % 2];
-          x[n][i] = fmaxf(0.0f, mine + other - 2.0f * x[n][i]);
-        }
-      }
-    };
-    measure(shared.queries, keys, 0);
-#pragma unroll
-    for (int n = 0; n < kTiles; n++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) key_distances[n][i] = x[n][i], x[n][i] = 0.0f;
-    }
-    __syncthreads();
+    typename CheapestPairs<kCandidateTile>::Products x, y;
+    square_lines<DIM>(keys, kCandidateTile, [&](uint32_t c, float square) {
+      shared.side.set_key_square(c, costs, square);
+    });
+    multiply_lines<DIM>(shared.queries, keys, x);
     if constexpr (!kBoth) {
+      __syncthreads();
       copy_candidates(values, first, false);
       wait_for_tiles();
     }
-    measure(shared.query_values, values, 1);
-#pragma unroll
-    for (int n = 0; n < kTiles; n++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const uint32_t c = 8 * n + 2 * t + i % 2;
-        const uint32_t number = shared.numbers[c];
-        const int h = i / 2;
-        if (number == kNoItem || number == numbers[h]) continue;
-        const float weight = shared.weights[c];
-        const bool is_heavier =
-            weight > weights[h] ||
-            (weight == weights[h] && shared.positions[c] < positions[h]);
-        if (pairs.heavier && !is_heavier) continue;
-        const float distance = costs.distance(key_distances[n][i], x[n][i]);
-        const Neighbour candidate = {
-            -PairCosts::cost(weights[h], weight, distance), shared.positions[c],
-            number};
-        if (candidate.beats(best[h])) best[h] = candidate;
-      }
-    }
+    square_lines<DIM>(values, kCandidateTile, [&](uint32_t c, float square) {
+      shared.side.set_value_square(c, costs, square);
+    });
+    multiply_lines<DIM>(shared.query_values, values, y);
+    __syncthreads();
+    cheapest.add(x, y, shared.side, pairs.heavier);
   }
 #pragma unroll
-  for (int h = 0; h < 2; h++) best[h] = nearest_of_lanes<2>(best[h]);
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    if (t == 0 && queries[h] < view.queries) view.store(queries[h], best[h]);
+  for (uint32_t h = 0; h < 2; h++) {
+    const uint32_t q = own_query + 8 * h;
+    const Neighbour best = cheapest.best(h);
+    if (lane_id() % 4 == 0 && q < view.queries) view.store(q, best);
   }
 }
 

@@ -37,17 +37,12 @@ struct KeyLists {
 
   // Stores what was found for the four lanes' query `q`.
   template <class Closest>
-  __device__ void store(const SearchShares &share, uint32_t pitch, uint32_t q,
+  __device__ void store(const SearchShare &share, uint32_t pitch, uint32_t q,
                         const Closest &closest, int h) const {
     const float inverse = q < queries ? inverse_norm(work.queries[q]) : 0.0f;
     const Neighbour found = closest.nearest(h, inverse, *this);
     if (lane_id() % 4 != 0 || q >= queries) return;
-    const uint32_t end = share.is_last ? kSearchParts : share.part + 1;
-    for (uint32_t part = share.part; part < end; part++) {
-      const size_t at = static_cast<size_t>(part) * pitch + q;
-      work.similarities[at] = found.similarity;
-      work.nearest[at] = part == share.part ? found.item : kNoItem;
-    }
+    store_part(work, share, pitch, q, found);
   }
 };
 

@@ -1,13 +1,10 @@
 // Searching the items of a chunk for what they are merged into.
 #pragma once
 
-#include "compress_work.cuh"
+#include "arrange_pairs.cuh"
+#include "group_pairs.cuh"
 #include "search.cuh"
 #include "search_keys.cuh"
-
-__host__ __device__ inline bool merges_cheapest(const skv_policy &policy) {
-  return policy.merge == SKV_MERGE_PAIR;
-}
 
 // Whether victims are merged into the most similar item that is kept, or into
 // the cheapest.
@@ -16,8 +13,12 @@ __host__ __device__ inline bool merges_victims(const skv_policy &policy) {
          merges_cheapest(policy);
 }
 
-// Queries and candidates of a head: see lib/search.cuh. The number of an item
-// is its ordinal.
+// Tiles of a part of the candidates, at least: blocks with fewer would mostly
+// load queries.
+constexpr uint32_t kLeastTiles = 4;
+
+// Queries and candidates of a head, as they were arranged: see lib/search.cuh.
+// The number of an item is its ordinal.
 struct ItemView {
   const skv_chunk_args &args;
   ChunkHead head;
@@ -43,21 +44,31 @@ struct ItemView {
   }
 };
 
+__device__ inline float weight_of(const ItemView &view, uint32_t ordinal,
+                                  const Slot &, const PairSearch &) {
+  return view.work.measures[ordinal].x;
+}
+
 struct ItemSource {
   skv_chunk_args args;
   CompressWork work;
+  bool for_pairs;
 
   __device__ ItemView view() const {
-    const bool works = row_end(args.step) > 0;
     const HeadWork own = work.head(blockIdx.y);
-    return {args,
-            chunk_head(args, blockIdx.y),
-            own,
-            work.part_pitch(),
-            works ? own.counters[kQueries] : 0,
-            works ? own.counters[kCandidates] : 0,
-            blockIdx.z,
-            gridDim.z};
+    const uint32_t queries =
+        row_end(args.step) > 0 ? own.counters[kQueries] : 0;
+    const uint32_t tile = pair_query_tile(args.sizes.head_dim);
+    const uint32_t end = min(queries, (blockIdx.x + 1) * tile);
+    // None behind the last that is as heavy as the lightest of the queries.
+    const uint32_t candidates = end <= blockIdx.x * tile ? 0
+                                : for_pairs ? own.placed[end - 1].end
+                                            : own.counters[kCandidates];
+    const uint32_t least = kLeastTiles * kCandidateTile;
+    return {args,       chunk_head(args, blockIdx.y),
+            own,        work.part_pitch(),
+            queries,    candidates,
+            blockIdx.z, min(kSearchParts, max(1u, candidates / least))};
   }
 };
 
@@ -88,8 +99,15 @@ inline cudaError_t launch_item_search(const skv_chunk_args &args,
   if (!merges_cheapest(args.policy)) {
     return launch_key_search(args, work, for_pairs, launch);
   }
-  const PairSearch pairs = {args.policy, args.cache.lanes, for_pairs};
-  return launch_search<ItemSource>({args, work}, pairs, args.sizes.head_dim,
-                                   work.most, args.sizes.kv_heads, work.parts,
-                                   launch);
+  return with_width(args.sizes.head_dim, [&](auto width) {
+    constexpr int kWidth = decltype(width)::value;
+    bool done = false;
+    const cudaError_t status =
+        launch_group_pairs<kWidth>(args, work, for_pairs, launch, done);
+    if (status != cudaSuccess || done) return status;
+    const PairSearch pairs = {args.policy, args.cache.lanes, for_pairs};
+    return launch_search_width<kWidth, ItemSource>(
+        {args, work, for_pairs}, pairs, args.sizes.head_dim, work.most,
+        args.sizes.kv_heads, kSearchParts, launch);
+  });
 }

@@ -39,7 +39,7 @@ constexpr int kSearchBlocks = 3;
 // same list. Called by the whole block.
 template <int DIM>
 __device__ inline void search_share(const KeyLists &lists,
-                                    const SearchShares &share, bool is_among,
+                                    const SearchShare &share, bool is_among,
                                     uint32_t pitch,
                                     typename KeySearch<DIM>::Shared &shared) {
   using Form = KeySearch<DIM>;
@@ -131,8 +131,8 @@ __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
   begin_kernel();
   if (row_end(args.step) == 0) return;
   auto &shared = *reinterpret_cast<typename Form::Shared *>(shared_memory);
-  SearchShares share(all_work, args.sizes.kv_heads, Form::kQueries,
-                     Form::kCandidates);
+  SearchShares<EvenRows> share({all_work, Form::kQueries, Form::kCandidates},
+                               args.sizes.kv_heads, Form::kQueries);
   while (share.next()) {
     const KeyLists lists(args, all_work, share.kv_head);
     search_share<DIM>(lists, share, is_among, all_work.part_pitch(), shared);

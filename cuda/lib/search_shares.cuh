@@ -9,52 +9,13 @@
 #pragma once
 
 #include "compress_work.cuh"
+#include "neighbour.cuh"
 
 // Most parts that the candidates of a query are searched in.
 constexpr uint32_t kSearchParts = 8;
 
-class SearchShares {
- public:
-  // Of this block.
-  __device__ SearchShares(const CompressWork &all, uint32_t heads,
-                          uint32_t query_tile, uint32_t candidate_tile)
-      : all_(all),
-        heads_(heads),
-        query_tile_(query_tile),
-        candidate_tile_(candidate_tile) {
-    uint32_t total = 0, longest = 0;
-    for (uint32_t h = 0; h < heads; h++) {
-      const uint2 tiles = tiles_of(h);
-      total += tiles.x * tiles.y;
-      longest = max(longest, tiles.y);
-    }
-    // A row of tiles is then in kSearchParts shares at most.
-    length_ =
-        max(divide_up(total, gridDim.x), divide_up(longest, kSearchParts - 1));
-    next_ = blockIdx.x * length_;
-    end_ = min(total, next_ + length_);
-  }
-
-  // Moves on to the next tile of queries; false if there is none.
-  __device__ bool next() {
-    if (next_ >= end_) return false;
-    uint32_t before = 0;
-    uint2 tiles = tiles_of(kv_head = 0);
-    while (next_ >= before + tiles.x * tiles.y) {
-      before += tiles.x * tiles.y;
-      tiles = tiles_of(++kv_head);
-    }
-    const uint32_t row = (next_ - before) / tiles.y;
-    const uint32_t row_start = before + row * tiles.y;
-    first_query = row * query_tile_;
-    begin = next_ - row_start;
-    end = min(tiles.y, end_ - row_start);
-    part = blockIdx.x - row_start / length_;
-    is_last = end == tiles.y;
-    next_ = row_start + end;
-    return true;
-  }
-
+// A share of one tile of queries.
+struct SearchShare {
   uint32_t kv_head;
   uint32_t first_query;
   // Tiles of candidates.
@@ -63,24 +24,92 @@ class SearchShares {
   // Which part of the candidates that is, and whether it is the last.
   uint32_t part;
   bool is_last;
+};
 
- private:
+// Stores what a share has found for query `q`; `pitch` is that of the parts.
+__device__ inline void store_part(const HeadWork &work,
+                                  const SearchShare &share, uint32_t pitch,
+                                  uint32_t q, const Neighbour &found) {
+  const uint32_t end = share.is_last ? kSearchParts : share.part + 1;
+  for (uint32_t part = share.part; part < end; part++) {
+    const size_t at = static_cast<size_t>(part) * pitch + q;
+    work.similarities[at] = found.similarity;
+    work.nearest[at] = part == share.part ? found.item : kNoItem;
+  }
+}
+
+// The tiles of candidates of one tile of queries, in the row of a head's.
+struct TileRow {
+  uint32_t number;
+  uint32_t start;
+  uint32_t tiles;
+};
+
+// Where all queries of a head are compared with all of its candidates.
+struct EvenRows {
+  const CompressWork &all;
+  uint32_t queries;
+  uint32_t candidates;
+
   __device__ static uint32_t divide_up(uint32_t x, uint32_t y) {
     return (x + y - 1) / y;
   }
+  // Tiles of the longest row: never none, so that all queries are answered.
+  __device__ uint32_t longest(uint32_t h) const {
+    return max(1u, divide_up(all.head(h).counters[kCandidates], candidates));
+  }
+  // All tiles of a head.
+  __device__ uint32_t tiles(uint32_t h) const {
+    return divide_up(all.head(h).counters[kQueries], queries) * longest(h);
+  }
+  // The row that has the tile `at`.
+  __device__ TileRow row_at(uint32_t h, uint32_t at) const {
+    const uint32_t length = longest(h);
+    return {at / length, at / length * length, length};
+  }
+};
 
-  // Tiles of queries and candidates of a head; the latter are never none, so
-  // that all queries are answered.
-  __device__ uint2 tiles_of(uint32_t h) const {
-    const uint32_t *counters = all_.head(h).counters;
-    return {divide_up(counters[kQueries], query_tile_),
-            max(1u, divide_up(counters[kCandidates], candidate_tile_))};
+template <class Rows>
+class SearchShares : public SearchShare {
+ public:
+  // Of this block; tiles have `query_tile` queries.
+  __device__ SearchShares(const Rows &rows, uint32_t heads, uint32_t query_tile)
+      : rows_(rows), query_tile_(query_tile) {
+    uint32_t total = 0, longest = 0;
+    for (uint32_t h = 0; h < heads; h++) {
+      total += rows_.tiles(h);
+      longest = max(longest, rows_.longest(h));
+    }
+    // A row of tiles is then in kSearchParts shares at most.
+    length_ = max((total + gridDim.x - 1) / gridDim.x,
+                  (longest + kSearchParts - 2) / (kSearchParts - 1));
+    next_ = blockIdx.x * length_;
+    end_ = min(total, next_ + length_);
   }
 
-  const CompressWork &all_;
-  const uint32_t heads_;
+  // Moves on to the next tile of queries; false if there is none.
+  __device__ bool next() {
+    if (next_ >= end_) return false;
+    uint32_t before = 0;
+    uint32_t tiles = rows_.tiles(kv_head = 0);
+    while (next_ >= before + tiles) {
+      before += tiles;
+      tiles = rows_.tiles(++kv_head);
+    }
+    const TileRow row = rows_.row_at(kv_head, next_ - before);
+    const uint32_t row_start = before + row.start;
+    first_query = row.number * query_tile_;
+    begin = next_ - row_start;
+    end = min(row.tiles, end_ - row_start);
+    part = blockIdx.x - row_start / length_;
+    is_last = end == row.tiles;
+    next_ = row_start + end;
+    return true;
+  }
+
+ private:
+  const Rows rows_;
   const uint32_t query_tile_;
-  const uint32_t candidate_tile_;
   // Tiles of a share, and the block's that are left.
   uint32_t length_;
   uint32_t next_;

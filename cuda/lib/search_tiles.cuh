@@ -2,7 +2,7 @@
 // made of them: see lib/search.cuh.
 #pragma once
 
-#include "pair_costs.cuh"
+#include "cheapest_pairs.cuh"
 #include "row_tiles.cuh"
 
 constexpr uint32_t kCandidateTile = 64;
@@ -30,19 +30,17 @@ struct SearchShared {
   skv_cached query_values[kQueries * kLinePitch<DIM>];
   // Keys, and values in the last.
   skv_cached candidates[kCandidateTiles<DIM>][kCandidateTile * kLinePitch<DIM>];
-  // Of the queries' keys and values, and of what is in `candidates`.
+  // Of the queries' keys and values.
   float query_squares[2][kQueries];
-  float squares[kCandidateTile];
-  float weights[kCandidateTile];
-  uint32_t positions[kCandidateTile];
-  uint32_t numbers[kCandidateTile];
+  // Of what is in `candidates`.
+  PairSide<kCandidateTile> side;
 };
 
-// Squares of `lines` lines of a tile. Called by the whole block, whose threads
-// are once or twice as many.
-template <int DIM>
+// Calls `use(line, square)` for the squares of `lines` lines of a tile. Called
+// by the whole block, whose threads are once or twice as many.
+template <int DIM, class Use>
 __device__ inline void square_lines(const skv_cached *tile, uint32_t lines,
-                                    float *squares) {
+                                    Use use) {
   const uint32_t per_line = blockDim.x / lines;
   const uint32_t line = threadIdx.x / per_line;
   float sum = 0.0f;
@@ -57,7 +55,7 @@ __device__ inline void square_lines(const skv_cached *tile, uint32_t lines,
     }
   }
   if (per_line == 2) sum += __shfl_xor_sync(kAllLanes, sum, 1);
-  if (threadIdx.x % per_line == 0) squares[line] = sum;
+  if (threadIdx.x % per_line == 0) use(line, sum);
 }
 
 // Products of a warp's queries with all candidates of the tile.
@@ -65,6 +63,11 @@ template <int DIM>
 __device__ inline void multiply_lines(const skv_cached *queries,
                                       const skv_cached *candidates,
                                       float (&x)[kCandidateTile / 8][4]) {
+#pragma unroll
+  for (int n = 0; n < static_cast<int>(kCandidateTile) / 8; n++) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) x[n][i] = 0.0f;
+  }
 #pragma unroll
   for (int column = 0; column < DIM; column += 16) {
     const uint4 a = line_operands<DIM>(queries, 16 * warp_id(), column);

@@ -464,6 +464,22 @@ export const chunkCases: readonly KernelCase[] = [
     live: 9,
   }),
   chunkCase({ name: "of H2O", kernel: "observe", policy: h2o }),
+  ...manyTiles.map((options) => chunkCase({ ...options, kernel: "observe" })),
+  ...([
+    ["a moving sum of raw weights", zip],
+    ["mean weights", testPolicy({ score: { kind: "mean" } })],
+    [
+      "the last 50 rows",
+      testPolicy({ probe: { kind: "last", rows: 50 } }),
+    ],
+  ] as const).map(([what, policy]) =>
+    chunkCase({
+      ...manyTiles[0]!,
+      name: `${what} ${manyTiles[0]!.name}`,
+      kernel: "observe",
+      policy,
+    })
+  ),
   ...(["realVotes", "convex", "minNorm", "zip"] as const).flatMap((key) =>
     [false, true].map((votesPerQueryHead) =>
       chunkCase({

@@ -7,70 +7,16 @@
 //
 // so its terms need no order: each thread adds those of its part of the rows,
 // with α's power in the exponent, at a reference of its own, as a softmax does.
-// The alternative that lost, by ten times: row after row, with a logarithm each
-// (observe.cu), which few rows are not worth avoiding.
+// The alternative that lost, by eight times: row after row, with a logarithm
+// each (observe.cu), which few rows are not worth avoiding.
 #pragma once
 
-#include "../runtime/launch.cuh"
+#include <algorithm>
+
 #include "gather_tile.cuh"
 #include "half_rows.cuh"
-#include "observed.cuh"
-#include "overlap.cuh"
-#include "prefill_form.cuh"
-#include "scores.cuh"
-
-// Queries as products want them.
-struct RoundedQueries {
-  // (kv_heads, pairs, DIM): pair p is query head p % group of row p / group
-  skv_cached *lines;
-  // (kv_heads, pairs): what products are multiplied by: logits in units of ln 2
-  float *inverse;
-  uint32_t pairs;
-
-  __device__ size_t index(uint32_t kv_head, uint32_t pair) const {
-    return static_cast<size_t>(kv_head) * pairs + pair;
-  }
-};
-
-constexpr uint32_t kRoundThreads = 256;
-
-// One warp per pair of an observed row.
-template <int DIM>
-__global__ void __launch_bounds__(kRoundThreads)
-    round_pairs_kernel(skv_chunk_args args, RoundedQueries to) {
-  begin_kernel();
-  const ObservedRows rows(args);
-  const skv_sizes &sizes = args.sizes;
-  const uint32_t group = sizes.heads / sizes.kv_heads;
-  const uint32_t pair = blockIdx.x * (kRoundThreads / 32) + warp_id();
-  if (pair < rows.first * group || pair >= rows.end * group) return;
-  const uint32_t kv_head = blockIdx.y, head_dim = sizes.head_dim;
-  const float *query =
-      args.queries + (static_cast<size_t>(pair / group) * sizes.heads +
-                      kv_head * group + pair % group) *
-                         head_dim;
-  float2 x[DIM / 64];
-  float largest = 0.0f;
-#pragma unroll
-  for (int i = 0; i < DIM / 64; i++) {
-    const uint32_t column = 64 * i + 2 * lane_id();
-    x[i] = column < head_dim ? *reinterpret_cast<const float2 *>(query + column)
-                             : float2{};
-    largest = fmaxf(largest, fmaxf(fabsf(x[i].x), fabsf(x[i].y)));
-  }
-  const Scale scale = scale_for(warp_max(largest));
-  const size_t index = to.index(kv_head, pair);
-#pragma unroll
-  for (int i = 0; i < DIM / 64; i++) {
-    *reinterpret_cast<uint32_t *>(to.lines + index * DIM + 64 * i +
-                                  2 * lane_id()) =
-        cached_pair(x[i].x * scale.scale, x[i].y * scale.scale);
-  }
-  if (lane_id() == 0) {
-    to.inverse[index] =
-        scale.inverse * rsqrtf(static_cast<float>(head_dim)) * kLog2E;
-  }
-}
+#include "observed_sums.cuh"
+#include "rounded_queries.cuh"
 
 template <int DIM>
 struct GroupObserve {
@@ -97,81 +43,6 @@ struct GroupObserve {
     Side sides[2];
   };
   static constexpr size_t kBytes = sizeof(Shared) + kTileAlignment;
-};
-
-// What the rows leave on a lane's two slots, g and g + 8 of its warp's.
-struct ObservedSums {
-  // The moving sum's terms, over 2^reference.
-  float reference[2] = {-INFINITY, -INFINITY};
-  float terms[2] = {};
-  float weights[2] = {};
-
-  // Adds the products of a tile of pairs.
-  template <class Form>
-  __device__ void add(typename Form::Logits &x,
-                      const typename Form::Side &side) {
-    const uint32_t t = lane_id() % 4;
-    float top[2] = {reference[0], reference[1]};
-#pragma unroll
-    for (int n = 0; n < Form::kSums; n++) {
-      const auto pick = [&](const float *all) {
-        return *reinterpret_cast<const float2 *>(all + 8 * n + 2 * t);
-      };
-      const float2 inverse = pick(side.inverse), weight = pick(side.weight),
-                   term = pick(side.term);
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        float &a = x[n][2 * h], &b = x[n][2 * h + 1];
-        weights[h] += exp2_fast(fmaf(a, inverse.x, weight.x));
-        weights[h] += exp2_fast(fmaf(b, inverse.y, weight.y));
-        a = fmaf(a, inverse.x, term.x);
-        b = fmaf(b, inverse.y, term.y);
-        top[h] = fmaxf(top[h], fmaxf(a, b));
-      }
-    }
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const float to = finite(top[h]);
-      terms[h] *= exp2_fast(reference[h] - to);
-      reference[h] = top[h];
-#pragma unroll
-      for (int n = 0; n < Form::kSums; n++) {
-        terms[h] += exp2_fast(x[n][2 * h] - to);
-        terms[h] += exp2_fast(x[n][2 * h + 1] - to);
-      }
-    }
-  }
-
-  // Adds up what the four lanes of a slot have.
-  __device__ void join_lanes() {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-#pragma unroll
-      for (int offset = 1; offset < 4; offset *= 2) {
-        const float other = __shfl_xor_sync(kAllLanes, reference[h], offset);
-        const float sum = __shfl_xor_sync(kAllLanes, terms[h], offset);
-        const float top = fmaxf(reference[h], other), to = finite(top);
-        terms[h] = terms[h] * exp2_fast(reference[h] - to) +
-                   sum * exp2_fast(other - to);
-        reference[h] = top;
-        weights[h] += __shfl_xor_sync(kAllLanes, weights[h], offset);
-      }
-    }
-  }
-
-  // Adds them to the scores of the slot of row h, which `rows` rows observed.
-  __device__ void store(int h, uint32_t rows, const Slot &slot, uint32_t group,
-                        const skv_policy &policy) const {
-    Scores scores = load_scores(slot);
-    const float share = __frcp_rn(static_cast<float>(group));
-    const float added = kLn2 * reference[h] + logf(terms[h] * share);
-    scores.ema =
-        log_add(scores.ema + static_cast<float>(rows) * policy.log_alpha,
-                added + policy.log_rest);
-    scores.accumulated += expf(slot.get(kSlotBias)) * weights[h] * share;
-    scores.observations += rows;
-    store_scores(slot, scores);
-  }
 };
 
 template <int DIM>
@@ -305,20 +176,6 @@ inline bool is_group_observed(const skv_chunk_args &args) {
          rows > kMostExactRows;
 }
 
-// Takes memory for the rounded queries of a chunk.
-template <int DIM>
-inline RoundedQueries take_queries(const skv_chunk_args &args,
-                                   Scratch &scratch) {
-  const uint32_t pairs =
-      args.step.rows * (args.sizes.heads / args.sizes.kv_heads);
-  const size_t all = static_cast<size_t>(pairs) * args.sizes.kv_heads;
-  RoundedQueries queries;
-  queries.lines = scratch.take<skv_cached>(all * DIM);
-  queries.inverse = scratch.take<float>(all);
-  queries.pairs = pairs;
-  return queries;
-}
-
 template <int DIM>
 inline size_t group_observe_bytes(const skv_chunk_args &args) {
   if (!is_group_observed<DIM>(args)) return 0;
@@ -333,10 +190,7 @@ inline cudaError_t launch_group_observe(const skv_chunk_args &args,
   using Form = GroupObserve<DIM>;
   Scratch scratch(launch.scratch);
   const RoundedQueries queries = take_queries<DIM>(args, scratch);
-  constexpr uint32_t kWarps = kRoundThreads / 32;
-  const dim3 pairs((queries.pairs + kWarps - 1) / kWarps, args.sizes.kv_heads);
-  cudaError_t status = launch_kernel(launch, round_pairs_kernel<DIM>, pairs,
-                                     kRoundThreads, 0, args, queries);
+  cudaError_t status = launch_round_pairs<DIM>(args, queries, launch);
   const auto kernel = group_observe_kernel<DIM>;
   if (status == cudaSuccess) {
     status = allow_shared_memory(kernel, Form::kBytes);

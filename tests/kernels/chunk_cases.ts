@@ -329,7 +329,7 @@ const manyRows =
     }));
 
 /** Slots and rows of several tiles, of which the last are not full. */
-const manyTiles = ([[128, 4, 200, 290], [64, 7, 150, 129], [128, 1, 300, 0], [
+const manyTiles = ([[128, 4, 200, 290], [64, 7, 150, 129], [128, 1, 200, 0], [
   64,
   16,
   130,
@@ -464,7 +464,9 @@ export const chunkCases: readonly KernelCase[] = [
     live: 9,
   }),
   chunkCase({ name: "of H2O", kernel: "observe", policy: h2o }),
-  ...manyTiles.map((options) => chunkCase({ ...options, kernel: "observe" })),
+  ...manyTiles.slice(0, 2).map((options) =>
+    chunkCase({ ...options, kernel: "observe" })
+  ),
   ...([
     ["a moving sum of raw weights", zip],
     ["mean weights", testPolicy({ score: { kind: "mean" } })],

@@ -8,11 +8,11 @@
 // rows in order, because the moving sum depends on it. Most policies observe
 // few rows, so what counts is how often a warp waits. The alternative that
 // lost: keeping the logits of prefill_attend, (rows, heads, slots) floats.
+#include "lib/group_observe.cuh"
 #include "lib/overlap.cuh"
 #include "lib/query_rows.cuh"
 #include "lib/row_tiles.cuh"
 #include "lib/scores.cuh"
-#include "lib/step.cuh"
 #include "runtime/launch.cuh"
 
 namespace {
@@ -41,30 +41,6 @@ struct Shared {
   float biases[kMaxGroup][kTile];
   bool is_sink[kTile];
 };
-
-// The slots of a block: a tile of the cache or of the stage.
-struct Tile {
-  bool staged;
-  uint32_t first;
-  uint32_t count;
-  // Index of slot 0 among those of the layer.
-  uint32_t base;
-};
-
-__device__ inline Tile tile_of(const skv_chunk_args &args, uint32_t kv_head,
-                               uint32_t end_row) {
-  const skv_cache &cache = args.cache;
-  const uint32_t slot_tiles = (cache.max_capacity + kTile - 1) / kTile;
-  Tile tile;
-  tile.staged = blockIdx.x >= slot_tiles;
-  tile.first = (blockIdx.x - (tile.staged ? slot_tiles : 0)) * kTile;
-  const uint32_t *words =
-      head_words(cache, args.sizes, args.step.chunk[kChunkSequence], kv_head);
-  const uint32_t end = tile.staged ? end_row : words[kHeadHigh];
-  tile.count = tile.first < end ? min(kTile, end - tile.first) : 0;
-  tile.base = tile.staged ? kv_head * cache.stage_rows : words[kHeadOffset];
-  return tile;
-}
 
 // Raw logits of the pairs of `rows` rows from `first_row` with the tile's
 // slots, for queries of one kind and the slots that they are for.
@@ -141,10 +117,9 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   const skv_policy &policy = args.policy;
   const uint32_t group = sizes.heads / sizes.kv_heads;
   const uint32_t kv_head = blockIdx.y;
-  const uint32_t end_row = row_end(args.step);
-  const Tile tile = tile_of(args, kv_head, end_row);
+  const ObservedTile tile = observed_tile(args, kv_head, blockIdx.x, kTile);
   if (tile.count == 0) return;
-  const skv_slots &home = tile.staged ? cache.stage : cache.slots;
+  const skv_slots &home = tile.home(cache);
   const bool has_sinks = args.sink_queries != nullptr;
 
   load_lines<DIM>(shared.keys, kTile, sizes.head_dim, [&](uint32_t i) {
@@ -171,13 +146,8 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   }
   any_sink = __syncthreads_or(any_sink);
 
-  uint32_t first_row = 0, last_row = end_row;
-  if (policy.probe == SKV_PROBE_LAST && end_row > policy.probe_rows) {
-    first_row = end_row - policy.probe_rows;
-  } else if (policy.probe == SKV_PROBE_INSTRUCTION) {
-    first_row = end_row;
-    last_row = forward_end(args.step);
-  }
+  const ObservedRows observed(args);
+  uint32_t first_row = observed.first;
   // Rows before the first staged one of the tile do not see any of it.
   if (tile.staged) first_row = max(first_row, tile.first);
   const uint32_t budget = head_words(
@@ -185,8 +155,8 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   const uint32_t rows_per_pass = kPairs<DIM> / group;
   Scores scores = {};
   if (owns) scores = load_scores(slot);
-  for (uint32_t row = first_row; row < last_row; row += rows_per_pass) {
-    const uint32_t rows = min(rows_per_pass, last_row - row);
+  for (uint32_t row = first_row; row < observed.end; row += rows_per_pass) {
+    const uint32_t rows = min(rows_per_pass, observed.end - row);
     if (threadIdx.x < rows * group) {
       const size_t query =
           static_cast<size_t>(row + threadIdx.x / group) * sizes.heads +
@@ -224,19 +194,26 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
 
 template <int DIM>
 cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
+  if constexpr (DIM == 64 || DIM == 128) {
+    if (launch.has_groups && is_group_observed<DIM>(args)) {
+      return launch_group_observe<DIM>(args, launch);
+    }
+  }
   const auto kernel = observe_kernel<DIM>;
   const size_t bytes = sizeof(Shared<DIM>);
   const cudaError_t status = allow_shared_memory(kernel, bytes);
   if (status != cudaSuccess) return status;
-  const dim3 grid((args.cache.max_capacity + kTile - 1) / kTile +
-                      (args.cache.stage_rows + kTile - 1) / kTile,
-                  args.sizes.kv_heads);
+  const dim3 grid(observed_tiles(args.cache, kTile), args.sizes.kv_heads);
   return launch_kernel(launch, kernel, grid, 32 * kWarps<DIM>, bytes, args);
 }
 
 }  // namespace
 
-Needs observe_needs(const skv_chunk_args &, uint32_t) { return {}; }
+Needs observe_needs(const skv_chunk_args &args, uint32_t) {
+  return with_width(args.sizes.head_dim, [&](auto width) -> Needs {
+    return {group_observe_bytes<decltype(width)::value>(args)};
+  });
+}
 
 cudaError_t launch_observe(const skv_chunk_args &args, const Launch &launch) {
   // What nothing reads is not kept.

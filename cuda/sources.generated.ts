@@ -20,9 +20,9 @@ export const cudaSources: Readonly<Record<string, string>> = {
 // Searching reads every key once per 64 or 128 of the others, and every value
 // where pairs are priced; slots are merged, and rows moved, by many blocks; the
 // rest is one block per head that reads side fields and writes what it changes.
-// In order: list_items, [allocate_heads, list_items], norms or spread, [search,
-// propose, match, merge_pairs] once per round with list_items between them, or
-// the kernels of lib/merge_segments.cuh, choose, then search, find_targets and
+// In order: list_items, [allocate_heads, list_items], spread, measure, once per
+// round [arrange, search, propose, match, merge_pairs], or the kernels of
+// lib/merge_segments.cuh, choose, then [arrange,] search, find_targets and
 // merge_victims or right_neighbours, settle, move; policies that only drop skip
 // the searches. Where scores are not the slots' own they are rated before each
 // step that compares them: see lib/ratings.cuh.
@@ -39,18 +39,15 @@ __host__ __device__ inline bool merges_pairs(const skv_policy &policy) {
          (merges_cheapest(policy) && policy.rounds > 0);
 }
 
-// Lists live slots and staged rows that hold tokens, and what may be merged in
-// pairs; \`again\` after a round of them.
+// Lists live slots and staged rows that hold tokens, and what may be merged by
+// similarity.
 __global__ void __launch_bounds__(kCompressThreads)
-    list_items_kernel(skv_chunk_args args, CompressWork all_work, bool again) {
+    list_items_kernel(skv_chunk_args args, CompressWork all_work) {
   __shared__ SelectScratch scratch;
   begin_kernel();
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
-  if (again) {
-    add_divergences(head, work, work.counters[kMatched], scratch);
-  }
   const uint32_t slots =
       list_if(head.words[kHeadHigh], work.items, scratch, [&](uint32_t i) {
         return item_slot(args, head, i).word(kSlotTokens) != 0;
@@ -69,7 +66,8 @@ __global__ void __launch_bounds__(kCompressThreads)
   }
   __syncthreads();
   uint32_t queries = 0;
-  if (merges_pairs(args.policy) && items > head.words[kHeadBudget]) {
+  if (merges_pairs(args.policy) && !merges_cheapest(args.policy) &&
+      items > head.words[kHeadBudget]) {
     queries = list_if(items, work.queries, scratch, [&](uint32_t i) {
       return item_is_evictable(args, head, work.items[i]);
     });
@@ -87,17 +85,17 @@ __global__ void __launch_bounds__(kCompressThreads)
   }
 }
 
-constexpr uint32_t kNormThreads = 256;
+constexpr uint32_t kMeasureThreads = 256;
 
 // One warp per item.
-__global__ void __launch_bounds__(kNormThreads)
-    norms_kernel(skv_chunk_args args, CompressWork all_work) {
+__global__ void __launch_bounds__(kMeasureThreads)
+    measure_kernel(skv_chunk_args args, CompressWork all_work) {
   begin_kernel();
   if (row_end(args.step) == 0) return;
   const ChunkHead head = chunk_head(args, blockIdx.y);
   const HeadWork work = all_work.head(blockIdx.y);
-  const uint32_t i = blockIdx.x * (kNormThreads / 32) + warp_id();
-  if (i < work.counters[kItems]) set_norm(args, head, work, i);
+  const uint32_t i = blockIdx.x * (kMeasureThreads / 32) + warp_id();
+  if (i < work.counters[kItems]) measure_item(args, head, work, i);
 }
 
 // How far the values of a head scatter, before anything is merged: in parts.
@@ -127,21 +125,12 @@ __global__ void __launch_bounds__(kCompressThreads)
   if (threadIdx.x == 0) work.counters[kSpread] = __float_as_uint(spread);
 }
 
-CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
-                     char *memory) {
+CompressWork work_of(const skv_chunk_args &args, char *memory) {
   CompressWork work;
   work.memory = memory;
   work.most = args.cache.max_capacity + args.cache.stage_rows;
-  work.parts = 1;
-  if (merges_cheapest(args.policy)) {
-    // Victims are as many as the rows of a chunk, at most.
-    const uint32_t tile = pair_query_tile(args.sizes.head_dim);
-    const uint32_t blocks =
-        (args.cache.stage_rows + tile - 1) / tile * args.sizes.kv_heads;
-    work.parts = max(1u, min(16u, 2 * multiprocessors / blocks));
-  } else if (merges_victims(args.policy)) {
-    work.parts = kSearchParts;
-  }
+  work.parts = merges_victims(args.policy) ? kSearchParts : 1;
+  work.most_priced = merges_cheapest(args.policy) ? work.most : 0;
   work.expected_heads = args.policy.score == SKV_SCORE_EXPECTED
                             ? args.sizes.heads / args.sizes.kv_heads
                             : 0;
@@ -155,14 +144,13 @@ CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
 
 }  // namespace
 
-Needs compress_needs(const skv_chunk_args &args, uint32_t multiprocessors) {
-  const CompressWork work = work_of(args, multiprocessors, nullptr);
+Needs compress_needs(const skv_chunk_args &args, uint32_t) {
+  const CompressWork work = work_of(args, nullptr);
   return {work.head_bytes * args.sizes.kv_heads};
 }
 
 cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
-  const CompressWork work =
-      work_of(args, launch.multiprocessors, launch.scratch);
+  const CompressWork work = work_of(args, launch.scratch);
   const uint32_t heads = args.sizes.kv_heads;
   const bool searches = merges_victims(args.policy);
   const auto per_head = [&](auto kernel) {
@@ -173,11 +161,7 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     return launch_item_search(args, work, for_pairs, launch);
   };
   const auto rate = [&] { return launch_ratings(args, work, launch); };
-  const auto list_items = [&](bool again) {
-    return launch_kernel(launch, list_items_kernel, heads, kCompressThreads, 0,
-                         args, work, again);
-  };
-  cudaError_t status = list_items(false);
+  cudaError_t status = per_head(list_items_kernel);
   if (status == cudaSuccess && args.policy.adaptive) {
     status = rate();
     if (status == cudaSuccess) {
@@ -185,7 +169,7 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
                              0, args, work);
     }
     // What may be merged in pairs depends on the budget.
-    if (status == cudaSuccess) status = list_items(false);
+    if (status == cudaSuccess) status = per_head(list_items_kernel);
   }
   if (status == cudaSuccess && merges_cheapest(args.policy)) {
     const auto kernel = args.sizes.head_dim % 8 == 0
@@ -194,17 +178,20 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     status = launch_kernel(launch, kernel, dim3(spread_parts(work.most), heads),
                            kSpreadThreads, 0, args, work);
     if (status == cudaSuccess) status = per_head(join_spread_kernel);
-  } else if (status == cudaSuccess && searches) {
-    const dim3 grid((work.most + kNormThreads / 32 - 1) / (kNormThreads / 32),
-                    heads);
-    status =
-        launch_kernel(launch, norms_kernel, grid, kNormThreads, 0, args, work);
+  }
+  if (status == cudaSuccess && searches) {
+    constexpr uint32_t kWarps = kMeasureThreads / 32;
+    status = launch_kernel(launch, measure_kernel,
+                           dim3((work.most + kWarps - 1) / kWarps, heads),
+                           kMeasureThreads, 0, args, work);
   }
   const bool pairs = merges_pairs(args.policy);
   const uint32_t rounds = merges_cheapest(args.policy) ? args.policy.rounds : 1;
   for (uint32_t round = 0; pairs && round < rounds; round++) {
-    // What was merged away is no item any more.
-    if (status == cudaSuccess && round > 0) status = list_items(true);
+    if (status == cudaSuccess && merges_cheapest(args.policy)) {
+      status = launch_kernel(launch, arrange_pairs_kernel, heads,
+                             kCompressThreads, 0, args, work, round > 0);
+    }
     if (status == cudaSuccess) status = search(true);
     if (status == cudaSuccess) status = rate();
     if (status == cudaSuccess) status = launch_pairs(args, work, launch);
@@ -220,7 +207,8 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
   }
   if (status == cudaSuccess) status = per_head(choose_kernel);
   if (status == cudaSuccess && searches) {
-    status = search(false);
+    if (merges_cheapest(args.policy)) status = per_head(arrange_victims_kernel);
+    if (status == cudaSuccess) status = search(false);
     if (status == cudaSuccess) status = launch_merges(args, work, launch);
   }
   if (status == cudaSuccess && args.policy.merge == SKV_MERGE_RIGHT_NEIGHBOUR) {
@@ -448,6 +436,184 @@ static __global__ void __launch_bounds__(kCompressThreads)
   // All threads have read what thread 0 changes.
   __syncthreads();
   if (threadIdx.x == 0) settle_heads(args, work, free);
+}
+`,
+  "lib/arrange_pairs.cuh": `// Arranging items for a search of the cheapest pairs: the heaviest first.
+//
+// Each pair is looked at from its lighter end, so an item is compared with
+// those before it, and tiles of candidates that have none of these are left
+// out: half of all. Items of about the same weight are in any order, as that is
+// all that tiles take; the alternative that lost sorts them.
+#pragma once
+
+#include "compress_work.cuh"
+#include "overlap.cuh"
+#include "search_shares.cuh"
+#include "select_smallest.cuh"
+
+// Classes of weight, 1/32 of a factor e wide; the last has all that are
+// lighter.
+constexpr uint32_t kWeightClasses = 4096;
+constexpr float kClassesPerFactor = 32.0f;
+
+struct ArrangeShared {
+  SelectScratch select;
+  float largest[32];
+  uint32_t starts[kWeightClasses];
+  // Where the next item of a class goes.
+  uint32_t next[kWeightClasses];
+};
+
+// The largest \`x\` of the block's threads.
+__device__ inline float block_max(float x, float (&scratch)[32]) {
+  x = warp_max(x);
+  __syncthreads();
+  if (lane_id() == 0) scratch[warp_id()] = x;
+  __syncthreads();
+  x = lane_id() < blockDim.x / 32 ? scratch[lane_id()] : -INFINITY;
+  return warp_max(x);
+}
+
+// Leaves how many tiles of candidates the tiles of queries have that come
+// before each; \`ends(last)\` is how many candidates the query \`last\` is compared
+// with. Called by the whole block.
+template <class Ends>
+__device__ inline void start_rows(const HeadWork &work, uint32_t queries,
+                                  SelectScratch &scratch, Ends ends) {
+  const uint32_t rows = (queries + kPairTileItems - 1) / kPairTileItems;
+  uint32_t before = 0;
+  for (uint32_t first = 0; first < rows; first += blockDim.x) {
+    const uint32_t row = first + threadIdx.x;
+    uint32_t tiles = 0, all;
+    if (row < rows) {
+      const uint32_t last = min(queries, (row + 1) * kPairTileItems) - 1;
+      tiles = max(1u, (ends(last) + kPairTileItems - 1) / kPairTileItems);
+    }
+    const uint32_t start = before + block_prefix(tiles, all, scratch.block);
+    if (row < rows) work.row_starts[row] = start;
+    before += all;
+  }
+  if (threadIdx.x == 0) work.counters[kPairTiles] = before;
+}
+
+__device__ inline PlacedItem placed_item(const HeadWork &work,
+                                         uint32_t ordinal) {
+  const float4 measures = work.measures[ordinal];
+  return {work.items[ordinal],
+          ordinal,
+          __float_as_uint(measures.w),
+          measures.x,
+          {measures.y, measures.z},
+          0,
+          0};
+}
+
+// Puts \`count\` items of a list in their order. Called by the whole block.
+__device__ inline void place_by_weight(const HeadWork &work,
+                                       const uint32_t *list, uint32_t count,
+                                       ArrangeShared &shared) {
+  float largest = -INFINITY;
+  for (uint32_t k = threadIdx.x; k < count; k += blockDim.x) {
+    largest = fmaxf(largest, work.measures[list[k]].x);
+  }
+  largest = block_max(largest, shared.largest);
+  const auto class_of = [&](uint32_t ordinal) {
+    const float below =
+        (largest - work.measures[ordinal].x) * kClassesPerFactor;
+    return static_cast<uint32_t>(
+        fminf(below, static_cast<float>(kWeightClasses - 1)));
+  };
+  for (uint32_t c = threadIdx.x; c < kWeightClasses; c += blockDim.x) {
+    shared.next[c] = 0;
+  }
+  __syncthreads();
+  for (uint32_t k = threadIdx.x; k < count; k += blockDim.x) {
+    atomicAdd(shared.next + class_of(list[k]), 1);
+  }
+  __syncthreads();
+  // A thread has a run of classes.
+  const uint32_t run = kWeightClasses / blockDim.x;
+  const uint32_t first = threadIdx.x * run;
+  uint32_t mine = 0, all;
+  for (uint32_t c = first; c < first + run; c++) mine += shared.next[c];
+  uint32_t start = block_prefix(mine, all, shared.select.block);
+  for (uint32_t c = first; c < first + run; c++) {
+    const uint32_t own = shared.next[c];
+    shared.starts[c] = shared.next[c] = start;
+    start += own;
+  }
+  __syncthreads();
+  for (uint32_t k = threadIdx.x; k < count; k += blockDim.x) {
+    const uint32_t ordinal = list[k], own = class_of(ordinal);
+    const uint32_t place = atomicAdd(shared.next + own, 1);
+    PlacedItem item = placed_item(work, ordinal);
+    item.first = shared.starts[own];
+    item.end = own + 1 < kWeightClasses ? shared.starts[own + 1] : count;
+    work.placed[place] = item;
+    work.queries[place] = work.candidates[place] = ordinal;
+  }
+  __syncthreads();
+}
+
+// Arranges what may be merged in pairs, in each round; nothing where the head
+// fits or where the round before, if there was one, found no pair.
+static __global__ void __launch_bounds__(kCompressThreads)
+    arrange_pairs_kernel(skv_chunk_args args, CompressWork all_work,
+                         bool again) {
+  __shared__ ArrangeShared shared;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const ChunkHead head = chunk_head(args, blockIdx.x);
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t items = work.counters[kItems];
+  const uint32_t left = items - work.counters[kPairs];
+  const uint32_t matched = work.counters[kMatched];
+  if (again && matched > 0) {
+    add_divergences(head, work, matched, shared.select);
+  }
+  uint32_t count = 0;
+  if (left > head.words[kHeadBudget] && (!again || matched > 0)) {
+    for (uint32_t i = threadIdx.x; i < items; i += blockDim.x) {
+      work.marks[i] &= kGone;
+      work.keys[i] = kNoKey;
+    }
+    __syncthreads();
+    // Parts of searches are not in use yet.
+    uint32_t *const list = work.nearest;
+    count = list_if(items, list, shared.select, [&](uint32_t i) {
+      return (work.marks[i] & kGone) == 0 &&
+             is_evictable(__float_as_uint(work.measures[i].w), args.policy,
+                          head.words[kHeadRecent], head.newest);
+    });
+    place_by_weight(work, list, count, shared);
+    start_rows(work, count, shared.select,
+               [&](uint32_t last) { return work.placed[last].end; });
+  }
+  // The counters that are written were read above.
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    work.counters[kQueries] = work.counters[kCandidates] = count;
+    if (count == 0) work.counters[kPairTiles] = 0;
+    work.counters[kMatched] = 0;
+  }
+}
+
+// Arranges victims and what may take them, in the order of their lists.
+static __global__ void __launch_bounds__(kCompressThreads)
+    arrange_victims_kernel(skv_chunk_args args, CompressWork all_work) {
+  __shared__ SelectScratch scratch;
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  const HeadWork work = all_work.head(blockIdx.x);
+  const uint32_t victims = work.counters[kQueries];
+  const uint32_t targets = victims > 0 ? work.counters[kCandidates] : 0;
+  for (uint32_t k = threadIdx.x; k < victims; k += blockDim.x) {
+    work.placed[k] = placed_item(work, work.queries[k]);
+  }
+  for (uint32_t k = threadIdx.x; k < targets; k += blockDim.x) {
+    work.placed[victims + k] = placed_item(work, work.candidates[k]);
+  }
+  start_rows(work, victims, scratch, [&](uint32_t) { return targets; });
 }
 `,
   "lib/attend_job.cuh": `// What a block of attention works on: some query heads of a KV head of one row,
@@ -1475,6 +1641,240 @@ __device__ inline void merge_cheapest(const skv_merge_attend_args &args,
   if (lane_id() == 0) remove_slot(args, job, goes, stays != kNoItem, merged);
 }
 `,
+  "lib/cheapest_pairs.cuh": `// The cheapest candidate to merge with for each of 16 queries, while products
+// of keys and of values with tiles of candidates go by. Lanes have the products
+// that mma() deals them: four lanes share a query, whose rows are \`h\`.
+//
+// A cost has an exponential and a logarithm, but most pairs are not near the
+// cheapest so far. For a query \`a\` the cost of a candidate \`b\` is, but for a
+// factor that all candidates share, D / (1 + exp(wₐ − w_b)); so who costs less
+// than the limit c has D < c + c exp(wₐ − r) · exp(r − w_b), for any r. That is
+// one more multiplication per pair. Only those that pass, with some room for
+// rounding, are priced. The alternative that lost: each pair is priced, which
+// takes six times as long as all products.
+#pragma once
+
+#include "neighbour.cuh"
+#include "pair_costs.cuh"
+
+// What is known of a tile of candidates beside their keys and values.
+template <uint32_t CANDIDATES>
+struct PairSide {
+  // What the squares of keys and then of values count, of two candidates next
+  // to each other; infinity where there is none.
+  float4 squares[CANDIDATES / 2];
+  // exp(r − w), of the same two.
+  float2 factors[CANDIDATES / 2];
+  float weights[CANDIDATES];
+  uint32_t positions[CANDIDATES];
+  // kNoItem where there is none.
+  uint32_t items[CANDIDATES];
+
+  // Sets what candidate \`c\` is.
+  __device__ void set(uint32_t c, float reference, float weight,
+                      uint32_t position, uint32_t item) {
+    reinterpret_cast<float *>(factors)[c] = weight_ratio(reference - weight);
+    weights[c] = weight;
+    positions[c] = position;
+    items[c] = item;
+  }
+  // Sets its squares, after that.
+  __device__ void set_key_square(uint32_t c, const PairCosts &costs, float x) {
+    reinterpret_cast<float *>(squares + c / 2)[c % 2] =
+        items[c] != kNoItem ? costs.keys * x : INFINITY;
+  }
+  __device__ void set_value_square(uint32_t c, const PairCosts &costs,
+                                   float x) {
+    reinterpret_cast<float *>(squares + c / 2)[2 + c % 2] = costs.values * x;
+  }
+
+  // exp(x), or somewhat more where that were next to nothing: limits are then
+  // wider than they need be.
+  __device__ static float weight_ratio(float x) {
+    constexpr float kLeast = -80.0f;
+    return expf(fmaxf(x, kLeast));
+  }
+};
+
+// A query; \`exists\` or it finds nothing.
+struct PairQuery {
+  bool exists;
+  float weight;
+  uint32_t position;
+  float squares[2];
+};
+
+template <uint32_t CANDIDATES>
+class CheapestPairs {
+ public:
+  using Side = PairSide<CANDIDATES>;
+  using Products = float[CANDIDATES / 8][4];
+
+  // \`reference\` is r.
+  __device__ void begin(const PairCosts &costs, float reference,
+                        const PairQuery (&queries)[2]) {
+    key_scale_ = -2.0f * costs.keys;
+    value_scale_ = -2.0f * costs.values;
+    least_value_ = costs.is_product ? 1.0f : 0.0f;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const PairQuery &query = queries[h];
+      weights_[h] = query.weight;
+      positions_[h] = query.position;
+      keys_[h] = costs.keys * query.squares[0];
+      values_[h] = costs.values * query.squares[1] + least_value_;
+      factors_[h] = Side::weight_ratio(query.weight - reference);
+      set_limit(h, query.exists ? INFINITY : -INFINITY);
+      best_[h] = kNoNeighbour;
+    }
+  }
+
+  // Adds a tile. Where it \`is_mixed\`, only candidates count that are heavier
+  // than the query.
+  __device__ void add(const Products &keys, const Products &values,
+                      const Side &side, bool is_mixed) {
+#pragma unroll
+    for (int part = 0; part < kParts; part++) {
+      bool is_near[2];
+      if (least_value_ > 0.0f) {
+        look<true>(part, keys, values, side, is_near);
+      } else {
+        look<false>(part, keys, values, side, is_near);
+      }
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        if (!__any_sync(kAllLanes, is_near[h])) continue;
+        price(h, part, keys, values, side, is_mixed);
+        // All four lanes have the limit of the best.
+        float limit = limits_[h];
+        limit = fminf(limit, __shfl_xor_sync(kAllLanes, limit, 1));
+        set_limit(h, fminf(limit, __shfl_xor_sync(kAllLanes, limit, 2)));
+      }
+    }
+  }
+
+  // The best of row \`h\`, by the negative of the cost.
+  __device__ Neighbour best(int h) const {
+    return nearest_of_lanes<2>(best_[h]);
+  }
+
+ private:
+  // Candidates are looked at in parts: those that are priced are few.
+  static constexpr int kPartTiles = 4;
+  static constexpr int kParts = CANDIDATES / 8 / kPartTiles;
+  // A limit is this much more than the cost that it stands for.
+  static constexpr float kRoom = 1.0001f;
+
+  __device__ void set_limit(int h, float limit) {
+    limits_[h] = limit;
+    scaled_limits_[h] = limit * factors_[h];
+  }
+
+  // What the squared distances of a pair count. Rounding may take either below
+  // what it is at least, and their distance with it.
+  template <bool PRODUCT>
+  __device__ float distance(float keys, float values, int h, float key_square,
+                            float value_square) const {
+    const float k = fmaf(key_scale_, keys, keys_[h] + key_square);
+    const float v = fmaf(value_scale_, values, values_[h] + value_square);
+    return PRODUCT ? k * v : k + v;
+  }
+
+  // Whether any pair of a part may be better than the best so far.
+  template <bool PRODUCT>
+  __device__ void look(int part, const Products &keys, const Products &values,
+                       const Side &side, bool (&is_near)[2]) const {
+    const uint32_t t = lane_id() % 4;
+    is_near[0] = is_near[1] = false;
+#pragma unroll
+    for (int n = kPartTiles * part; n < kPartTiles * (part + 1); n++) {
+      const float4 squares = side.squares[4 * n + t];
+      const float2 factors = side.factors[4 * n + t];
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const int h = i / 2;
+        const float d = distance<PRODUCT>(keys[n][i], values[n][i], h,
+                                          i % 2 == 0 ? squares.x : squares.y,
+                                          i % 2 == 0 ? squares.z : squares.w);
+        const float factor = i % 2 == 0 ? factors.x : factors.y;
+        // What is no number is not known to be worse.
+        is_near[h] |= !(d > fmaf(scaled_limits_[h], factor, limits_[h]));
+      }
+    }
+  }
+
+  // Prices the pairs of a part that may be better, the least distances first,
+  // which leave few others.
+  __device__ void price(int h, int part, const Products &keys,
+                        const Products &values, const Side &side,
+                        bool is_mixed) {
+    const uint32_t t = lane_id() % 4;
+    uint32_t priced = 0;
+    while (true) {
+      float least = INFINITY;
+      uint32_t found = 0;
+#pragma unroll
+      for (int k = 0; k < 2 * kPartTiles; k++) {
+        const int n = kPartTiles * part + k / 2;
+        const float4 squares = side.squares[4 * n + t];
+        const float2 factors = side.factors[4 * n + t];
+        const float key_square = k % 2 == 0 ? squares.x : squares.y;
+        const float value_square = k % 2 == 0 ? squares.z : squares.w;
+        const float factor = k % 2 == 0 ? factors.x : factors.y;
+        const float x = fmaxf(0.0f, fmaf(key_scale_, keys[n][2 * h + k % 2],
+                                         keys_[h] + key_square));
+        const float y =
+            fmaxf(least_value_, fmaf(value_scale_, values[n][2 * h + k % 2],
+                                     values_[h] + value_square));
+        const float d =
+            fmaxf(kLeastDistance, least_value_ > 0.0f ? x * y : x + y);
+        const uint32_t bit = 1u << k;
+        if (d > fmaf(scaled_limits_[h], factor, limits_[h])) continue;
+        if ((priced & bit) != 0 || !(d < least)) continue;
+        if (is_mixed && !is_heavier(side, 8 * n + 2 * t + k % 2, h)) continue;
+        least = d;
+        found = bit;
+      }
+      if (found == 0) return;
+      priced |= found;
+      const uint32_t k = __ffs(found) - 1;
+      add(h, least, side, 8 * (kPartTiles * part + k / 2) + 2 * t + k % 2);
+    }
+  }
+
+  // Whether candidate \`c\` is heavier than query \`h\`; none is than itself.
+  __device__ bool is_heavier(const Side &side, uint32_t c, int h) const {
+    const float weight = side.weights[c];
+    return weight > weights_[h] ||
+           (weight == weights_[h] && side.positions[c] < positions_[h]);
+  }
+
+  // Adds candidate \`c\`, which is this far away.
+  __device__ void add(int h, float distance, const Side &side, uint32_t c) {
+    const float weight = side.weights[c];
+    const Neighbour candidate = {
+        -PairCosts::cost(weights_[h], weight, distance), side.positions[c],
+        side.items[c]};
+    if (!candidate.beats(best_[h])) return;
+    best_[h] = candidate;
+    const float limit = kRoom * distance / (1.0f + expf(weights_[h] - weight));
+    // That of the four lanes may be lower.
+    set_limit(h, fminf(limits_[h], limit));
+  }
+
+  float key_scale_, value_scale_;
+  // What the distance of values counts where there is none.
+  float least_value_;
+  // Of the queries: what squares count, and exp(w − r).
+  float keys_[2], values_[2];
+  float weights_[2], factors_[2];
+  uint32_t positions_[2];
+  // c and c exp(w − r).
+  float limits_[2], scaled_limits_[2];
+  // The best that this lane has found.
+  Neighbour best_[2];
+};
+`,
   "lib/choose_victims.cuh": `// Who goes when a chunk is compressed, and who may take them.
 #pragma once
 
@@ -1795,6 +2195,11 @@ class ClosestKeys {
 constexpr uint32_t kCompressThreads = 512;
 constexpr uint32_t kCompressWarps = kCompressThreads / 32;
 
+// Whether pairs merge that cost least.
+__host__ __device__ inline bool merges_cheapest(const skv_policy &policy) {
+  return policy.merge == SKV_MERGE_PAIR;
+}
+
 // Set in an item that is a row of the stage; the rest is its row.
 constexpr uint32_t kStaged = 0x80000000u;
 
@@ -1809,6 +2214,7 @@ enum Counter {
   kQueries = 1,
   kCandidates = 2,
   kMembers = 3,
+  // Items that were merged away by now.
   kPairs = 4,
   // How far the values of the head scatter before anything is merged; a float.
   kSpread = 5,
@@ -1817,8 +2223,29 @@ enum Counter {
   kMoved = 6,
   // Pairs of the round, listed by who proposed them in \`queries\`.
   kMatched = 7,
-  kCounters = 8
+  // Tiles of a search of pairs.
+  kPairTiles = 8,
+  kCounters = 9
 };
+
+// An item as those that price pairs see it, in the order in which they go
+// through items.
+struct alignas(16) PlacedItem {
+  uint32_t item;
+  uint32_t ordinal;
+  uint32_t position;
+  // ln of what it weighs in a merge.
+  float weight;
+  // Of its key and of its value.
+  float squares[2];
+  // Places of those that are about as heavy: all before are heavier, all behind
+  // lighter.
+  uint32_t first;
+  uint32_t end;
+};
+
+// Queries of a tile of lib/group_pairs.cuh, and candidates.
+constexpr uint32_t kPairTileItems = 128;
 
 // Lists of one KV head, \`most\` long each.
 struct HeadWork {
@@ -1846,6 +2273,13 @@ struct HeadWork {
   Expectation expected;
   // Where the cheapest pairs are merged: see lib/value_spread.cuh.
   float *spreads;
+  // There too: the weight, the squares of key and value and the position of
+  // each item; queries and candidates by place, candidates behind queries where
+  // they are others; and for each tile of queries how many tiles of candidates
+  // those before it have.
+  float4 *measures;
+  PlacedItem *placed;
+  uint32_t *row_starts;
   // (kCounters)
   uint32_t *counters;
 };
@@ -1860,6 +2294,8 @@ struct CompressWork {
   uint32_t expected_heads;
   // Floats by which the scatter of the values of a head is found.
   uint32_t spread_words;
+  // Items whose pairs may be priced.
+  uint32_t most_priced;
 
   // Bytes of one head's lists.
   size_t bytes() const {
@@ -1869,7 +2305,13 @@ struct CompressWork {
            aligned(static_cast<size_t>(most) * 8) * 2 +
            aligned(states * kMaxGroup * sizeof(float2)) +
            aligned(static_cast<size_t>(spread_words) * 4) +
-           aligned(kCounters * 4);
+           aligned(static_cast<size_t>(most_priced) * sizeof(float4)) +
+           aligned(static_cast<size_t>(most_priced) * sizeof(PlacedItem)) +
+           aligned(row_words() * 4) + aligned(kCounters * 4);
+  }
+
+  __host__ __device__ size_t row_words() const {
+    return most_priced / kPairTileItems + 2;
   }
 
   __host__ __device__ static size_t aligned(size_t bytes) {
@@ -1904,6 +2346,11 @@ struct CompressWork {
         reinterpret_cast<float *>(take(expected_heads * aligned(words)));
     work.spreads =
         reinterpret_cast<float *>(take(static_cast<size_t>(spread_words) * 4));
+    const size_t priced = most_priced;
+    work.measures = reinterpret_cast<float4 *>(take(priced * sizeof(float4)));
+    work.placed =
+        reinterpret_cast<PlacedItem *>(take(priced * sizeof(PlacedItem)));
+    work.row_starts = reinterpret_cast<uint32_t *>(take(row_words() * 4));
     work.expected.states = reinterpret_cast<float2 *>(at);
     return work;
   }
@@ -1946,6 +2393,21 @@ __device__ inline bool item_is_evictable(const skv_chunk_args &args,
                                          const ChunkHead &head, uint32_t item) {
   return is_evictable(item_slot(args, head, item).word(kSlotPosition),
                       args.policy, head.words[kHeadRecent], head.newest);
+}
+
+// Adds up what the merges of a head cost. Called by the whole block.
+__device__ inline void add_divergences(const ChunkHead &head,
+                                       const HeadWork &work, uint32_t victims,
+                                       SelectScratch &scratch) {
+  float divergence = 0.0f;
+  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
+    divergence += work.divergences[v];
+  }
+  divergence = block_sum(divergence, scratch);
+  if (threadIdx.x == 0) {
+    head.words[kHeadDivergence] = __float_as_uint(
+        __uint_as_float(head.words[kHeadDivergence]) + divergence);
+  }
 }
 `,
   "lib/count_ranks.cuh": `// The second look: ids and weights by coarse ranks, which leave a narrow range
@@ -3385,6 +3847,28 @@ __device__ inline uint32_t find_id(uint32_t begin, uint32_t end, uint64_t left,
   return shared.chosen;
 }
 `,
+  "lib/gather_tile.cuh": `// Lines from anywhere as a tile of products of groups.
+#pragma once
+
+#include "group_instructions.cuh"
+
+// Starts to copy LINES lines to a tile as products want it: see
+// tile_descriptor(). \`line(i)\` is where line i is in memory, or null for zeros.
+template <int DIM, uint32_t LINES, uint32_t THREADS, class Line>
+__device__ inline void gather_tile(skv_cached (*tile)[LINES][kTileColumns],
+                                   uint32_t head_dim, Line line) {
+  constexpr uint32_t kChunks = DIM / 8;
+  static_assert(LINES * kChunks % THREADS == 0, "as much for each thread");
+  const uint32_t chunk = threadIdx.x % kChunks;
+#pragma unroll
+  for (uint32_t k = 0; k < LINES * kChunks / THREADS; k++) {
+    const uint32_t at = threadIdx.x / kChunks + k * (THREADS / kChunks);
+    const skv_cached *from = line(at);
+    copy_async(tile[chunk / 8][at] + 8 * (chunk % 8 ^ at % 8), from + 8 * chunk,
+               from != nullptr && 8 * chunk < head_dim);
+  }
+}
+`,
   "lib/group_attend.cuh": `// Attention of a chunk on Hopper: the plain form of prefill_attend.cu with
 // products of groups of four warps, whose operands an engine copies to shared
 // memory.
@@ -4011,6 +4495,493 @@ __device__ inline float read_peer(const float *own, uint32_t rank) {
 
 #undef SKV_HOPPER
 `,
+  "lib/group_observe.cuh": `// Scores of many rows of a chunk on Hopper: observe.cu with products of groups
+// of four warps.
+//
+// The moving sum of a slot after rows r of n is
+//
+//   E = αⁿ E + (1 − α) / heads · Σ α^(n − 1 − r) exp(logit)
+//
+// so its terms need no order: each thread adds those of its part of the rows,
+// with α's power in the exponent, at a reference of its own, as a softmax does.
+// The alternative that lost, by eight times: row after row, with a logarithm
+// each (observe.cu), which few rows are not worth avoiding.
+#pragma once
+
+#include <algorithm>
+
+#include "gather_tile.cuh"
+#include "half_rows.cuh"
+#include "observed_sums.cuh"
+#include "rounded_queries.cuh"
+
+template <int DIM>
+struct GroupObserve {
+  static constexpr uint32_t kThreads = 256;
+  // Slots of a block, 64 for each group; pairs of a tile.
+  static constexpr uint32_t kSlots = 64 * (kThreads / 128);
+  static constexpr uint32_t kPairs = 128;
+  static constexpr uint32_t kParts = DIM / kTileColumns;
+  static constexpr int kSums = kPairs / 8;
+  using Logits = float[kSums][4];
+
+  // What is known of a tile of pairs: what products are multiplied by, and what
+  // is added then for the weight and for the term of the moving sum, in units
+  // of ln 2.
+  struct Side {
+    float inverse[kPairs];
+    float weight[kPairs];
+    float term[kPairs];
+  };
+  struct Shared {
+    skv_cached keys[kParts][kSlots][kTileColumns];
+    // One tile comes while one is multiplied.
+    skv_cached queries[2][kParts][kPairs][kTileColumns];
+    Side sides[2];
+  };
+  static constexpr size_t kBytes = sizeof(Shared) + kTileAlignment;
+};
+
+template <int DIM>
+__global__ void __launch_bounds__(GroupObserve<DIM>::kThreads, 2)
+    group_observe_kernel(skv_chunk_args args, RoundedQueries from) {
+  using Form = GroupObserve<DIM>;
+  auto &shared = tile_memory<typename Form::Shared>();
+  begin_kernel();
+  const skv_sizes &sizes = args.sizes;
+  const uint32_t kv_head = blockIdx.x;
+  const uint32_t group = sizes.heads / sizes.kv_heads;
+  const ObservedTile tile =
+      observed_tile(args, kv_head, blockIdx.y, Form::kSlots);
+  const ObservedRows rows(args);
+  // Rows before the first staged one of the tile do not see any of it.
+  const uint32_t first_row = max(rows.first, tile.staged ? tile.first : 0);
+  if (tile.count == 0 || first_row >= rows.end) return;
+  const skv_slots &home = tile.home(args.cache);
+  const uint32_t first_slot = tile.base + tile.first;
+  gather_tile<DIM, Form::kSlots, Form::kThreads>(
+      shared.keys, sizes.head_dim, [&](uint32_t i) -> const skv_cached * {
+        return i < tile.count
+                   ? slot_at(home, first_slot + i, sizes.head_dim).key
+                   : nullptr;
+      });
+  const uint32_t first_pair = first_row * group, end_pair = rows.end * group;
+  const bool raw = args.policy.raw_scale != 0;
+  // An infinite power of nothing is no number.
+  const float log_alpha = kLog2E * fmaxf(args.policy.log_alpha, kLogZero);
+  const auto fetch = [&](uint32_t first, uint32_t stage) {
+    gather_tile<DIM, Form::kPairs, Form::kThreads>(
+        shared.queries[stage], DIM, [&](uint32_t i) -> const skv_cached * {
+          const uint32_t pair = first + i;
+          return pair >= first_pair && pair < end_pair
+                     ? from.lines + from.index(kv_head, pair) * DIM
+                     : nullptr;
+        });
+    commit_copies();
+    if (threadIdx.x >= Form::kPairs) return;
+    auto &side = shared.sides[stage];
+    const uint32_t pair = first + threadIdx.x, row = pair / group;
+    float inverse = 0.0f, weight = -INFINITY, term = -INFINITY;
+    if (pair >= first_pair && pair < end_pair) {
+      inverse = from.inverse[from.index(kv_head, pair)];
+      weight = -kLog2E * args.log_sums[static_cast<size_t>(row) * sizes.heads +
+                                       kv_head * group + pair % group];
+      term = (raw ? 0.0f : weight) +
+             static_cast<float>(rows.end - 1 - row) * log_alpha;
+    }
+    side.inverse[threadIdx.x] = inverse;
+    side.weight[threadIdx.x] = weight;
+    side.term[threadIdx.x] = term;
+  };
+  const uint32_t warps_slot = 64 * (threadIdx.x / 128) + 16 * (warp_id() % 4);
+  const uint32_t own = warps_slot + lane_id() / 4;
+  ObservedSums sums;
+  uint32_t stage = 0;
+  fetch(first_pair, 0);
+#pragma unroll 1
+  for (uint32_t first = first_pair; first < end_pair; first += Form::kPairs) {
+    wait_copies<0>();
+    show_writes();
+    // The tile is there, and nobody reads the one before it any more.
+    __syncthreads();
+    if (first + Form::kPairs < end_pair) {
+      fetch(first + Form::kPairs, stage ^ 1);
+    }
+    typename Form::Logits x;
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < DIM / 16; k++) {
+      const uint32_t part = 16 * k / kTileColumns;
+      const uint32_t column = 16 * k % kTileColumns;
+      const uint64_t left =
+          lines_at(&shared.keys[part][64 * (threadIdx.x / 128)][column]);
+      const uint64_t right = lines_at(&shared.queries[stage][part][0][column]);
+      if (k == 0) {
+        group_product_new<Form::kPairs>(x, left, right);
+      } else {
+        group_product_cached<Form::kPairs>(x, left, right);
+      }
+    }
+    commit_products();
+    wait_products<0>();
+    hold_sums<Form::kSums>(x);
+    // Rows do not see those that are staged after them.
+    if (tile.staged && first / group < tile.first + Form::kSlots) {
+#pragma unroll
+      for (int n = 0; n < Form::kSums; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const uint32_t pair = first + 8 * n + lane_id() % 4 * 2 + i % 2;
+          const uint32_t row = tile.first + own + i / 2 * 8;
+          if (pair < row * group) x[n][i] = -INFINITY;
+        }
+      }
+    }
+    sums.add<Form>(x, shared.sides[stage]);
+    stage ^= 1;
+  }
+  sums.join_lanes();
+  // One lane for each of the two slots.
+  const uint32_t h = lane_id() % 4, mine = own + 8 * h;
+  if (h > 1 || mine >= tile.count) return;
+  const Slot slot = slot_at(home, first_slot + mine, sizes.head_dim);
+  if (!tile.staged && slot.word(kSlotTokens) == 0) return;
+  const uint32_t seen_from =
+      max(first_row, tile.staged ? tile.first + mine : 0);
+  if (seen_from >= rows.end) return;
+  const uint32_t count = rows.end - seen_from;
+  if (h == 0) {
+    sums.store(0, count, slot, group, args.policy);
+  } else {
+    sums.store(1, count, slot, group, args.policy);
+  }
+}
+
+// Whether a call is for this form: many rows, all seen by their logits alone,
+// whose order does not count.
+template <int DIM>
+inline bool is_group_observed(const skv_chunk_args &args) {
+  const skv_policy &policy = args.policy;
+  const bool is_ordered = policy.score == SKV_SCORE_LAST ||
+                          policy.score == SKV_SCORE_AGE ||
+                          policy.score == SKV_SCORE_STEP_GAIN;
+  const uint32_t rows = policy.probe == SKV_PROBE_ALL
+                            ? args.step.rows
+                            : std::min(policy.probe_rows, args.step.rows);
+  return (DIM == 64 || DIM == 128) && args.sizes.head_dim % 8 == 0 &&
+         args.sink_queries == nullptr && args.cache.lanes == 1 && !is_ordered &&
+         rows > kMostExactRows;
+}
+
+template <int DIM>
+inline size_t group_observe_bytes(const skv_chunk_args &args) {
+  if (!is_group_observed<DIM>(args)) return 0;
+  Scratch none(nullptr);
+  take_queries<DIM>(args, none);
+  return none.taken(nullptr);
+}
+
+template <int DIM>
+inline cudaError_t launch_group_observe(const skv_chunk_args &args,
+                                        const Launch &launch) {
+  using Form = GroupObserve<DIM>;
+  Scratch scratch(launch.scratch);
+  const RoundedQueries queries = take_queries<DIM>(args, scratch);
+  cudaError_t status = launch_round_pairs<DIM>(args, queries, launch);
+  const auto kernel = group_observe_kernel<DIM>;
+  if (status == cudaSuccess) {
+    status = allow_shared_memory(kernel, Form::kBytes);
+  }
+  if (status != cudaSuccess) return status;
+  const dim3 grid(args.sizes.kv_heads,
+                  observed_tiles(args.cache, Form::kSlots));
+  return launch_kernel(launch, kernel, grid, Form::kThreads, Form::kBytes, args,
+                       queries);
+}
+`,
+  "lib/group_pairs.cuh": `// The search for the cheapest pairs of a chunk on Hopper: lib/search.cuh with
+// products of groups of four warps, and with less to do: items are in the order
+// of lib/arrange_pairs.cuh.
+//
+// A block has one multiprocessor: two groups with 64 queries each, which go
+// through tiles of 128 candidates by turns. While one group's products of keys
+// and values with a tile are made, the other compares what it has of the tile
+// before. In step 2 t the first group multiplies tile t, the second compares
+// tile t - 1; in step 2 t + 1 the first compares tile t and the second
+// multiplies it. All meet after each step.
+#pragma once
+
+#include "arrange_pairs.cuh"
+#include "cheapest_pairs.cuh"
+#include "group_instructions.cuh"
+#include "group_tiles.cuh"
+
+template <int DIM>
+struct GroupPairs {
+  static constexpr uint32_t kThreads = 256;
+  static constexpr uint32_t kGroupQueries = 64;
+  static constexpr uint32_t kQueries = kPairTileItems;
+  static constexpr uint32_t kCandidates = kPairTileItems;
+  static constexpr uint32_t kParts = DIM / kTileColumns;
+  using Cheapest = CheapestPairs<kCandidates>;
+  using Products = typename Cheapest::Products;
+  using Tile = skv_cached[kParts][kCandidates][kTileColumns];
+
+  struct Side : PairSide<kCandidates> {
+    const skv_cached *lines[2][kCandidates];
+  };
+
+  // Keys come first, then values.
+  struct Shared {
+    Tile queries[2];
+    // One tile comes while one is multiplied.
+    Tile candidates[2][2];
+    // One more: a tile's is written before its lines are fetched.
+    Side sides[3];
+  };
+  static constexpr size_t kBytes = sizeof(Shared) + kTileAlignment;
+};
+
+// The queries and candidates of a head, as they were arranged.
+struct PlacedLists {
+  const skv_chunk_args &args;
+  ChunkHead head;
+  HeadWork work;
+  uint32_t queries;
+  uint32_t candidates;
+  const PlacedItem *candidate_items;
+
+  __device__ PlacedLists(const skv_chunk_args &chunk, const CompressWork &all,
+                         uint32_t kv_head, bool for_pairs)
+      : args(chunk), head(chunk_head(chunk, kv_head)), work(all.head(kv_head)) {
+    queries = work.counters[kQueries];
+    candidates = work.counters[kCandidates];
+    candidate_items = work.placed + (for_pairs ? 0 : queries);
+  }
+  __device__ Slot slot(const PlacedItem &item) const {
+    return item_slot(args, head, item.item);
+  }
+};
+
+// Rows of tiles whose lengths are not all the same.
+struct ArrangedRows {
+  const CompressWork &all;
+
+  __device__ uint32_t longest(uint32_t h) const {
+    return (all.head(h).counters[kCandidates] + kPairTileItems - 1) /
+           kPairTileItems;
+  }
+  __device__ uint32_t tiles(uint32_t h) const {
+    return all.head(h).counters[kPairTiles];
+  }
+  // Called by whole warps.
+  __device__ TileRow row_at(uint32_t h, uint32_t at) const {
+    const HeadWork work = all.head(h);
+    const uint32_t rows =
+        (work.counters[kQueries] + kPairTileItems - 1) / kPairTileItems;
+    const auto start_of = [&](uint32_t row) {
+      return row < rows ? work.row_starts[row] : work.counters[kPairTiles];
+    };
+    uint32_t after = 0;
+    for (uint32_t first = 0; first < rows; first += 32) {
+      const uint32_t row = first + lane_id();
+      after +=
+          __popc(__ballot_sync(kAllLanes, row < rows && start_of(row) <= at));
+    }
+    const uint32_t start = start_of(after - 1);
+    return {after - 1, start, start_of(after) - start};
+  }
+};
+
+// The candidate of a thread in a tile that comes later.
+struct PlacedAhead {
+  PlacedItem item;
+  bool exists = false;
+
+  __device__ void look(const PlacedLists &lists, uint32_t tile) {
+    const uint32_t c = tile * kPairTileItems + threadIdx.x;
+    exists = threadIdx.x < kPairTileItems && c < lists.candidates;
+    if (exists) item = lists.candidate_items[c];
+  }
+
+  template <class Side>
+  __device__ void store(const PlacedLists &lists, const PairCosts &costs,
+                        float reference, Side &side) const {
+    const uint32_t c = threadIdx.x;
+    if (c >= kPairTileItems) return;
+    if (exists) {
+      const Slot slot = lists.slot(item);
+      side.lines[0][c] = slot.key;
+      side.lines[1][c] = slot.value;
+      side.set(c, reference, item.weight, item.position, item.ordinal);
+    } else {
+      side.lines[0][c] = side.lines[1][c] = nullptr;
+      side.set(c, reference, reference, 0, kNoItem);
+    }
+    side.set_key_square(c, costs, exists ? item.squares[0] : 0.0f);
+    side.set_value_square(c, costs, exists ? item.squares[1] : 0.0f);
+  }
+};
+
+// Searches one share. Called by the whole block.
+template <int DIM>
+__device__ inline void search_pairs_share(
+    const PlacedLists &lists, const SearchShare &share, bool for_pairs,
+    uint32_t pitch, typename GroupPairs<DIM>::Shared &shared) {
+  using Form = GroupPairs<DIM>;
+  constexpr uint32_t kTile = Form::kCandidates;
+  constexpr int kSums = kTile / 8;
+  const skv_chunk_args &args = lists.args;
+  const HeadWork &work = lists.work;
+  const uint32_t head_dim = args.sizes.head_dim;
+  const PairCosts costs(args.policy, __uint_as_float(work.counters[kSpread]));
+  const bool is_second = threadIdx.x >= Form::kThreads / 2;
+  const PlacedItem *const queries = work.placed + share.first_query;
+  const uint32_t count = min(Form::kQueries, lists.queries - share.first_query);
+  const float reference = queries[0].weight;
+  // All candidates of the tiles before this place are heavier than all queries.
+  const uint32_t heavier = for_pairs ? queries[0].first : 0;
+  PlacedAhead ahead;
+  const auto store_ahead = [&](uint32_t tile) {
+    if (tile < share.end) {
+      ahead.store(lists, costs, reference, shared.sides[tile % 3]);
+    }
+  };
+  const auto look_ahead = [&](uint32_t tile) {
+    if (tile < share.end) ahead.look(lists, tile);
+  };
+  const auto fetch = [&](uint32_t tile) {
+    if (tile < share.end) {
+      const auto &side = shared.sides[tile % 3];
+#pragma unroll
+      for (int kind = 0; kind < 2; kind++) {
+        gather_tile<DIM, kTile, Form::kThreads>(
+            shared.candidates[tile % 2][kind], head_dim,
+            [&](uint32_t i) { return side.lines[kind][i]; });
+      }
+    }
+    commit_copies();
+  };
+  const auto wait_for_copies = [] {
+    wait_copies<0>();
+    show_writes();
+  };
+  const auto meet = [] { __syncthreads(); };
+
+  look_ahead(share.begin);
+#pragma unroll
+  for (int kind = 0; kind < 2; kind++) {
+    gather_tile<DIM, Form::kQueries, Form::kThreads>(
+        shared.queries[kind], head_dim, [&](uint32_t i) -> const skv_cached * {
+          if (i >= count) return nullptr;
+          const Slot slot = lists.slot(queries[i]);
+          return kind == 0 ? slot.key : slot.value;
+        });
+  }
+  store_ahead(share.begin);
+  look_ahead(share.begin + 1);
+  meet();
+  fetch(share.begin);
+  store_ahead(share.begin + 1);
+
+  // The first of this group's queries, and of this lane's two.
+  const uint32_t group_query = is_second ? Form::kGroupQueries : 0;
+  const uint32_t own_query = group_query + 16 * (warp_id() % 4) + lane_id() / 4;
+  typename Form::Cheapest cheapest;
+  PairQuery own[2] = {};
+#pragma unroll
+  for (uint32_t h = 0; h < 2; h++) {
+    if (own_query + 8 * h >= count) continue;
+    const PlacedItem &item = queries[own_query + 8 * h];
+    own[h] = {
+        true, item.weight, item.position, {item.squares[0], item.squares[1]}};
+  }
+  cheapest.begin(costs, reference, own);
+  typename Form::Products x, y;
+  wait_for_copies();
+  meet();
+  if (is_second) {
+    fetch(share.begin + 1);
+    meet();
+  }
+#pragma unroll 1
+  for (uint32_t tile = share.begin; tile < share.end; tile++) {
+    const auto &candidates = shared.candidates[tile % 2];
+    begin_products();
+    multiply_tiles<DIM, kTile>(shared.queries[0], group_query, candidates[0],
+                               x);
+    multiply_tiles<DIM, kTile>(shared.queries[1], group_query, candidates[1],
+                               y);
+    commit_products();
+    if (!is_second) {
+      fetch(tile + 1);
+      look_ahead(tile + 2);
+    }
+    wait_products<0>();
+    if (is_second) wait_for_copies();
+    meet();
+    hold_sums<kSums>(x);
+    hold_sums<kSums>(y);
+    if (is_second) {
+      fetch(tile + 2);
+    } else {
+      store_ahead(tile + 2);
+    }
+    cheapest.add(x, y, shared.sides[tile % 3],
+                 for_pairs && (tile + 1) * kTile > heavier);
+    hold_sums<kSums>(x);
+    hold_sums<kSums>(y);
+    if (!is_second) wait_for_copies();
+    meet();
+  }
+  if (!is_second) meet();
+#pragma unroll
+  for (uint32_t h = 0; h < 2; h++) {
+    const uint32_t q = own_query + 8 * h;
+    const Neighbour best = cheapest.best(h);
+    if (lane_id() % 4 != 0 || q >= count) continue;
+    store_part(work, share, pitch, share.first_query + q, best);
+  }
+}
+
+template <int DIM>
+__global__ void __launch_bounds__(GroupPairs<DIM>::kThreads, 1)
+    group_pairs_kernel(skv_chunk_args args, CompressWork all_work,
+                       bool for_pairs) {
+  using Form = GroupPairs<DIM>;
+  auto &shared = tile_memory<typename Form::Shared>();
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  SearchShares<ArrangedRows> share({all_work}, args.sizes.kv_heads,
+                                   Form::kQueries);
+  while (share.next()) {
+    const PlacedLists lists(args, all_work, share.kv_head, for_pairs);
+    search_pairs_share<DIM>(lists, share, for_pairs, all_work.part_pitch(),
+                            shared);
+    // Nobody reads the last tiles any more.
+    __syncthreads();
+  }
+}
+
+// Searches if the device and the heads are made for it, and says so in \`done\`.
+template <int DIM>
+inline cudaError_t launch_group_pairs(const skv_chunk_args &args,
+                                      const CompressWork &work, bool for_pairs,
+                                      const Launch &launch, bool &done) {
+  if constexpr (kHasGroupTiles<DIM>) {
+    using Form = GroupPairs<DIM>;
+    if (!launch.has_groups || args.sizes.head_dim % 8 != 0) return cudaSuccess;
+    done = true;
+    const auto kernel = group_pairs_kernel<DIM>;
+    const cudaError_t status = allow_shared_memory(kernel, Form::kBytes);
+    if (status != cudaSuccess) return status;
+    return launch_kernel(launch, kernel, launch.multiprocessors, Form::kThreads,
+                         Form::kBytes, args, work, for_pairs);
+  } else {
+    return cudaSuccess;
+  }
+}
+`,
   "lib/group_search.cuh": `// The search for similar keys on Hopper: lib/search_keys.cuh with products of
 // groups of four warps.
 //
@@ -4019,12 +4990,8 @@ __device__ inline float read_peer(const float *own, uint32_t rank) {
 // queries, and compares those of one while the other's products are made.
 #pragma once
 
-#include "group_instructions.cuh"
+#include "group_tiles.cuh"
 #include "search_candidates.cuh"
-
-// Widths of heads whose tiles are whole lines of 128 bytes.
-template <int DIM>
-constexpr bool kHasGroupSearch = DIM == 64 || DIM == 128;
 
 template <int DIM>
 struct GroupSearch {
@@ -4050,48 +5017,21 @@ struct GroupSearch {
   static constexpr size_t kBytes = sizeof(Shared) + kTileAlignment;
 };
 
-// Starts to copy LINES lines to a tile as products want it: see
-// tile_descriptor(). \`line(i)\` is where line i is in memory, or null for zeros.
-template <int DIM, uint32_t LINES, uint32_t THREADS, class Line>
-__device__ inline void gather_tile(skv_cached (*tile)[LINES][kTileColumns],
-                                   uint32_t head_dim, Line line) {
-  constexpr uint32_t kChunks = DIM / 8;
-  static_assert(LINES * kChunks % THREADS == 0, "as much for each thread");
-  const uint32_t chunk = threadIdx.x % kChunks;
-#pragma unroll
-  for (uint32_t k = 0; k < LINES * kChunks / THREADS; k++) {
-    const uint32_t at = threadIdx.x / kChunks + k * (THREADS / kChunks);
-    const skv_cached *from = line(at);
-    copy_async(tile[chunk / 8][at] + 8 * (chunk % 8 ^ at % 8), from + 8 * chunk,
-               from != nullptr && 8 * chunk < head_dim);
-  }
-}
-
 // Starts to multiply 64 queries from \`query\` on with a tile of candidates.
 template <int DIM>
 __device__ inline void begin_tile(
     const typename GroupSearch<DIM>::Shared &shared, uint32_t query,
     uint32_t stage, typename GroupSearch<DIM>::Products &x) {
   begin_products();
-#pragma unroll
-  for (int k = 0; k < DIM / 16; k++) {
-    const uint32_t part = 16 * k / kTileColumns;
-    const uint32_t column = 16 * k % kTileColumns;
-    const uint64_t left = lines_at(&shared.queries[part][query][column]);
-    const uint64_t right = lines_at(&shared.candidates[stage][part][0][column]);
-    if (k == 0) {
-      group_product_new<GroupSearch<DIM>::kCandidates>(x, left, right);
-    } else {
-      group_product_cached<GroupSearch<DIM>::kCandidates>(x, left, right);
-    }
-  }
+  multiply_tiles<DIM, GroupSearch<DIM>::kCandidates>(
+      shared.queries, query, shared.candidates[stage], x);
   commit_products();
 }
 
 // Searches one share: see lib/search_keys.cuh.
 template <int DIM>
 __device__ inline void search_group_share(
-    const KeyLists &lists, const SearchShares &share, bool is_among,
+    const KeyLists &lists, const SearchShare &share, bool is_among,
     uint32_t pitch, typename GroupSearch<DIM>::Shared &shared) {
   using Form = GroupSearch<DIM>;
   constexpr uint32_t kTile = Form::kCandidates;
@@ -4191,8 +5131,8 @@ __global__ void __launch_bounds__(GroupSearch<DIM>::kThreads, 1)
   auto &shared = tile_memory<typename Form::Shared>();
   begin_kernel();
   if (row_end(args.step) == 0) return;
-  SearchShares share(all_work, args.sizes.kv_heads, Form::kQueries,
-                     Form::kCandidates);
+  SearchShares<EvenRows> share({all_work, Form::kQueries, Form::kCandidates},
+                               args.sizes.kv_heads, Form::kQueries);
   while (share.next()) {
     const KeyLists lists(args, all_work, share.kv_head);
     search_group_share<DIM>(lists, share, is_among, all_work.part_pitch(),
@@ -4207,7 +5147,7 @@ template <int DIM>
 inline cudaError_t launch_group_search(const skv_chunk_args &args,
                                        const CompressWork &work, bool is_among,
                                        const Launch &launch, bool &done) {
-  if constexpr (kHasGroupSearch<DIM>) {
+  if constexpr (kHasGroupTiles<DIM>) {
     using Form = GroupSearch<DIM>;
     if (!launch.has_groups || args.sizes.head_dim % 8 != 0) return cudaSuccess;
     done = true;
@@ -4218,6 +5158,34 @@ inline cudaError_t launch_group_search(const skv_chunk_args &args,
                          Form::kBytes, args, work, is_among);
   } else {
     return cudaSuccess;
+  }
+}
+`,
+  "lib/group_tiles.cuh": `// Products of tiles of keys or values by groups of warps.
+#pragma once
+
+#include "gather_tile.cuh"
+
+// Widths of heads whose tiles are whole lines of 128 bytes.
+template <int DIM>
+constexpr bool kHasGroupTiles = DIM == 64 || DIM == 128;
+
+// Starts to multiply 64 lines of a tile, from \`line\` on, with the N of another.
+template <int DIM, int N, uint32_t LINES>
+__device__ inline void multiply_tiles(
+    const skv_cached (*left)[LINES][kTileColumns], uint32_t line,
+    const skv_cached (*right)[N][kTileColumns], float (*x)[4]) {
+#pragma unroll
+  for (int k = 0; k < DIM / 16; k++) {
+    const uint32_t part = 16 * k / kTileColumns;
+    const uint32_t column = 16 * k % kTileColumns;
+    const uint64_t own = lines_at(&left[part][line][column]);
+    const uint64_t other = lines_at(&right[part][0][column]);
+    if (k == 0) {
+      group_product_new<N>(x, own, other);
+    } else {
+      group_product_cached<N>(x, own, other);
+    }
   }
 }
 `,
@@ -5513,35 +6481,31 @@ __device__ inline MergeContext merge_context(const skv_chunk_args &args,
           args.cache.lanes};
 }
 
-// Sets 1 / |key| of an item; called by a whole warp.
-__device__ inline void set_norm(const skv_chunk_args &args,
-                                const ChunkHead &head, const HeadWork &work,
-                                uint32_t ordinal) {
+// Sets what searches take of an item: 1 / |key|, or what prices its pairs.
+// Called by a whole warp.
+__device__ inline void measure_item(const skv_chunk_args &args,
+                                    const ChunkHead &head, const HeadWork &work,
+                                    uint32_t ordinal) {
   const Slot slot = item_slot(args, head, work.items[ordinal]);
-  float square = 0.0f;
+  const bool prices = merges_cheapest(args.policy);
+  float key = 0.0f, value = 0.0f;
   for (uint32_t d = lane_id(); d < args.sizes.head_dim; d += 32) {
     const float x = to_float(slot.key[d]);
-    square += x * x;
+    const float y = prices ? to_float(slot.value[d]) : 0.0f;
+    key += x * x;
+    value += y * y;
   }
-  square = warp_sum(square);
-  if (lane_id() == 0) {
-    work.inverse_norms[ordinal] = square == 0.0f ? 0.0f : rsqrtf(square);
+  key = warp_sum(key);
+  if (!prices) {
+    if (lane_id() == 0) {
+      work.inverse_norms[ordinal] = key == 0.0f ? 0.0f : rsqrtf(key);
+    }
+    return;
   }
-}
-
-// Adds up what the merges of a head cost. Called by the whole block.
-__device__ inline void add_divergences(const ChunkHead &head,
-                                       const HeadWork &work, uint32_t victims,
-                                       SelectScratch &scratch) {
-  float divergence = 0.0f;
-  for (uint32_t v = threadIdx.x; v < victims; v += kCompressThreads) {
-    divergence += work.divergences[v];
-  }
-  divergence = block_sum(divergence, scratch);
-  if (threadIdx.x == 0) {
-    head.words[kHeadDivergence] = __float_as_uint(
-        __uint_as_float(head.words[kHeadDivergence]) + divergence);
-  }
+  value = warp_sum(value);
+  if (lane_id() != 0) return;
+  work.measures[ordinal] = {log_weight(slot, args.policy, args.cache.lanes),
+                            key, value, slot.get(kSlotPosition)};
 }
 
 constexpr uint32_t kProposeThreads = 256;
@@ -5630,10 +6594,13 @@ static __global__ void __launch_bounds__(kCompressThreads)
   const ChunkHead head = chunk_head(args, blockIdx.x);
   const HeadWork work = all_work.head(blockIdx.x);
   if (work.counters[kQueries] == 0) return;
-  const uint32_t excess = work.counters[kItems] - head.words[kHeadBudget];
+  const uint32_t merged = work.counters[kPairs];
+  const uint32_t excess =
+      work.counters[kItems] - merged - head.words[kHeadBudget];
   const uint32_t pairs = match_pairs(work, excess, scratch);
   if (threadIdx.x == 0) {
-    work.counters[kPairs] = work.counters[kMatched] = pairs;
+    work.counters[kMatched] = pairs;
+    work.counters[kPairs] = merged + pairs;
     head.words[kHeadMerged] += pairs;
   }
 }
@@ -5671,7 +6638,7 @@ static __global__ void __launch_bounds__(32 * kPairWarps)
       work.divergences[p] = merged.divergence;
       if (merged.guarded) atomicAdd(head.words + kHeadGuarded, 1);
     }
-    set_norm(args, head, work, stays);
+    measure_item(args, head, work, stays);
   }
 }
 
@@ -7113,6 +8080,144 @@ __device__ inline bool pass_on(const skv_policy &policy, const PassedOn &gone,
   __syncthreads();
   return true;
 }
+`,
+  "lib/observed.cuh": `// Which rows of a chunk are observed, and by which slots.
+#pragma once
+
+#include "slots.cuh"
+#include "step.cuh"
+
+struct ObservedRows {
+  uint32_t first;
+  uint32_t end;
+
+  __device__ explicit ObservedRows(const skv_chunk_args &args) {
+    const skv_policy &policy = args.policy;
+    end = row_end(args.step);
+    first = 0;
+    if (policy.probe == SKV_PROBE_LAST && end > policy.probe_rows) {
+      first = end - policy.probe_rows;
+    } else if (policy.probe == SKV_PROBE_INSTRUCTION) {
+      first = end;
+      end = forward_end(args.step);
+    }
+  }
+};
+
+// Some slots of the cache or of the stage.
+struct ObservedTile {
+  bool staged;
+  uint32_t first;
+  uint32_t count;
+  // Index of slot 0 among those of the layer.
+  uint32_t base;
+
+  __device__ const skv_slots &home(const skv_cache &cache) const {
+    return staged ? cache.stage : cache.slots;
+  }
+};
+
+inline uint32_t observed_tiles(const skv_cache &cache, uint32_t size) {
+  return (cache.max_capacity + size - 1) / size +
+         (cache.stage_rows + size - 1) / size;
+}
+
+// Tile \`index\`, of tiles of \`size\` slots: those of the cache come first.
+__device__ inline ObservedTile observed_tile(const skv_chunk_args &args,
+                                             uint32_t kv_head, uint32_t index,
+                                             uint32_t size) {
+  const skv_cache &cache = args.cache;
+  const uint32_t slot_tiles = (cache.max_capacity + size - 1) / size;
+  ObservedTile tile;
+  tile.staged = index >= slot_tiles;
+  tile.first = (index - (tile.staged ? slot_tiles : 0)) * size;
+  const uint32_t *words =
+      head_words(cache, args.sizes, args.step.chunk[kChunkSequence], kv_head);
+  const uint32_t end = tile.staged ? row_end(args.step) : words[kHeadHigh];
+  tile.count = tile.first < end ? min(size, end - tile.first) : 0;
+  tile.base = tile.staged ? kv_head * cache.stage_rows : words[kHeadOffset];
+  return tile;
+}
+`,
+  "lib/observed_sums.cuh": `// What many rows leave on the scores of slots: see lib/group_observe.cuh.
+#pragma once
+
+#include "scores.cuh"
+
+// What the rows leave on a lane's two slots, g and g + 8 of its warp's.
+struct ObservedSums {
+  // The moving sum's terms, over 2^reference.
+  float reference[2] = {-INFINITY, -INFINITY};
+  float terms[2] = {};
+  float weights[2] = {};
+
+  // Adds the products of a tile of pairs.
+  template <class Form>
+  __device__ void add(typename Form::Logits &x,
+                      const typename Form::Side &side) {
+    const uint32_t t = lane_id() % 4;
+    float top[2] = {reference[0], reference[1]};
+#pragma unroll
+    for (int n = 0; n < Form::kSums; n++) {
+      const auto pick = [&](const float *all) {
+        return *reinterpret_cast<const float2 *>(all + 8 * n + 2 * t);
+      };
+      const float2 inverse = pick(side.inverse), weight = pick(side.weight),
+                   term = pick(side.term);
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        float &a = x[n][2 * h], &b = x[n][2 * h + 1];
+        weights[h] += exp2_fast(fmaf(a, inverse.x, weight.x));
+        weights[h] += exp2_fast(fmaf(b, inverse.y, weight.y));
+        a = fmaf(a, inverse.x, term.x);
+        b = fmaf(b, inverse.y, term.y);
+        top[h] = fmaxf(top[h], fmaxf(a, b));
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const float to = finite(top[h]);
+      terms[h] *= exp2_fast(reference[h] - to);
+      reference[h] = top[h];
+#pragma unroll
+      for (int n = 0; n < Form::kSums; n++) {
+        terms[h] += exp2_fast(x[n][2 * h] - to);
+        terms[h] += exp2_fast(x[n][2 * h + 1] - to);
+      }
+    }
+  }
+
+  // Adds up what the four lanes of a slot have.
+  __device__ void join_lanes() {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+#pragma unroll
+      for (int offset = 1; offset < 4; offset *= 2) {
+        const float other = __shfl_xor_sync(kAllLanes, reference[h], offset);
+        const float sum = __shfl_xor_sync(kAllLanes, terms[h], offset);
+        const float top = fmaxf(reference[h], other), to = finite(top);
+        terms[h] = terms[h] * exp2_fast(reference[h] - to) +
+                   sum * exp2_fast(other - to);
+        reference[h] = top;
+        weights[h] += __shfl_xor_sync(kAllLanes, weights[h], offset);
+      }
+    }
+  }
+
+  // Adds them to the scores of the slot of row h, which \`rows\` rows observed.
+  __device__ void store(int h, uint32_t rows, const Slot &slot, uint32_t group,
+                        const skv_policy &policy) const {
+    Scores scores = load_scores(slot);
+    const float share = __frcp_rn(static_cast<float>(group));
+    const float added = kLn2 * reference[h] + logf(terms[h] * share);
+    scores.ema =
+        log_add(scores.ema + static_cast<float>(rows) * policy.log_alpha,
+                added + policy.log_rest);
+    scores.accumulated += expf(slot.get(kSlotBias)) * weights[h] * share;
+    scores.observations += rows;
+    store_scores(slot, scores);
+  }
+};
 `,
   "lib/overlap.cuh": `// How kernels overlap with the ones before and after them.
 //
@@ -8899,6 +10004,91 @@ __device__ inline float2 rotation(const float *rope, uint32_t half,
   return turn;
 }
 `,
+  "lib/rounded_queries.cuh": `// The queries of a chunk, rounded to what caches hold, in memory.
+#pragma once
+
+#include "../runtime/launch.cuh"
+#include "mma.cuh"
+#include "observed.cuh"
+#include "overlap.cuh"
+
+// Queries as products want them.
+struct RoundedQueries {
+  // (kv_heads, pairs, DIM): pair p is query head p % group of row p / group
+  skv_cached *lines;
+  // (kv_heads, pairs): what products are multiplied by: logits in units of ln 2
+  float *inverse;
+  uint32_t pairs;
+
+  __device__ size_t index(uint32_t kv_head, uint32_t pair) const {
+    return static_cast<size_t>(kv_head) * pairs + pair;
+  }
+};
+
+constexpr uint32_t kRoundThreads = 256;
+
+// One warp per pair of an observed row.
+template <int DIM>
+__global__ void __launch_bounds__(kRoundThreads)
+    round_pairs_kernel(skv_chunk_args args, RoundedQueries to) {
+  begin_kernel();
+  const ObservedRows rows(args);
+  const skv_sizes &sizes = args.sizes;
+  const uint32_t group = sizes.heads / sizes.kv_heads;
+  const uint32_t pair = blockIdx.x * (kRoundThreads / 32) + warp_id();
+  if (pair < rows.first * group || pair >= rows.end * group) return;
+  const uint32_t kv_head = blockIdx.y, head_dim = sizes.head_dim;
+  const float *query =
+      args.queries + (static_cast<size_t>(pair / group) * sizes.heads +
+                      kv_head * group + pair % group) *
+                         head_dim;
+  float2 x[DIM / 64];
+  float largest = 0.0f;
+#pragma unroll
+  for (int i = 0; i < DIM / 64; i++) {
+    const uint32_t column = 64 * i + 2 * lane_id();
+    x[i] = column < head_dim ? *reinterpret_cast<const float2 *>(query + column)
+                             : float2{};
+    largest = fmaxf(largest, fmaxf(fabsf(x[i].x), fabsf(x[i].y)));
+  }
+  const Scale scale = scale_for(warp_max(largest));
+  const size_t index = to.index(kv_head, pair);
+#pragma unroll
+  for (int i = 0; i < DIM / 64; i++) {
+    *reinterpret_cast<uint32_t *>(to.lines + index * DIM + 64 * i +
+                                  2 * lane_id()) =
+        cached_pair(x[i].x * scale.scale, x[i].y * scale.scale);
+  }
+  if (lane_id() == 0) {
+    to.inverse[index] =
+        scale.inverse * rsqrtf(static_cast<float>(head_dim)) * kLog2E;
+  }
+}
+
+// Takes memory for the rounded queries of a chunk.
+template <int DIM>
+inline RoundedQueries take_queries(const skv_chunk_args &args,
+                                   Scratch &scratch) {
+  const uint32_t pairs =
+      args.step.rows * (args.sizes.heads / args.sizes.kv_heads);
+  const size_t all = static_cast<size_t>(pairs) * args.sizes.kv_heads;
+  RoundedQueries queries;
+  queries.lines = scratch.take<skv_cached>(all * DIM);
+  queries.inverse = scratch.take<float>(all);
+  queries.pairs = pairs;
+  return queries;
+}
+
+template <int DIM>
+inline cudaError_t launch_round_pairs(const skv_chunk_args &args,
+                                      const RoundedQueries &to,
+                                      const Launch &launch) {
+  constexpr uint32_t kWarps = kRoundThreads / 32;
+  const dim3 pairs((to.pairs + kWarps - 1) / kWarps, args.sizes.kv_heads);
+  return launch_kernel(launch, round_pairs_kernel<DIM>, pairs, kRoundThreads, 0,
+                       args, to);
+}
+`,
   "lib/row_tiles.cuh": `// Tiles of keys or values in shared memory, one slot per line, as operands of
 // tensor core products. Lines are padded by 16 bytes, so that the eight lines
 // of an 8 x 8 matrix are in different banks.
@@ -9554,11 +10744,17 @@ struct PairSearch {
   bool heavier;
 };
 
+// What a slot of a view weighs; there is another of these for views that know.
+template <class View>
+__device__ inline float weight_of(const View &, uint32_t, const Slot &slot,
+                                  const PairSearch &pairs) {
+  return log_weight(slot, pairs.policy, pairs.lanes);
+}
+
 template <int DIM, class Source>
 __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
     search_kernel(Source source, PairSearch pairs, uint32_t head_dim) {
   constexpr uint32_t kQueries = kQueryTile<DIM>;
-  constexpr int kTiles = kCandidateTile / 8;
   uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
   auto &shared = *reinterpret_cast<SearchShared<DIM> *>(shared_memory);
@@ -9570,7 +10766,20 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
   const uint32_t per_part = (tiles + view.parts - 1) / view.parts;
   const uint32_t begin = view.part * per_part;
   const uint32_t end = min(tiles, begin + per_part);
+  const uint32_t own_query = first_query + 16 * warp_id() + lane_id() / 4;
+  if (begin >= end) {
+    const Neighbour none = kNoNeighbour;
+    for (uint32_t h = 0; h < 2; h++) {
+      const uint32_t q = own_query + 8 * h;
+      if (lane_id() % 4 == 0 && q < view.queries) view.store(q, none);
+    }
+    return;
+  }
   const PairCosts costs(pairs.policy, view.spread());
+  const auto weigh = [&](uint32_t number) {
+    return weight_of(view, number, view.slot(number), pairs);
+  };
+  const float reference = weigh(view.query(first_query));
 
   constexpr uint32_t kThreads = 32 * kSearchWarps<DIM>;
   const auto copy_queries = [&](skv_cached *tile, bool keys) {
@@ -9600,13 +10809,13 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
     if constexpr (kBoth) copy_candidates(values, first, false);
     if (threadIdx.x >= kCandidateTile) return;
     const uint32_t c = first + threadIdx.x;
-    const bool exists = c < candidates;
-    const uint32_t number = exists ? view.candidate(c) : kNoItem;
-    shared.numbers[threadIdx.x] = number;
-    if (!exists) return;
-    const Slot slot = view.slot(number);
-    shared.positions[threadIdx.x] = slot.word(kSlotPosition);
-    shared.weights[threadIdx.x] = log_weight(slot, pairs.policy, pairs.lanes);
+    if (c < candidates) {
+      const uint32_t number = view.candidate(c);
+      shared.side.set(threadIdx.x, reference, weigh(number),
+                      view.slot(number).word(kSlotPosition), number);
+    } else {
+      shared.side.set(threadIdx.x, reference, reference, 0, kNoItem);
+    }
   };
   // Called by the whole block, for which all that was started is there then.
   const auto wait_for_tiles = [] {
@@ -9616,24 +10825,29 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
   };
   copy_queries(shared.queries, true);
   copy_queries(shared.query_values, false);
-  if (begin < end) start_tile(begin);
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  uint32_t queries[2], numbers[2], positions[2] = {};
-  float weights[2] = {};
-  Neighbour best[2] = {kNoNeighbour, kNoNeighbour};
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    queries[h] = first_query + 16 * warp_id() + g + 8 * h;
-    numbers[h] = kNoItem;
-    if (queries[h] >= view.queries) continue;
-    numbers[h] = view.query(queries[h]);
-    const Slot slot = view.slot(numbers[h]);
-    positions[h] = slot.word(kSlotPosition);
-    weights[h] = log_weight(slot, pairs.policy, pairs.lanes);
-  }
+  start_tile(begin);
   wait_for_tiles();
-  square_lines<DIM>(shared.queries, kQueries, shared.query_squares[0]);
-  square_lines<DIM>(shared.query_values, kQueries, shared.query_squares[1]);
+  square_lines<DIM>(shared.queries, kQueries, [&](uint32_t q, float square) {
+    shared.query_squares[0][q] = square;
+  });
+  square_lines<DIM>(
+      shared.query_values, kQueries,
+      [&](uint32_t q, float square) { shared.query_squares[1][q] = square; });
+  __syncthreads();
+  CheapestPairs<kCandidateTile> cheapest;
+  PairQuery own[2] = {};
+#pragma unroll
+  for (uint32_t h = 0; h < 2; h++) {
+    const uint32_t q = own_query + 8 * h;
+    if (q >= view.queries) continue;
+    const uint32_t number = view.query(q);
+    own[h] = {true,
+              weigh(number),
+              view.slot(number).word(kSlotPosition),
+              {shared.query_squares[0][q - first_query],
+               shared.query_squares[1][q - first_query]}};
+  }
+  cheapest.begin(costs, reference, own);
   for (uint32_t tile = begin; tile < end; tile++) {
     const uint32_t first = tile * kCandidateTile;
     if (tile != begin) {
@@ -9641,63 +10855,28 @@ __global__ void __launch_bounds__(32 * kSearchWarps<DIM>)
       start_tile(tile);
       wait_for_tiles();
     }
-    float x[kTiles][4] = {};
-    float key_distances[kTiles][4];
-    // Squared distances of keys first, then the same of values.
-    const auto measure = [&](const skv_cached *own, const skv_cached *theirs,
-                             int kind) {
-      square_lines<DIM>(theirs, kCandidateTile, shared.squares);
-      multiply_lines<DIM>(own, theirs, x);
-      __syncthreads();
-#pragma unroll
-      for (int n = 0; n < kTiles; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const float mine =
-              shared.query_squares[kind][16 * warp_id() + g + i / 2 * 8];
-          const float other = shared.squares[8 * n + 2 * t + i % 2];
-          x[n][i] = fmaxf(0.0f, mine + other - 2.0f * x[n][i]);
-        }
-      }
-    };
-    measure(shared.queries, keys, 0);
-#pragma unroll
-    for (int n = 0; n < kTiles; n++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) key_distances[n][i] = x[n][i], x[n][i] = 0.0f;
-    }
-    __syncthreads();
+    typename CheapestPairs<kCandidateTile>::Products x, y;
+    square_lines<DIM>(keys, kCandidateTile, [&](uint32_t c, float square) {
+      shared.side.set_key_square(c, costs, square);
+    });
+    multiply_lines<DIM>(shared.queries, keys, x);
     if constexpr (!kBoth) {
+      __syncthreads();
       copy_candidates(values, first, false);
       wait_for_tiles();
     }
-    measure(shared.query_values, values, 1);
-#pragma unroll
-    for (int n = 0; n < kTiles; n++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const uint32_t c = 8 * n + 2 * t + i % 2;
-        const uint32_t number = shared.numbers[c];
-        const int h = i / 2;
-        if (number == kNoItem || number == numbers[h]) continue;
-        const float weight = shared.weights[c];
-        const bool is_heavier =
-            weight > weights[h] ||
-            (weight == weights[h] && shared.positions[c] < positions[h]);
-        if (pairs.heavier && !is_heavier) continue;
-        const float distance = costs.distance(key_distances[n][i], x[n][i]);
-        const Neighbour candidate = {
-            -PairCosts::cost(weights[h], weight, distance), shared.positions[c],
-            number};
-        if (candidate.beats(best[h])) best[h] = candidate;
-      }
-    }
+    square_lines<DIM>(values, kCandidateTile, [&](uint32_t c, float square) {
+      shared.side.set_value_square(c, costs, square);
+    });
+    multiply_lines<DIM>(shared.query_values, values, y);
+    __syncthreads();
+    cheapest.add(x, y, shared.side, pairs.heavier);
   }
 #pragma unroll
-  for (int h = 0; h < 2; h++) best[h] = nearest_of_lanes<2>(best[h]);
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    if (t == 0 && queries[h] < view.queries) view.store(queries[h], best[h]);
+  for (uint32_t h = 0; h < 2; h++) {
+    const uint32_t q = own_query + 8 * h;
+    const Neighbour best = cheapest.best(h);
+    if (lane_id() % 4 == 0 && q < view.queries) view.store(q, best);
   }
 }
 
@@ -9769,17 +10948,12 @@ struct KeyLists {
 
   // Stores what was found for the four lanes' query \`q\`.
   template <class Closest>
-  __device__ void store(const SearchShares &share, uint32_t pitch, uint32_t q,
+  __device__ void store(const SearchShare &share, uint32_t pitch, uint32_t q,
                         const Closest &closest, int h) const {
     const float inverse = q < queries ? inverse_norm(work.queries[q]) : 0.0f;
     const Neighbour found = closest.nearest(h, inverse, *this);
     if (lane_id() % 4 != 0 || q >= queries) return;
-    const uint32_t end = share.is_last ? kSearchParts : share.part + 1;
-    for (uint32_t part = share.part; part < end; part++) {
-      const size_t at = static_cast<size_t>(part) * pitch + q;
-      work.similarities[at] = found.similarity;
-      work.nearest[at] = part == share.part ? found.item : kNoItem;
-    }
+    store_part(work, share, pitch, q, found);
   }
 };
 
@@ -9816,13 +10990,10 @@ struct CandidateAhead {
   "lib/search_items.cuh": `// Searching the items of a chunk for what they are merged into.
 #pragma once
 
-#include "compress_work.cuh"
+#include "arrange_pairs.cuh"
+#include "group_pairs.cuh"
 #include "search.cuh"
 #include "search_keys.cuh"
-
-__host__ __device__ inline bool merges_cheapest(const skv_policy &policy) {
-  return policy.merge == SKV_MERGE_PAIR;
-}
 
 // Whether victims are merged into the most similar item that is kept, or into
 // the cheapest.
@@ -9831,8 +11002,12 @@ __host__ __device__ inline bool merges_victims(const skv_policy &policy) {
          merges_cheapest(policy);
 }
 
-// Queries and candidates of a head: see lib/search.cuh. The number of an item
-// is its ordinal.
+// Tiles of a part of the candidates, at least: blocks with fewer would mostly
+// load queries.
+constexpr uint32_t kLeastTiles = 4;
+
+// Queries and candidates of a head, as they were arranged: see lib/search.cuh.
+// The number of an item is its ordinal.
 struct ItemView {
   const skv_chunk_args &args;
   ChunkHead head;
@@ -9858,21 +11033,31 @@ struct ItemView {
   }
 };
 
+__device__ inline float weight_of(const ItemView &view, uint32_t ordinal,
+                                  const Slot &, const PairSearch &) {
+  return view.work.measures[ordinal].x;
+}
+
 struct ItemSource {
   skv_chunk_args args;
   CompressWork work;
+  bool for_pairs;
 
   __device__ ItemView view() const {
-    const bool works = row_end(args.step) > 0;
     const HeadWork own = work.head(blockIdx.y);
-    return {args,
-            chunk_head(args, blockIdx.y),
-            own,
-            work.part_pitch(),
-            works ? own.counters[kQueries] : 0,
-            works ? own.counters[kCandidates] : 0,
-            blockIdx.z,
-            gridDim.z};
+    const uint32_t queries =
+        row_end(args.step) > 0 ? own.counters[kQueries] : 0;
+    const uint32_t tile = pair_query_tile(args.sizes.head_dim);
+    const uint32_t end = min(queries, (blockIdx.x + 1) * tile);
+    // None behind the last that is as heavy as the lightest of the queries.
+    const uint32_t candidates = end <= blockIdx.x * tile ? 0
+                                : for_pairs ? own.placed[end - 1].end
+                                            : own.counters[kCandidates];
+    const uint32_t least = kLeastTiles * kCandidateTile;
+    return {args,       chunk_head(args, blockIdx.y),
+            own,        work.part_pitch(),
+            queries,    candidates,
+            blockIdx.z, min(kSearchParts, max(1u, candidates / least))};
   }
 };
 
@@ -9903,10 +11088,17 @@ inline cudaError_t launch_item_search(const skv_chunk_args &args,
   if (!merges_cheapest(args.policy)) {
     return launch_key_search(args, work, for_pairs, launch);
   }
-  const PairSearch pairs = {args.policy, args.cache.lanes, for_pairs};
-  return launch_search<ItemSource>({args, work}, pairs, args.sizes.head_dim,
-                                   work.most, args.sizes.kv_heads, work.parts,
-                                   launch);
+  return with_width(args.sizes.head_dim, [&](auto width) {
+    constexpr int kWidth = decltype(width)::value;
+    bool done = false;
+    const cudaError_t status =
+        launch_group_pairs<kWidth>(args, work, for_pairs, launch, done);
+    if (status != cudaSuccess || done) return status;
+    const PairSearch pairs = {args.policy, args.cache.lanes, for_pairs};
+    return launch_search_width<kWidth, ItemSource>(
+        {args, work, for_pairs}, pairs, args.sizes.head_dim, work.most,
+        args.sizes.kv_heads, kSearchParts, launch);
+  });
 }
 `,
   "lib/search_keys.cuh": `// For each query of a chunk's items, the candidate with the most similar key.
@@ -9950,7 +11142,7 @@ constexpr int kSearchBlocks = 3;
 // same list. Called by the whole block.
 template <int DIM>
 __device__ inline void search_share(const KeyLists &lists,
-                                    const SearchShares &share, bool is_among,
+                                    const SearchShare &share, bool is_among,
                                     uint32_t pitch,
                                     typename KeySearch<DIM>::Shared &shared) {
   using Form = KeySearch<DIM>;
@@ -10042,8 +11234,8 @@ __global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
   begin_kernel();
   if (row_end(args.step) == 0) return;
   auto &shared = *reinterpret_cast<typename Form::Shared *>(shared_memory);
-  SearchShares share(all_work, args.sizes.kv_heads, Form::kQueries,
-                     Form::kCandidates);
+  SearchShares<EvenRows> share({all_work, Form::kQueries, Form::kCandidates},
+                               args.sizes.kv_heads, Form::kQueries);
   while (share.next()) {
     const KeyLists lists(args, all_work, share.kv_head);
     search_share<DIM>(lists, share, is_among, all_work.part_pitch(), shared);
@@ -10091,52 +11283,13 @@ inline cudaError_t launch_key_search(const skv_chunk_args &args,
 #pragma once
 
 #include "compress_work.cuh"
+#include "neighbour.cuh"
 
 // Most parts that the candidates of a query are searched in.
 constexpr uint32_t kSearchParts = 8;
 
-class SearchShares {
- public:
-  // Of this block.
-  __device__ SearchShares(const CompressWork &all, uint32_t heads,
-                          uint32_t query_tile, uint32_t candidate_tile)
-      : all_(all),
-        heads_(heads),
-        query_tile_(query_tile),
-        candidate_tile_(candidate_tile) {
-    uint32_t total = 0, longest = 0;
-    for (uint32_t h = 0; h < heads; h++) {
-      const uint2 tiles = tiles_of(h);
-      total += tiles.x * tiles.y;
-      longest = max(longest, tiles.y);
-    }
-    // A row of tiles is then in kSearchParts shares at most.
-    length_ =
-        max(divide_up(total, gridDim.x), divide_up(longest, kSearchParts - 1));
-    next_ = blockIdx.x * length_;
-    end_ = min(total, next_ + length_);
-  }
-
-  // Moves on to the next tile of queries; false if there is none.
-  __device__ bool next() {
-    if (next_ >= end_) return false;
-    uint32_t before = 0;
-    uint2 tiles = tiles_of(kv_head = 0);
-    while (next_ >= before + tiles.x * tiles.y) {
-      before += tiles.x * tiles.y;
-      tiles = tiles_of(++kv_head);
-    }
-    const uint32_t row = (next_ - before) / tiles.y;
-    const uint32_t row_start = before + row * tiles.y;
-    first_query = row * query_tile_;
-    begin = next_ - row_start;
-    end = min(tiles.y, end_ - row_start);
-    part = blockIdx.x - row_start / length_;
-    is_last = end == tiles.y;
-    next_ = row_start + end;
-    return true;
-  }
-
+// A share of one tile of queries.
+struct SearchShare {
   uint32_t kv_head;
   uint32_t first_query;
   // Tiles of candidates.
@@ -10145,24 +11298,92 @@ class SearchShares {
   // Which part of the candidates that is, and whether it is the last.
   uint32_t part;
   bool is_last;
+};
 
- private:
+// Stores what a share has found for query \`q\`; \`pitch\` is that of the parts.
+__device__ inline void store_part(const HeadWork &work,
+                                  const SearchShare &share, uint32_t pitch,
+                                  uint32_t q, const Neighbour &found) {
+  const uint32_t end = share.is_last ? kSearchParts : share.part + 1;
+  for (uint32_t part = share.part; part < end; part++) {
+    const size_t at = static_cast<size_t>(part) * pitch + q;
+    work.similarities[at] = found.similarity;
+    work.nearest[at] = part == share.part ? found.item : kNoItem;
+  }
+}
+
+// The tiles of candidates of one tile of queries, in the row of a head's.
+struct TileRow {
+  uint32_t number;
+  uint32_t start;
+  uint32_t tiles;
+};
+
+// Where all queries of a head are compared with all of its candidates.
+struct EvenRows {
+  const CompressWork &all;
+  uint32_t queries;
+  uint32_t candidates;
+
   __device__ static uint32_t divide_up(uint32_t x, uint32_t y) {
     return (x + y - 1) / y;
   }
+  // Tiles of the longest row: never none, so that all queries are answered.
+  __device__ uint32_t longest(uint32_t h) const {
+    return max(1u, divide_up(all.head(h).counters[kCandidates], candidates));
+  }
+  // All tiles of a head.
+  __device__ uint32_t tiles(uint32_t h) const {
+    return divide_up(all.head(h).counters[kQueries], queries) * longest(h);
+  }
+  // The row that has the tile \`at\`.
+  __device__ TileRow row_at(uint32_t h, uint32_t at) const {
+    const uint32_t length = longest(h);
+    return {at / length, at / length * length, length};
+  }
+};
 
-  // Tiles of queries and candidates of a head; the latter are never none, so
-  // that all queries are answered.
-  __device__ uint2 tiles_of(uint32_t h) const {
-    const uint32_t *counters = all_.head(h).counters;
-    return {divide_up(counters[kQueries], query_tile_),
-            max(1u, divide_up(counters[kCandidates], candidate_tile_))};
+template <class Rows>
+class SearchShares : public SearchShare {
+ public:
+  // Of this block; tiles have \`query_tile\` queries.
+  __device__ SearchShares(const Rows &rows, uint32_t heads, uint32_t query_tile)
+      : rows_(rows), query_tile_(query_tile) {
+    uint32_t total = 0, longest = 0;
+    for (uint32_t h = 0; h < heads; h++) {
+      total += rows_.tiles(h);
+      longest = max(longest, rows_.longest(h));
+    }
+    // A row of tiles is then in kSearchParts shares at most.
+    length_ = max((total + gridDim.x - 1) / gridDim.x,
+                  (longest + kSearchParts - 2) / (kSearchParts - 1));
+    next_ = blockIdx.x * length_;
+    end_ = min(total, next_ + length_);
   }
 
-  const CompressWork &all_;
-  const uint32_t heads_;
+  // Moves on to the next tile of queries; false if there is none.
+  __device__ bool next() {
+    if (next_ >= end_) return false;
+    uint32_t before = 0;
+    uint32_t tiles = rows_.tiles(kv_head = 0);
+    while (next_ >= before + tiles) {
+      before += tiles;
+      tiles = rows_.tiles(++kv_head);
+    }
+    const TileRow row = rows_.row_at(kv_head, next_ - before);
+    const uint32_t row_start = before + row.start;
+    first_query = row.number * query_tile_;
+    begin = next_ - row_start;
+    end = min(row.tiles, end_ - row_start);
+    part = blockIdx.x - row_start / length_;
+    is_last = end == row.tiles;
+    next_ = row_start + end;
+    return true;
+  }
+
+ private:
+  const Rows rows_;
   const uint32_t query_tile_;
-  const uint32_t candidate_tile_;
   // Tiles of a share, and the block's that are left.
   uint32_t length_;
   uint32_t next_;
@@ -10173,7 +11394,7 @@ class SearchShares {
 // made of them: see lib/search.cuh.
 #pragma once
 
-#include "pair_costs.cuh"
+#include "cheapest_pairs.cuh"
 #include "row_tiles.cuh"
 
 constexpr uint32_t kCandidateTile = 64;
@@ -10201,19 +11422,17 @@ struct SearchShared {
   skv_cached query_values[kQueries * kLinePitch<DIM>];
   // Keys, and values in the last.
   skv_cached candidates[kCandidateTiles<DIM>][kCandidateTile * kLinePitch<DIM>];
-  // Of the queries' keys and values, and of what is in \`candidates\`.
+  // Of the queries' keys and values.
   float query_squares[2][kQueries];
-  float squares[kCandidateTile];
-  float weights[kCandidateTile];
-  uint32_t positions[kCandidateTile];
-  uint32_t numbers[kCandidateTile];
+  // Of what is in \`candidates\`.
+  PairSide<kCandidateTile> side;
 };
 
-// Squares of \`lines\` lines of a tile. Called by the whole block, whose threads
-// are once or twice as many.
-template <int DIM>
+// Calls \`use(line, square)\` for the squares of \`lines\` lines of a tile. Called
+// by the whole block, whose threads are once or twice as many.
+template <int DIM, class Use>
 __device__ inline void square_lines(const skv_cached *tile, uint32_t lines,
-                                    float *squares) {
+                                    Use use) {
   const uint32_t per_line = blockDim.x / lines;
   const uint32_t line = threadIdx.x / per_line;
   float sum = 0.0f;
@@ -10228,7 +11447,7 @@ __device__ inline void square_lines(const skv_cached *tile, uint32_t lines,
     }
   }
   if (per_line == 2) sum += __shfl_xor_sync(kAllLanes, sum, 1);
-  if (threadIdx.x % per_line == 0) squares[line] = sum;
+  if (threadIdx.x % per_line == 0) use(line, sum);
 }
 
 // Products of a warp's queries with all candidates of the tile.
@@ -10236,6 +11455,11 @@ template <int DIM>
 __device__ inline void multiply_lines(const skv_cached *queries,
                                       const skv_cached *candidates,
                                       float (&x)[kCandidateTile / 8][4]) {
+#pragma unroll
+  for (int n = 0; n < static_cast<int>(kCandidateTile) / 8; n++) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) x[n][i] = 0.0f;
+  }
 #pragma unroll
   for (int column = 0; column < DIM; column += 16) {
     const uint4 a = line_operands<DIM>(queries, 16 * warp_id(), column);
@@ -13329,11 +14553,11 @@ cudaError_t merge_late(const skv_merge_attend_args &args,
 // rows in order, because the moving sum depends on it. Most policies observe
 // few rows, so what counts is how often a warp waits. The alternative that
 // lost: keeping the logits of prefill_attend, (rows, heads, slots) floats.
+#include "lib/group_observe.cuh"
 #include "lib/overlap.cuh"
 #include "lib/query_rows.cuh"
 #include "lib/row_tiles.cuh"
 #include "lib/scores.cuh"
-#include "lib/step.cuh"
 #include "runtime/launch.cuh"
 
 namespace {
@@ -13362,30 +14586,6 @@ struct Shared {
   float biases[kMaxGroup][kTile];
   bool is_sink[kTile];
 };
-
-// The slots of a block: a tile of the cache or of the stage.
-struct Tile {
-  bool staged;
-  uint32_t first;
-  uint32_t count;
-  // Index of slot 0 among those of the layer.
-  uint32_t base;
-};
-
-__device__ inline Tile tile_of(const skv_chunk_args &args, uint32_t kv_head,
-                               uint32_t end_row) {
-  const skv_cache &cache = args.cache;
-  const uint32_t slot_tiles = (cache.max_capacity + kTile - 1) / kTile;
-  Tile tile;
-  tile.staged = blockIdx.x >= slot_tiles;
-  tile.first = (blockIdx.x - (tile.staged ? slot_tiles : 0)) * kTile;
-  const uint32_t *words =
-      head_words(cache, args.sizes, args.step.chunk[kChunkSequence], kv_head);
-  const uint32_t end = tile.staged ? end_row : words[kHeadHigh];
-  tile.count = tile.first < end ? min(kTile, end - tile.first) : 0;
-  tile.base = tile.staged ? kv_head * cache.stage_rows : words[kHeadOffset];
-  return tile;
-}
 
 // Raw logits of the pairs of \`rows\` rows from \`first_row\` with the tile's
 // slots, for queries of one kind and the slots that they are for.
@@ -13462,10 +14662,9 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   const skv_policy &policy = args.policy;
   const uint32_t group = sizes.heads / sizes.kv_heads;
   const uint32_t kv_head = blockIdx.y;
-  const uint32_t end_row = row_end(args.step);
-  const Tile tile = tile_of(args, kv_head, end_row);
+  const ObservedTile tile = observed_tile(args, kv_head, blockIdx.x, kTile);
   if (tile.count == 0) return;
-  const skv_slots &home = tile.staged ? cache.stage : cache.slots;
+  const skv_slots &home = tile.home(cache);
   const bool has_sinks = args.sink_queries != nullptr;
 
   load_lines<DIM>(shared.keys, kTile, sizes.head_dim, [&](uint32_t i) {
@@ -13492,13 +14691,8 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   }
   any_sink = __syncthreads_or(any_sink);
 
-  uint32_t first_row = 0, last_row = end_row;
-  if (policy.probe == SKV_PROBE_LAST && end_row > policy.probe_rows) {
-    first_row = end_row - policy.probe_rows;
-  } else if (policy.probe == SKV_PROBE_INSTRUCTION) {
-    first_row = end_row;
-    last_row = forward_end(args.step);
-  }
+  const ObservedRows observed(args);
+  uint32_t first_row = observed.first;
   // Rows before the first staged one of the tile do not see any of it.
   if (tile.staged) first_row = max(first_row, tile.first);
   const uint32_t budget = head_words(
@@ -13506,8 +14700,8 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
   const uint32_t rows_per_pass = kPairs<DIM> / group;
   Scores scores = {};
   if (owns) scores = load_scores(slot);
-  for (uint32_t row = first_row; row < last_row; row += rows_per_pass) {
-    const uint32_t rows = min(rows_per_pass, last_row - row);
+  for (uint32_t row = first_row; row < observed.end; row += rows_per_pass) {
+    const uint32_t rows = min(rows_per_pass, observed.end - row);
     if (threadIdx.x < rows * group) {
       const size_t query =
           static_cast<size_t>(row + threadIdx.x / group) * sizes.heads +
@@ -13545,19 +14739,26 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
 
 template <int DIM>
 cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
+  if constexpr (DIM == 64 || DIM == 128) {
+    if (launch.has_groups && is_group_observed<DIM>(args)) {
+      return launch_group_observe<DIM>(args, launch);
+    }
+  }
   const auto kernel = observe_kernel<DIM>;
   const size_t bytes = sizeof(Shared<DIM>);
   const cudaError_t status = allow_shared_memory(kernel, bytes);
   if (status != cudaSuccess) return status;
-  const dim3 grid((args.cache.max_capacity + kTile - 1) / kTile +
-                      (args.cache.stage_rows + kTile - 1) / kTile,
-                  args.sizes.kv_heads);
+  const dim3 grid(observed_tiles(args.cache, kTile), args.sizes.kv_heads);
   return launch_kernel(launch, kernel, grid, 32 * kWarps<DIM>, bytes, args);
 }
 
 }  // namespace
 
-Needs observe_needs(const skv_chunk_args &, uint32_t) { return {}; }
+Needs observe_needs(const skv_chunk_args &args, uint32_t) {
+  return with_width(args.sizes.head_dim, [&](auto width) -> Needs {
+    return {group_observe_bytes<decltype(width)::value>(args)};
+  });
+}
 
 cudaError_t launch_observe(const skv_chunk_args &args, const Launch &launch) {
   // What nothing reads is not kept.

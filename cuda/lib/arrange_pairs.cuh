@@ -137,6 +137,7 @@ static __global__ void __launch_bounds__(kCompressThreads)
       work.marks[i] &= kGone;
       work.keys[i] = kNoKey;
     }
+    __syncthreads();
     // Parts of searches are not in use yet.
     uint32_t *const list = work.nearest;
     count = list_if(items, list, shared.select, [&](uint32_t i) {

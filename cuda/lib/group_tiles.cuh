@@ -1,29 +1,11 @@
-// Tiles of keys or values, one slot per line, for products of groups of warps:
-// see tile_descriptor().
+// Products of tiles of keys or values by groups of warps.
 #pragma once
 
-#include "group_instructions.cuh"
+#include "gather_tile.cuh"
 
 // Widths of heads whose tiles are whole lines of 128 bytes.
 template <int DIM>
 constexpr bool kHasGroupTiles = DIM == 64 || DIM == 128;
-
-// Starts to copy LINES lines to a tile; `line(i)` is where line i is in memory,
-// or null for zeros.
-template <int DIM, uint32_t LINES, uint32_t THREADS, class Line>
-__device__ inline void gather_tile(skv_cached (*tile)[LINES][kTileColumns],
-                                   uint32_t head_dim, Line line) {
-  constexpr uint32_t kChunks = DIM / 8;
-  static_assert(LINES * kChunks % THREADS == 0, "as much for each thread");
-  const uint32_t chunk = threadIdx.x % kChunks;
-#pragma unroll
-  for (uint32_t k = 0; k < LINES * kChunks / THREADS; k++) {
-    const uint32_t at = threadIdx.x / kChunks + k * (THREADS / kChunks);
-    const skv_cached *from = line(at);
-    copy_async(tile[chunk / 8][at] + 8 * (chunk % 8 ^ at % 8), from + 8 * chunk,
-               from != nullptr && 8 * chunk < head_dim);
-  }
-}
 
 // Starts to multiply 64 lines of a tile, from `line` on, with the N of another.
 template <int DIM, int N, uint32_t LINES>

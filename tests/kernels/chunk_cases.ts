@@ -329,7 +329,7 @@ const manyRows =
     }));
 
 /** Slots and rows of several tiles, of which the last are not full. */
-const manyTiles = ([[128, 4, 200, 290], [64, 7, 150, 129], [128, 1, 300, 0], [
+const manyTiles = ([[128, 4, 200, 290], [64, 7, 150, 129], [128, 1, 200, 0], [
   64,
   16,
   130,
@@ -464,6 +464,24 @@ export const chunkCases: readonly KernelCase[] = [
     live: 9,
   }),
   chunkCase({ name: "of H2O", kernel: "observe", policy: h2o }),
+  ...manyTiles.slice(0, 2).map((options) =>
+    chunkCase({ ...options, kernel: "observe" })
+  ),
+  ...([
+    ["a moving sum of raw weights", zip],
+    ["mean weights", testPolicy({ score: { kind: "mean" } })],
+    [
+      "the last 50 rows",
+      testPolicy({ probe: { kind: "last", rows: 50 } }),
+    ],
+  ] as const).map(([what, policy]) =>
+    chunkCase({
+      ...manyTiles[0]!,
+      name: `${what} ${manyTiles[0]!.name}`,
+      kernel: "observe",
+      policy,
+    })
+  ),
   ...(["realVotes", "convex", "minNorm", "zip"] as const).flatMap((key) =>
     [false, true].map((votesPerQueryHead) =>
       chunkCase({
@@ -627,21 +645,33 @@ export const chunkCases: readonly KernelCase[] = [
     live: 0,
     expect: does({ merges: false, drops: false }),
   }),
-  chunkCase({
-    name: "merges the cheapest of many pairs",
-    kernel: "compress",
-    policy: testPolicy({ merge: pairs({ rounds: 1 }) }),
-    sizes: modelSizes({ heads: 2, kvHeads: 1, headDim: 32 }),
-    heads: [{ capacity: 401, budget: 350, recent: 40, live: 280, holes: 20 }],
-    position: 900,
-    rows: 140,
-    live: 130,
-    clusters: 40,
-    expect: ({ merged, dropped }) => {
-      assertEquals(merged, 60);
-      assertEquals(dropped, 0);
-    },
-  }),
+  ...([
+    [32, "sum", 1],
+    [64, "product", 2],
+    [128, "sum", 1],
+    [128, "product", 1],
+    [128, "product", 0],
+    [80, "product", 0],
+  ] as const).map(([headDim, distance, rounds]) =>
+    chunkCase({
+      name:
+        `merges the cheapest of many pairs of width ${headDim}, by ${distance}, in ${rounds} rounds`,
+      kernel: "compress",
+      policy: testPolicy({ merge: pairs({ distance, rounds }) }),
+      sizes: modelSizes({ heads: 2, kvHeads: 1, headDim }),
+      heads: [{ capacity: 401, budget: 390, recent: 40, live: 280, holes: 20 }],
+      position: 900,
+      rows: 140,
+      live: 130,
+      clusters: 40,
+      mergesTwice: rounds > 1,
+      merges: rounds + 1,
+      expect: ({ merged, dropped }) => {
+        assertEquals(merged, 20);
+        assertEquals(dropped, 0);
+      },
+    })
+  ),
   chunkCase({
     name: "behind the guard of zip",
     kernel: "compress",

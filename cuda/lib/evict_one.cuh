@@ -19,8 +19,7 @@ struct EvictShared {
   float log_sums[kMaxGroup];
   // The same at the scale of scores.
   float score_sums[kMaxGroup];
-  uint64_t lowest_keys[kEvictWarps];
-  uint32_t lowest[kEvictWarps];
+  LowestShared<kEvictWarps> lowest;
   Neighbour neighbours[kEvictWarps];
   Ridden ridden;
   SelectScratch select;
@@ -89,12 +88,13 @@ __device__ inline void consider(const skv_merge_attend_args &args,
   if (!RIDES || job.may_go(args, slot)) found.first = candidate;
 }
 
-// Adds this step to the scores of all slots. Where their own fields decide,
-// returns what this thread found. Called by the whole block.
-template <bool RIDES>
+// Adds this step to the scores of all slots, and passes `visit` each slot with
+// its number and its scores. Where their own fields decide, returns what this
+// thread found. Called by the whole block.
+template <bool RIDES, class Visit>
 __device__ inline Found observe_slots(const skv_merge_attend_args &args,
-                                      const EvictJob &job,
-                                      EvictShared &shared) {
+                                      const EvictJob &job, EvictShared &shared,
+                                      Visit visit) {
   const skv_policy &policy = args.policy;
   const uint32_t lanes = args.cache.lanes;
   const uint32_t capacity = args.cache.max_capacity;
@@ -123,6 +123,7 @@ __device__ inline Found observe_slots(const skv_merge_attend_args &args,
           [&](uint32_t g) { return gain * vote_bias(slot, g, lanes); });
       store_scores(slot, scores);
     }
+    visit(i, slot, scores);
     if (job.own_ratings != nullptr && !takes_all_keys(policy)) {
       job.own_ratings[i] = own_score(scores, slot, policy, lanes);
     }
@@ -173,30 +174,6 @@ __device__ inline Candidate next_in_line(const skv_merge_attend_args &args,
   if (!job.may_go(args, slot, kAhead<true>)) return kNoCandidate;
   const float score = slot_score(args, job, slot, i);
   return {rank_key(score, slot, args.policy), i};
-}
-
-// The slot with the lowest key over the block, or none; each thread brings its
-// own.
-__device__ inline uint32_t lowest_of_block(uint64_t key, uint32_t slot,
-                                           EvictShared &shared) {
-  const uint64_t lowest = warp_min(key);
-  const uint32_t owner =
-      __reduce_min_sync(kAllLanes, key == lowest ? slot : ~0u);
-  __syncthreads();
-  if (lane_id() == 0) {
-    shared.lowest_keys[warp_id()] = lowest;
-    shared.lowest[warp_id()] = owner;
-  }
-  __syncthreads();
-  uint64_t best = kNoKey;
-  uint32_t found = ~0u;
-#pragma unroll 1
-  for (uint32_t w = 0; w < kEvictWarps; w++) {
-    if (shared.lowest_keys[w] >= best) continue;
-    best = shared.lowest_keys[w];
-    found = shared.lowest[w];
-  }
-  return found;
 }
 
 // The nearest over the block; each thread brings its own.

@@ -92,7 +92,7 @@ const policy = {
   ratioCap: "f32",
   adaptive: "u32",
   floorParts: "u32",
-  partners: "u32",
+  searchEvery: "u32",
   rounds: "u32",
   productDistance: "u32",
   keyWeight: "f32",

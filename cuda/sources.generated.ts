@@ -2459,14 +2459,22 @@ struct Evidence {
   uint4 *rows;
 };
 
-// Heads that a block looks at for one to search: as many as a search is due in
-// one of. And blocks that look at all heads.
-__host__ __device__ inline uint32_t group_heads(const skv_policy &policy) {
-  return min(32u, policy.search_every);
+// Steps from one search for partners of a head with some budget to the next.
+__host__ __device__ inline uint32_t search_period(const skv_policy &policy,
+                                                  uint32_t budget) {
+  return max(1u, min(policy.search_every, budget / policy.search_slots));
 }
 
-inline uint32_t head_groups(uint32_t kv_heads, const skv_policy &policy) {
-  return (kv_heads + group_heads(policy) - 1) / group_heads(policy);
+// Heads that a block looks at for one to search: a search of the largest is due
+// in one of them. And blocks that look at all heads of a row.
+__host__ __device__ inline uint32_t group_heads(
+    const skv_merge_attend_args &args) {
+  return min(32u, search_period(args.policy, args.cache.max_capacity));
+}
+
+inline uint32_t head_groups(const skv_merge_attend_args &args) {
+  const uint32_t heads = group_heads(args);
+  return (args.sizes.kv_heads + heads - 1) / heads;
 }
 
 // Takes the memory of a step.
@@ -2481,8 +2489,7 @@ inline PairWork take_pairs(const skv_merge_attend_args &args,
       (args.cache.max_capacity + pairs.tile - 1) / pairs.tile;
   // Who looks at all candidates: the slots that go through them together.
   const uint32_t searches =
-      remembers ? args.step.rows * head_groups(args.sizes.kv_heads, args.policy)
-                : heads * tiles;
+      remembers ? args.step.rows * head_groups(args) : heads * tiles;
   pairs.parts =
       max(1u, min(min(kMaxPairParts, tiles), 2 * multiprocessors / searches));
   if (remembers) pairs.weights = scratch->take<float>(heads * capacity);
@@ -6063,7 +6070,7 @@ constexpr uint32_t kPairThreads = 128;
 constexpr uint32_t kPairWarps = kPairThreads / 32;
 
 struct PairJob {
-  EvictJob job;
+  uint32_t offset;
   // Slots that may go, those without a partner first: how many of both.
   const uint32_t *list;
   uint32_t count;
@@ -6084,23 +6091,24 @@ struct PairJob {
   uint32_t *ticket;
 
   __device__ Slot slot(const skv_merge_attend_args &args, uint32_t i) const {
-    return job.slot(args, i);
+    return slot_at(args.cache.slots, offset + i, args.sizes.head_dim);
   }
   __device__ uint2 *found_by(uint32_t part) const {
     return part_found + static_cast<size_t>(part) * pitch;
   }
 };
 
-// The same as turn_to_head, with the list that was left of it; false where
-// nothing is searched for.
+// What there is to be searched of a head, if anything.
 __device__ inline bool turn_to_pairs(const skv_merge_attend_args &args,
                                      const Evidence &evidence, uint32_t row,
                                      uint32_t kv_head, PairJob &work) {
   const PairWork &pairs = evidence.pairs;
   const uint32_t index = row * args.sizes.kv_heads + kv_head;
+  // All that is read is on its way before any of it is looked at.
   const uint4 header = pairs.headers[index];
-  if (!turn_to_head(args, evidence, row, kv_head, work.job)) return false;
-  if (header.x == 0) return false;
+  const uint32_t used = evidence.rows[index].w;
+  work.offset = head_words(args.cache, args.sizes, row, kv_head)[kHeadOffset];
+  if (used == 0 || header.x == 0) return false;
   const size_t first = static_cast<size_t>(index) * args.cache.max_capacity;
   work.list = pairs.lists + first;
   work.count = header.x;
@@ -6224,12 +6232,12 @@ __device__ inline void begin_pairs(const skv_merge_attend_args &args,
                                    bool knows, EvictShared &shared) {
   if (threadIdx.x == 0) pairs.headers[job.index] = {};
   if (!job.is_over) return;
-  const uint32_t every = args.policy.search_every;
+  const bool remembers = args.policy.search_every != 0;
   const uint32_t turn = job.position + args.cache.layer + job.kv_head;
   // After this everybody sees all weights.
   const bool anybody = __syncthreads_or(knows) != 0;
-  if (every == 0 || turn % every == 0 || job.words[kHeadSpread] == 0 ||
-      !anybody) {
+  if (!remembers || !anybody || job.words[kHeadSpread] == 0 ||
+      turn % search_period(args.policy, job.words[kHeadBudget]) == 0) {
     list_pairs(args, job, pairs, shared);
     return;
   }
@@ -6290,8 +6298,11 @@ template <bool QUERIES>
 __global__ void __launch_bounds__(kPairThreads)
     merge_pair_kernel(skv_merge_attend_args args, Evidence evidence) {
   __shared__ LowestShared<kPairWarps> shared;
+  const uint32_t kv_head = blockIdx.x, row = blockIdx.y;
   PairJob work;
-  if (!turn_to_pairs(args, evidence, blockIdx.y, blockIdx.x, work)) return;
+  if (!turn_to_pairs(args, evidence, row, kv_head, work)) return;
+  EvictJob job;
+  turn_to_head(args, evidence, row, kv_head, job);
   uint64_t lowest = kNoKey;
   uint32_t own = kNoItem;
   for (uint32_t i = threadIdx.x; i < work.count; i += kPairThreads) {
@@ -6304,11 +6315,10 @@ __global__ void __launch_bounds__(kPairThreads)
   const uint32_t place = lowest_of_block(lowest, own, shared);
   if (place != kNoItem) {
     const Neighbour other = best_of_parts(args, work, work.parts, place);
-    merge_pair<kPairWarps, QUERIES>(args, work.job, work.list[place],
-                                    other.item);
+    merge_pair<kPairWarps, QUERIES>(args, job, work.list[place], other.item);
   } else if (threadIdx.x == 0) {
     // A slot that is alone has no partner, and is dropped.
-    remove_slot(args, work.job, work.list[0], false, {});
+    remove_slot(args, job, work.list[0], false, {});
   }
 }
 
@@ -6722,7 +6732,7 @@ __global__ void __launch_bounds__(kPairThreads, kPartnerBlocks<DIM>)
   __shared__ PartnersShared<DIM> shared;
   begin_kernel();
   const uint32_t part = blockIdx.x, row = blockIdx.z;
-  const uint32_t heads = group_heads(args.policy);
+  const uint32_t heads = group_heads(args);
   const uint32_t own_head = blockIdx.y * heads + lane_id();
   const bool is_due =
       lane_id() < heads && own_head < args.sizes.kv_heads &&
@@ -6740,7 +6750,9 @@ __global__ void __launch_bounds__(kPairThreads, kPartnerBlocks<DIM>)
     __syncthreads();
     remember_found(args, work);
     __syncthreads();
-    merge_known<kPairWarps, QUERIES>(args, work.job, work.weights, work.list[0],
+    EvictJob job;
+    turn_to_head(args, evidence, row, kv_head, job);
+    merge_known<kPairWarps, QUERIES>(args, job, work.weights, work.list[0],
                                      shared.lowest);
   }
 }
@@ -6755,9 +6767,7 @@ inline cudaError_t launch_partners_width(const skv_merge_attend_args &args,
                                     : partners_kernel<DIM, true, false>
                       : queries ? partners_kernel<DIM, false, true>
                                 : partners_kernel<DIM, false, false>;
-  const dim3 grid(evidence.pairs.parts,
-                  head_groups(args.sizes.kv_heads, args.policy),
-                  args.step.rows);
+  const dim3 grid(evidence.pairs.parts, head_groups(args), args.step.rows);
   return launch_kernel(launch, kernel, grid, kPairThreads, 0, args, evidence);
 }
 
@@ -15298,9 +15308,10 @@ typedef struct skv_policy {
   /** Whether compress gives the heads their budgets, and the even share. */
   uint32_t adaptive;
   uint32_t floor_parts;
-  /** Steps from one search for partners to the next; 0 where slots remember
-   * none. */
+  /** Steps from one search for partners to the next, at most; 0 where slots
+   * remember none. And slots of a head's budget for each of these. */
   uint32_t search_every;
+  uint32_t search_slots;
   /** Rounds of pairing that a chunk gets. */
   uint32_t rounds;
   /** Whether distances of keys and values are multiplied or added. */
@@ -15317,7 +15328,6 @@ typedef struct skv_policy {
   uint32_t draw_seed;
   /** Share of the slots that stay which is not merged into segments. */
   float heavy;
-  uint32_t reserved;
 } skv_policy;
 
 /** Arguments of the kernels: see the interfaces of the same names. */

@@ -220,9 +220,10 @@ typedef struct skv_policy {
   /** Whether compress gives the heads their budgets, and the even share. */
   uint32_t adaptive;
   uint32_t floor_parts;
-  /** Steps from one search for partners to the next; 0 where slots remember
-   * none. */
+  /** Steps from one search for partners to the next, at most; 0 where slots
+   * remember none. And slots of a head's budget for each of these. */
   uint32_t search_every;
+  uint32_t search_slots;
   /** Rounds of pairing that a chunk gets. */
   uint32_t rounds;
   /** Whether distances of keys and values are multiplied or added. */
@@ -239,7 +240,6 @@ typedef struct skv_policy {
   uint32_t draw_seed;
   /** Share of the slots that stay which is not merged into segments. */
   float heavy;
-  uint32_t reserved;
 } skv_policy;
 
 /** Arguments of the kernels: see the interfaces of the same names. */

@@ -95,14 +95,22 @@ struct Evidence {
   uint4 *rows;
 };
 
-// Heads that a block looks at for one to search: as many as a search is due in
-// one of. And blocks that look at all heads.
-__host__ __device__ inline uint32_t group_heads(const skv_policy &policy) {
-  return min(32u, policy.search_every);
+// Steps from one search for partners of a head with some budget to the next.
+__host__ __device__ inline uint32_t search_period(const skv_policy &policy,
+                                                  uint32_t budget) {
+  return max(1u, min(policy.search_every, budget / policy.search_slots));
 }
 
-inline uint32_t head_groups(uint32_t kv_heads, const skv_policy &policy) {
-  return (kv_heads + group_heads(policy) - 1) / group_heads(policy);
+// Heads that a block looks at for one to search: a search of the largest is due
+// in one of them. And blocks that look at all heads of a row.
+__host__ __device__ inline uint32_t group_heads(
+    const skv_merge_attend_args &args) {
+  return min(32u, search_period(args.policy, args.cache.max_capacity));
+}
+
+inline uint32_t head_groups(const skv_merge_attend_args &args) {
+  const uint32_t heads = group_heads(args);
+  return (args.sizes.kv_heads + heads - 1) / heads;
 }
 
 // Takes the memory of a step.
@@ -117,8 +125,7 @@ inline PairWork take_pairs(const skv_merge_attend_args &args,
       (args.cache.max_capacity + pairs.tile - 1) / pairs.tile;
   // Who looks at all candidates: the slots that go through them together.
   const uint32_t searches =
-      remembers ? args.step.rows * head_groups(args.sizes.kv_heads, args.policy)
-                : heads * tiles;
+      remembers ? args.step.rows * head_groups(args) : heads * tiles;
   pairs.parts =
       max(1u, min(min(kMaxPairParts, tiles), 2 * multiprocessors / searches));
   if (remembers) pairs.weights = scratch->take<float>(heads * capacity);

@@ -9,7 +9,7 @@ constexpr uint32_t kPairThreads = 128;
 constexpr uint32_t kPairWarps = kPairThreads / 32;
 
 struct PairJob {
-  EvictJob job;
+  uint32_t offset;
   // Slots that may go, those without a partner first: how many of both.
   const uint32_t *list;
   uint32_t count;
@@ -30,23 +30,24 @@ struct PairJob {
   uint32_t *ticket;
 
   __device__ Slot slot(const skv_merge_attend_args &args, uint32_t i) const {
-    return job.slot(args, i);
+    return slot_at(args.cache.slots, offset + i, args.sizes.head_dim);
   }
   __device__ uint2 *found_by(uint32_t part) const {
     return part_found + static_cast<size_t>(part) * pitch;
   }
 };
 
-// The same as turn_to_head, with the list that was left of it; false where
-// nothing is searched for.
+// What there is to be searched of a head, if anything.
 __device__ inline bool turn_to_pairs(const skv_merge_attend_args &args,
                                      const Evidence &evidence, uint32_t row,
                                      uint32_t kv_head, PairJob &work) {
   const PairWork &pairs = evidence.pairs;
   const uint32_t index = row * args.sizes.kv_heads + kv_head;
+  // All that is read is on its way before any of it is looked at.
   const uint4 header = pairs.headers[index];
-  if (!turn_to_head(args, evidence, row, kv_head, work.job)) return false;
-  if (header.x == 0) return false;
+  const uint32_t used = evidence.rows[index].w;
+  work.offset = head_words(args.cache, args.sizes, row, kv_head)[kHeadOffset];
+  if (used == 0 || header.x == 0) return false;
   const size_t first = static_cast<size_t>(index) * args.cache.max_capacity;
   work.list = pairs.lists + first;
   work.count = header.x;

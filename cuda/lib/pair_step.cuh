@@ -78,12 +78,12 @@ __device__ inline void begin_pairs(const skv_merge_attend_args &args,
                                    bool knows, EvictShared &shared) {
   if (threadIdx.x == 0) pairs.headers[job.index] = {};
   if (!job.is_over) return;
-  const uint32_t every = args.policy.search_every;
+  const bool remembers = args.policy.search_every != 0;
   const uint32_t turn = job.position + args.cache.layer + job.kv_head;
   // After this everybody sees all weights.
   const bool anybody = __syncthreads_or(knows) != 0;
-  if (every == 0 || turn % every == 0 || job.words[kHeadSpread] == 0 ||
-      !anybody) {
+  if (!remembers || !anybody || job.words[kHeadSpread] == 0 ||
+      turn % search_period(args.policy, job.words[kHeadBudget]) == 0) {
     list_pairs(args, job, pairs, shared);
     return;
   }
@@ -144,8 +144,11 @@ template <bool QUERIES>
 __global__ void __launch_bounds__(kPairThreads)
     merge_pair_kernel(skv_merge_attend_args args, Evidence evidence) {
   __shared__ LowestShared<kPairWarps> shared;
+  const uint32_t kv_head = blockIdx.x, row = blockIdx.y;
   PairJob work;
-  if (!turn_to_pairs(args, evidence, blockIdx.y, blockIdx.x, work)) return;
+  if (!turn_to_pairs(args, evidence, row, kv_head, work)) return;
+  EvictJob job;
+  turn_to_head(args, evidence, row, kv_head, job);
   uint64_t lowest = kNoKey;
   uint32_t own = kNoItem;
   for (uint32_t i = threadIdx.x; i < work.count; i += kPairThreads) {
@@ -158,11 +161,10 @@ __global__ void __launch_bounds__(kPairThreads)
   const uint32_t place = lowest_of_block(lowest, own, shared);
   if (place != kNoItem) {
     const Neighbour other = best_of_parts(args, work, work.parts, place);
-    merge_pair<kPairWarps, QUERIES>(args, work.job, work.list[place],
-                                    other.item);
+    merge_pair<kPairWarps, QUERIES>(args, job, work.list[place], other.item);
   } else if (threadIdx.x == 0) {
     // A slot that is alone has no partner, and is dropped.
-    remove_slot(args, work.job, work.list[0], false, {});
+    remove_slot(args, job, work.list[0], false, {});
   }
 }
 

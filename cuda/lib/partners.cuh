@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kPairThreads, kPartnerBlocks<DIM>)
   __shared__ PartnersShared<DIM> shared;
   begin_kernel();
   const uint32_t part = blockIdx.x, row = blockIdx.z;
-  const uint32_t heads = group_heads(args.policy);
+  const uint32_t heads = group_heads(args);
   const uint32_t own_head = blockIdx.y * heads + lane_id();
   const bool is_due =
       lane_id() < heads && own_head < args.sizes.kv_heads &&
@@ -184,7 +184,9 @@ __global__ void __launch_bounds__(kPairThreads, kPartnerBlocks<DIM>)
     __syncthreads();
     remember_found(args, work);
     __syncthreads();
-    merge_known<kPairWarps, QUERIES>(args, work.job, work.weights, work.list[0],
+    EvictJob job;
+    turn_to_head(args, evidence, row, kv_head, job);
+    merge_known<kPairWarps, QUERIES>(args, job, work.weights, work.list[0],
                                      shared.lowest);
   }
 }
@@ -199,9 +201,7 @@ inline cudaError_t launch_partners_width(const skv_merge_attend_args &args,
                                     : partners_kernel<DIM, true, false>
                       : queries ? partners_kernel<DIM, false, true>
                                 : partners_kernel<DIM, false, false>;
-  const dim3 grid(evidence.pairs.parts,
-                  head_groups(args.sizes.kv_heads, args.policy),
-                  args.step.rows);
+  const dim3 grid(evidence.pairs.parts, head_groups(args), args.step.rows);
   return launch_kernel(launch, kernel, grid, kPairThreads, 0, args, evidence);
 }
 

@@ -293,11 +293,18 @@ export function partnerField(lanes: number): number {
 }
 
 /**
- * Steps from one search for partners to the next, in a head that was searched
- * before. A search reads all keys and values of the head; that it is in one of
- * eight steps makes it an eighth of what attention reads.
+ * Steps from one search for partners to the next, at most: a search reads all
+ * keys and values of a head, an eighth of what attention reads in eight steps.
  */
 export const SEARCH_EVERY = 8;
+
+/**
+ * Slots of a head's budget for each of these steps: a head of fewer is searched
+ * more often. In a step, a slot is merged and another one is no longer recent;
+ * up to the next search neither of them finds a partner, and where they are
+ * many of the head's slots, dearer pairs have to merge.
+ */
+export const SEARCH_SLOTS = 64;
 
 /** Vote bias of a free slot: finite, and zero weight in any softmax. */
 export const FREE_BIAS: number = -1e30;

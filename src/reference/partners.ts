@@ -15,7 +15,7 @@
  *
  * A slot has no partner when it is new among those that may go, when it was
  * merged, and when the one that it knew is gone. It then waits for a search,
- * which a head has in one step of several ({@linkcode SEARCH_EVERY}): such slots
+ * which a head has in one step of several ({@linkcode searchPeriod}): such slots
  * are compared with all others, and the others with them. So the bound holds in
  * a step with a search; in those up to the next one it holds among the slots
  * that know a partner, with distances as they were in that search. A slot that
@@ -35,6 +35,7 @@ import {
   PartnerField,
   partnerField,
   SEARCH_EVERY,
+  SEARCH_SLOTS,
 } from "../backends/backend.ts";
 import type { Policy } from "../policies/parts.ts";
 import {
@@ -74,15 +75,22 @@ interface Partner {
   readonly distance: number;
 }
 
+/** Steps from one search of a head with some budget to the next. */
+export function searchPeriod(budget: number): number {
+  const period = Math.floor(budget / SEARCH_SLOTS);
+  return Math.max(1, Math.min(SEARCH_EVERY, period));
+}
+
 /**
  * Each slot that knows a partner with it, after a search where one is due: in
- * one of {@linkcode SEARCH_EVERY} steps, others for the heads beside this one
- * and for the layers below and above, so that steps take equally long; when the
- * scatter of values is not known; and when nobody knows a partner.
+ * one step of a {@linkcode searchPeriod}, another one for the heads beside this
+ * one and for the layers below and above, so that steps take equally long; when
+ * the scatter of values is not known; and when nobody knows a partner.
  */
 export function partnerProposals(step: PartnerStep): Proposal[] {
   const { head, layer, kvHead, newest, slots, evictable, headDim } = step;
-  const isDue = (newest + layer + kvHead) % SEARCH_EVERY === 0 ||
+  const turn = newest + layer + kvHead;
+  const isDue = turn % searchPeriod(head.get("budget")) === 0 ||
     head.getFloat("spread") === 0 ||
     knownPartners(evictable, step).size === 0;
   if (head.getFloat("spread") === 0) {

@@ -6,7 +6,7 @@
 import { floorParts } from "../../cache/adaptive_heads.ts";
 import { remembersPartners } from "../../cache/layout.ts";
 import type { Policy } from "../../policies/parts.ts";
-import { type ModelSizes, SEARCH_EVERY } from "../backend.ts";
+import { type ModelSizes, SEARCH_EVERY, SEARCH_SLOTS } from "../backend.ts";
 import {
   KEY_CODES,
   MERGE_CODES,
@@ -67,6 +67,7 @@ export function policyNumbers(
     adaptive: flag(allocate.heads.kind === "adaptive"),
     floorParts: floorParts(policy),
     searchEvery: remembersPartners(policy) ? SEARCH_EVERY : 0,
+    searchSlots: SEARCH_SLOTS,
     rounds: pair?.rounds ?? 0,
     productDistance: flag(pair?.distance === "product"),
     keyWeight: (pair?.keyWeight ?? 0) / Math.sqrt(headDim),

@@ -93,6 +93,7 @@ const policy = {
   adaptive: "u32",
   floorParts: "u32",
   searchEvery: "u32",
+  searchSlots: "u32",
   rounds: "u32",
   productDistance: "u32",
   keyWeight: "f32",

@@ -8,8 +8,10 @@
 
 static_assert(kPartnerTile == 8 * kPairWarps, "eight slots per warp");
 
-// Slots that these are compared with at a time: rows of two products.
+// Slots that these are compared with: so many are fetched at a time, and so
+// many are the rows of a product.
 constexpr uint32_t kPartnerRows = 32;
+constexpr uint32_t kProductRows = 16;
 
 // A slot that a warp has, and what it remembers where that is not compared
 // again.
@@ -65,11 +67,10 @@ __device__ inline void fetch_rows(const skv_merge_attend_args &args,
       exists ? work.slot(args, number).word(kSlotPosition) : 0;
 }
 
-// Adds the products of all rows with the vectors of a warp, of which each lane
-// has a part of one; returns the square of that.
+// Adds the products of kProductRows rows with the vectors of a warp, of which
+// each lane has a part of one; returns the square of that.
 template <int DIM, bool ALIGNED>
-__device__ inline float multiply_rows(float (&x)[kPartnerRows / 16][4],
-                                      const skv_cached *rows,
+__device__ inline float multiply_rows(float (&x)[4], const skv_cached *rows,
                                       const skv_cached *vector,
                                       uint32_t head_dim) {
   const uint32_t d = shared_column();
@@ -80,15 +81,11 @@ __device__ inline float multiply_rows(float (&x)[kPartnerRows / 16][4],
     uint32_t words[4];
     load_pairs<8, ALIGNED>(words, vector, c + d, head_dim);
     squares[c / 32] = square_of(words);
-#pragma unroll
-    for (int n = 0; n < static_cast<int>(kPartnerRows) / 16; n++) {
-      const skv_cached *line = own + 16 * n * kLinePitch<DIM> + c;
-      const uint4 a = *reinterpret_cast<const uint4 *>(line);
-      const uint4 b =
-          *reinterpret_cast<const uint4 *>(line + 8 * kLinePitch<DIM>);
-      mma_cached(x[n], {a.x, b.x, a.y, b.y}, words[0], words[1]);
-      mma_cached(x[n], {a.z, b.z, a.w, b.w}, words[2], words[3]);
-    }
+    const uint4 a = *reinterpret_cast<const uint4 *>(own + c);
+    const uint4 b =
+        *reinterpret_cast<const uint4 *>(own + 8 * kLinePitch<DIM> + c);
+    mma_cached(x, {a.x, b.x, a.y, b.y}, words[0], words[1]);
+    mma_cached(x, {a.z, b.z, a.w, b.w}, words[2], words[3]);
   }
   return sum_shared(squares);
 }
@@ -117,36 +114,37 @@ __device__ inline bool is_own(const PairJob &work, uint32_t place) {
   return place >= work.shared && place < work.alone;
 }
 
-// Compares the rows from place `first_row` on with the columns of a warp
-// from place `first_column` on and keeps what is nearest: for the rows in
-// shared memory, for the lane's two columns in `nearest`. Called by a whole
-// warp.
+// Compares rows of a product, from line `line` of those that were fetched from
+// place `first_row` on, with the columns of a warp from place `first_column` on
+// and keeps what is nearest: for the rows in shared memory, for the lane's two
+// columns in `nearest`. Called by a whole warp.
 template <int DIM, bool ALIGNED>
 __device__ inline void compare_rows(const skv_merge_attend_args &args,
                                     const PairJob &work, const PairCosts &costs,
-                                    uint32_t first_row, uint32_t first_column,
+                                    uint32_t first_row, uint32_t line,
+                                    uint32_t first_column,
                                     PartnersShared<DIM> &shared,
                                     Neighbour (&nearest)[2]) {
   const PartnerColumn *columns = shared.columns + 8 * warp_id();
   const uint32_t g = lane_id() / 4, t = lane_id() % 4;
   const uint32_t own = columns[g].number;
   const Slot slot = work.slot(args, own == kNoItem ? 0 : own);
-  float products[2][kPartnerRows / 16][4] = {};
+  float products[2][4] = {};
   // Of columns 2 t and 2 t + 1.
   float column_squares[2][2];
 #pragma unroll
   for (int kind = 0; kind < 2; kind++) {
     const float square = multiply_rows<DIM, ALIGNED>(
-        products[kind], shared.rows[kind], kind == 0 ? slot.key : slot.value,
-        args.sizes.head_dim);
+        products[kind], shared.rows[kind] + line * kLinePitch<DIM>,
+        kind == 0 ? slot.key : slot.value, args.sizes.head_dim);
 #pragma unroll
     for (int c = 0; c < 2; c++) {
       column_squares[kind][c] = __shfl_sync(kAllLanes, square, 4 * (2 * t + c));
     }
   }
 #pragma unroll
-  for (int h = 0; h < static_cast<int>(kPartnerRows) / 8; h++) {
-    const uint32_t r = g + 8 * h;
+  for (int h = 0; h < 2; h++) {
+    const uint32_t r = line + g + 8 * h;
     const uint32_t number = shared.numbers[r];
     Neighbour best = kNoNeighbour;
 #pragma unroll
@@ -158,7 +156,7 @@ __device__ inline void compare_rows(const skv_merge_attend_args &args,
 #pragma unroll
       for (int kind = 0; kind < 2; kind++) {
         const float both = shared.squares[kind][r] + column_squares[kind][c];
-        const float product = products[kind][h / 2][h % 2 * 2 + c];
+        const float product = products[kind][2 * h + c];
         squares[kind] = fmaxf(0.0f, both - 2.0f * product);
       }
       const float distance = costs.distance(squares[0], squares[1]);

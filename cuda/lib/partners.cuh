@@ -4,7 +4,7 @@
 // Slots that know no partner, some tens as a rule, come first in the list and
 // are compared with all others; these are compared with them alone. So a block
 // goes through its part of the list once: a warp has eight slots, the columns
-// of tensor core products whose rows are 32 of those that know no partner. A
+// of tensor core products whose rows are 16 of those that know no partner. A
 // block is small, because those of all layers run beside the logits, which
 // leave a part of each multiprocessor. It looks at as many heads of a row as a
 // search is due in one of, since blocks that find nothing to do take time too.
@@ -89,8 +89,12 @@ __device__ inline void search_part(const skv_merge_attend_args &args,
         fetched = has_own ? kNoItem : row;
       }
       __syncthreads();
-      compare_rows<DIM, ALIGNED>(args, work, costs, row, first_column, shared,
-                                 nearest);
+#pragma unroll 1
+      for (uint32_t line = 0; line < min(kPartnerRows, rows - row);
+           line += kProductRows) {
+        compare_rows<DIM, ALIGNED>(args, work, costs, row, line, first_column,
+                                   shared, nearest);
+      }
       __syncthreads();
       leave_rows(args, work, part, row, first != begin, shared);
     }

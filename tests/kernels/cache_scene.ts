@@ -35,7 +35,11 @@ export interface CacheOptions {
   readonly sizes: ModelSizes;
   readonly lanes: number;
   /** Slots that remember a partner, among those that may go. */
-  readonly partners?: { readonly sinks: number };
+  readonly partners?: {
+    readonly sinks: number;
+    /** Share of them that know one. */
+    readonly known: number;
+  };
   /** {@link HeadWord.spread} of all heads, 0 if left out. */
   readonly spread?: number;
   readonly stageRows: number;
@@ -135,7 +139,7 @@ export function makeCache(options: CacheOptions): SceneCache {
       }
       if (options.partners !== undefined) {
         // The newest token of the step before, and what it kept.
-        const { sinks } = options.partners;
+        const { sinks, known } = options.partners;
         const old = texts.flatMap((position, i) =>
           position >= sinks && position + head.recent < tokensBefore
             ? [taken[i]!]
@@ -143,7 +147,7 @@ export function makeCache(options: CacheOptions): SceneCache {
         );
         for (const index of old) {
           const other = old[random.below(old.length)]!;
-          if (random.uniform() > 0.9 || other === index) continue;
+          if (random.uniform() >= known || other === index) continue;
           const at = partnerField(lanes) * total + offset + index;
           sideWords[at + PartnerField.slot * total] = 1 + other;
           side[at + PartnerField.distance * total] = 8 * random.uniform();

@@ -35,6 +35,8 @@ export interface DecodeOptions {
   readonly threshold?: number;
   /** Scatter of values that heads have measured. */
   readonly spread?: number;
+  /** Share of the slots that know a partner, if they remember one at all. */
+  readonly known?: number;
   /** Whether the keys of a cluster are equal. */
   readonly hasTwins?: boolean;
   /** What the case is there for, seen in the reference's outcome. */
@@ -108,7 +110,9 @@ function decodeParts(
   const cache = makeCache({
     sizes,
     lanes: voteLanes(policy, sizes),
-    ...(remembersPartners(policy) && { partners: policy.select }),
+    ...(remembersPartners(policy) && {
+      partners: { ...policy.select, known: options.known ?? 0.9 },
+    }),
     hasStatistics: policy.score.kind === "expected",
     stageRows: 1,
     heads,
@@ -470,6 +474,18 @@ export const decodeCases: readonly KernelCase[] = [
       positions: [position, position + 4],
       spread: 16,
       expect: merged(3),
+    })
+  ),
+  ...[0, 0.4].map((known) =>
+    decodeCase({
+      name: `searches for the partners of all but ${known} of many slots`,
+      policy: testPolicy({ merge: pairs({ search: "incremental" }) }),
+      sizes: gqa,
+      heads: [[manySlots, { ...manySlots, live: 390, holes: 0 }]],
+      positions: [897],
+      spread: 16,
+      known,
+      expect: merged(2),
     })
   ),
   decodeCase({

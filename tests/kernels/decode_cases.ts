@@ -33,6 +33,8 @@ export interface DecodeOptions {
   readonly clusters?: number;
   /** Cosine that heads have come to ask for. */
   readonly threshold?: number;
+  /** Scatter of values that heads have measured. */
+  readonly spread?: number;
   /** Whether the keys of a cluster are equal. */
   readonly hasTwins?: boolean;
   /** What the case is there for, seen in the reference's outcome. */
@@ -116,6 +118,7 @@ function decodeParts(
     lockstep: policy.select.scope === "layer",
     hasNewest: true,
     threshold: options.threshold ?? 0,
+    spread: options.spread ?? 0,
     random,
   });
   return { step, cache };
@@ -455,6 +458,20 @@ export const decodeCases: readonly KernelCase[] = [
     positions: [90],
     expect: merged(2),
   }),
+  ...[896, 897, 898].map((position) =>
+    decodeCase({
+      name: `merges what slots remember, at position ${position}`,
+      policy: testPolicy({ merge: pairs({ search: "incremental" }) }),
+      sizes: gqa,
+      heads: [
+        [manySlots, { ...manySlots, budget: 200, live: 200 }],
+        [manySlots, { ...manySlots, live: 301 }],
+      ],
+      positions: [position, position + 4],
+      spread: 16,
+      expect: merged(3),
+    })
+  ),
   decodeCase({
     name: "remembers partners of many slots, votes per head",
     policy: testPolicy({

@@ -128,15 +128,16 @@ CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
   CompressWork work;
   work.memory = memory;
   work.most = args.cache.max_capacity + args.cache.stage_rows;
-  // Victims are as many as the rows of a chunk, at most.
-  const uint32_t tile = merges_cheapest(args.policy)
-                            ? pair_query_tile(args.sizes.head_dim)
-                            : key_query_tile(args.sizes.head_dim);
-  const uint32_t blocks =
-      (args.cache.stage_rows + tile - 1) / tile * args.sizes.kv_heads;
-  work.parts = !merges_victims(args.policy)
-                   ? 1
-                   : max(1u, min(16u, 2 * multiprocessors / blocks));
+  work.parts = 1;
+  if (merges_cheapest(args.policy)) {
+    // Victims are as many as the rows of a chunk, at most.
+    const uint32_t tile = pair_query_tile(args.sizes.head_dim);
+    const uint32_t blocks =
+        (args.cache.stage_rows + tile - 1) / tile * args.sizes.kv_heads;
+    work.parts = max(1u, min(16u, 2 * multiprocessors / blocks));
+  } else if (merges_victims(args.policy)) {
+    work.parts = kSearchParts;
+  }
   work.expected_heads = args.policy.score == SKV_SCORE_EXPECTED
                             ? args.sizes.heads / args.sizes.kv_heads
                             : 0;
@@ -164,8 +165,8 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     return launch_kernel(launch, kernel, heads, kCompressThreads, 0, args,
                          work);
   };
-  const auto search = [&](bool heavier) {
-    return launch_item_search(args, work, heavier, launch);
+  const auto search = [&](bool for_pairs) {
+    return launch_item_search(args, work, for_pairs, launch);
   };
   const auto rate = [&] { return launch_ratings(args, work, launch); };
   const auto list_items = [&](bool again) {

@@ -206,13 +206,16 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
       const float gain = score_gain(policy, position, budget);
       observe_row(
           scores, policy, group, position,
-          [&](uint32_t g) {
-            return gain * shared.logits[(r * group + g) * kLogitPitch + mine];
+          [&](uint32_t first, auto &logits, auto &biases) {
+#pragma unroll
+            for (uint32_t k = 0; k < kRowHeads; k++) {
+              const uint32_t g = min(first + k, group - 1);
+              logits[k] =
+                  gain * shared.logits[(r * group + g) * kLogitPitch + mine];
+              biases[k] = gain * shared.biases[cache.lanes == 1 ? 0 : g][mine];
+            }
           },
-          [&](uint32_t g) { return log_sums[g]; },
-          [&](uint32_t g) {
-            return gain * shared.biases[cache.lanes == 1 ? 0 : g][mine];
-          });
+          [&](uint32_t g) { return log_sums[g]; });
     }
     __syncthreads();
   }

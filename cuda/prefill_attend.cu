@@ -16,25 +16,16 @@
 // and values once per query head. Another: 16 pairs to a warp, which reads
 // operands of twice as many bytes from shared memory as a multiprocessor
 // delivers while it multiplies.
+#include "lib/chunk_share.cuh"
+#include "lib/group_attend.cuh"
 #include "lib/half_rows.cuh"
 #include "lib/overlap.cuh"
 #include "lib/prefill_sinks.cuh"
 #include "lib/prefill_state.cuh"
 #include "lib/scores.cuh"
-#include "lib/step.cuh"
 #include "runtime/launch.cuh"
 
 namespace {
-
-// Where a tile of slots of the cache, or of staged rows, is.
-struct TilePlace {
-  const skv_slots &home;
-  // Of its first slot in `home`.
-  uint32_t base;
-  // Number of the first slot, and how many there are.
-  uint32_t first;
-  uint32_t count;
-};
 
 template <int DIM, PrefillForm FORM>
 __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
@@ -44,37 +35,16 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
   uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
   auto &shared = *reinterpret_cast<PrefillShared<DIM, FORM> *>(shared_memory);
-  const skv_sizes &sizes = args.sizes;
   const skv_cache &cache = args.cache;
-  const uint32_t head_dim = sizes.head_dim;
-  const uint32_t kv_head = blockIdx.x;
-  const uint32_t group = sizes.heads / sizes.kv_heads;
-  const uint32_t rows_per_block = Shape::kPairs / group;
-  const uint32_t first_row = (gridDim.y - 1 - blockIdx.y) * rows_per_block;
-  const uint32_t end_row = forward_end(args.step);
-  if (first_row >= end_row) return;
-  const uint32_t rows = min(rows_per_block, end_row - first_row);
-  const uint32_t *words =
-      head_words(cache, sizes, args.step.chunk[kChunkSequence], kv_head);
-  const uint32_t offset = words[kHeadOffset], high = words[kHeadHigh];
+  const uint32_t head_dim = args.sizes.head_dim;
+  const ChunkShare<kSlots> share(args, Shape::kPairs);
+  if (share.rows == 0) return;
   const bool has_sinks = !Shape::kIsPlain && args.sink_queries != nullptr;
   const bool gains =
       !Shape::kIsPlain && args.policy.score == SKV_SCORE_STEP_GAIN;
-
-  // Tiles of slots, then tiles of staged rows up to the block's last one.
-  const uint32_t slot_tiles = (high + kSlots - 1) / kSlots;
-  const uint32_t tiles = slot_tiles + (first_row + rows + kSlots - 1) / kSlots;
-  const auto place_of = [&](uint32_t tile) -> TilePlace {
-    const bool staged = tile >= slot_tiles;
-    const uint32_t first = (staged ? tile - slot_tiles : tile) * kSlots;
-    const uint32_t end = staged ? first_row + rows : high;
-    const uint32_t base = staged ? kv_head * cache.stage_rows : offset;
-    return {staged ? cache.stage : cache.slots, base + first, first,
-            min(end - first, kSlots)};
-  };
   // Starts to copy keys or values of a tile.
   const auto fetch = [&](uint32_t tile, bool keys) {
-    const TilePlace place = place_of(tile);
+    const TilePlace place = share.place(tile);
     const skv_cached *all = keys ? place.home.keys : place.home.values;
     copy_lines<DIM, kSlots, Shape::kThreads>(
         keys ? shared.keys : shared.values,
@@ -90,7 +60,7 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
     return slot_at(place.home, place.base + threadIdx.x, head_dim);
   };
   const auto look_ahead = [&](uint32_t tile) {
-    const TilePlace place = place_of(tile);
+    const TilePlace place = share.place(tile);
     const bool exists = threadIdx.x < place.count;
     bias_ahead = exists ? slot_ahead(place).get(kSlotBias) : kFreeBias;
     sink_ahead = has_sinks && exists &&
@@ -100,7 +70,7 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
     if (threadIdx.x >= kSlots) return;
     shared.biases[0][threadIdx.x] = bias_ahead * kLog2E;
     if constexpr (!Shape::kIsPlain) {
-      const TilePlace place = place_of(tile);
+      const TilePlace place = share.place(tile);
       shared.is_sink[threadIdx.x] = sink_ahead;
       for (uint32_t lane = 1; lane < cache.lanes; lane++) {
         const float bias = threadIdx.x < place.count
@@ -113,34 +83,26 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
   // A block has rows, hence tiles.
   fetch(0, true);
   look_ahead(0);
-  const PairQueries queries = {args.queries, first_row, kv_head,
-                               sizes.heads,  group,     head_dim,
-                               rows * group};
-  PairQueries sinks = queries;
-  sinks.all = args.sink_queries;
-  round_queries<DIM, FORM>(queries, shared);
+  const PairQueries queries = share.queries(args.queries, args.sizes);
+  const PairQueries sinks = share.queries(args.sink_queries, args.sizes);
+  round_queries<DIM>(queries, shared);
   if constexpr (!Shape::kIsPlain) {
     if (has_sinks) scale_sinks<DIM, FORM>(sinks, shared);
   }
   store_ahead(0);
 
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  const auto pair_of = [&](int m, int h) {
-    return Shape::kWarpPairs * warp_id() + 16 * m + 8 * h + g;
-  };
+  const uint32_t t = lane_id() % 4;
   PrefillState<DIM, FORM> state;
   if (gains) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       state.gain[0][h] = score_gain(
           args.policy,
-          args.step.chunk[kChunkPosition] + queries.row(pair_of(0, h)),
-          words[kHeadBudget]);
+          args.step.chunk[kChunkPosition] + queries.row(state.pair_of(0, h)),
+          share.budget);
     }
   }
-  for (uint32_t tile = 0; tile < tiles; tile++) {
-    const bool staged = tile >= slot_tiles;
-    const uint32_t first = (staged ? tile - slot_tiles : tile) * kSlots;
+  for (uint32_t tile = 0; tile < share.tiles; tile++) {
     wait_copies<0>();
     // Keys are there, and nobody reads the values before any more.
     bool any_sink = false;
@@ -150,7 +112,7 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
       any_sink = __syncthreads_or(sink_ahead);
     }
     fetch(tile, false);
-    if (tile + 1 < tiles) look_ahead(tile + 1);
+    if (tile + 1 < share.tiles) look_ahead(tile + 1);
 
     float x[Shape::kTiles][kSlots / 8][4] = {};
     state.multiply_keys(shared, x);
@@ -158,10 +120,10 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
     for (int m = 0; m < Shape::kTiles; m++) {
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        const uint32_t pair = pair_of(m, h);
+        const uint32_t pair = state.pair_of(m, h);
         const float inverse = shared.inverse[pair];
         const uint32_t lane =
-            Shape::kIsPlain || cache.lanes == 1 ? 0 : pair % group;
+            Shape::kIsPlain || cache.lanes == 1 ? 0 : pair % share.group;
 #pragma unroll
         for (int n = 0; n < static_cast<int>(kSlots) / 8; n++) {
 #pragma unroll
@@ -188,17 +150,18 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
       }
     }
     // Only the last tiles have rows that come after some of the block's.
-    if (staged && first + kSlots > first_row + 1) {
+    const TilePlace place = share.place(tile);
+    if (share.has_later(place)) {
 #pragma unroll
       for (int m = 0; m < Shape::kTiles; m++) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-          const uint32_t row = queries.row(pair_of(m, h));
+          const uint32_t row = queries.row(state.pair_of(m, h));
 #pragma unroll
           for (int n = 0; n < static_cast<int>(kSlots) / 8; n++) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-              if (first + 8 * n + 2 * t + i > row) {
+              if (place.first + 8 * n + 2 * t + i > row) {
                 x[m][n][2 * h + i] = -INFINITY;
               }
             }
@@ -209,7 +172,7 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
     wait_copies<0>();
     // Values are there, and nobody reads these keys and biases any more.
     __syncthreads();
-    if (tile + 1 < tiles) {
+    if (tile + 1 < share.tiles) {
       fetch(tile + 1, true);
       store_ahead(tile + 1);
     }
@@ -217,38 +180,7 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
     state.multiply_values(shared, x);
   }
 
-  state.join_lanes();
-#pragma unroll
-  for (int m = 0; m < Shape::kTiles; m++) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const uint32_t pair = pair_of(m, h);
-      if (pair >= rows * group) continue;
-      const size_t query = queries.index(pair);
-      if (t == 0) {
-        args.log_sums[query] =
-            gains ? kLn2 * state.gain[m][h] * state.max[m][h] +
-                        logf(state.gained[m][h])
-                  : kLn2 * state.max[m][h] + logf(state.sum[m][h]);
-      }
-      const float share = 1.0f / state.sum[m][h];
-#pragma unroll
-      for (int d = 0; d < DIM / 8; d++) {
-        const uint32_t at = 8 * d + 2 * t;
-        if (at >= head_dim) continue;
-        const float2 both = {state.values[m][d][2 * h] * share,
-                             state.values[m][d][2 * h + 1] * share};
-        *reinterpret_cast<float2 *>(args.output + query * head_dim + at) = both;
-      }
-    }
-  }
-}
-
-template <int DIM, PrefillForm FORM>
-uint32_t row_blocks(const skv_chunk_args &args) {
-  const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
-  const uint32_t rows = PrefillShape<DIM, FORM>::kPairs / group;
-  return (args.step.rows + rows - 1) / rows;
+  state.store(args, queries, gains);
 }
 
 template <int DIM, PrefillForm FORM>
@@ -258,7 +190,8 @@ cudaError_t launch_form(const skv_chunk_args &args, const Launch &launch) {
   static_assert(kBytes <= kLeastSharedBytes, "a form for all devices");
   const cudaError_t status = allow_shared_memory(kernel, kBytes);
   if (status != cudaSuccess) return status;
-  const dim3 grid(args.sizes.kv_heads, row_blocks<DIM, FORM>(args));
+  const dim3 grid(args.sizes.kv_heads,
+                  row_blocks<PrefillShape<DIM, FORM>>(args));
   return launch_kernel(launch, kernel, grid, PrefillShape<DIM, FORM>::kThreads,
                        kBytes, args);
 }
@@ -270,10 +203,16 @@ cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
   }
   const bool is_plain = args.sink_queries == nullptr && args.cache.lanes == 1 &&
                         args.policy.score != SKV_SCORE_STEP_GAIN;
+  if (is_plain) {
+    bool done = false;
+    const cudaError_t status = launch_group_attend<DIM>(args, launch, done);
+    if (status != cudaSuccess || done) return status;
+  }
   // Blocks of the plain form are twice as large: half as many do as well, fewer
   // do not.
   const uint32_t blocks =
-      row_blocks<DIM, PrefillForm::kPlain>(args) * args.sizes.kv_heads;
+      row_blocks<PrefillShape<DIM, PrefillForm::kPlain>>(args) *
+      args.sizes.kv_heads;
   return is_plain && 2 * blocks >= launch.multiprocessors
              ? launch_form<DIM, PrefillForm::kPlain>(args, launch)
              : launch_form<DIM, PrefillForm::kGeneral>(args, launch);

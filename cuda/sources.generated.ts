@@ -132,15 +132,16 @@ CompressWork work_of(const skv_chunk_args &args, uint32_t multiprocessors,
   CompressWork work;
   work.memory = memory;
   work.most = args.cache.max_capacity + args.cache.stage_rows;
-  // Victims are as many as the rows of a chunk, at most.
-  const uint32_t tile = merges_cheapest(args.policy)
-                            ? pair_query_tile(args.sizes.head_dim)
-                            : key_query_tile(args.sizes.head_dim);
-  const uint32_t blocks =
-      (args.cache.stage_rows + tile - 1) / tile * args.sizes.kv_heads;
-  work.parts = !merges_victims(args.policy)
-                   ? 1
-                   : max(1u, min(16u, 2 * multiprocessors / blocks));
+  work.parts = 1;
+  if (merges_cheapest(args.policy)) {
+    // Victims are as many as the rows of a chunk, at most.
+    const uint32_t tile = pair_query_tile(args.sizes.head_dim);
+    const uint32_t blocks =
+        (args.cache.stage_rows + tile - 1) / tile * args.sizes.kv_heads;
+    work.parts = max(1u, min(16u, 2 * multiprocessors / blocks));
+  } else if (merges_victims(args.policy)) {
+    work.parts = kSearchParts;
+  }
   work.expected_heads = args.policy.score == SKV_SCORE_EXPECTED
                             ? args.sizes.heads / args.sizes.kv_heads
                             : 0;
@@ -168,8 +169,8 @@ cudaError_t launch_compress(const skv_chunk_args &args, const Launch &launch) {
     return launch_kernel(launch, kernel, heads, kCompressThreads, 0, args,
                          work);
   };
-  const auto search = [&](bool heavier) {
-    return launch_item_search(args, work, heavier, launch);
+  const auto search = [&](bool for_pairs) {
+    return launch_item_search(args, work, for_pairs, launch);
   };
   const auto rate = [&] { return launch_ratings(args, work, launch); };
   const auto list_items = [&](bool again) {
@@ -1388,6 +1389,216 @@ static __global__ void __launch_bounds__(kCompressThreads)
   }
 }
 `,
+  "lib/chunk_share.cuh": `// What a block of the attention of a chunk works on: some rows for the query
+// heads of a KV head, and tiles of the slots that these see.
+#pragma once
+
+#include "prefill_form.cuh"
+#include "step.cuh"
+
+// Where a tile of slots of the cache, or of staged rows, is.
+struct TilePlace {
+  const skv_slots &home;
+  bool is_staged;
+  // Of its first slot in \`home\`.
+  uint32_t base;
+  // Number of the first slot, and how many there are.
+  uint32_t first;
+  uint32_t count;
+};
+
+// Tiles are SLOTS slots. Blocks of late rows have more to do and come first.
+template <uint32_t SLOTS>
+struct ChunkShare {
+  const skv_cache &cache;
+  uint32_t kv_head;
+  uint32_t group;
+  // None where the chunk has no more.
+  uint32_t first_row;
+  uint32_t rows;
+  uint32_t offset;
+  uint32_t high;
+  uint32_t budget;
+  uint32_t slot_tiles;
+  // Tiles of slots, then tiles of staged rows up to the block's last one.
+  uint32_t tiles;
+
+  // For blocks of \`pairs\` (row, query head) pairs.
+  __device__ ChunkShare(const skv_chunk_args &args, uint32_t pairs)
+      : cache(args.cache) {
+    const skv_sizes &sizes = args.sizes;
+    kv_head = blockIdx.x;
+    group = sizes.heads / sizes.kv_heads;
+    const uint32_t most_rows = pairs / group;
+    first_row = (gridDim.y - 1 - blockIdx.y) * most_rows;
+    const uint32_t end_row = forward_end(args.step);
+    rows = first_row < end_row ? min(most_rows, end_row - first_row) : 0;
+    const uint32_t *words =
+        head_words(cache, sizes, args.step.chunk[kChunkSequence], kv_head);
+    offset = words[kHeadOffset];
+    high = words[kHeadHigh];
+    budget = words[kHeadBudget];
+    slot_tiles = (high + SLOTS - 1) / SLOTS;
+    tiles = slot_tiles + (first_row + rows + SLOTS - 1) / SLOTS;
+  }
+
+  __device__ TilePlace place(uint32_t tile) const {
+    const bool staged = tile >= slot_tiles;
+    const uint32_t first = (staged ? tile - slot_tiles : tile) * SLOTS;
+    const uint32_t end = staged ? first_row + rows : high;
+    const uint32_t base = staged ? kv_head * cache.stage_rows : offset;
+    return {staged ? cache.stage : cache.slots, staged, base + first, first,
+            min(end - first, SLOTS)};
+  }
+
+  // Whether some of the block's rows come before some slots of a tile.
+  __device__ bool has_later(const TilePlace &place) const {
+    return place.is_staged && place.first + SLOTS > first_row + 1;
+  }
+
+  __device__ PairQueries queries(const float *all,
+                                 const skv_sizes &sizes) const {
+    return {all,   first_row,      kv_head,     sizes.heads,
+            group, sizes.head_dim, rows * group};
+  }
+};
+`,
+  "lib/closest_keys.cuh": `// The most similar candidate of each of 16 queries, while products with tiles
+// of candidates go by. Lanes have the products that mma() deals them: four
+// lanes share a query, whose rows are \`h\`.
+//
+// Products are scaled by the candidate's inverse norm alone, as the query's is
+// the same for all, and only the largest of a tile is compared with the best so
+// far, of all four lanes. The warp asks which candidate it was in the few tiles
+// that have a better one. The alternative that lost: each lane compares with
+// its own best, which takes four times as long to settle.
+#pragma once
+
+#include "neighbour.cuh"
+
+// What is known of a tile of candidates beside their keys.
+template <uint32_t CANDIDATES>
+struct CandidateSide {
+  // Null where there is none.
+  const skv_cached *keys[CANDIDATES];
+  // 1 / |key|, or not a number where there is none: no maximum is one.
+  float inverse_norms[CANDIDATES];
+  uint32_t positions[CANDIDATES];
+  uint32_t ordinals[CANDIDATES];
+};
+
+__device__ inline float not_a_number() { return __uint_as_float(0x7fc00000); }
+
+template <uint32_t CANDIDATES>
+class ClosestKeys {
+ public:
+  using Side = CandidateSide<CANDIDATES>;
+  using Products = float[CANDIDATES / 8][4];
+
+  // Rows that have no query find nothing.
+  __device__ void begin(bool has_first, bool has_second) {
+    limits_[0] = has_first ? -INFINITY : INFINITY;
+    limits_[1] = has_second ? -INFINITY : INFINITY;
+    items_[0] = items_[1] = kNoItem;
+  }
+
+  // Takes the products of the warp's queries, the first of which is candidate
+  // \`query\`, with themselves out of a tile whose first candidate is \`first\`.
+  __device__ static void leave_out(Products &x, uint32_t query,
+                                   uint32_t first) {
+    if (query >= first + CANDIDATES || first >= query + 16) return;
+    const uint32_t own = query - first + lane_id() / 4, t = lane_id() % 4;
+#pragma unroll
+    for (uint32_t n = 0; n < CANDIDATES / 8; n++) {
+#pragma unroll
+      for (uint32_t i = 0; i < 4; i++) {
+        if (8 * n + 2 * t + i % 2 == own + i / 2 * 8) x[n][i] = not_a_number();
+      }
+    }
+  }
+
+  // Adds a tile. \`lists.position(item)\` is the position of a candidate.
+  template <class Lists>
+  __device__ void add(const Products &x, const Side &side, const Lists &lists) {
+    const uint32_t t = lane_id() % 4;
+    float largest[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+    for (uint32_t n = 0; n < CANDIDATES / 8; n++) {
+      const float2 inverse =
+          *reinterpret_cast<const float2 *>(side.inverse_norms + 8 * n + 2 * t);
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        largest[h] = fmaxf(largest[h], x[n][2 * h] * inverse.x);
+        largest[h] = fmaxf(largest[h], x[n][2 * h + 1] * inverse.y);
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      if (!__any_sync(kAllLanes, largest[h] >= limits_[h])) continue;
+      // Scaled products are made again: keeping them takes too many registers.
+      __syncwarp();
+      if (largest[h] >= limits_[h]) {
+        find(h, x, side, largest[h], lists);
+      }
+      const float best = quad_max(fmaxf(largest[h], limits_[h]));
+      // Who is beaten forgets.
+      if (best > limits_[h] && largest[h] < best) items_[h] = kNoItem;
+      limits_[h] = best;
+    }
+  }
+
+  // The best of row \`h\`; \`lists.inverse_norm(item)\` is 1 / |key|, and the
+  // query's is \`inverse\`. The product of the two norms comes first: the
+  // similarity of two keys is the same whichever of them is the query.
+  template <class Lists>
+  __device__ Neighbour nearest(int h, float inverse, const Lists &lists) const {
+    Neighbour own = {-INFINITY, 0, items_[h]};
+    if (own.exists()) {
+      own.similarity = products_[h] * (inverse * lists.inverse_norm(own.item));
+      own.position = lists.position(own.item);
+    }
+    return nearest_of_lanes<2>(own);
+  }
+
+ private:
+  __device__ static float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
+    return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
+  }
+
+  // Finds which candidate of row \`h\` it was, of those of this lane. Ties go to
+  // the lower position, whatever order candidates come in.
+  template <class Lists>
+  __device__ void find(int h, const Products &x, const Side &side,
+                       float largest, const Lists &lists) {
+    const uint32_t t = lane_id() % 4;
+    const bool is_tied = largest == limits_[h] && items_[h] != kNoItem;
+    uint32_t position = is_tied ? lists.position(items_[h]) : kNoItem;
+    uint32_t found = CANDIDATES;
+#pragma unroll
+    for (uint32_t n = 0; n < CANDIDATES / 8; n++) {
+#pragma unroll
+      for (uint32_t i = 0; i < 2; i++) {
+        const uint32_t c = 8 * n + 2 * t + i;
+        const float product = x[n][2 * h + i];
+        if (product * side.inverse_norms[c] != largest) continue;
+        if (side.positions[c] >= position) continue;
+        position = side.positions[c];
+        products_[h] = product;
+        found = c;
+      }
+    }
+    if (found < CANDIDATES) items_[h] = side.ordinals[found];
+  }
+
+  // The largest scaled product of a row; lanes that have an item have one that
+  // is as large.
+  float limits_[2];
+  // Of what this lane has found.
+  float products_[2];
+  uint32_t items_[2];
+};
+`,
   "lib/compress_work.cuh": `// What the kernels of compress hand to each other: lists of the slots and
 // staged rows of each KV head, here called items.
 #pragma once
@@ -1962,7 +2173,8 @@ __device__ inline bool needs_ratings(const skv_merge_attend_args &args,
 #include "select_smallest.cuh"
 #include "shortlist.cuh"
 
-constexpr uint32_t kEvictWarps = 16;
+// Blocks are small: one merges while another reads.
+constexpr uint32_t kEvictWarps = 8;
 constexpr uint32_t kEvictThreads = 32 * kEvictWarps;
 
 struct EvictShared {
@@ -1985,7 +2197,9 @@ struct EvictShared {
 
 // Bytes of shared memory beside that, which few policies need.
 inline size_t evict_bytes(const skv_policy &policy) {
-  return policy.score == SKV_SCORE_KEY_DISTANCE ? sizeof(KeyScratch) : 0;
+  return policy.score == SKV_SCORE_KEY_DISTANCE
+             ? sizeof(KeyScratch<kEvictWarps>)
+             : 0;
 }
 
 // Sums up the row's softmax at the scale of scores. The sum of the attention is
@@ -2040,48 +2254,138 @@ __device__ inline void consider(const skv_merge_attend_args &args,
   if (!RIDES || job.may_go(args, slot)) found.first = candidate;
 }
 
+// What is read of a slot that a row observes.
+struct Seen {
+  uint32_t tokens;
+  uint32_t position;
+  Scores scores;
+  // The first, or only, vote bias.
+  float bias;
+  // Of the first query heads, where there is a row.
+  float logits[kRowHeads];
+};
+
+// Reads it: of slot i of a head, by its number alone.
+struct SlotReader {
+  const float *ema;
+  const float *accumulated;
+  const float *observations;
+  const float *positions;
+  const float *tokens;
+  const float *biases;
+  const float *logits[kRowHeads];
+
+  __device__ SlotReader(const skv_merge_attend_args &args,
+                        const EvictJob &job) {
+    const skv_slots &slots = args.cache.slots;
+    const auto field = [&](uint32_t number) {
+      return slots.side + static_cast<size_t>(number) * slots.total +
+             job.offset;
+    };
+    ema = field(kSlotEma);
+    accumulated = field(kSlotAccumulated);
+    observations = field(kSlotObservations);
+    positions = field(kSlotPosition);
+    tokens = field(kSlotTokens);
+    biases = field(kSlotBias);
+#pragma unroll
+    for (uint32_t k = 0; k < kRowHeads; k++) {
+      logits[k] = head_logits(args, job, min(k, job.group - 1));
+    }
+  }
+
+  __device__ static const float *head_logits(const skv_merge_attend_args &args,
+                                             const EvictJob &job, uint32_t g) {
+    return job.logits + static_cast<size_t>(g) * args.cache.max_capacity;
+  }
+
+  __device__ Seen read(uint32_t i, bool has_row) const {
+    Seen seen = {__float_as_uint(tokens[i]),
+                 __float_as_uint(positions[i]),
+                 {ema[i], accumulated[i], __float_as_uint(observations[i])},
+                 biases[i],
+                 {}};
+    if (has_row) {
+#pragma unroll
+      for (uint32_t k = 0; k < kRowHeads; k++) seen.logits[k] = logits[k][i];
+    }
+    return seen;
+  }
+};
+
+// Adds the row to what was seen of slot i.
+__device__ inline void observe_seen(const skv_merge_attend_args &args,
+                                    const EvictJob &job, uint32_t i, float gain,
+                                    const float *log_sums, Seen &seen) {
+  const uint32_t lanes = args.cache.lanes;
+  observe_row(
+      seen.scores, args.policy, job.group, job.position,
+      [&](uint32_t first, auto &logits, auto &biases) {
+        // Nearly always this is all.
+        if (first == 0 && lanes == 1) {
+#pragma unroll
+          for (uint32_t k = 0; k < kRowHeads; k++) {
+            logits[k] = gain * seen.logits[k];
+            biases[k] = gain * seen.bias;
+          }
+          return;
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < kRowHeads; k++) {
+          const uint32_t g = min(first + k, job.group - 1);
+          logits[k] = gain * SlotReader::head_logits(args, job, g)[i];
+          biases[k] = gain * vote_bias(job.slot(args, i), g, lanes);
+        }
+      },
+      [&](uint32_t g) { return log_sums[g]; });
+}
+
 // Adds this step to the scores of all slots, and passes \`visit\` each slot with
 // its number and its scores. Where their own fields decide, returns what this
-// thread found. Called by the whole block.
+// thread found. A slot is on its way while the one before it is looked at: few
+// blocks have room beside the products, and each waits for memory most of the
+// time. Called by the whole block.
 template <bool RIDES, class Visit>
 __device__ inline Found observe_slots(const skv_merge_attend_args &args,
                                       const EvictJob &job, EvictShared &shared,
                                       Visit visit) {
   const skv_policy &policy = args.policy;
   const uint32_t lanes = args.cache.lanes;
-  const uint32_t capacity = args.cache.max_capacity;
   const float gain = score_gain(policy, job.position, job.words[kHeadBudget]);
   const bool gains = policy.observe && policy.score == SKV_SCORE_STEP_GAIN;
   if (gains) sum_gained(args, job, gain, shared);
   const float *log_sums = gains ? shared.score_sums : shared.log_sums;
   const bool ranks = job.is_over && own_fields_decide(args, job);
+  const bool rates = job.own_ratings != nullptr && !takes_all_keys(policy);
   const uint32_t recent = job.words[kHeadRecent];
   const uint32_t newest = job.position + kAhead<RIDES>;
+  const SlotReader reader(args, job);
   Found found;
+  Seen next = {};
+  if (threadIdx.x < job.high) next = reader.read(threadIdx.x, policy.observe);
 #pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    Seen seen = next;
+    if (i + kEvictThreads < job.high) {
+      next = reader.read(i + kEvictThreads, policy.observe);
+    }
+    if (seen.tokens == 0) continue;
     const Slot slot = job.slot(args, i);
-    const uint32_t tokens = slot.word(kSlotTokens);
-    const uint32_t position = slot.word(kSlotPosition);
-    Scores scores = load_scores(slot);
-    if (tokens == 0) continue;
     if (policy.observe) {
-      observe_row(
-          scores, policy, job.group, job.position,
-          [&](uint32_t g) {
-            return gain * job.logits[static_cast<size_t>(g) * capacity + i];
-          },
-          [&](uint32_t g) { return log_sums[g]; },
-          [&](uint32_t g) { return gain * vote_bias(slot, g, lanes); });
-      store_scores(slot, scores);
+      observe_seen(args, job, i, gain, log_sums, seen);
+      store_scores(slot, seen.scores);
     }
-    visit(i, slot, scores);
-    if (job.own_ratings != nullptr && !takes_all_keys(policy)) {
-      job.own_ratings[i] = own_score(scores, slot, policy, lanes);
-    }
-    if (!ranks || !is_evictable(position, policy, recent, newest)) continue;
-    const float score = own_score(scores, slot, policy, lanes);
-    consider<RIDES>(args, job, slot, {order_key(score, position), i}, found);
+    visit(i, slot, seen.scores);
+    const bool counts =
+        ranks && is_evictable(seen.position, policy, recent, newest);
+    if (!rates && !counts) continue;
+    const float score = own_score(seen.scores, seen.position, policy, [&] {
+      return lanes == 1 ? seen.bias : pooled_bias(slot, lanes);
+    });
+    if (rates) job.own_ratings[i] = score;
+    if (!counts) continue;
+    consider<RIDES>(args, job, slot, {order_key(score, seen.position), i},
+                    found);
   }
   return found;
 }
@@ -2106,12 +2410,12 @@ __device__ inline float slot_score(const skv_merge_attend_args &args,
 // Rates the slots where that takes all keys. Called by the whole block.
 __device__ inline void rate_slots(const skv_merge_attend_args &args,
                                   const EvictJob &job, EvictShared &shared) {
-  static_assert(kEvictWarps == kKeyWarps, "as many warps as rate keys");
   const auto slot_of = [&](uint32_t i) { return job.slot(args, i); };
   if (args.policy.score == SKV_SCORE_KEY_DISTANCE) {
-    rate_by_key(job.high, args.sizes.head_dim, job.own_ratings,
-                *reinterpret_cast<KeyScratch *>(dynamic_shared_memory()),
-                slot_of);
+    rate_by_key(
+        job.high, args.sizes.head_dim, job.own_ratings,
+        *reinterpret_cast<KeyScratch<kEvictWarps> *>(dynamic_shared_memory()),
+        slot_of);
   } else if (args.policy.score == SKV_SCORE_EXPECTED) {
     rate_by_expectation(
         job.group, job.high, job.expected, shared.score_sums, job.own_ratings,
@@ -2213,7 +2517,7 @@ __global__ void __launch_bounds__(kExpectThreads)
 // A kernel has the code of one kind of merge: half a multiprocessor is left to
 // the products beside it, and there is less code on the way.
 template <uint32_t MERGE, bool ALIGNED, bool QUERIES>
-__global__ void __launch_bounds__(kEvictThreads, 2)
+__global__ void __launch_bounds__(kEvictThreads, 4)
     evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
                  bool chooses) {
   constexpr bool kRides =
@@ -2912,10 +3216,374 @@ __device__ inline uint32_t find_id(uint32_t begin, uint32_t end, uint64_t left,
   return shared.chosen;
 }
 `,
+  "lib/group_attend.cuh": `// Attention of a chunk on Hopper: the plain form of prefill_attend.cu with
+// products of groups of four warps, whose operands an engine copies to shared
+// memory.
+//
+// One warp asks for tiles of keys and of values; two groups have 64 (row, query
+// head) pairs each. A group's products with the values of a tile and with the
+// keys of the next one are queued together; while it turns logits into weights,
+// the other group's products go on.
+#pragma once
+
+#include <algorithm>
+
+#include "../runtime/launch.cuh"
+#include "chunk_share.cuh"
+#include "group_instructions.cuh"
+#include "overlap.cuh"
+#include "prefill_state.cuh"
+
+// Widths of heads whose tiles are whole lines of 128 bytes.
+template <int DIM>
+constexpr bool kHasGroupForm = DIM == 64 || DIM == 128;
+
+template <int DIM>
+struct GroupAttend {
+  using Shape = PrefillShape<DIM, PrefillForm::kGroup>;
+  static constexpr uint32_t kSlots = Shape::kSlots;
+  // Columns of a tile in lines of kTileColumns: first those of all lines, then
+  // the next.
+  static constexpr uint32_t kParts = DIM / kTileColumns;
+  static constexpr uint32_t kPartBytes = kSlots * kLineBytes;
+  static constexpr uint32_t kTileBytes = kParts * kPartBytes;
+  static constexpr uint32_t kStages = 2;
+  // Threads that multiply, and a group that fetches: one warp of it, which
+  // leaves its registers to the others.
+  static constexpr uint32_t kMultiplying = Shape::kThreads;
+  static constexpr uint32_t kThreads = kMultiplying + 128;
+  static constexpr int kFetchingRegisters = 40;
+  static constexpr int kMultiplyingRegisters = 232;
+  static constexpr uint32_t kLaneSlots = kSlots / 32;
+
+  struct Shared {
+    using Shape = GroupAttend::Shape;
+    skv_cached queries[kParts][Shape::kPairs][kTileColumns];
+    skv_cached keys[kStages][kParts][kSlots][kTileColumns];
+    skv_cached values[kStages][kParts][kSlots][kTileColumns];
+    // log2 of votes.
+    float biases[kStages][kSlots];
+    float inverse[Shape::kPairs];
+    // Tiles that have come, and places that are free.
+    uint64_t keys_full[kStages], keys_free[kStages];
+    uint64_t values_full[kStages], values_free[kStages];
+
+    // Where an element of a query is: see tile_descriptor().
+    __device__ skv_cached *query(int, uint32_t pair, uint32_t column) {
+      const uint32_t chunk = column % kTileColumns / 8 ^ pair % 8;
+      return queries[column / kTileColumns][pair] + 8 * chunk + column % 8;
+    }
+  };
+  static_assert(sizeof(Shared::queries) % kTileAlignment == 0 &&
+                    kTileBytes % kTileAlignment == 0,
+                "tiles begin where they have to");
+  static constexpr size_t kBytes = sizeof(Shared) + kTileAlignment;
+  using Share = ChunkShare<kSlots>;
+};
+
+// Where the tiles are in memory.
+struct ChunkMaps {
+  TileMap slot_keys;
+  TileMap slot_values;
+  TileMap stage_keys;
+  TileMap stage_values;
+};
+
+// Asks for all tiles, in one warp.
+template <int DIM>
+__device__ inline void fetch_chunk_tiles(
+    const typename GroupAttend<DIM>::Share &share, const ChunkMaps &maps,
+    uint32_t head_dim, typename GroupAttend<DIM>::Shared &shared) {
+  using Form = GroupAttend<DIM>;
+  const auto ask = [&](const TileMap &map, const TilePlace &place, void *to,
+                       uint64_t *full) {
+    arrive_expecting(full, Form::kTileBytes);
+    for (uint32_t part = 0; part < Form::kParts; part++) {
+      copy_tile(shared_address(to) + part * Form::kPartBytes, &map,
+                part * kTileColumns, place.base, full);
+    }
+  };
+  float biases[Form::kLaneSlots];
+  const auto look_ahead = [&](uint32_t tile) {
+    if (tile >= share.tiles) return;
+    const TilePlace place = share.place(tile);
+#pragma unroll
+    for (uint32_t i = 0; i < Form::kLaneSlots; i++) {
+      const uint32_t slot = lane_id() + 32 * i;
+      biases[i] =
+          slot < place.count
+              ? slot_at(place.home, place.base + slot, head_dim).get(kSlotBias)
+              : kFreeBias;
+    }
+  };
+  look_ahead(0);
+  uint32_t stage = 0, parity = 1;
+  for (uint32_t tile = 0; tile < share.tiles; tile++) {
+    const TilePlace place = share.place(tile);
+    wait_barrier(shared.keys_free + stage, parity);
+#pragma unroll
+    for (uint32_t i = 0; i < Form::kLaneSlots; i++) {
+      shared.biases[stage][lane_id() + 32 * i] = biases[i] * kLog2E;
+    }
+    __syncwarp();
+    if (lane_id() == 0) {
+      ask(place.is_staged ? maps.stage_keys : maps.slot_keys, place,
+          shared.keys[stage], shared.keys_full + stage);
+    }
+    look_ahead(tile + 1);
+    wait_barrier(shared.values_free + stage, parity);
+    if (lane_id() == 0) {
+      ask(place.is_staged ? maps.stage_values : maps.slot_values, place,
+          shared.values[stage], shared.values_full + stage);
+    }
+    if (++stage == Form::kStages) stage = 0, parity ^= 1;
+  }
+}
+
+// Values beyond the last slot of a tile are anything, also what is no number:
+// zeros instead. Called by all groups.
+template <int DIM>
+__device__ inline void clear_values(uint32_t count,
+                                    typename GroupAttend<DIM>::Shared &shared,
+                                    uint32_t stage) {
+  using Form = GroupAttend<DIM>;
+  meet_warps(Form::kMultiplying);
+  constexpr uint32_t kChunks = kLineBytes / sizeof(uint4);
+  for (uint32_t i = threadIdx.x + count * kChunks; i < Form::kSlots * kChunks;
+       i += Form::kMultiplying) {
+    for (uint32_t part = 0; part < Form::kParts; part++) {
+      reinterpret_cast<uint4 *>(shared.values[stage][part])[i] = {};
+    }
+  }
+  show_writes();
+  meet_warps(Form::kMultiplying);
+}
+
+template <int DIM>
+struct GroupState : PrefillState<DIM, PrefillForm::kGroup> {
+  using Form = GroupAttend<DIM>;
+  using Shared = typename Form::Shared;
+  static constexpr int kTiles = Form::kSlots / 8;
+  using Logits = float[1][kTiles][4];
+
+  // Starts to multiply the group's queries with a tile of keys.
+  __device__ static void begin_keys(const Shared &shared, uint32_t stage,
+                                    Logits &x) {
+    const uint32_t group = threadIdx.x / 128;
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < DIM / 16; k++) {
+      const uint32_t part = 16 * k / kTileColumns;
+      const uint32_t column = 16 * k % kTileColumns;
+      const uint64_t left = tile_descriptor(
+          shared_address(&shared.queries[part][64 * group][column]));
+      const uint64_t right =
+          tile_descriptor(shared_address(&shared.keys[stage][part][0][column]));
+      if (k == 0) {
+        group_product_new<Form::kSlots>(x[0], left, right);
+      } else {
+        group_product_cached<Form::kSlots>(x[0], left, right);
+      }
+    }
+    commit_products();
+  }
+
+  // Starts to add the products of weights with a tile of values.
+  __device__ void begin_values(const Shared &shared, uint32_t stage,
+                               const uint4 (&weights)[kTiles / 2]) {
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < kTiles / 2; k++) {
+      group_product_lines<DIM>(
+          this->values[0], weights[k],
+          column_descriptor(shared_address(&shared.values[stage][0][16 * k]),
+                            Form::kPartBytes));
+    }
+    commit_products();
+  }
+
+  // Turns products into logits: only slots before \`ends\` of the warp's two rows
+  // exist for them.
+  __device__ static void scale(const Shared &shared, uint32_t stage,
+                               Logits &x) {
+    const uint32_t t = lane_id() % 4;
+    const float inverse[2] = {shared.inverse[GroupState::pair_of(0, 0)],
+                              shared.inverse[GroupState::pair_of(0, 1)]};
+#pragma unroll
+    for (int n = 0; n < kTiles; n++) {
+      const float2 bias = *reinterpret_cast<const float2 *>(
+          shared.biases[stage] + 8 * n + 2 * t);
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        x[0][n][2 * h] = fmaf(x[0][n][2 * h], inverse[h], bias.x);
+        x[0][n][2 * h + 1] = fmaf(x[0][n][2 * h + 1], inverse[h], bias.y);
+      }
+    }
+  }
+
+  // Leaves out slots from \`ends\` on, of the warp's rows g and g + 8.
+  __device__ static void cut(const uint32_t (&ends)[2], Logits &x) {
+#pragma unroll
+    for (int n = 0; n < kTiles; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t slot = 8 * n + lane_id() % 4 * 2 + i % 2;
+        if (slot >= ends[i / 2]) x[0][n][i] = -INFINITY;
+      }
+    }
+  }
+
+  __device__ static void round_weights(const Logits &x,
+                                       uint4 (&weights)[kTiles / 2]) {
+#pragma unroll
+    for (int k = 0; k < kTiles / 2; k++) {
+      const float(&left)[4] = x[0][2 * k], (&right)[4] = x[0][2 * k + 1];
+      weights[k] = {
+          cached_pair(left[0], left[1]), cached_pair(left[2], left[3]),
+          cached_pair(right[0], right[1]), cached_pair(right[2], right[3])};
+    }
+  }
+
+  // Turns products with a tile of keys into weights for its values.
+  __device__ void weigh_tile(const typename Form::Share &share,
+                             const PairQueries &queries, uint32_t tile,
+                             Shared &shared, Logits &x,
+                             uint4 (&weights)[kTiles / 2]) {
+    const uint32_t stage = tile % Form::kStages;
+    scale(shared, stage, x);
+    __syncwarp();
+    if (lane_id() == 0) arrive(shared.keys_free + stage);
+    const TilePlace place = share.place(tile);
+    if (share.has_later(place) || place.count < Form::kSlots) {
+      const auto end_of = [&](int h) {
+        const uint32_t row = queries.row(this->pair_of(0, h));
+        return !place.is_staged     ? place.count
+               : row >= place.first ? row - place.first + 1
+                                    : 0;
+      };
+      cut({end_of(0), end_of(1)}, x);
+    }
+    this->weigh(x, false);
+    round_weights(x, weights);
+    wait_barrier(shared.values_full + stage, parity_of(tile));
+    if (place.count < Form::kSlots) {
+      clear_values<DIM>(place.count, shared, stage);
+    }
+  }
+
+  // Of the phase in which a tile comes.
+  __device__ static uint32_t parity_of(uint32_t tile) {
+    return tile / Form::kStages % 2;
+  }
+
+  // Attends to all tiles.
+  __device__ void run(const typename Form::Share &share,
+                      const PairQueries &queries, Shared &shared) {
+    Logits x;
+    uint4 weights[kTiles / 2];
+    wait_barrier(shared.keys_full, 0);
+    begin_keys(shared, 0, x);
+    wait_products<0>();
+    hold_sums<kTiles>(x[0]);
+    const uint32_t last = share.tiles - 1;
+#pragma unroll 1
+    for (uint32_t tile = 0; tile < last; tile++) {
+      weigh_tile(share, queries, tile, shared, x, weights);
+      const uint32_t stage = tile % Form::kStages;
+      const uint32_t next = (tile + 1) % Form::kStages;
+      begin_values(shared, stage, weights);
+      wait_barrier(shared.keys_full + next, parity_of(tile + 1));
+      begin_keys(shared, next, x);
+      wait_products<0>();
+      hold_sums<kTiles>(x[0]);
+      hold_sums<DIM / 8>(this->values[0]);
+      if (lane_id() == 0) arrive(shared.values_free + stage);
+    }
+    weigh_tile(share, queries, last, shared, x, weights);
+    begin_values(shared, last % Form::kStages, weights);
+    wait_products<0>();
+    hold_sums<DIM / 8>(this->values[0]);
+  }
+};
+
+template <int DIM>
+__global__ void __launch_bounds__(GroupAttend<DIM>::kThreads, 1)
+    group_attend_kernel(skv_chunk_args args,
+                        const __grid_constant__ ChunkMaps maps) {
+  using Form = GroupAttend<DIM>;
+  auto &shared = tile_memory<typename Form::Shared>();
+  let_next_start();
+  if (threadIdx.x == 0) {
+    for (uint32_t i = 0; i < Form::kStages; i++) {
+      init_barrier(shared.keys_full + i, 1);
+      init_barrier(shared.values_full + i, 1);
+      init_barrier(shared.keys_free + i, Form::kMultiplying / 32);
+      init_barrier(shared.values_free + i, Form::kMultiplying / 32);
+    }
+    show_barriers();
+  }
+  __syncthreads();
+  wait_for_previous();
+  const typename Form::Share share(args, Form::Shape::kPairs);
+  if (share.rows == 0) return;
+  if (threadIdx.x >= Form::kMultiplying) {
+    give_registers<Form::kFetchingRegisters>();
+    if (threadIdx.x < Form::kMultiplying + 32) {
+      fetch_chunk_tiles<DIM>(share, maps, args.sizes.head_dim, shared);
+    }
+    return;
+  }
+  take_registers<Form::kMultiplyingRegisters>();
+  const PairQueries queries = share.queries(args.queries, args.sizes);
+  round_queries<DIM>(queries, shared);
+  show_writes();
+  meet_warps(Form::kMultiplying);
+  GroupState<DIM> state;
+  state.run(share, queries, shared);
+  state.store(args, queries, false);
+}
+
+// Attends if the device and the heads are made for it, and says so in \`done\`.
+template <int DIM>
+inline cudaError_t launch_group_attend(const skv_chunk_args &args,
+                                       const Launch &launch, bool &done) {
+  if constexpr (kHasGroupForm<DIM>) {
+    using Form = GroupAttend<DIM>;
+    if (launch.tile_maps == nullptr || args.sizes.head_dim != DIM) {
+      return cudaSuccess;
+    }
+    const skv_slots &slots = args.cache.slots, &stage = args.cache.stage;
+    ChunkMaps maps;
+    const auto describe = [&](const skv_cached *data, uint32_t rows,
+                              TileMap *map) {
+      return launch.tile_maps->describe(
+          {reinterpret_cast<const skv_half *>(data), rows, DIM, Form::kSlots},
+          map);
+    };
+    if (!describe(slots.keys, slots.total, &maps.slot_keys) ||
+        !describe(slots.values, slots.total, &maps.slot_values) ||
+        !describe(stage.keys, stage.total, &maps.stage_keys) ||
+        !describe(stage.values, stage.total, &maps.stage_values)) {
+      return cudaSuccess;
+    }
+    done = true;
+    const auto kernel = group_attend_kernel<DIM>;
+    const cudaError_t status = allow_shared_memory(kernel, Form::kBytes);
+    if (status != cudaSuccess) return status;
+    const dim3 grid(args.sizes.kv_heads,
+                    row_blocks<typename Form::Shape>(args));
+    return launch_kernel(launch, kernel, grid, Form::kThreads, Form::kBytes,
+                         args, maps);
+  } else {
+    return cudaSuccess;
+  }
+}
+`,
   "lib/group_instructions.cuh": `// What devices of compute capability 9.0 have, and no others: products of tiles
 // in shared memory by groups of four warps, copies of whole tiles by an engine
 // of the multiprocessor, and clusters of blocks that read each other's shared
-// memory. For lib/wide_product.cuh alone; on other devices nothing calls these.
+// memory. For lib/wide_product.cuh and the files of groups alone; on other
+// devices nothing calls these.
 #pragma once
 
 #include "../runtime/tile_maps.cuh"
@@ -2927,6 +3595,10 @@ __device__ inline uint32_t find_id(uint32_t begin, uint32_t end, uint64_t left,
 #define SKV_HOPPER(...) __trap()
 #endif
 
+// A line of a tile, and what the address of a tile is a multiple of.
+constexpr uint32_t kLineBytes = kTileColumns * sizeof(skv_half);
+constexpr uint32_t kTileAlignment = 1024;
+
 // Where a tile is, as products want to know it: lines of 128 bytes, whose
 // chunks of 16 bytes are at chunk ^ line % 8, from an address that is a
 // multiple of 1,024. Further columns are at addresses further on; a unit of the
@@ -2936,6 +3608,29 @@ __device__ inline uint64_t tile_descriptor(uint32_t tile) {
   constexpr uint64_t kEightLines = uint64_t{1024 >> 4} << 32;
   constexpr uint64_t kUnused = uint64_t{1} << 16;
   return kSwizzled128 | kEightLines | kUnused | (tile & 0x3ffff) >> 4;
+}
+
+// The tile from this element of its first line on.
+__device__ inline uint64_t lines_at(const skv_cached *element) {
+  return tile_descriptor(shared_address(element));
+}
+
+// The memory that a launch asks for, kTileAlignment more than a \`Shared\`, from
+// where tiles may begin.
+template <class Shared>
+__device__ inline Shared &tile_memory() {
+  char *const memory = reinterpret_cast<char *>(dynamic_shared_memory());
+  return *reinterpret_cast<Shared *>(memory +
+                                     -shared_address(memory) % kTileAlignment);
+}
+
+// The same for lines that are multiplied by columns: \`columns\` bytes further
+// are the next 64 columns of all lines, and lines are at addresses further on.
+__device__ inline uint64_t column_descriptor(uint32_t tile, uint32_t columns) {
+  constexpr uint64_t kSwizzled128 = uint64_t{1} << 62;
+  constexpr uint64_t kEightLines = uint64_t{1024 >> 4} << 32;
+  return kSwizzled128 | kEightLines | uint64_t{columns >> 4} << 16 |
+         (tile & 0x3ffff) >> 4;
 }
 
 // In front of products whose sums other instructions have touched.
@@ -2959,41 +3654,123 @@ template <int N>
 __device__ inline void group_product(float (*c)[4], uint64_t left,
                                      uint64_t right);
 
-#define SKV_SUMS_4(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
-#define SKV_SUMS_8(i) SKV_SUMS_4(i), SKV_SUMS_4(i + 1)
-#define SKV_SUMS_16(i) SKV_SUMS_8(i), SKV_SUMS_8(i + 2)
-#define SKV_SUMS_32(i) SKV_SUMS_16(i), SKV_SUMS_16(i + 4)
+// The same for tiles of what caches hold.
+template <int N>
+__device__ inline void group_product_cached(float (*c)[4], uint64_t left,
+                                            uint64_t right);
+
+// c = left · rightᵀ.
+template <int N>
+__device__ inline void group_product_new(float (*c)[4], uint64_t left,
+                                         uint64_t right);
+
+// c += left · right, where 16 columns of this warp's lines are in registers, as
+// for mma(), and \`right\` has 16 lines of N columns.
+template <int N>
+__device__ inline void group_product_lines(float (*c)[4], const uint4 &left,
+                                           uint64_t right);
+
+#ifdef SKV_CACHE_BFLOAT16
+#define SKV_CACHED "bf16.bf16"
+#else
+#define SKV_CACHED "f16.f16"
+#endif
+#define SKV_SUMS_4(x, i) x(c[i][0]), x(c[i][1]), x(c[i][2]), x(c[i][3])
+#define SKV_SUMS_8(x, i) SKV_SUMS_4(x, i), SKV_SUMS_4(x, i + 1)
+#define SKV_SUMS_16(x, i) SKV_SUMS_8(x, i), SKV_SUMS_8(x, i + 2)
+#define SKV_SUMS_32(x, i) SKV_SUMS_16(x, i), SKV_SUMS_16(x, i + 4)
+#define SKV_SUMS_64(x, i) SKV_SUMS_32(x, i), SKV_SUMS_32(x, i + 8)
 #define SKV_NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define SKV_NAMES_16 SKV_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define SKV_NAMES_32                         \\
   SKV_NAMES_16                               \\
   ", %16, %17, %18, %19, %20, %21, %22, %23" \\
   ", %24, %25, %26, %27, %28, %29, %30, %31"
-#define SKV_GROUP_PRODUCT(N, COUNT, LEFT, RIGHT)                       \\
-  template <>                                                          \\
-  __device__ inline void group_product<N>(float(*c)[4], uint64_t left, \\
-                                          uint64_t right) {            \\
-    SKV_HOPPER(                                                        \\
-        "{ .reg .pred adds; setp.eq.u32 adds, 0, 0; "                  \\
-        "wgmma.mma_async.sync.aligned.m64n" #N                         \\
-        "k16.f32.f16.f16 {" SKV_NAMES_##COUNT "}, " LEFT ", " RIGHT    \\
-                                              ", adds, 1, 1, 0, 0; }"  \\
-        : SKV_SUMS_##COUNT(0)                                          \\
-        : "l"(left), "l"(right));                                      \\
+#define SKV_NAMES_64                         \\
+  SKV_NAMES_32                               \\
+  ", %32, %33, %34, %35, %36, %37, %38, %39" \\
+  ", %40, %41, %42, %43, %44, %45, %46, %47" \\
+  ", %48, %49, %50, %51, %52, %53, %54, %55" \\
+  ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define SKV_WGMMA(N, TYPES, COUNT, ADDS)                  \\
+  "{ .reg .pred adds; setp.ne.u32 adds, " ADDS            \\
+  ", 0; "                                                 \\
+  "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPES \\
+  " {" SKV_NAMES_##COUNT "}, "
+#define SKV_GROUP_PRODUCT(NAME, N, COUNT, TYPES, LEFT, RIGHT, ADDS, FORM)    \\
+  template <>                                                                \\
+  __device__ inline void NAME<N>(float(*c)[4], uint64_t left,                \\
+                                 uint64_t right) {                           \\
+    SKV_HOPPER(SKV_WGMMA(N, TYPES, COUNT, ADDS) LEFT ", " RIGHT              \\
+                                                     ", adds, 1, 1, 0, 0; }" \\
+               : SKV_SUMS_##COUNT(FORM, 0)                                   \\
+               : "l"(left), "l"(right));                                     \\
+  }
+#define SKV_GROUP_PRODUCT_LINES(N, COUNT, A0, A1, A2, A3, RIGHT)              \\
+  template <>                                                                 \\
+  __device__ inline void group_product_lines<N>(                              \\
+      float(*c)[4], const uint4 &left, uint64_t right) {                      \\
+    SKV_HOPPER(                                                               \\
+        SKV_WGMMA(N, SKV_CACHED, COUNT, "1") "{" A0 ", " A1 ", " A2 ", " A3   \\
+                                             "}, " RIGHT ", adds, 1, 1, 1; }" \\
+        : SKV_SUMS_##COUNT("+f", 0)                                           \\
+        : "r"(left.x), "r"(left.y), "r"(left.z), "r"(left.w), "l"(right));    \\
   }
 
-SKV_GROUP_PRODUCT(16, 8, "%8", "%9")
-SKV_GROUP_PRODUCT(32, 16, "%16", "%17")
-SKV_GROUP_PRODUCT(64, 32, "%32", "%33")
+SKV_GROUP_PRODUCT(group_product, 16, 8, "f16.f16", "%8", "%9", "1", "+f")
+SKV_GROUP_PRODUCT(group_product, 32, 16, "f16.f16", "%16", "%17", "1", "+f")
+SKV_GROUP_PRODUCT(group_product, 64, 32, "f16.f16", "%32", "%33", "1", "+f")
+SKV_GROUP_PRODUCT(group_product_cached, 128, 64, SKV_CACHED, "%64", "%65", "1",
+                  "+f")
+SKV_GROUP_PRODUCT(group_product_new, 128, 64, SKV_CACHED, "%64", "%65", "0",
+                  "=f")
+SKV_GROUP_PRODUCT_LINES(64, 32, "%32", "%33", "%34", "%35", "%36")
+SKV_GROUP_PRODUCT_LINES(128, 64, "%64", "%65", "%66", "%67", "%68")
 
+#undef SKV_CACHED
 #undef SKV_SUMS_4
 #undef SKV_SUMS_8
 #undef SKV_SUMS_16
 #undef SKV_SUMS_32
+#undef SKV_SUMS_64
 #undef SKV_NAMES_8
 #undef SKV_NAMES_16
 #undef SKV_NAMES_32
+#undef SKV_NAMES_64
+#undef SKV_WGMMA
 #undef SKV_GROUP_PRODUCT
+#undef SKV_GROUP_PRODUCT_LINES
+
+// What products made or will make is touched by nothing before this.
+template <int COUNT>
+__device__ inline void hold_sums(float (*c)[4]) {
+#pragma unroll
+  for (int n = 0; n < COUNT; n++) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) asm volatile("" : "+f"(c[n][i])::"memory");
+  }
+}
+
+// Makes what threads wrote to shared memory visible to products and engines.
+__device__ inline void show_writes() {
+  SKV_HOPPER("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Gives this warp's threads COUNT registers each. All warps of its group do so;
+// those that want more wait until others have given theirs away.
+template <int COUNT>
+__device__ inline void give_registers() {
+  SKV_HOPPER("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT>
+__device__ inline void take_registers() {
+  SKV_HOPPER("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+// The warps of \`threads\` threads meet; others take no part.
+__device__ inline void meet_warps(uint32_t threads) {
+  SKV_HOPPER("bar.sync 1, %0;" ::"r"(threads) : "memory");
+}
 
 // A barrier in shared memory that counts arrivals and bytes. Its phases are
 // numbered from 0; who waits names the parity of the one that is to end.
@@ -3064,6 +3841,216 @@ __device__ inline float read_peer(const float *own, uint32_t rank) {
 }
 
 #undef SKV_HOPPER
+`,
+  "lib/group_search.cuh": `// The search for similar keys on Hopper: lib/search_keys.cuh with products of
+// groups of four warps.
+//
+// A block has one multiprocessor: two groups with 128 queries each, which go
+// through tiles of 128 candidates. A group has sums for two halves of its
+// queries, and compares those of one while the other's products are made.
+#pragma once
+
+#include "group_instructions.cuh"
+#include "search_candidates.cuh"
+
+// Widths of heads whose tiles are whole lines of 128 bytes.
+template <int DIM>
+constexpr bool kHasGroupSearch = DIM == 64 || DIM == 128;
+
+template <int DIM>
+struct GroupSearch {
+  static constexpr uint32_t kThreads = 256;
+  // Queries of a product, of a group and of a block; candidates of a tile.
+  static constexpr uint32_t kHalf = 64;
+  static constexpr uint32_t kGroupQueries = 2 * kHalf;
+  static constexpr uint32_t kQueries = kGroupQueries * (kThreads / 128);
+  static constexpr uint32_t kCandidates = 128;
+  // Columns of a tile in lines of kTileColumns: first those of all lines, then
+  // the next.
+  static constexpr uint32_t kParts = DIM / kTileColumns;
+  using Closest = ClosestKeys<kCandidates>;
+  using Products = typename Closest::Products;
+
+  struct Shared {
+    skv_cached queries[kParts][kQueries][kTileColumns];
+    // One tile comes while one is multiplied.
+    skv_cached candidates[2][kParts][kCandidates][kTileColumns];
+    // One more: a tile's is written before its keys are fetched.
+    CandidateSide<kCandidates> sides[4];
+  };
+  static constexpr size_t kBytes = sizeof(Shared) + kTileAlignment;
+};
+
+// Starts to copy LINES lines to a tile as products want it: see
+// tile_descriptor(). \`line(i)\` is where line i is in memory, or null for zeros.
+template <int DIM, uint32_t LINES, uint32_t THREADS, class Line>
+__device__ inline void gather_tile(skv_cached (*tile)[LINES][kTileColumns],
+                                   uint32_t head_dim, Line line) {
+  constexpr uint32_t kChunks = DIM / 8;
+  static_assert(LINES * kChunks % THREADS == 0, "as much for each thread");
+  const uint32_t chunk = threadIdx.x % kChunks;
+#pragma unroll
+  for (uint32_t k = 0; k < LINES * kChunks / THREADS; k++) {
+    const uint32_t at = threadIdx.x / kChunks + k * (THREADS / kChunks);
+    const skv_cached *from = line(at);
+    copy_async(tile[chunk / 8][at] + 8 * (chunk % 8 ^ at % 8), from + 8 * chunk,
+               from != nullptr && 8 * chunk < head_dim);
+  }
+}
+
+// Starts to multiply 64 queries from \`query\` on with a tile of candidates.
+template <int DIM>
+__device__ inline void begin_tile(
+    const typename GroupSearch<DIM>::Shared &shared, uint32_t query,
+    uint32_t stage, typename GroupSearch<DIM>::Products &x) {
+  begin_products();
+#pragma unroll
+  for (int k = 0; k < DIM / 16; k++) {
+    const uint32_t part = 16 * k / kTileColumns;
+    const uint32_t column = 16 * k % kTileColumns;
+    const uint64_t left = lines_at(&shared.queries[part][query][column]);
+    const uint64_t right = lines_at(&shared.candidates[stage][part][0][column]);
+    if (k == 0) {
+      group_product_new<GroupSearch<DIM>::kCandidates>(x, left, right);
+    } else {
+      group_product_cached<GroupSearch<DIM>::kCandidates>(x, left, right);
+    }
+  }
+  commit_products();
+}
+
+// Searches one share: see lib/search_keys.cuh.
+template <int DIM>
+__device__ inline void search_group_share(
+    const KeyLists &lists, const SearchShares &share, bool is_among,
+    uint32_t pitch, typename GroupSearch<DIM>::Shared &shared) {
+  using Form = GroupSearch<DIM>;
+  constexpr uint32_t kTile = Form::kCandidates;
+  constexpr int kSums = kTile / 8;
+  const uint32_t head_dim = lists.args.sizes.head_dim;
+  const uint32_t last = share.end - 1;
+  CandidateAhead<kTile> ahead;
+  const auto look_ahead = [&](uint32_t tile) {
+    if (tile < share.end) ahead.look(lists, tile);
+  };
+  const auto store_ahead = [&](uint32_t tile) {
+    if (tile < share.end) ahead.store(shared.sides[tile % 4]);
+  };
+  const auto fetch = [&](uint32_t tile) {
+    const auto &side = shared.sides[tile % 4];
+    gather_tile<DIM, kTile, Form::kThreads>(
+        shared.candidates[tile % 2], head_dim,
+        [&](uint32_t i) { return side.keys[i]; });
+    commit_copies();
+  };
+  gather_tile<DIM, Form::kQueries, Form::kThreads>(
+      shared.queries, head_dim,
+      [&](uint32_t i) { return lists.query_key(share.first_query + i); });
+  look_ahead(share.begin);
+  store_ahead(share.begin);
+  __syncthreads();
+  fetch(share.begin);
+  look_ahead(share.begin + 1);
+  store_ahead(share.begin + 1);
+
+  const uint32_t group_query = Form::kGroupQueries * (threadIdx.x / 128);
+  // The first of this warp's 16 queries of each half.
+  const auto warp_query = [&](int m) {
+    return share.first_query + group_query + Form::kHalf * m +
+           16 * (warp_id() % 4);
+  };
+  typename Form::Closest closest[2];
+#pragma unroll
+  for (int m = 0; m < 2; m++) {
+    const uint32_t q = warp_query(m) + lane_id() / 4;
+    closest[m].begin(q < lists.queries, q + 8 < lists.queries);
+  }
+  typename Form::Products x[2];
+  const auto compare = [&](int m, uint32_t tile) {
+    hold_sums<kSums>(x[m]);
+    if (is_among) {
+      Form::Closest::leave_out(x[m], warp_query(m), tile * kTile);
+    }
+    closest[m].add(x[m], shared.sides[tile % 4], lists);
+    hold_sums<kSums>(x[m]);
+  };
+  const auto begin_first = [&](uint32_t tile) {
+    wait_copies<0>();
+    show_writes();
+    // The tile is there, and nobody reads the one before it any more.
+    __syncthreads();
+    begin_tile<DIM>(shared, group_query, tile % 2, x[0]);
+    if (tile < last) fetch(tile + 1);
+    look_ahead(tile + 2);
+  };
+  const auto begin_second = [&](uint32_t tile) {
+    begin_tile<DIM>(shared, group_query + Form::kHalf, tile % 2, x[1]);
+  };
+  begin_first(share.begin);
+  wait_products<0>();
+  // The compiler gives up what products do meanwhile where some are begun under
+  // a condition, or in one round of a loop for the next.
+#pragma unroll 1
+  for (uint32_t tile = share.begin; tile < last; tile++) {
+    begin_second(tile);
+    compare(0, tile);
+    store_ahead(tile + 2);
+    wait_products<0>();
+    begin_first(tile + 1);
+    compare(1, tile);
+    wait_products<0>();
+  }
+  begin_second(last);
+  compare(0, last);
+  wait_products<0>();
+  compare(1, last);
+#pragma unroll
+  for (int m = 0; m < 2; m++) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      lists.store(share, pitch, warp_query(m) + lane_id() / 4 + 8 * h,
+                  closest[m], h);
+    }
+  }
+}
+
+template <int DIM>
+__global__ void __launch_bounds__(GroupSearch<DIM>::kThreads, 1)
+    group_search_kernel(skv_chunk_args args, CompressWork all_work,
+                        bool is_among) {
+  using Form = GroupSearch<DIM>;
+  auto &shared = tile_memory<typename Form::Shared>();
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  SearchShares share(all_work, args.sizes.kv_heads, Form::kQueries,
+                     Form::kCandidates);
+  while (share.next()) {
+    const KeyLists lists(args, all_work, share.kv_head);
+    search_group_share<DIM>(lists, share, is_among, all_work.part_pitch(),
+                            shared);
+    // Nobody reads the last tiles any more.
+    __syncthreads();
+  }
+}
+
+// Searches if the device and the heads are made for it, and says so in \`done\`.
+template <int DIM>
+inline cudaError_t launch_group_search(const skv_chunk_args &args,
+                                       const CompressWork &work, bool is_among,
+                                       const Launch &launch, bool &done) {
+  if constexpr (kHasGroupSearch<DIM>) {
+    using Form = GroupSearch<DIM>;
+    if (!launch.has_groups || args.sizes.head_dim % 8 != 0) return cudaSuccess;
+    done = true;
+    const auto kernel = group_search_kernel<DIM>;
+    const cudaError_t status = allow_shared_memory(kernel, Form::kBytes);
+    if (status != cudaSuccess) return status;
+    return launch_kernel(launch, kernel, launch.multiprocessors, Form::kThreads,
+                         Form::kBytes, args, work, is_among);
+  } else {
+    return cudaSuccess;
+  }
+}
 `,
   "lib/half.cuh": `// Halves: 16-byte loads of eight of them, and conversions.
 #pragma once
@@ -3466,21 +4453,20 @@ __device__ inline void wait_for_previous() {
 
 #include "lane_vector.cuh"
 
-// Warps of a block that rates keys.
-constexpr uint32_t kKeyWarps = 16;
-
+// For blocks of WARPS warps.
+template <uint32_t WARPS>
 struct KeyScratch {
-  float sums[kKeyWarps][kMaxHeadDim];
+  float sums[WARPS][kMaxHeadDim];
 };
 
 // Rates the slots \`slot(0)\` to \`slot(count - 1)\`, free ones left out. Called by
-// a whole block of kKeyWarps, which sees all ratings afterwards.
-template <class SlotOf>
+// a whole block, which sees all ratings afterwards.
+template <uint32_t WARPS, class SlotOf>
 __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
-                                   float *ratings, KeyScratch &scratch,
+                                   float *ratings, KeyScratch<WARPS> &scratch,
                                    SlotOf slot_of) {
   float sum[kLaneDims] = {};
-  for (uint32_t i = warp_id(); i < count; i += kKeyWarps) {
+  for (uint32_t i = warp_id(); i < count; i += WARPS) {
     const Slot slot = slot_of(i);
     if (slot.word(kSlotTokens) == 0) continue;
     const LaneVector key(slot.key, head_dim);
@@ -3497,14 +4483,14 @@ __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
   float mean[kLaneDims] = {}, square = 0.0f;
 #pragma unroll
   for (int d = 0; d < kLaneDims; d++) {
-    for (uint32_t w = 0; w < kKeyWarps; w++) {
+    for (uint32_t w = 0; w < WARPS; w++) {
       mean[d] += scratch.sums[w][lane_id() + 32 * d];
     }
     square += mean[d] * mean[d];
   }
   square = warp_sum(square);
   const float scale = square == 0.0f ? 0.0f : rsqrtf(square);
-  for (uint32_t i = warp_id(); i < count; i += kKeyWarps) {
+  for (uint32_t i = warp_id(); i < count; i += WARPS) {
     const Slot slot = slot_of(i);
     if (slot.word(kSlotTokens) == 0) continue;
     const LaneVector key(slot.key, head_dim);
@@ -6853,25 +7839,37 @@ __device__ inline void pass_values(const skv_chunk_args &args,
 // kPlain: the same without what few policies ask for: queries of their own for
 // sinks, votes per query head, scores at a scale of their own. A warp has twice
 // the rows, so that operands are read from shared memory half as often.
-enum class PrefillForm { kExact, kGeneral, kPlain };
+//
+// kGroup: the same on Hopper, by group products: see lib/group_attend.cuh.
+enum class PrefillForm { kExact, kGeneral, kPlain, kGroup };
 
 template <int DIM, PrefillForm FORM>
 struct PrefillShape {
   static constexpr bool kIsExact = FORM == PrefillForm::kExact;
-  static constexpr bool kIsPlain = FORM == PrefillForm::kPlain;
+  static constexpr bool kIsGroup = FORM == PrefillForm::kGroup;
+  static constexpr bool kIsPlain = FORM == PrefillForm::kPlain || kIsGroup;
   // Parts that an element of a query is split into.
   static constexpr int kSplits = kIsExact ? 2 : 1;
-  static constexpr int kWarps = DIM == 256 && kIsExact ? 2 : 4;
+  static constexpr int kWarps = kIsGroup ? 8 : DIM == 256 && kIsExact ? 2 : 4;
   static constexpr uint32_t kThreads = 32 * kWarps;
   // Tiles of 16 (row, query head) pairs of a warp, and pairs of a block.
-  static constexpr int kTiles = kIsPlain && DIM <= 128 ? 2 : 1;
+  static constexpr int kTiles =
+      FORM == PrefillForm::kPlain && DIM <= 128 ? 2 : 1;
   static constexpr int kWarpPairs = 16 * kTiles;
   static constexpr int kPairs = kWarpPairs * kWarps;
   // Slots of a tile.
-  static constexpr int kSlots = DIM == 256 ? 32 : 64;
+  static constexpr int kSlots = kIsGroup ? 128 : DIM == 256 ? 32 : 64;
   // Biases that a slot has here.
   static constexpr int kLanes = kIsPlain ? 1 : static_cast<int>(kMaxGroup);
 };
+
+// Blocks that share the rows of a chunk.
+template <class Shape>
+inline uint32_t row_blocks(const skv_chunk_args &args) {
+  const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
+  const uint32_t rows = Shape::kPairs / group;
+  return (args.step.rows + rows - 1) / rows;
+}
 
 template <int DIM, PrefillForm FORM>
 struct PrefillShared {
@@ -6887,6 +7885,11 @@ struct PrefillShared {
   // The same for queries of sinks, and what those were multiplied by.
   float sink_inverse[Shape::kIsPlain ? 4 : Shape::kPairs];
   float sink_scale[Shape::kIsPlain ? 4 : Shape::kPairs];
+
+  // Where a part of a query's element is.
+  __device__ skv_cached *query(int split, uint32_t pair, uint32_t column) {
+    return queries[split] + pair * kLinePitch<DIM> + column;
+  }
 };
 
 // Where the queries of a block's pairs are: pair p is query head p % group of
@@ -6949,11 +7952,12 @@ __device__ inline void each_query(const PairQueries &queries, Use use) {
   }
 }
 
-// Rounds the queries of a warp's pairs to what caches hold.
-template <int DIM, PrefillForm FORM>
+// Rounds the queries of a warp's pairs to what caches hold. Shared:
+// PrefillShared, or what has its queries somewhere else.
+template <int DIM, class Shared>
 __device__ inline void round_queries(const PairQueries &queries,
-                                     PrefillShared<DIM, FORM> &shared) {
-  using Shape = PrefillShape<DIM, FORM>;
+                                     Shared &shared) {
+  using Shape = typename Shared::Shape;
   const float unit = rsqrtf(static_cast<float>(queries.head_dim)) * kLog2E;
   each_query<DIM, Shape::kWarpPairs>(
       queries, [&](uint32_t pair, const Scale &scale, const auto &x) {
@@ -6962,12 +7966,13 @@ __device__ inline void round_queries(const PairQueries &queries,
         for (int step = 0; step < (DIM + 63) / 64; step++) {
           const uint32_t column = 2 * lane_id() + 64 * step;
           if (column >= DIM) continue;
-          const uint32_t at = pair * kLinePitch<DIM> + column;
           const SplitPair both =
               split_cached(x[step].x * scale.scale, x[step].y * scale.scale);
-          *reinterpret_cast<uint32_t *>(shared.queries[0] + at) = both.high;
+          *reinterpret_cast<uint32_t *>(shared.query(0, pair, column)) =
+              both.high;
           if constexpr (Shape::kIsExact) {
-            *reinterpret_cast<uint32_t *>(shared.queries[1] + at) = both.low;
+            *reinterpret_cast<uint32_t *>(shared.query(1, pair, column)) =
+                both.low;
           }
         }
       });
@@ -7076,6 +8081,11 @@ struct PrefillState {
         gain[m][h] = 1.0f;
       }
     }
+  }
+
+  // The pair of row 8h + g of a warp's tile m.
+  __device__ static uint32_t pair_of(int m, int h) {
+    return Shape::kWarpPairs * warp_id() + 16 * m + 8 * h + lane_id() / 4;
   }
 
   // Adds the products of the pairs with a tile of keys.
@@ -7214,6 +8224,38 @@ struct PrefillState {
           if constexpr (!Shape::kIsPlain) {
             gained[m][h] += __shfl_xor_sync(kAllLanes, gained[m][h], offset);
           }
+        }
+      }
+    }
+  }
+
+  // Stores the outputs of the pairs and the ln of their sums. Called once, by
+  // the whole warp.
+  __device__ void store(const skv_chunk_args &args, const PairQueries &queries,
+                        bool gains) {
+    join_lanes();
+    const uint32_t t = lane_id() % 4;
+#pragma unroll
+    for (int m = 0; m < kTiles; m++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const uint32_t pair = pair_of(m, h);
+        if (pair >= queries.pairs) continue;
+        const size_t query = queries.index(pair);
+        if (t == 0) {
+          args.log_sums[query] =
+              gains ? kLn2 * gain[m][h] * max[m][h] + logf(gained[m][h])
+                    : kLn2 * max[m][h] + logf(sum[m][h]);
+        }
+        const float share = 1.0f / sum[m][h];
+#pragma unroll
+        for (int d = 0; d < DIM / 8; d++) {
+          const uint32_t at = 8 * d + 2 * t;
+          if (at >= queries.head_dim) continue;
+          const float2 both = {values[m][d][2 * h] * share,
+                               values[m][d][2 * h + 1] * share};
+          *reinterpret_cast<float2 *>(args.output + query * queries.head_dim +
+                                      at) = both;
         }
       }
     }
@@ -7570,8 +8612,7 @@ __global__ void __launch_bounds__(kExpectThreads)
 // Scores that take all keys of a head; one block has it.
 static __global__ void __launch_bounds__(kCompressThreads)
     rate_keys_kernel(skv_chunk_args args, CompressWork all_work) {
-  static_assert(kCompressWarps == kKeyWarps, "as many warps as rate keys");
-  __shared__ KeyScratch scratch;
+  __shared__ KeyScratch<kCompressWarps> scratch;
   __shared__ float log_sums[kMaxGroup];
   begin_kernel();
   if (row_end(args.step) == 0) return;
@@ -8430,7 +9471,7 @@ constexpr float kLeastShare = 0.999f;
 // ln(exp(a) + exp(b)).
 __device__ inline float log_add(float a, float b) {
   const float max = fmaxf(a, b);
-  return max + log1pf(expf(fminf(a, b) - max));
+  return max + __logf(1.0f + exp_fast(fminf(a, b) - max));
 }
 
 // What the logits of the row at \`position\` are multiplied with for its scores:
@@ -8443,58 +9484,54 @@ __device__ inline float score_gain(const skv_policy &policy, uint32_t position,
   return sqrtf(2.0f * fmaxf(0.0f, logf(ratio)));
 }
 
-// Query heads whose logits are on their way at a time.
+// Query heads whose logits are looked at together: all are read before any is
+// used, since they may come from far.
 constexpr uint32_t kRowHeads = 4;
 
 // Adds the row at \`position\` of the text. At the scale that its scores have,
-// \`logit(g)\` are the raw logits of the slot, \`log_sum(g)\` the ln of the row's
-// softmax sums and \`bias(g)\` the vote biases.
+// \`terms(first, logits, biases)\` are the raw logits of the slot and its vote
+// biases for kRowHeads heads, of those from \`first\` on that there are, and
+// \`log_sum(g)\` the ln of the row's softmax sums.
 //
 // The moving sum is kept as its logarithm, because exp of a raw logit
 // overflows: E ← ln(alpha exp(E) + (1 − alpha) s).
-template <class Logit, class LogSum, class Bias>
+template <class Terms, class LogSum>
 __device__ inline void observe_row(Scores &scores, const skv_policy &policy,
                                    uint32_t group, uint32_t position,
-                                   Logit logit, LogSum log_sum, Bias bias) {
+                                   Terms terms, LogSum log_sum) {
   const bool raw = policy.raw_scale != 0;
   float max = -INFINITY;
   float sum = 0.0f;
   float weight = 0.0f;
 #pragma unroll 1
   for (uint32_t first = 0; first < group; first += kRowHeads) {
-    // All are read before any is used: they may come from far.
     float logits[kRowHeads], biases[kRowHeads];
-#pragma unroll
-    for (uint32_t k = 0; k < kRowHeads; k++) {
-      const uint32_t g = min(first + k, group - 1);
-      logits[k] = logit(g);
-      biases[k] = bias(g);
-    }
+    terms(first, logits, biases);
     const float before = max;
 #pragma unroll
     for (uint32_t k = 0; k < kRowHeads; k++) {
-      const uint32_t g = min(first + k, group - 1);
-      biases[k] += logits[k] - log_sum(g);
-      if (!raw) logits[k] -= log_sum(g);
+      const float log_sum_of_row = log_sum(min(first + k, group - 1));
+      biases[k] += logits[k] - log_sum_of_row;
+      if (!raw) logits[k] -= log_sum_of_row;
       max = fmaxf(max, logits[k]);
     }
-    sum *= expf(before - max);
+    sum *= exp_fast(before - max);
 #pragma unroll
     for (uint32_t k = 0; k < kRowHeads; k++) {
       if (first + k >= group) continue;
-      sum += expf(logits[k] - max);
-      weight += expf(biases[k]);
+      sum += exp_fast(logits[k] - max);
+      weight += exp_fast(biases[k]);
     }
   }
-  const float count = static_cast<float>(group);
-  const float score = max + logf(sum) - logf(count);
+  const float share = __frcp_rn(static_cast<float>(group));
+  const float score = max + __logf(sum * share);
   if (policy.score == SKV_SCORE_LAST) {
     scores.accumulated = 0.0f;
     scores.observations = 0;
   }
   // A moving sum without a past is its last term: ln 0 is far below any score.
   scores.ema = log_add(scores.ema + policy.log_alpha, score + policy.log_rest);
-  weight /= count;
+  weight *= share;
   if (policy.score == SKV_SCORE_AGE) {
     const float tokens = static_cast<float>(position + 1);
     if (weight * tokens >= kLeastShare) scores.accumulated = tokens;
@@ -8506,7 +9543,9 @@ __device__ inline void observe_row(Scores &scores, const skv_policy &policy,
 
 // ln(1 − alphaⁿ): the bias correction of a moving sum of \`n\` terms.
 __device__ inline float ema_correction(const skv_policy &policy, uint32_t n) {
-  return logf(-expm1f(static_cast<float>(n) * policy.log_alpha));
+  const float past = static_cast<float>(n) * policy.log_alpha;
+  // A difference from 1 that loses at most one bit.
+  return past < -kLn2 ? __logf(1.0f - exp_fast(past)) : logf(-expm1f(past));
 }
 
 // ln of the corrected score; 0 if no row observed the slot yet.
@@ -8551,16 +9590,17 @@ __host__ __device__ inline bool takes_all_keys(const skv_policy &policy) {
          policy.score == SKV_SCORE_EXPECTED;
 }
 
-// What the policy's score says of a slot with these scores. A position too
-// large for a float is rounded; ties go by position and put it right.
-__device__ inline float own_score(const Scores &scores, const Slot &slot,
-                                  const skv_policy &policy, uint32_t lanes) {
+// What the policy's score says of a slot with these scores; \`bias()\` is its
+// pooled vote bias. A position too large for a float is rounded; ties go by
+// position and put it right.
+template <class Bias>
+__device__ inline float own_score(const Scores &scores, uint32_t position,
+                                  const skv_policy &policy, Bias bias) {
   switch (policy.score) {
     case SKV_SCORE_POSITION:
-      return static_cast<float>(slot.word(kSlotPosition));
+      return static_cast<float>(position);
     case SKV_SCORE_EMA:
-      return log_score(scores, policy) +
-             (policy.count_votes ? pooled_bias(slot, lanes) : 0.0f);
+      return log_score(scores, policy) + (policy.count_votes ? bias() : 0.0f);
     case SKV_SCORE_MEAN:
     case SKV_SCORE_STEP_GAIN:
       return mean_attention(scores);
@@ -8571,7 +9611,8 @@ __device__ inline float own_score(const Scores &scores, const Slot &slot,
 
 __device__ inline float own_score(const Slot &slot, const skv_policy &policy,
                                   uint32_t lanes) {
-  return own_score(load_scores(slot), slot, policy, lanes);
+  return own_score(load_scores(slot), slot.word(kSlotPosition), policy,
+                   [&] { return pooled_bias(slot, lanes); });
 }
 
 // Whether the numbers that a score says are logarithms.
@@ -8842,6 +9883,89 @@ inline cudaError_t launch_search(const Source &source, const PairSearch &pairs,
   });
 }
 `,
+  "lib/search_candidates.cuh": `// What the forms of a search for similar keys have in common: candidates that
+// are looked at before their keys are fetched, and where answers go.
+#pragma once
+
+#include "closest_keys.cuh"
+#include "row_tiles.cuh"
+#include "search_shares.cuh"
+
+// The queries and candidates of a head.
+struct KeyLists {
+  const skv_chunk_args &args;
+  ChunkHead head;
+  HeadWork work;
+  uint32_t queries;
+  uint32_t candidates;
+
+  __device__ KeyLists(const skv_chunk_args &chunk, const CompressWork &all,
+                      uint32_t kv_head)
+      : args(chunk), head(chunk_head(chunk, kv_head)), work(all.head(kv_head)) {
+    queries = work.counters[kQueries];
+    candidates = work.counters[kCandidates];
+  }
+
+  __device__ Slot slot(uint32_t ordinal) const {
+    return item_slot(args, head, work.items[ordinal]);
+  }
+  __device__ uint32_t position(uint32_t ordinal) const {
+    return slot(ordinal).word(kSlotPosition);
+  }
+  __device__ float inverse_norm(uint32_t ordinal) const {
+    return work.inverse_norms[ordinal];
+  }
+  // Null where there is no such query.
+  __device__ const skv_cached *query_key(uint32_t q) const {
+    return q < queries ? slot(work.queries[q]).key : nullptr;
+  }
+
+  // Stores what was found for the four lanes' query \`q\`.
+  template <class Closest>
+  __device__ void store(const SearchShares &share, uint32_t pitch, uint32_t q,
+                        const Closest &closest, int h) const {
+    const float inverse = q < queries ? inverse_norm(work.queries[q]) : 0.0f;
+    const Neighbour found = closest.nearest(h, inverse, *this);
+    if (lane_id() % 4 != 0 || q >= queries) return;
+    const uint32_t end = share.is_last ? kSearchParts : share.part + 1;
+    for (uint32_t part = share.part; part < end; part++) {
+      const size_t at = static_cast<size_t>(part) * pitch + q;
+      work.similarities[at] = found.similarity;
+      work.nearest[at] = part == share.part ? found.item : kNoItem;
+    }
+  }
+};
+
+// The candidate of a thread in a tile that comes later.
+template <uint32_t CANDIDATES>
+struct CandidateAhead {
+  const skv_cached *key = nullptr;
+  float inverse_norm = 0.0f;
+  uint32_t position = 0;
+  uint32_t ordinal = kNoItem;
+
+  __device__ void look(const KeyLists &lists, uint32_t tile) {
+    const uint32_t c = tile * CANDIDATES + threadIdx.x;
+    key = nullptr;
+    ordinal = kNoItem;
+    inverse_norm = not_a_number();
+    if (threadIdx.x >= CANDIDATES || c >= lists.candidates) return;
+    ordinal = lists.work.candidates[c];
+    const Slot slot = lists.slot(ordinal);
+    key = slot.key;
+    position = slot.word(kSlotPosition);
+    inverse_norm = lists.work.inverse_norms[ordinal];
+  }
+
+  __device__ void store(CandidateSide<CANDIDATES> &side) const {
+    if (threadIdx.x >= CANDIDATES) return;
+    side.keys[threadIdx.x] = key;
+    side.inverse_norms[threadIdx.x] = inverse_norm;
+    side.positions[threadIdx.x] = position;
+    side.ordinals[threadIdx.x] = ordinal;
+  }
+};
+`,
   "lib/search_items.cuh": `// Searching the items of a chunk for what they are merged into.
 #pragma once
 
@@ -8922,15 +10046,17 @@ __device__ inline Neighbour nearest_of_query(const skv_chunk_args &args,
   return best;
 }
 
-// Searches; where pairs are, \`heavier\` says whether an item only looks at what
-// is heavier than itself.
+// Searches for what merges in pairs, whose queries and candidates are the same
+// items, or for what takes victims. An item that merges at a cost only looks at
+// what is heavier than itself where it could as well be found from the other
+// end.
 inline cudaError_t launch_item_search(const skv_chunk_args &args,
-                                      const CompressWork &work, bool heavier,
+                                      const CompressWork &work, bool for_pairs,
                                       const Launch &launch) {
   if (!merges_cheapest(args.policy)) {
-    return launch_key_search(args, work, launch);
+    return launch_key_search(args, work, for_pairs, launch);
   }
-  const PairSearch pairs = {args.policy, args.cache.lanes, heavier};
+  const PairSearch pairs = {args.policy, args.cache.lanes, for_pairs};
   return launch_search<ItemSource>({args, work}, pairs, args.sizes.head_dim,
                                    work.most, args.sizes.kv_heads, work.parts,
                                    launch);
@@ -8938,231 +10064,263 @@ inline cudaError_t launch_item_search(const skv_chunk_args &args,
 `,
   "lib/search_keys.cuh": `// For each query of a chunk's items, the candidate with the most similar key.
 //
-// A block has a tile of queries and goes through the tiles of one part of the
-// candidates: all products of the two lists on tensor cores, exact because keys
-// are operands as they are, with the best candidate kept per query. The next
-// tile is always on its way: where its keys are is found out one tile before
-// that. A warp has two tiles of 16 queries, so that operands come from shared
-// memory half as often as with one. Few candidates beat the best so far, so a
-// glance at eight similarities is enough for most.
+// A block has tiles of queries and goes through tiles of candidates: all
+// products of the two lists on tensor cores, exact because keys are operands as
+// they are, with the best candidate kept per query. The next tile is always on
+// its way: where its keys are is found out one tile before that. A warp has two
+// tiles of 16 queries, in registers as long as candidates go by, so that shared
+// memory delivers these alone.
 #pragma once
 
-#include "compress_work.cuh"
-#include "neighbour.cuh"
-#include "row_tiles.cuh"
+#include "group_search.cuh"
+#include "search_candidates.cuh"
 
 template <int DIM>
 struct KeySearch {
   static constexpr uint32_t kThreads = 128;
   // Tiles of 16 queries of a warp, queries of a block, candidates of a tile.
   static constexpr int kTiles = DIM == 256 ? 1 : 2;
-  static constexpr uint32_t kQueries = 16 * kTiles * (kThreads / 32);
+  static constexpr uint32_t kWarpQueries = 16 * kTiles;
+  static constexpr uint32_t kQueries = kWarpQueries * (kThreads / 32);
   static constexpr uint32_t kCandidates = DIM == 256 ? 32 : 64;
+  static_assert(kQueries == 2 * kCandidates, "queries begin in their lines");
+  using Closest = ClosestKeys<kCandidates>;
 
-  // What is known of a tile of candidates beside their keys. A tile's is
-  // written while that of the one before it is used to fetch keys, and that of
-  // the one before that to compare them.
-  struct Side {
-    const skv_cached *keys[kCandidates];
-    float inverse_norms[kCandidates];
-    uint32_t positions[kCandidates];
-    uint32_t ordinals[kCandidates];
+  struct Shared {
+    // Two tiles of candidates.
+    skv_cached lines[2][kCandidates * kLinePitch<DIM>];
+    // A tile's is written while that of the one before it is used to fetch
+    // keys, and that of the one before that to compare them.
+    CandidateSide<kCandidates> sides[3];
   };
-
-  skv_cached queries[kQueries * kLinePitch<DIM>];
-  skv_cached candidates[2][kCandidates * kLinePitch<DIM>];
-  Side sides[3];
 };
-
-// Queries of a block for heads of a width.
-inline uint32_t key_query_tile(uint32_t head_dim) {
-  return head_dim <= 128 ? KeySearch<128>::kQueries : KeySearch<256>::kQueries;
-}
 
 // Blocks of more registers than this leave room for two where there is shared
 // memory for three.
 constexpr int kSearchBlocks = 3;
 
+// Searches one share. \`is_among\` says whether queries and candidates are the
+// same list. Called by the whole block.
 template <int DIM>
-__global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
-    search_keys_kernel(skv_chunk_args args, CompressWork all_work) {
-  using Shared = KeySearch<DIM>;
-  constexpr uint32_t kTile = Shared::kCandidates;
-  uint4 *shared_memory = dynamic_shared_memory();
-  begin_kernel();
-  if (row_end(args.step) == 0) return;
-  auto &shared = *reinterpret_cast<Shared *>(shared_memory);
-  const ChunkHead head = chunk_head(args, blockIdx.y);
-  const HeadWork work = all_work.head(blockIdx.y);
-  const uint32_t head_dim = args.sizes.head_dim;
-  const uint32_t queries = work.counters[kQueries];
-  const uint32_t candidates = work.counters[kCandidates];
-  const uint32_t first_query = blockIdx.x * Shared::kQueries;
-  if (first_query >= queries) return;
-  const uint32_t tiles = (candidates + kTile - 1) / kTile;
-  const uint32_t per_part = (tiles + gridDim.z - 1) / gridDim.z;
-  const uint32_t begin = blockIdx.z * per_part;
-  const uint32_t end = min(tiles, begin + per_part);
-
-  // The candidate of this thread in a tile, which it stores later.
-  uint32_t ordinal = kNoItem, position = 0;
-  float inverse_norm = 0.0f;
-  const skv_cached *key = nullptr;
-  const auto look_ahead = [&](uint32_t tile) {
-    const uint32_t c = tile * kTile + threadIdx.x;
-    ordinal = kNoItem;
-    key = nullptr;
-    if (threadIdx.x >= kTile || c >= candidates) return;
-    ordinal = work.candidates[c];
-    const Slot slot = item_slot(args, head, work.items[ordinal]);
-    key = slot.key;
-    position = slot.word(kSlotPosition);
-    inverse_norm = work.inverse_norms[ordinal];
-  };
-  const auto store_ahead = [&](uint32_t tile) {
-    if (threadIdx.x >= kTile) return;
-    auto &side = shared.sides[tile % 3];
-    side.keys[threadIdx.x] = key;
-    side.inverse_norms[threadIdx.x] = inverse_norm;
-    side.positions[threadIdx.x] = position;
-    side.ordinals[threadIdx.x] = ordinal;
-  };
+__device__ inline void search_share(const KeyLists &lists,
+                                    const SearchShares &share, bool is_among,
+                                    uint32_t pitch,
+                                    typename KeySearch<DIM>::Shared &shared) {
+  using Form = KeySearch<DIM>;
+  constexpr uint32_t kTile = Form::kCandidates;
+  const uint32_t head_dim = lists.args.sizes.head_dim;
+  CandidateAhead<kTile> ahead;
   const auto fetch = [&](uint32_t tile) {
     const auto &side = shared.sides[tile % 3];
-    gather_lines<DIM, kTile, Shared::kThreads>(
-        shared.candidates[tile % 2], head_dim,
+    gather_lines<DIM, kTile, Form::kThreads>(
+        shared.lines[tile % 2], head_dim,
         [&](uint32_t i) { return side.keys[i]; });
     commit_copies();
   };
-
-  load_lines<DIM>(
-      shared.queries, Shared::kQueries, head_dim,
-      [&](uint32_t i) -> const skv_cached * {
-        const uint32_t q = first_query + i;
-        if (q >= queries) return nullptr;
-        return item_slot(args, head, work.items[work.queries[q]]).key;
-      });
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  const uint32_t own_query = 16 * Shared::kTiles * warp_id() + g;
-  const auto query_of = [&](int m, int h) {
-    return first_query + own_query + 16 * m + 8 * h;
-  };
-  uint32_t own[Shared::kTiles][2];
-  float inverse[Shared::kTiles][2];
-  Neighbour best[Shared::kTiles][2];
+  load_lines<DIM>(shared.lines[0], Form::kQueries, head_dim, [&](uint32_t i) {
+    return lists.query_key(share.first_query + i);
+  });
+  ahead.look(lists, share.begin);
+  ahead.store(shared.sides[share.begin % 3]);
+  __syncthreads();
+  uint4 own[Form::kTiles][DIM / 16];
 #pragma unroll
-  for (int m = 0; m < Shared::kTiles; m++) {
+  for (int m = 0; m < Form::kTiles; m++) {
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const uint32_t q = query_of(m, h);
-      own[m][h] = q < queries ? work.queries[q] : kNoItem;
-      inverse[m][h] = q < queries ? work.inverse_norms[own[m][h]] : 0.0f;
-      best[m][h] = {-INFINITY, 0, kNoItem};
+    for (int k = 0; k < DIM / 16; k++) {
+      own[m][k] = line_operands<DIM>(
+          shared.lines[0], Form::kWarpQueries * warp_id() + 16 * m, 16 * k);
     }
   }
-  if (begin < end) {
-    look_ahead(begin);
-    store_ahead(begin);
-    __syncthreads();
-    fetch(begin);
-    if (begin + 1 < end) {
-      look_ahead(begin + 1);
-      store_ahead(begin + 1);
-    }
+  // Candidates take the place of the queries.
+  __syncthreads();
+  fetch(share.begin);
+  if (share.begin + 1 < share.end) {
+    ahead.look(lists, share.begin + 1);
+    ahead.store(shared.sides[(share.begin + 1) % 3]);
   }
-  for (uint32_t tile = begin; tile < end; tile++) {
+  const uint32_t warp_query =
+      share.first_query + Form::kWarpQueries * warp_id();
+  const uint32_t own_query = warp_query + lane_id() / 4;
+  typename Form::Closest closest[Form::kTiles];
+#pragma unroll
+  for (int m = 0; m < Form::kTiles; m++) {
+    closest[m].begin(own_query + 16 * m < lists.queries,
+                     own_query + 16 * m + 8 < lists.queries);
+  }
+  for (uint32_t tile = share.begin; tile < share.end; tile++) {
     wait_copies<0>();
     // The tile is there, and nobody reads the one before it any more.
     __syncthreads();
-    if (tile + 1 < end) fetch(tile + 1);
-    if (tile + 2 < end) look_ahead(tile + 2);
-    float x[Shared::kTiles][kTile / 8][4] = {};
+    if (tile + 1 < share.end) fetch(tile + 1);
+    if (tile + 2 < share.end) ahead.look(lists, tile + 2);
+    float x[Form::kTiles][kTile / 8][4] = {};
 #pragma unroll
-    for (int column = 0; column < DIM; column += 16) {
-      uint4 a[Shared::kTiles];
-#pragma unroll
-      for (int m = 0; m < Shared::kTiles; m++) {
-        a[m] = line_operands<DIM>(
-            shared.queries, 16 * (Shared::kTiles * warp_id() + m), column);
-      }
+    for (int k = 0; k < DIM / 16; k++) {
 #pragma unroll
       for (int n = 0; n < static_cast<int>(kTile) / 8; n += 2) {
         const uint4 b =
-            key_operands<DIM>(shared.candidates[tile % 2], 8 * n, column);
+            key_operands<DIM>(shared.lines[tile % 2], 8 * n, 16 * k);
 #pragma unroll
-        for (int m = 0; m < Shared::kTiles; m++) {
-          mma_cached(x[m][n], a[m], b.x, b.y);
-          mma_cached(x[m][n + 1], a[m], b.z, b.w);
+        for (int m = 0; m < Form::kTiles; m++) {
+          mma_cached(x[m][n], own[m][k], b.x, b.y);
+          mma_cached(x[m][n + 1], own[m][k], b.z, b.w);
         }
       }
     }
-    const auto &side = shared.sides[tile % 3];
 #pragma unroll
-    for (int n = 0; n < static_cast<int>(kTile) / 8; n++) {
-      bool is_close = false;
-#pragma unroll
-      for (int m = 0; m < Shared::kTiles; m++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          // The product of the norms comes first: the similarity of two keys
-          // is the same whichever of them is the query.
-          x[m][n][i] *=
-              inverse[m][i / 2] * side.inverse_norms[8 * n + 2 * t + i % 2];
-          is_close = is_close || x[m][n][i] >= best[m][i / 2].similarity;
-        }
+    for (int m = 0; m < Form::kTiles; m++) {
+      if (is_among) {
+        Form::Closest::leave_out(x[m], warp_query + 16 * m, tile * kTile);
       }
-      if (!is_close) continue;
-#pragma unroll
-      for (int m = 0; m < Shared::kTiles; m++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const uint32_t c = 8 * n + 2 * t + i % 2;
-          const uint32_t number = side.ordinals[c];
-          if (number == kNoItem || number == own[m][i / 2]) continue;
-          const Neighbour candidate = {x[m][n][i], side.positions[c], number};
-          if (candidate.beats(best[m][i / 2])) best[m][i / 2] = candidate;
-        }
-      }
+      closest[m].add(x[m], shared.sides[tile % 3], lists);
     }
-    if (tile + 2 < end) store_ahead(tile + 2);
+    if (tile + 2 < share.end) ahead.store(shared.sides[(tile + 2) % 3]);
   }
 #pragma unroll
-  for (int m = 0; m < Shared::kTiles; m++) {
+  for (int m = 0; m < Form::kTiles; m++) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const Neighbour found = nearest_of_lanes<2>(best[m][h]);
-      const uint32_t q = query_of(m, h);
-      if (t != 0 || q >= queries) continue;
-      const size_t at =
-          static_cast<size_t>(blockIdx.z) * all_work.part_pitch() + q;
-      work.similarities[at] = found.similarity;
-      work.nearest[at] = found.item;
+      lists.store(share, pitch, own_query + 16 * m + 8 * h, closest[m], h);
     }
+  }
+}
+
+template <int DIM>
+__global__ void __launch_bounds__(KeySearch<DIM>::kThreads, kSearchBlocks)
+    search_keys_kernel(skv_chunk_args args, CompressWork all_work,
+                       bool is_among) {
+  using Form = KeySearch<DIM>;
+  uint4 *shared_memory = dynamic_shared_memory();
+  begin_kernel();
+  if (row_end(args.step) == 0) return;
+  auto &shared = *reinterpret_cast<typename Form::Shared *>(shared_memory);
+  SearchShares share(all_work, args.sizes.kv_heads, Form::kQueries,
+                     Form::kCandidates);
+  while (share.next()) {
+    const KeyLists lists(args, all_work, share.kv_head);
+    search_share<DIM>(lists, share, is_among, all_work.part_pitch(), shared);
+    // Nobody reads the last tile any more.
+    __syncthreads();
   }
 }
 
 template <int DIM>
 inline cudaError_t launch_key_search_width(const skv_chunk_args &args,
                                            const CompressWork &work,
+                                           bool is_among,
                                            const Launch &launch) {
-  using Shared = KeySearch<DIM>;
+  bool done = false;
+  cudaError_t status =
+      launch_group_search<DIM>(args, work, is_among, launch, done);
+  if (status != cudaSuccess || done) return status;
+  using Form = KeySearch<DIM>;
+  constexpr size_t kBytes = sizeof(typename Form::Shared);
+  static_assert(kBytes <= kLeastSharedBytes, "a form for all devices");
   const auto kernel = search_keys_kernel<DIM>;
-  static_assert(sizeof(Shared) <= kLeastSharedBytes, "a form for all devices");
-  const cudaError_t status = allow_shared_memory(kernel, sizeof(Shared));
+  status = allow_shared_memory(kernel, kBytes);
   if (status != cudaSuccess) return status;
-  const dim3 grid((work.most + Shared::kQueries - 1) / Shared::kQueries,
-                  args.sizes.kv_heads, work.parts);
-  return launch_kernel(launch, kernel, grid, Shared::kThreads, sizeof(Shared),
-                       args, work);
+  return launch_kernel(launch, kernel, kSearchBlocks * launch.multiprocessors,
+                       Form::kThreads, kBytes, args, work, is_among);
 }
 
 inline cudaError_t launch_key_search(const skv_chunk_args &args,
-                                     const CompressWork &work,
+                                     const CompressWork &work, bool is_among,
                                      const Launch &launch) {
   return with_width(args.sizes.head_dim, [&](auto width) {
-    return launch_key_search_width<decltype(width)::value>(args, work, launch);
+    return launch_key_search_width<decltype(width)::value>(args, work, is_among,
+                                                           launch);
   });
 }
+`,
+  "lib/search_shares.cuh": `// How the blocks of a search share its work: tiles of queries times tiles of
+// candidates, of all heads, in one row that is cut into equal shares.
+//
+// How many there are is known on the device alone. As many blocks as run at a
+// time get a share each, so that all end together; a block that has tiles of
+// several queries begins anew for each. Tiles of queries that several blocks
+// have a part of keep the best of each part. The alternative that lost: a block
+// for each tile of queries, of which the last few keep the device waiting.
+#pragma once
+
+#include "compress_work.cuh"
+
+// Most parts that the candidates of a query are searched in.
+constexpr uint32_t kSearchParts = 8;
+
+class SearchShares {
+ public:
+  // Of this block.
+  __device__ SearchShares(const CompressWork &all, uint32_t heads,
+                          uint32_t query_tile, uint32_t candidate_tile)
+      : all_(all),
+        heads_(heads),
+        query_tile_(query_tile),
+        candidate_tile_(candidate_tile) {
+    uint32_t total = 0, longest = 0;
+    for (uint32_t h = 0; h < heads; h++) {
+      const uint2 tiles = tiles_of(h);
+      total += tiles.x * tiles.y;
+      longest = max(longest, tiles.y);
+    }
+    // A row of tiles is then in kSearchParts shares at most.
+    length_ =
+        max(divide_up(total, gridDim.x), divide_up(longest, kSearchParts - 1));
+    next_ = blockIdx.x * length_;
+    end_ = min(total, next_ + length_);
+  }
+
+  // Moves on to the next tile of queries; false if there is none.
+  __device__ bool next() {
+    if (next_ >= end_) return false;
+    uint32_t before = 0;
+    uint2 tiles = tiles_of(kv_head = 0);
+    while (next_ >= before + tiles.x * tiles.y) {
+      before += tiles.x * tiles.y;
+      tiles = tiles_of(++kv_head);
+    }
+    const uint32_t row = (next_ - before) / tiles.y;
+    const uint32_t row_start = before + row * tiles.y;
+    first_query = row * query_tile_;
+    begin = next_ - row_start;
+    end = min(tiles.y, end_ - row_start);
+    part = blockIdx.x - row_start / length_;
+    is_last = end == tiles.y;
+    next_ = row_start + end;
+    return true;
+  }
+
+  uint32_t kv_head;
+  uint32_t first_query;
+  // Tiles of candidates.
+  uint32_t begin;
+  uint32_t end;
+  // Which part of the candidates that is, and whether it is the last.
+  uint32_t part;
+  bool is_last;
+
+ private:
+  __device__ static uint32_t divide_up(uint32_t x, uint32_t y) {
+    return (x + y - 1) / y;
+  }
+
+  // Tiles of queries and candidates of a head; the latter are never none, so
+  // that all queries are answered.
+  __device__ uint2 tiles_of(uint32_t h) const {
+    const uint32_t *counters = all_.head(h).counters;
+    return {divide_up(counters[kQueries], query_tile_),
+            max(1u, divide_up(counters[kCandidates], candidate_tile_))};
+  }
+
+  const CompressWork &all_;
+  const uint32_t heads_;
+  const uint32_t query_tile_;
+  const uint32_t candidate_tile_;
+  // Tiles of a share, and the block's that are left.
+  uint32_t length_;
+  uint32_t next_;
+  uint32_t end_;
+};
 `,
   "lib/search_tiles.cuh": `// Tiles of queries and candidates of a search in shared memory, and what is
 // made of them: see lib/search.cuh.
@@ -10207,6 +11365,9 @@ constexpr float kHeadroomBits = 14.0f;
 constexpr float kLog2E = 1.442695041f;
 constexpr float kLn2 = 0.6931471806f;
 
+// e^x, with a relative error of 2^-22 and what x is rounded by.
+__device__ inline float exp_fast(float x) { return exp2_fast(x * kLog2E); }
+
 struct SoftmaxState {
   float max;
   float sum;
@@ -10216,7 +11377,7 @@ __device__ inline SoftmaxState init_softmax() { return {-INFINITY, 0.0f}; }
 
 // What a sum with reference \`from\` has to be scaled by to have \`to\`.
 __device__ inline float softmax_scale(float from, float to) {
-  return from == -INFINITY ? 0.0f : __expf(from - to);
+  return from == -INFINITY ? 0.0f : exp_fast(from - to);
 }
 
 // The same for many that have one reference: exp(from - finite(to)).
@@ -10226,7 +11387,7 @@ __device__ inline float finite(float to) { return to == -INFINITY ? 0.0f : to; }
 __device__ inline void add_softmax(SoftmaxState &state, float logit) {
   if (logit == -INFINITY) return;
   const float max = fmaxf(state.max, logit);
-  state.sum = state.sum * softmax_scale(state.max, max) + __expf(logit - max);
+  state.sum = state.sum * softmax_scale(state.max, max) + exp_fast(logit - max);
   state.max = max;
 }
 
@@ -11873,9 +13034,6 @@ constexpr uint32_t kWidePairs = kWideOutputs / 2;
 constexpr uint32_t kMultiplyingWarps = 8;
 constexpr uint32_t kWideThreads = 32 * (kMultiplyingWarps + 1);
 
-constexpr uint32_t kLineBytes = kTileColumns * sizeof(skv_half);
-constexpr uint32_t kTileAlignment = 1024;
-
 // Most tiles on their way to a block, and more than the bytes of the kernel's
 // own variables, the alignment and what a device keeps of each block's memory.
 constexpr uint32_t kMostStages = 12;
@@ -12540,13 +13698,16 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
       const float gain = score_gain(policy, position, budget);
       observe_row(
           scores, policy, group, position,
-          [&](uint32_t g) {
-            return gain * shared.logits[(r * group + g) * kLogitPitch + mine];
+          [&](uint32_t first, auto &logits, auto &biases) {
+#pragma unroll
+            for (uint32_t k = 0; k < kRowHeads; k++) {
+              const uint32_t g = min(first + k, group - 1);
+              logits[k] =
+                  gain * shared.logits[(r * group + g) * kLogitPitch + mine];
+              biases[k] = gain * shared.biases[cache.lanes == 1 ? 0 : g][mine];
+            }
           },
-          [&](uint32_t g) { return log_sums[g]; },
-          [&](uint32_t g) {
-            return gain * shared.biases[cache.lanes == 1 ? 0 : g][mine];
-          });
+          [&](uint32_t g) { return log_sums[g]; });
     }
     __syncthreads();
   }
@@ -12597,25 +13758,16 @@ cudaError_t launch_observe(const skv_chunk_args &args, const Launch &launch) {
 // and values once per query head. Another: 16 pairs to a warp, which reads
 // operands of twice as many bytes from shared memory as a multiprocessor
 // delivers while it multiplies.
+#include "lib/chunk_share.cuh"
+#include "lib/group_attend.cuh"
 #include "lib/half_rows.cuh"
 #include "lib/overlap.cuh"
 #include "lib/prefill_sinks.cuh"
 #include "lib/prefill_state.cuh"
 #include "lib/scores.cuh"
-#include "lib/step.cuh"
 #include "runtime/launch.cuh"
 
 namespace {
-
-// Where a tile of slots of the cache, or of staged rows, is.
-struct TilePlace {
-  const skv_slots &home;
-  // Of its first slot in \`home\`.
-  uint32_t base;
-  // Number of the first slot, and how many there are.
-  uint32_t first;
-  uint32_t count;
-};
 
 template <int DIM, PrefillForm FORM>
 __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
@@ -12625,37 +13777,16 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
   uint4 *shared_memory = dynamic_shared_memory();
   begin_kernel();
   auto &shared = *reinterpret_cast<PrefillShared<DIM, FORM> *>(shared_memory);
-  const skv_sizes &sizes = args.sizes;
   const skv_cache &cache = args.cache;
-  const uint32_t head_dim = sizes.head_dim;
-  const uint32_t kv_head = blockIdx.x;
-  const uint32_t group = sizes.heads / sizes.kv_heads;
-  const uint32_t rows_per_block = Shape::kPairs / group;
-  const uint32_t first_row = (gridDim.y - 1 - blockIdx.y) * rows_per_block;
-  const uint32_t end_row = forward_end(args.step);
-  if (first_row >= end_row) return;
-  const uint32_t rows = min(rows_per_block, end_row - first_row);
-  const uint32_t *words =
-      head_words(cache, sizes, args.step.chunk[kChunkSequence], kv_head);
-  const uint32_t offset = words[kHeadOffset], high = words[kHeadHigh];
+  const uint32_t head_dim = args.sizes.head_dim;
+  const ChunkShare<kSlots> share(args, Shape::kPairs);
+  if (share.rows == 0) return;
   const bool has_sinks = !Shape::kIsPlain && args.sink_queries != nullptr;
   const bool gains =
       !Shape::kIsPlain && args.policy.score == SKV_SCORE_STEP_GAIN;
-
-  // Tiles of slots, then tiles of staged rows up to the block's last one.
-  const uint32_t slot_tiles = (high + kSlots - 1) / kSlots;
-  const uint32_t tiles = slot_tiles + (first_row + rows + kSlots - 1) / kSlots;
-  const auto place_of = [&](uint32_t tile) -> TilePlace {
-    const bool staged = tile >= slot_tiles;
-    const uint32_t first = (staged ? tile - slot_tiles : tile) * kSlots;
-    const uint32_t end = staged ? first_row + rows : high;
-    const uint32_t base = staged ? kv_head * cache.stage_rows : offset;
-    return {staged ? cache.stage : cache.slots, base + first, first,
-            min(end - first, kSlots)};
-  };
   // Starts to copy keys or values of a tile.
   const auto fetch = [&](uint32_t tile, bool keys) {
-    const TilePlace place = place_of(tile);
+    const TilePlace place = share.place(tile);
     const skv_cached *all = keys ? place.home.keys : place.home.values;
     copy_lines<DIM, kSlots, Shape::kThreads>(
         keys ? shared.keys : shared.values,
@@ -12671,7 +13802,7 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
     return slot_at(place.home, place.base + threadIdx.x, head_dim);
   };
   const auto look_ahead = [&](uint32_t tile) {
-    const TilePlace place = place_of(tile);
+    const TilePlace place = share.place(tile);
     const bool exists = threadIdx.x < place.count;
     bias_ahead = exists ? slot_ahead(place).get(kSlotBias) : kFreeBias;
     sink_ahead = has_sinks && exists &&
@@ -12681,7 +13812,7 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
     if (threadIdx.x >= kSlots) return;
     shared.biases[0][threadIdx.x] = bias_ahead * kLog2E;
     if constexpr (!Shape::kIsPlain) {
-      const TilePlace place = place_of(tile);
+      const TilePlace place = share.place(tile);
       shared.is_sink[threadIdx.x] = sink_ahead;
       for (uint32_t lane = 1; lane < cache.lanes; lane++) {
         const float bias = threadIdx.x < place.count
@@ -12694,34 +13825,26 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
   // A block has rows, hence tiles.
   fetch(0, true);
   look_ahead(0);
-  const PairQueries queries = {args.queries, first_row, kv_head,
-                               sizes.heads,  group,     head_dim,
-                               rows * group};
-  PairQueries sinks = queries;
-  sinks.all = args.sink_queries;
-  round_queries<DIM, FORM>(queries, shared);
+  const PairQueries queries = share.queries(args.queries, args.sizes);
+  const PairQueries sinks = share.queries(args.sink_queries, args.sizes);
+  round_queries<DIM>(queries, shared);
   if constexpr (!Shape::kIsPlain) {
     if (has_sinks) scale_sinks<DIM, FORM>(sinks, shared);
   }
   store_ahead(0);
 
-  const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-  const auto pair_of = [&](int m, int h) {
-    return Shape::kWarpPairs * warp_id() + 16 * m + 8 * h + g;
-  };
+  const uint32_t t = lane_id() % 4;
   PrefillState<DIM, FORM> state;
   if (gains) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       state.gain[0][h] = score_gain(
           args.policy,
-          args.step.chunk[kChunkPosition] + queries.row(pair_of(0, h)),
-          words[kHeadBudget]);
+          args.step.chunk[kChunkPosition] + queries.row(state.pair_of(0, h)),
+          share.budget);
     }
   }
-  for (uint32_t tile = 0; tile < tiles; tile++) {
-    const bool staged = tile >= slot_tiles;
-    const uint32_t first = (staged ? tile - slot_tiles : tile) * kSlots;
+  for (uint32_t tile = 0; tile < share.tiles; tile++) {
     wait_copies<0>();
     // Keys are there, and nobody reads the values before any more.
     bool any_sink = false;
@@ -12731,7 +13854,7 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
       any_sink = __syncthreads_or(sink_ahead);
     }
     fetch(tile, false);
-    if (tile + 1 < tiles) look_ahead(tile + 1);
+    if (tile + 1 < share.tiles) look_ahead(tile + 1);
 
     float x[Shape::kTiles][kSlots / 8][4] = {};
     state.multiply_keys(shared, x);
@@ -12739,10 +13862,10 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
     for (int m = 0; m < Shape::kTiles; m++) {
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        const uint32_t pair = pair_of(m, h);
+        const uint32_t pair = state.pair_of(m, h);
         const float inverse = shared.inverse[pair];
         const uint32_t lane =
-            Shape::kIsPlain || cache.lanes == 1 ? 0 : pair % group;
+            Shape::kIsPlain || cache.lanes == 1 ? 0 : pair % share.group;
 #pragma unroll
         for (int n = 0; n < static_cast<int>(kSlots) / 8; n++) {
 #pragma unroll
@@ -12769,17 +13892,18 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
       }
     }
     // Only the last tiles have rows that come after some of the block's.
-    if (staged && first + kSlots > first_row + 1) {
+    const TilePlace place = share.place(tile);
+    if (share.has_later(place)) {
 #pragma unroll
       for (int m = 0; m < Shape::kTiles; m++) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-          const uint32_t row = queries.row(pair_of(m, h));
+          const uint32_t row = queries.row(state.pair_of(m, h));
 #pragma unroll
           for (int n = 0; n < static_cast<int>(kSlots) / 8; n++) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-              if (first + 8 * n + 2 * t + i > row) {
+              if (place.first + 8 * n + 2 * t + i > row) {
                 x[m][n][2 * h + i] = -INFINITY;
               }
             }
@@ -12790,7 +13914,7 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
     wait_copies<0>();
     // Values are there, and nobody reads these keys and biases any more.
     __syncthreads();
-    if (tile + 1 < tiles) {
+    if (tile + 1 < share.tiles) {
       fetch(tile + 1, true);
       store_ahead(tile + 1);
     }
@@ -12798,38 +13922,7 @@ __global__ void __launch_bounds__((PrefillShape<DIM, FORM>::kThreads), 2)
     state.multiply_values(shared, x);
   }
 
-  state.join_lanes();
-#pragma unroll
-  for (int m = 0; m < Shape::kTiles; m++) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const uint32_t pair = pair_of(m, h);
-      if (pair >= rows * group) continue;
-      const size_t query = queries.index(pair);
-      if (t == 0) {
-        args.log_sums[query] =
-            gains ? kLn2 * state.gain[m][h] * state.max[m][h] +
-                        logf(state.gained[m][h])
-                  : kLn2 * state.max[m][h] + logf(state.sum[m][h]);
-      }
-      const float share = 1.0f / state.sum[m][h];
-#pragma unroll
-      for (int d = 0; d < DIM / 8; d++) {
-        const uint32_t at = 8 * d + 2 * t;
-        if (at >= head_dim) continue;
-        const float2 both = {state.values[m][d][2 * h] * share,
-                             state.values[m][d][2 * h + 1] * share};
-        *reinterpret_cast<float2 *>(args.output + query * head_dim + at) = both;
-      }
-    }
-  }
-}
-
-template <int DIM, PrefillForm FORM>
-uint32_t row_blocks(const skv_chunk_args &args) {
-  const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
-  const uint32_t rows = PrefillShape<DIM, FORM>::kPairs / group;
-  return (args.step.rows + rows - 1) / rows;
+  state.store(args, queries, gains);
 }
 
 template <int DIM, PrefillForm FORM>
@@ -12839,7 +13932,8 @@ cudaError_t launch_form(const skv_chunk_args &args, const Launch &launch) {
   static_assert(kBytes <= kLeastSharedBytes, "a form for all devices");
   const cudaError_t status = allow_shared_memory(kernel, kBytes);
   if (status != cudaSuccess) return status;
-  const dim3 grid(args.sizes.kv_heads, row_blocks<DIM, FORM>(args));
+  const dim3 grid(args.sizes.kv_heads,
+                  row_blocks<PrefillShape<DIM, FORM>>(args));
   return launch_kernel(launch, kernel, grid, PrefillShape<DIM, FORM>::kThreads,
                        kBytes, args);
 }
@@ -12851,10 +13945,16 @@ cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
   }
   const bool is_plain = args.sink_queries == nullptr && args.cache.lanes == 1 &&
                         args.policy.score != SKV_SCORE_STEP_GAIN;
+  if (is_plain) {
+    bool done = false;
+    const cudaError_t status = launch_group_attend<DIM>(args, launch, done);
+    if (status != cudaSuccess || done) return status;
+  }
   // Blocks of the plain form are twice as large: half as many do as well, fewer
   // do not.
   const uint32_t blocks =
-      row_blocks<DIM, PrefillForm::kPlain>(args) * args.sizes.kv_heads;
+      row_blocks<PrefillShape<DIM, PrefillForm::kPlain>>(args) *
+      args.sizes.kv_heads;
   return is_plain && 2 * blocks >= launch.multiprocessors
              ? launch_form<DIM, PrefillForm::kPlain>(args, launch)
              : launch_form<DIM, PrefillForm::kGeneral>(args, launch);
@@ -13443,6 +14543,7 @@ cudaError_t create_streams(skv_context *context) {
   context->shared_bytes = static_cast<size_t>(shared_bytes);
   context->multiprocessors = static_cast<uint32_t>(multiprocessors);
   context->overlaps = major >= 9;
+  context->has_groups = major == 9;
   context->tile_maps = TileMaps::open(major);
   if (error == cudaSuccess) {
     error = cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking);
@@ -13633,6 +14734,8 @@ struct skv_context {
   Sides sides;
   // Whether the device can start a kernel before the one in front has ended.
   bool overlaps = false;
+  // Whether the device has products of groups of warps.
+  bool has_groups = false;
   // Null where the device has no engines that copy tiles.
   std::unique_ptr<TileMaps> tile_maps;
   // Whether the library was looked for, and what was found.
@@ -13790,6 +14893,8 @@ struct Launch {
   Sides *sides;
   // Null where all products are ours.
   MatrixLibrary *library;
+  // Whether groups of four warps multiply: see lib/group_instructions.cuh.
+  bool has_groups;
   // Null where tiles are copied by threads.
   const TileMaps *tile_maps;
 };
@@ -14272,6 +15377,7 @@ int32_t launch_calls(skv_program *program) {
   launch.overlaps = !checks && context->overlaps;
   launch.sides = checks ? nullptr : &context->sides;
   launch.library = context->library.get();
+  launch.has_groups = context->has_groups;
   launch.tile_maps = context->tile_maps.get();
   Launcher launcher(launch, program->own, checks);
   const auto fail_with = [&](cudaError_t error, const char *what) {

@@ -10,7 +10,8 @@
 #include "select_smallest.cuh"
 #include "shortlist.cuh"
 
-constexpr uint32_t kEvictWarps = 16;
+// Blocks are small: one merges while another reads.
+constexpr uint32_t kEvictWarps = 8;
 constexpr uint32_t kEvictThreads = 32 * kEvictWarps;
 
 struct EvictShared {
@@ -33,7 +34,9 @@ struct EvictShared {
 
 // Bytes of shared memory beside that, which few policies need.
 inline size_t evict_bytes(const skv_policy &policy) {
-  return policy.score == SKV_SCORE_KEY_DISTANCE ? sizeof(KeyScratch) : 0;
+  return policy.score == SKV_SCORE_KEY_DISTANCE
+             ? sizeof(KeyScratch<kEvictWarps>)
+             : 0;
 }
 
 // Sums up the row's softmax at the scale of scores. The sum of the attention is
@@ -88,48 +91,138 @@ __device__ inline void consider(const skv_merge_attend_args &args,
   if (!RIDES || job.may_go(args, slot)) found.first = candidate;
 }
 
+// What is read of a slot that a row observes.
+struct Seen {
+  uint32_t tokens;
+  uint32_t position;
+  Scores scores;
+  // The first, or only, vote bias.
+  float bias;
+  // Of the first query heads, where there is a row.
+  float logits[kRowHeads];
+};
+
+// Reads it: of slot i of a head, by its number alone.
+struct SlotReader {
+  const float *ema;
+  const float *accumulated;
+  const float *observations;
+  const float *positions;
+  const float *tokens;
+  const float *biases;
+  const float *logits[kRowHeads];
+
+  __device__ SlotReader(const skv_merge_attend_args &args,
+                        const EvictJob &job) {
+    const skv_slots &slots = args.cache.slots;
+    const auto field = [&](uint32_t number) {
+      return slots.side + static_cast<size_t>(number) * slots.total +
+             job.offset;
+    };
+    ema = field(kSlotEma);
+    accumulated = field(kSlotAccumulated);
+    observations = field(kSlotObservations);
+    positions = field(kSlotPosition);
+    tokens = field(kSlotTokens);
+    biases = field(kSlotBias);
+#pragma unroll
+    for (uint32_t k = 0; k < kRowHeads; k++) {
+      logits[k] = head_logits(args, job, min(k, job.group - 1));
+    }
+  }
+
+  __device__ static const float *head_logits(const skv_merge_attend_args &args,
+                                             const EvictJob &job, uint32_t g) {
+    return job.logits + static_cast<size_t>(g) * args.cache.max_capacity;
+  }
+
+  __device__ Seen read(uint32_t i, bool has_row) const {
+    Seen seen = {__float_as_uint(tokens[i]),
+                 __float_as_uint(positions[i]),
+                 {ema[i], accumulated[i], __float_as_uint(observations[i])},
+                 biases[i],
+                 {}};
+    if (has_row) {
+#pragma unroll
+      for (uint32_t k = 0; k < kRowHeads; k++) seen.logits[k] = logits[k][i];
+    }
+    return seen;
+  }
+};
+
+// Adds the row to what was seen of slot i.
+__device__ inline void observe_seen(const skv_merge_attend_args &args,
+                                    const EvictJob &job, uint32_t i, float gain,
+                                    const float *log_sums, Seen &seen) {
+  const uint32_t lanes = args.cache.lanes;
+  observe_row(
+      seen.scores, args.policy, job.group, job.position,
+      [&](uint32_t first, auto &logits, auto &biases) {
+        // Nearly always this is all.
+        if (first == 0 && lanes == 1) {
+#pragma unroll
+          for (uint32_t k = 0; k < kRowHeads; k++) {
+            logits[k] = gain * seen.logits[k];
+            biases[k] = gain * seen.bias;
+          }
+          return;
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < kRowHeads; k++) {
+          const uint32_t g = min(first + k, job.group - 1);
+          logits[k] = gain * SlotReader::head_logits(args, job, g)[i];
+          biases[k] = gain * vote_bias(job.slot(args, i), g, lanes);
+        }
+      },
+      [&](uint32_t g) { return log_sums[g]; });
+}
+
 // Adds this step to the scores of all slots, and passes `visit` each slot with
 // its number and its scores. Where their own fields decide, returns what this
-// thread found. Called by the whole block.
+// thread found. A slot is on its way while the one before it is looked at: few
+// blocks have room beside the products, and each waits for memory most of the
+// time. Called by the whole block.
 template <bool RIDES, class Visit>
 __device__ inline Found observe_slots(const skv_merge_attend_args &args,
                                       const EvictJob &job, EvictShared &shared,
                                       Visit visit) {
   const skv_policy &policy = args.policy;
   const uint32_t lanes = args.cache.lanes;
-  const uint32_t capacity = args.cache.max_capacity;
   const float gain = score_gain(policy, job.position, job.words[kHeadBudget]);
   const bool gains = policy.observe && policy.score == SKV_SCORE_STEP_GAIN;
   if (gains) sum_gained(args, job, gain, shared);
   const float *log_sums = gains ? shared.score_sums : shared.log_sums;
   const bool ranks = job.is_over && own_fields_decide(args, job);
+  const bool rates = job.own_ratings != nullptr && !takes_all_keys(policy);
   const uint32_t recent = job.words[kHeadRecent];
   const uint32_t newest = job.position + kAhead<RIDES>;
+  const SlotReader reader(args, job);
   Found found;
+  Seen next = {};
+  if (threadIdx.x < job.high) next = reader.read(threadIdx.x, policy.observe);
 #pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.high; i += kEvictThreads) {
+    Seen seen = next;
+    if (i + kEvictThreads < job.high) {
+      next = reader.read(i + kEvictThreads, policy.observe);
+    }
+    if (seen.tokens == 0) continue;
     const Slot slot = job.slot(args, i);
-    const uint32_t tokens = slot.word(kSlotTokens);
-    const uint32_t position = slot.word(kSlotPosition);
-    Scores scores = load_scores(slot);
-    if (tokens == 0) continue;
     if (policy.observe) {
-      observe_row(
-          scores, policy, job.group, job.position,
-          [&](uint32_t g) {
-            return gain * job.logits[static_cast<size_t>(g) * capacity + i];
-          },
-          [&](uint32_t g) { return log_sums[g]; },
-          [&](uint32_t g) { return gain * vote_bias(slot, g, lanes); });
-      store_scores(slot, scores);
+      observe_seen(args, job, i, gain, log_sums, seen);
+      store_scores(slot, seen.scores);
     }
-    visit(i, slot, scores);
-    if (job.own_ratings != nullptr && !takes_all_keys(policy)) {
-      job.own_ratings[i] = own_score(scores, slot, policy, lanes);
-    }
-    if (!ranks || !is_evictable(position, policy, recent, newest)) continue;
-    const float score = own_score(scores, slot, policy, lanes);
-    consider<RIDES>(args, job, slot, {order_key(score, position), i}, found);
+    visit(i, slot, seen.scores);
+    const bool counts =
+        ranks && is_evictable(seen.position, policy, recent, newest);
+    if (!rates && !counts) continue;
+    const float score = own_score(seen.scores, seen.position, policy, [&] {
+      return lanes == 1 ? seen.bias : pooled_bias(slot, lanes);
+    });
+    if (rates) job.own_ratings[i] = score;
+    if (!counts) continue;
+    consider<RIDES>(args, job, slot, {order_key(score, seen.position), i},
+                    found);
   }
   return found;
 }
@@ -154,12 +247,12 @@ __device__ inline float slot_score(const skv_merge_attend_args &args,
 // Rates the slots where that takes all keys. Called by the whole block.
 __device__ inline void rate_slots(const skv_merge_attend_args &args,
                                   const EvictJob &job, EvictShared &shared) {
-  static_assert(kEvictWarps == kKeyWarps, "as many warps as rate keys");
   const auto slot_of = [&](uint32_t i) { return job.slot(args, i); };
   if (args.policy.score == SKV_SCORE_KEY_DISTANCE) {
-    rate_by_key(job.high, args.sizes.head_dim, job.own_ratings,
-                *reinterpret_cast<KeyScratch *>(dynamic_shared_memory()),
-                slot_of);
+    rate_by_key(
+        job.high, args.sizes.head_dim, job.own_ratings,
+        *reinterpret_cast<KeyScratch<kEvictWarps> *>(dynamic_shared_memory()),
+        slot_of);
   } else if (args.policy.score == SKV_SCORE_EXPECTED) {
     rate_by_expectation(
         job.group, job.high, job.expected, shared.score_sums, job.own_ratings,

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kExpectThreads)
 // A kernel has the code of one kind of merge: half a multiprocessor is left to
 // the products beside it, and there is less code on the way.
 template <uint32_t MERGE, bool ALIGNED, bool QUERIES>
-__global__ void __launch_bounds__(kEvictThreads, 2)
+__global__ void __launch_bounds__(kEvictThreads, 4)
     evict_kernel(skv_merge_attend_args args, Evidence evidence, bool observes,
                  bool chooses) {
   constexpr bool kRides =

@@ -7,21 +7,20 @@
 
 #include "lane_vector.cuh"
 
-// Warps of a block that rates keys.
-constexpr uint32_t kKeyWarps = 16;
-
+// For blocks of WARPS warps.
+template <uint32_t WARPS>
 struct KeyScratch {
-  float sums[kKeyWarps][kMaxHeadDim];
+  float sums[WARPS][kMaxHeadDim];
 };
 
 // Rates the slots `slot(0)` to `slot(count - 1)`, free ones left out. Called by
-// a whole block of kKeyWarps, which sees all ratings afterwards.
-template <class SlotOf>
+// a whole block, which sees all ratings afterwards.
+template <uint32_t WARPS, class SlotOf>
 __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
-                                   float *ratings, KeyScratch &scratch,
+                                   float *ratings, KeyScratch<WARPS> &scratch,
                                    SlotOf slot_of) {
   float sum[kLaneDims] = {};
-  for (uint32_t i = warp_id(); i < count; i += kKeyWarps) {
+  for (uint32_t i = warp_id(); i < count; i += WARPS) {
     const Slot slot = slot_of(i);
     if (slot.word(kSlotTokens) == 0) continue;
     const LaneVector key(slot.key, head_dim);
@@ -38,14 +37,14 @@ __device__ inline void rate_by_key(uint32_t count, uint32_t head_dim,
   float mean[kLaneDims] = {}, square = 0.0f;
 #pragma unroll
   for (int d = 0; d < kLaneDims; d++) {
-    for (uint32_t w = 0; w < kKeyWarps; w++) {
+    for (uint32_t w = 0; w < WARPS; w++) {
       mean[d] += scratch.sums[w][lane_id() + 32 * d];
     }
     square += mean[d] * mean[d];
   }
   square = warp_sum(square);
   const float scale = square == 0.0f ? 0.0f : rsqrtf(square);
-  for (uint32_t i = warp_id(); i < count; i += kKeyWarps) {
+  for (uint32_t i = warp_id(); i < count; i += WARPS) {
     const Slot slot = slot_of(i);
     if (slot.word(kSlotTokens) == 0) continue;
     const LaneVector key(slot.key, head_dim);

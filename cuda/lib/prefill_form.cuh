@@ -15,25 +15,37 @@
 // kPlain: the same without what few policies ask for: queries of their own for
 // sinks, votes per query head, scores at a scale of their own. A warp has twice
 // the rows, so that operands are read from shared memory half as often.
-enum class PrefillForm { kExact, kGeneral, kPlain };
+//
+// kGroup: the same on Hopper, by group products: see lib/group_attend.cuh.
+enum class PrefillForm { kExact, kGeneral, kPlain, kGroup };
 
 template <int DIM, PrefillForm FORM>
 struct PrefillShape {
   static constexpr bool kIsExact = FORM == PrefillForm::kExact;
-  static constexpr bool kIsPlain = FORM == PrefillForm::kPlain;
+  static constexpr bool kIsGroup = FORM == PrefillForm::kGroup;
+  static constexpr bool kIsPlain = FORM == PrefillForm::kPlain || kIsGroup;
   // Parts that an element of a query is split into.
   static constexpr int kSplits = kIsExact ? 2 : 1;
-  static constexpr int kWarps = DIM == 256 && kIsExact ? 2 : 4;
+  static constexpr int kWarps = kIsGroup ? 8 : DIM == 256 && kIsExact ? 2 : 4;
   static constexpr uint32_t kThreads = 32 * kWarps;
   // Tiles of 16 (row, query head) pairs of a warp, and pairs of a block.
-  static constexpr int kTiles = kIsPlain && DIM <= 128 ? 2 : 1;
+  static constexpr int kTiles =
+      FORM == PrefillForm::kPlain && DIM <= 128 ? 2 : 1;
   static constexpr int kWarpPairs = 16 * kTiles;
   static constexpr int kPairs = kWarpPairs * kWarps;
   // Slots of a tile.
-  static constexpr int kSlots = DIM == 256 ? 32 : 64;
+  static constexpr int kSlots = kIsGroup ? 128 : DIM == 256 ? 32 : 64;
   // Biases that a slot has here.
   static constexpr int kLanes = kIsPlain ? 1 : static_cast<int>(kMaxGroup);
 };
+
+// Blocks that share the rows of a chunk.
+template <class Shape>
+inline uint32_t row_blocks(const skv_chunk_args &args) {
+  const uint32_t group = args.sizes.heads / args.sizes.kv_heads;
+  const uint32_t rows = Shape::kPairs / group;
+  return (args.step.rows + rows - 1) / rows;
+}
 
 template <int DIM, PrefillForm FORM>
 struct PrefillShared {
@@ -49,6 +61,11 @@ struct PrefillShared {
   // The same for queries of sinks, and what those were multiplied by.
   float sink_inverse[Shape::kIsPlain ? 4 : Shape::kPairs];
   float sink_scale[Shape::kIsPlain ? 4 : Shape::kPairs];
+
+  // Where a part of a query's element is.
+  __device__ skv_cached *query(int split, uint32_t pair, uint32_t column) {
+    return queries[split] + pair * kLinePitch<DIM> + column;
+  }
 };
 
 // Where the queries of a block's pairs are: pair p is query head p % group of
@@ -111,11 +128,12 @@ __device__ inline void each_query(const PairQueries &queries, Use use) {
   }
 }
 
-// Rounds the queries of a warp's pairs to what caches hold.
-template <int DIM, PrefillForm FORM>
+// Rounds the queries of a warp's pairs to what caches hold. Shared:
+// PrefillShared, or what has its queries somewhere else.
+template <int DIM, class Shared>
 __device__ inline void round_queries(const PairQueries &queries,
-                                     PrefillShared<DIM, FORM> &shared) {
-  using Shape = PrefillShape<DIM, FORM>;
+                                     Shared &shared) {
+  using Shape = typename Shared::Shape;
   const float unit = rsqrtf(static_cast<float>(queries.head_dim)) * kLog2E;
   each_query<DIM, Shape::kWarpPairs>(
       queries, [&](uint32_t pair, const Scale &scale, const auto &x) {
@@ -124,12 +142,13 @@ __device__ inline void round_queries(const PairQueries &queries,
         for (int step = 0; step < (DIM + 63) / 64; step++) {
           const uint32_t column = 2 * lane_id() + 64 * step;
           if (column >= DIM) continue;
-          const uint32_t at = pair * kLinePitch<DIM> + column;
           const SplitPair both =
               split_cached(x[step].x * scale.scale, x[step].y * scale.scale);
-          *reinterpret_cast<uint32_t *>(shared.queries[0] + at) = both.high;
+          *reinterpret_cast<uint32_t *>(shared.query(0, pair, column)) =
+              both.high;
           if constexpr (Shape::kIsExact) {
-            *reinterpret_cast<uint32_t *>(shared.queries[1] + at) = both.low;
+            *reinterpret_cast<uint32_t *>(shared.query(1, pair, column)) =
+                both.low;
           }
         }
       });

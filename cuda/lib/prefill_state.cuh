@@ -33,6 +33,11 @@ struct PrefillState {
     }
   }
 
+  // The pair of row 8h + g of a warp's tile m.
+  __device__ static uint32_t pair_of(int m, int h) {
+    return Shape::kWarpPairs * warp_id() + 16 * m + 8 * h + lane_id() / 4;
+  }
+
   // Adds the products of the pairs with a tile of keys.
   __device__ static void multiply_keys(const Shared &shared,
                                        float (&x)[kTiles][kSlots / 8][4]) {
@@ -169,6 +174,38 @@ struct PrefillState {
           if constexpr (!Shape::kIsPlain) {
             gained[m][h] += __shfl_xor_sync(kAllLanes, gained[m][h], offset);
           }
+        }
+      }
+    }
+  }
+
+  // Stores the outputs of the pairs and the ln of their sums. Called once, by
+  // the whole warp.
+  __device__ void store(const skv_chunk_args &args, const PairQueries &queries,
+                        bool gains) {
+    join_lanes();
+    const uint32_t t = lane_id() % 4;
+#pragma unroll
+    for (int m = 0; m < kTiles; m++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const uint32_t pair = pair_of(m, h);
+        if (pair >= queries.pairs) continue;
+        const size_t query = queries.index(pair);
+        if (t == 0) {
+          args.log_sums[query] =
+              gains ? kLn2 * gain[m][h] * max[m][h] + logf(gained[m][h])
+                    : kLn2 * max[m][h] + logf(sum[m][h]);
+        }
+        const float share = 1.0f / sum[m][h];
+#pragma unroll
+        for (int d = 0; d < DIM / 8; d++) {
+          const uint32_t at = 8 * d + 2 * t;
+          if (at >= queries.head_dim) continue;
+          const float2 both = {values[m][d][2 * h] * share,
+                               values[m][d][2 * h + 1] * share};
+          *reinterpret_cast<float2 *>(args.output + query * queries.head_dim +
+                                      at) = both;
         }
       }
     }

@@ -46,8 +46,7 @@ __global__ void __launch_bounds__(kExpectThreads)
 // Scores that take all keys of a head; one block has it.
 static __global__ void __launch_bounds__(kCompressThreads)
     rate_keys_kernel(skv_chunk_args args, CompressWork all_work) {
-  static_assert(kCompressWarps == kKeyWarps, "as many warps as rate keys");
-  __shared__ KeyScratch scratch;
+  __shared__ KeyScratch<kCompressWarps> scratch;
   __shared__ float log_sums[kMaxGroup];
   begin_kernel();
   if (row_end(args.step) == 0) return;

@@ -30,7 +30,7 @@ constexpr float kLeastShare = 0.999f;
 // ln(exp(a) + exp(b)).
 __device__ inline float log_add(float a, float b) {
   const float max = fmaxf(a, b);
-  return max + log1pf(expf(fminf(a, b) - max));
+  return max + __logf(1.0f + exp_fast(fminf(a, b) - max));
 }
 
 // What the logits of the row at `position` are multiplied with for its scores:
@@ -43,58 +43,54 @@ __device__ inline float score_gain(const skv_policy &policy, uint32_t position,
   return sqrtf(2.0f * fmaxf(0.0f, logf(ratio)));
 }
 
-// Query heads whose logits are on their way at a time.
+// Query heads whose logits are looked at together: all are read before any is
+// used, since they may come from far.
 constexpr uint32_t kRowHeads = 4;
 
 // Adds the row at `position` of the text. At the scale that its scores have,
-// `logit(g)` are the raw logits of the slot, `log_sum(g)` the ln of the row's
-// softmax sums and `bias(g)` the vote biases.
+// `terms(first, logits, biases)` are the raw logits of the slot and its vote
+// biases for kRowHeads heads, of those from `first` on that there are, and
+// `log_sum(g)` the ln of the row's softmax sums.
 //
 // The moving sum is kept as its logarithm, because exp of a raw logit
 // overflows: E ← ln(alpha exp(E) + (1 − alpha) s).
-template <class Logit, class LogSum, class Bias>
+template <class Terms, class LogSum>
 __device__ inline void observe_row(Scores &scores, const skv_policy &policy,
                                    uint32_t group, uint32_t position,
-                                   Logit logit, LogSum log_sum, Bias bias) {
+                                   Terms terms, LogSum log_sum) {
   const bool raw = policy.raw_scale != 0;
   float max = -INFINITY;
   float sum = 0.0f;
   float weight = 0.0f;
 #pragma unroll 1
   for (uint32_t first = 0; first < group; first += kRowHeads) {
-    // All are read before any is used: they may come from far.
     float logits[kRowHeads], biases[kRowHeads];
-#pragma unroll
-    for (uint32_t k = 0; k < kRowHeads; k++) {
-      const uint32_t g = min(first + k, group - 1);
-      logits[k] = logit(g);
-      biases[k] = bias(g);
-    }
+    terms(first, logits, biases);
     const float before = max;
 #pragma unroll
     for (uint32_t k = 0; k < kRowHeads; k++) {
-      const uint32_t g = min(first + k, group - 1);
-      biases[k] += logits[k] - log_sum(g);
-      if (!raw) logits[k] -= log_sum(g);
+      const float log_sum_of_row = log_sum(min(first + k, group - 1));
+      biases[k] += logits[k] - log_sum_of_row;
+      if (!raw) logits[k] -= log_sum_of_row;
       max = fmaxf(max, logits[k]);
     }
-    sum *= expf(before - max);
+    sum *= exp_fast(before - max);
 #pragma unroll
     for (uint32_t k = 0; k < kRowHeads; k++) {
       if (first + k >= group) continue;
-      sum += expf(logits[k] - max);
-      weight += expf(biases[k]);
+      sum += exp_fast(logits[k] - max);
+      weight += exp_fast(biases[k]);
     }
   }
-  const float count = static_cast<float>(group);
-  const float score = max + logf(sum) - logf(count);
+  const float share = __frcp_rn(static_cast<float>(group));
+  const float score = max + __logf(sum * share);
   if (policy.score == SKV_SCORE_LAST) {
     scores.accumulated = 0.0f;
     scores.observations = 0;
   }
   // A moving sum without a past is its last term: ln 0 is far below any score.
   scores.ema = log_add(scores.ema + policy.log_alpha, score + policy.log_rest);
-  weight /= count;
+  weight *= share;
   if (policy.score == SKV_SCORE_AGE) {
     const float tokens = static_cast<float>(position + 1);
     if (weight * tokens >= kLeastShare) scores.accumulated = tokens;
@@ -106,7 +102,9 @@ __device__ inline void observe_row(Scores &scores, const skv_policy &policy,
 
 // ln(1 − alphaⁿ): the bias correction of a moving sum of `n` terms.
 __device__ inline float ema_correction(const skv_policy &policy, uint32_t n) {
-  return logf(-expm1f(static_cast<float>(n) * policy.log_alpha));
+  const float past = static_cast<float>(n) * policy.log_alpha;
+  // A difference from 1 that loses at most one bit.
+  return past < -kLn2 ? __logf(1.0f - exp_fast(past)) : logf(-expm1f(past));
 }
 
 // ln of the corrected score; 0 if no row observed the slot yet.
@@ -151,16 +149,17 @@ __host__ __device__ inline bool takes_all_keys(const skv_policy &policy) {
          policy.score == SKV_SCORE_EXPECTED;
 }
 
-// What the policy's score says of a slot with these scores. A position too
-// large for a float is rounded; ties go by position and put it right.
-__device__ inline float own_score(const Scores &scores, const Slot &slot,
-                                  const skv_policy &policy, uint32_t lanes) {
+// What the policy's score says of a slot with these scores; `bias()` is its
+// pooled vote bias. A position too large for a float is rounded; ties go by
+// position and put it right.
+template <class Bias>
+__device__ inline float own_score(const Scores &scores, uint32_t position,
+                                  const skv_policy &policy, Bias bias) {
   switch (policy.score) {
     case SKV_SCORE_POSITION:
-      return static_cast<float>(slot.word(kSlotPosition));
+      return static_cast<float>(position);
     case SKV_SCORE_EMA:
-      return log_score(scores, policy) +
-             (policy.count_votes ? pooled_bias(slot, lanes) : 0.0f);
+      return log_score(scores, policy) + (policy.count_votes ? bias() : 0.0f);
     case SKV_SCORE_MEAN:
     case SKV_SCORE_STEP_GAIN:
       return mean_attention(scores);
@@ -171,7 +170,8 @@ __device__ inline float own_score(const Scores &scores, const Slot &slot,
 
 __device__ inline float own_score(const Slot &slot, const skv_policy &policy,
                                   uint32_t lanes) {
-  return own_score(load_scores(slot), slot, policy, lanes);
+  return own_score(load_scores(slot), slot.word(kSlotPosition), policy,
+                   [&] { return pooled_bias(slot, lanes); });
 }
 
 // Whether the numbers that a score says are logarithms.

@@ -78,15 +78,17 @@ __device__ inline Neighbour nearest_of_query(const skv_chunk_args &args,
   return best;
 }
 
-// Searches; where pairs are, `heavier` says whether an item only looks at what
-// is heavier than itself.
+// Searches for what merges in pairs, whose queries and candidates are the same
+// items, or for what takes victims. An item that merges at a cost only looks at
+// what is heavier than itself where it could as well be found from the other
+// end.
 inline cudaError_t launch_item_search(const skv_chunk_args &args,
-                                      const CompressWork &work, bool heavier,
+                                      const CompressWork &work, bool for_pairs,
                                       const Launch &launch) {
   if (!merges_cheapest(args.policy)) {
-    return launch_key_search(args, work, launch);
+    return launch_key_search(args, work, for_pairs, launch);
   }
-  const PairSearch pairs = {args.policy, args.cache.lanes, heavier};
+  const PairSearch pairs = {args.policy, args.cache.lanes, for_pairs};
   return launch_search<ItemSource>({args, work}, pairs, args.sizes.head_dim,
                                    work.most, args.sizes.kv_heads, work.parts,
                                    launch);

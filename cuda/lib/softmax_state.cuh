@@ -13,6 +13,9 @@ constexpr float kHeadroomBits = 14.0f;
 constexpr float kLog2E = 1.442695041f;
 constexpr float kLn2 = 0.6931471806f;
 
+// e^x, with a relative error of 2^-22 and what x is rounded by.
+__device__ inline float exp_fast(float x) { return exp2_fast(x * kLog2E); }
+
 struct SoftmaxState {
   float max;
   float sum;
@@ -22,7 +25,7 @@ __device__ inline SoftmaxState init_softmax() { return {-INFINITY, 0.0f}; }
 
 // What a sum with reference `from` has to be scaled by to have `to`.
 __device__ inline float softmax_scale(float from, float to) {
-  return from == -INFINITY ? 0.0f : __expf(from - to);
+  return from == -INFINITY ? 0.0f : exp_fast(from - to);
 }
 
 // The same for many that have one reference: exp(from - finite(to)).
@@ -32,7 +35,7 @@ __device__ inline float finite(float to) { return to == -INFINITY ? 0.0f : to; }
 __device__ inline void add_softmax(SoftmaxState &state, float logit) {
   if (logit == -INFINITY) return;
   const float max = fmaxf(state.max, logit);
-  state.sum = state.sum * softmax_scale(state.max, max) + __expf(logit - max);
+  state.sum = state.sum * softmax_scale(state.max, max) + exp_fast(logit - max);
   state.max = max;
 }
 

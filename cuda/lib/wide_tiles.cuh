@@ -11,9 +11,6 @@ constexpr uint32_t kWidePairs = kWideOutputs / 2;
 constexpr uint32_t kMultiplyingWarps = 8;
 constexpr uint32_t kWideThreads = 32 * (kMultiplyingWarps + 1);
 
-constexpr uint32_t kLineBytes = kTileColumns * sizeof(skv_half);
-constexpr uint32_t kTileAlignment = 1024;
-
 // Most tiles on their way to a block, and more than the bytes of the kernel's
 // own variables, the alignment and what a device keeps of each block's memory.
 constexpr uint32_t kMostStages = 12;

@@ -123,6 +123,7 @@ cudaError_t create_streams(skv_context *context) {
   context->shared_bytes = static_cast<size_t>(shared_bytes);
   context->multiprocessors = static_cast<uint32_t>(multiprocessors);
   context->overlaps = major >= 9;
+  context->has_groups = major == 9;
   context->tile_maps = TileMaps::open(major);
   if (error == cudaSuccess) {
     error = cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking);

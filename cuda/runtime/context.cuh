@@ -23,6 +23,8 @@ struct skv_context {
   Sides sides;
   // Whether the device can start a kernel before the one in front has ended.
   bool overlaps = false;
+  // Whether the device has products of groups of warps.
+  bool has_groups = false;
   // Null where the device has no engines that copy tiles.
   std::unique_ptr<TileMaps> tile_maps;
   // Whether the library was looked for, and what was found.

@@ -76,6 +76,8 @@ struct Launch {
   Sides *sides;
   // Null where all products are ours.
   MatrixLibrary *library;
+  // Whether groups of four warps multiply: see lib/group_instructions.cuh.
+  bool has_groups;
   // Null where tiles are copied by threads.
   const TileMaps *tile_maps;
 };

@@ -72,6 +72,7 @@ int32_t launch_calls(skv_program *program) {
   launch.overlaps = !checks && context->overlaps;
   launch.sides = checks ? nullptr : &context->sides;
   launch.library = context->library.get();
+  launch.has_groups = context->has_groups;
   launch.tile_maps = context->tile_maps.get();
   Launcher launcher(launch, program->own, checks);
   const auto fail_with = [&](cudaError_t error, const char *what) {

@@ -15,8 +15,8 @@ import {
 import {
   cacheCases,
   cases,
+  olderCases,
   productCases,
-  sharedMemoryCases,
   SPLIT_BYTES,
   splitCases,
 } from "./cases.ts";
@@ -105,8 +105,8 @@ export async function testedBackends(): Promise<TestedBackend[]> {
       ...noEmulation,
     },
     {
-      name: "cuda (emulated) with less shared memory",
-      cases: sharedMemoryCases,
+      name: "cuda (emulated) of an older device",
+      cases: olderCases,
       open: () => openEmulation({ device: 1 }),
       ...CUDA,
       ...noEmulation,

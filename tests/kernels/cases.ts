@@ -1,5 +1,5 @@
 import { adaptiveCases } from "./adaptive_cases.ts";
-import { attentionCases, chunkCases } from "./chunk_cases.ts";
+import { attentionCases, chunkCases, searchCases } from "./chunk_cases.ts";
 import { consecutiveCases } from "./consecutive_cases.ts";
 import { decodeCases } from "./decode_cases.ts";
 import type { KernelCase } from "./kernel_case.ts";
@@ -53,10 +53,11 @@ export const splitCases: readonly KernelCase[] = [
   ...valueNormsCases,
 ];
 
-/** The cases whose kernels have forms for less shared memory. */
-export const sharedMemoryCases: readonly KernelCase[] = [
+/** The cases whose kernels have other forms for older devices. */
+export const olderCases: readonly KernelCase[] = [
   ...productCases,
   ...attentionCases,
+  ...searchCases,
 ];
 
 /** Bytes that split every matrix of {@linkcode splitCases}. */

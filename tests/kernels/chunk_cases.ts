@@ -330,6 +330,29 @@ const manyRows =
       rows,
     }));
 
+/** Slots and rows of several tiles, of which the last are not full. */
+const manyTiles = ([[128, 4, 200, 290], [64, 7, 150, 129], [128, 1, 300, 0], [
+  64,
+  16,
+  130,
+  256,
+]] as const)
+  .map(([headDim, group, rows, live]) => ({
+    name:
+      `of ${rows} rows and ${live} slots, 2 x ${group} heads of width ${headDim}`,
+    policy: testPolicy({}),
+    sizes: modelSizes({ heads: 2 * group, kvHeads: 2, headDim }),
+    heads: [live, live + 1].map((live) => ({
+      capacity: live + 40,
+      budget: live + 10,
+      recent: 5,
+      live,
+      holes: Math.min(live, 3),
+    })),
+    rows,
+    position: 400,
+  }));
+
 /** Cases of attention alone. */
 const attentionOnly: readonly Omit<ChunkOptions, "kernel">[] = [
   ...shapes.map((shape) => ({
@@ -344,6 +367,7 @@ const attentionOnly: readonly Omit<ChunkOptions, "kernel">[] = [
     rows: 23,
   },
   ...manyRows,
+  ...manyTiles,
 ];
 
 const attention: readonly Omit<ChunkOptions, "kernel">[] = [
@@ -396,6 +420,35 @@ export const attentionCases: readonly KernelCase[] = [
   ...attention,
   ...attentionOnly,
 ].map((options) => chunkCase({ ...options, kernel: "prefillAttend" }));
+
+/** The cases of searches in heads of all widths. */
+export const searchCases: readonly KernelCase[] = [
+  ...[32, 64, 128].map((headDim) =>
+    chunkCase({
+      name:
+        `of more candidates of width ${headDim} than a workgroup has threads`,
+      kernel: "compress",
+      policy: testPolicy({ merge: votes({ threshold: 0.8 }) }),
+      sizes: modelSizes({ heads: 2, kvHeads: 1, headDim }),
+      heads: [{ capacity: 801, budget: 720, recent: 40, live: 580, holes: 20 }],
+      position: 900,
+      rows: 300,
+      live: 290,
+      clusters: 60,
+      expect: ({ merged }) => assert(merged > 100),
+    })
+  ),
+  ...shapes.map((shape) =>
+    chunkCase({
+      ...shape,
+      kernel: "compress",
+      policy: testPolicy({ merge: votes({ key: "minNorm", threshold: 0.3 }) }),
+      rows: 9,
+      clusters: 6,
+      expect: ({ merged }) => assert(merged > 0),
+    })
+  ),
+];
 
 /** All cases. */
 export const chunkCases: readonly KernelCase[] = [
@@ -723,26 +776,5 @@ export const chunkCases: readonly KernelCase[] = [
     ],
     expect: does({ merges: false, drops: false }),
   }),
-  chunkCase({
-    name: "of more candidates than a workgroup has threads",
-    kernel: "compress",
-    policy: testPolicy({ merge: votes({ threshold: 0.8 }) }),
-    sizes: modelSizes({ heads: 2, kvHeads: 1, headDim: 32 }),
-    heads: [{ capacity: 801, budget: 720, recent: 40, live: 580, holes: 20 }],
-    position: 900,
-    rows: 300,
-    live: 290,
-    clusters: 60,
-    expect: ({ merged }) => assert(merged > 100),
-  }),
-  ...shapes.map((shape) =>
-    chunkCase({
-      ...shape,
-      kernel: "compress",
-      policy: testPolicy({ merge: votes({ key: "minNorm", threshold: 0.3 }) }),
-      rows: 9,
-      clusters: 6,
-      expect: ({ merged }) => assert(merged > 0),
-    })
-  ),
+  ...searchCases,
 ];

@@ -16,11 +16,14 @@
  * A slot has no partner when it is new among those that may go, when it was
  * merged, and when the one that it knew is gone. It then waits for a search,
  * which a head has in one step of several ({@linkcode searchPeriod}): such slots
- * are compared with all others, and the others with them. So the bound holds in
- * a step with a search; in those up to the next one it holds among the slots
- * that know a partner, with distances as they were in that search. A slot that
- * was merged has moved since then: it stays the partner of those that remember
- * it, at the distance that they know, and the next search compares them again.
+ * are compared with all others, and the others with them. A slot that was merged
+ * has moved since then: it stays the partner of those that remember it, at the
+ * distance that they know, and the next search compares them again, but not with
+ * others that may be nearer by then.
+ *
+ * So the bound holds in a search of slots that all are without a partner. In one
+ * of a few it holds among those whose partners have not been merged since they
+ * were found, and between searches among those of them that know one.
  *
  * The alternatives that lost: to search in every step, which reads a slot and
  * what it remembers, three times the cache, to find what mostly has not

@@ -224,6 +224,7 @@ inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
 // As the device computes it: 2 to the rounded product.
 inline float __expf(float x) { return exp2f(x * 1.44269504f); }
 inline float __logf(float x) { return log2f(x) * 0.693147181f; }
+inline float __frcp_rn(float x) { return 1.0f / x; }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline float cospif(float x) {
   return static_cast<float>(cos(3.14159265358979323846 * x));

@@ -20,8 +20,7 @@ struct EvictShared {
   float log_sums[kMaxGroup];
   // The same at the scale of scores.
   float score_sums[kMaxGroup];
-  uint64_t lowest_keys[kEvictWarps];
-  uint32_t lowest[kEvictWarps];
+  LowestShared<kEvictWarps> lowest;
   Neighbour neighbours[kEvictWarps];
   Ridden ridden;
   SelectScratch select;
@@ -178,14 +177,15 @@ __device__ inline void observe_seen(const skv_merge_attend_args &args,
       [&](uint32_t g) { return log_sums[g]; });
 }
 
-// Adds this step to the scores of all slots. Where their own fields decide,
-// returns what this thread found. A slot is on its way while the one before it
-// is looked at: few blocks have room beside the products, and each waits for
-// memory most of the time. Called by the whole block.
-template <bool RIDES>
+// Adds this step to the scores of all slots, and passes `visit` each slot with
+// its number and its scores. Where their own fields decide, returns what this
+// thread found. A slot is on its way while the one before it is looked at: few
+// blocks have room beside the products, and each waits for memory most of the
+// time. Called by the whole block.
+template <bool RIDES, class Visit>
 __device__ inline Found observe_slots(const skv_merge_attend_args &args,
-                                      const EvictJob &job,
-                                      EvictShared &shared) {
+                                      const EvictJob &job, EvictShared &shared,
+                                      Visit visit) {
   const skv_policy &policy = args.policy;
   const uint32_t lanes = args.cache.lanes;
   const float gain = score_gain(policy, job.position, job.words[kHeadBudget]);
@@ -212,6 +212,7 @@ __device__ inline Found observe_slots(const skv_merge_attend_args &args,
       observe_seen(args, job, i, gain, log_sums, seen);
       store_scores(slot, seen.scores);
     }
+    visit(i, slot, seen.scores);
     const bool counts =
         ranks && is_evictable(seen.position, policy, recent, newest);
     if (!rates && !counts) continue;
@@ -266,30 +267,6 @@ __device__ inline Candidate next_in_line(const skv_merge_attend_args &args,
   if (!job.may_go(args, slot, kAhead<true>)) return kNoCandidate;
   const float score = slot_score(args, job, slot, i);
   return {rank_key(score, slot, args.policy), i};
-}
-
-// The slot with the lowest key over the block, or none; each thread brings its
-// own.
-__device__ inline uint32_t lowest_of_block(uint64_t key, uint32_t slot,
-                                           EvictShared &shared) {
-  const uint64_t lowest = warp_min(key);
-  const uint32_t owner =
-      __reduce_min_sync(kAllLanes, key == lowest ? slot : ~0u);
-  __syncthreads();
-  if (lane_id() == 0) {
-    shared.lowest_keys[warp_id()] = lowest;
-    shared.lowest[warp_id()] = owner;
-  }
-  __syncthreads();
-  uint64_t best = kNoKey;
-  uint32_t found = ~0u;
-#pragma unroll 1
-  for (uint32_t w = 0; w < kEvictWarps; w++) {
-    if (shared.lowest_keys[w] >= best) continue;
-    best = shared.lowest_keys[w];
-    found = shared.lowest[w];
-  }
-  return found;
 }
 
 // The nearest over the block; each thread brings its own.

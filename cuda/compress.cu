@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kSpreadThreads)
   const uint32_t items = work.counters[kItems];
   if (blockIdx.x * kSpreadSlots >= items) return;
   spread_part<ALIGNED>(
-      items, args.sizes.head_dim, work.spreads, shared,
+      blockIdx.x, items, args.sizes.head_dim, work.spreads, shared,
       [&](uint32_t i) { return item_slot(args, head, work.items[i]); });
 }
 

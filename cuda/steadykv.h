@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 /** Version of this interface; a library of another version is not used. */
-#define SKV_ABI_VERSION 4
+#define SKV_ABI_VERSION 5
 
 /** What a function returns. */
 enum skv_status {
@@ -123,7 +123,7 @@ typedef struct skv_slots {
   /** (total, head_dim) */
   skv_cached *values;
   /** (6 + lanes, total) floats and words; two fields more where slots
-   * remember partners */
+   * remember a partner */
   float *side;
   uint32_t total;
   uint32_t reserved;
@@ -220,8 +220,10 @@ typedef struct skv_policy {
   /** Whether compress gives the heads their budgets, and the even share. */
   uint32_t adaptive;
   uint32_t floor_parts;
-  /** Whether slots remember the nearest partners for a pair. */
-  uint32_t partners;
+  /** Steps from one search for partners to the next, at most; 0 where slots
+   * remember none. And slots of a head's budget for each of these. */
+  uint32_t search_every;
+  uint32_t search_slots;
   /** Rounds of pairing that a chunk gets. */
   uint32_t rounds;
   /** Whether distances of keys and values are multiplied or added. */
@@ -238,7 +240,6 @@ typedef struct skv_policy {
   uint32_t draw_seed;
   /** Share of the slots that stay which is not merged into segments. */
   float heavy;
-  uint32_t reserved;
 } skv_policy;
 
 /** Arguments of the kernels: see the interfaces of the same names. */

@@ -9,6 +9,7 @@
 #include "ridden.cuh"
 #include "select_smallest.cuh"
 #include "shortlist.cuh"
+#include "slot_reader.cuh"
 
 // Blocks are small: one merges while another reads.
 constexpr uint32_t kEvictWarps = 8;
@@ -20,8 +21,7 @@ struct EvictShared {
   float log_sums[kMaxGroup];
   // The same at the scale of scores.
   float score_sums[kMaxGroup];
-  uint64_t lowest_keys[kEvictWarps];
-  uint32_t lowest[kEvictWarps];
+  LowestShared<kEvictWarps> lowest;
   Neighbour neighbours[kEvictWarps];
   Ridden ridden;
   SelectScratch select;
@@ -92,100 +92,15 @@ __device__ inline void consider(const skv_merge_attend_args &args,
   if (!RIDES || job.may_go(args, slot)) found.first = candidate;
 }
 
-// What is read of a slot that a row observes.
-struct Seen {
-  uint32_t tokens;
-  uint32_t position;
-  Scores scores;
-  // The first, or only, vote bias.
-  float bias;
-  // Of the first query heads, where there is a row.
-  float logits[kRowHeads];
-};
-
-// Reads it: of slot i of a head, by its number alone.
-struct SlotReader {
-  const float *ema;
-  const float *accumulated;
-  const float *observations;
-  const float *positions;
-  const float *tokens;
-  const float *biases;
-  const float *logits[kRowHeads];
-
-  __device__ SlotReader(const skv_merge_attend_args &args,
-                        const EvictJob &job) {
-    const skv_slots &slots = args.cache.slots;
-    const auto field = [&](uint32_t number) {
-      return slots.side + static_cast<size_t>(number) * slots.total +
-             job.offset;
-    };
-    ema = field(kSlotEma);
-    accumulated = field(kSlotAccumulated);
-    observations = field(kSlotObservations);
-    positions = field(kSlotPosition);
-    tokens = field(kSlotTokens);
-    biases = field(kSlotBias);
-#pragma unroll
-    for (uint32_t k = 0; k < kRowHeads; k++) {
-      logits[k] = head_logits(args, job, min(k, job.group - 1));
-    }
-  }
-
-  __device__ static const float *head_logits(const skv_merge_attend_args &args,
-                                             const EvictJob &job, uint32_t g) {
-    return job.logits + static_cast<size_t>(g) * args.cache.max_capacity;
-  }
-
-  __device__ Seen read(uint32_t i, bool has_row) const {
-    Seen seen = {__float_as_uint(tokens[i]),
-                 __float_as_uint(positions[i]),
-                 {ema[i], accumulated[i], __float_as_uint(observations[i])},
-                 biases[i],
-                 {}};
-    if (has_row) {
-#pragma unroll
-      for (uint32_t k = 0; k < kRowHeads; k++) seen.logits[k] = logits[k][i];
-    }
-    return seen;
-  }
-};
-
-// Adds the row to what was seen of slot i.
-__device__ inline void observe_seen(const skv_merge_attend_args &args,
-                                    const EvictJob &job, uint32_t i, float gain,
-                                    const float *log_sums, Seen &seen) {
-  const uint32_t lanes = args.cache.lanes;
-  observe_row(
-      seen.scores, args.policy, job.group, job.position,
-      [&](uint32_t first, auto &logits, auto &biases) {
-        // Nearly always this is all.
-        if (first == 0 && lanes == 1) {
-#pragma unroll
-          for (uint32_t k = 0; k < kRowHeads; k++) {
-            logits[k] = gain * seen.logits[k];
-            biases[k] = gain * seen.bias;
-          }
-          return;
-        }
-#pragma unroll
-        for (uint32_t k = 0; k < kRowHeads; k++) {
-          const uint32_t g = min(first + k, job.group - 1);
-          logits[k] = gain * SlotReader::head_logits(args, job, g)[i];
-          biases[k] = gain * vote_bias(job.slot(args, i), g, lanes);
-        }
-      },
-      [&](uint32_t g) { return log_sums[g]; });
-}
-
-// Adds this step to the scores of all slots. Where their own fields decide,
-// returns what this thread found. A slot is on its way while the one before it
-// is looked at: few blocks have room beside the products, and each waits for
-// memory most of the time. Called by the whole block.
-template <bool RIDES>
+// Adds this step to the scores of all slots, and passes `visit` each slot with
+// its number and its scores. Where their own fields decide, returns what this
+// thread found. A slot is on its way while the one before it is looked at: few
+// blocks have room beside the products, and each waits for memory most of the
+// time. Called by the whole block.
+template <bool RIDES, class Visit>
 __device__ inline Found observe_slots(const skv_merge_attend_args &args,
-                                      const EvictJob &job,
-                                      EvictShared &shared) {
+                                      const EvictJob &job, EvictShared &shared,
+                                      Visit visit) {
   const skv_policy &policy = args.policy;
   const uint32_t lanes = args.cache.lanes;
   const float gain = score_gain(policy, job.position, job.words[kHeadBudget]);
@@ -212,6 +127,7 @@ __device__ inline Found observe_slots(const skv_merge_attend_args &args,
       observe_seen(args, job, i, gain, log_sums, seen);
       store_scores(slot, seen.scores);
     }
+    visit(i, slot, seen.scores);
     const bool counts =
         ranks && is_evictable(seen.position, policy, recent, newest);
     if (!rates && !counts) continue;
@@ -266,30 +182,6 @@ __device__ inline Candidate next_in_line(const skv_merge_attend_args &args,
   if (!job.may_go(args, slot, kAhead<true>)) return kNoCandidate;
   const float score = slot_score(args, job, slot, i);
   return {rank_key(score, slot, args.policy), i};
-}
-
-// The slot with the lowest key over the block, or none; each thread brings its
-// own.
-__device__ inline uint32_t lowest_of_block(uint64_t key, uint32_t slot,
-                                           EvictShared &shared) {
-  const uint64_t lowest = warp_min(key);
-  const uint32_t owner =
-      __reduce_min_sync(kAllLanes, key == lowest ? slot : ~0u);
-  __syncthreads();
-  if (lane_id() == 0) {
-    shared.lowest_keys[warp_id()] = lowest;
-    shared.lowest[warp_id()] = owner;
-  }
-  __syncthreads();
-  uint64_t best = kNoKey;
-  uint32_t found = ~0u;
-#pragma unroll 1
-  for (uint32_t w = 0; w < kEvictWarps; w++) {
-    if (shared.lowest_keys[w] >= best) continue;
-    best = shared.lowest_keys[w];
-    found = shared.lowest[w];
-  }
-  return found;
 }
 
 // The nearest over the block; each thread brings its own.

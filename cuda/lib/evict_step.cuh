@@ -50,10 +50,17 @@ __global__ void __launch_bounds__(kEvictThreads, 4)
     __syncthreads();
     Found found;
     if (observes) {
-      found = observe_slots<kRides>(args, job, shared);
+      bool knows = false;
+      found = observe_slots<kRides>(
+          args, job, shared,
+          [&](uint32_t i, const Slot &slot, const Scores &scores) {
+            if constexpr (MERGE == SKV_MERGE_PAIR) {
+              knows |= weigh_slot(args, job, evidence.pairs, i, slot, scores);
+            }
+          });
       if (needs_ratings(args, job)) rate_slots(args, job, shared);
       if constexpr (MERGE == SKV_MERGE_PAIR) {
-        list_pairs(args, job, evidence.pairs, shared);
+        begin_pairs<QUERIES>(args, job, evidence.pairs, knows, shared);
       }
       if constexpr (MERGE == SKV_MERGE_SEGMENTS) {
         choose_light(args, job, shared);
@@ -68,7 +75,7 @@ __global__ void __launch_bounds__(kEvictThreads, 4)
         found = rank_slots<kRides>(args, job, shared);
       }
       const uint32_t victim =
-          lowest_of_block(found.first.key, found.first.slot, shared);
+          lowest_of_block(found.first.key, found.first.slot, shared.lowest);
       const bool rides = kRides && evidence.riders.slots != nullptr;
       if (rides) {
         found.next.leave_out(victim);
@@ -108,7 +115,8 @@ inline EvictKernel evict_kernel_of(const skv_merge_attend_args &args) {
     case SKV_MERGE_RIGHT_NEIGHBOUR:
       return evict_kernel<SKV_MERGE_RIGHT_NEIGHBOUR, false, false>;
     case SKV_MERGE_PAIR:
-      return evict_kernel<SKV_MERGE_PAIR, false, false>;
+      return takes_queries(args) ? evict_kernel<SKV_MERGE_PAIR, false, true>
+                                 : evict_kernel<SKV_MERGE_PAIR, false, false>;
     case SKV_MERGE_COSINE:
       return evict_kernel<SKV_MERGE_COSINE, ALIGNED, false>;
     case SKV_MERGE_NEXT_VALUES:
@@ -134,7 +142,10 @@ inline cudaError_t launch_policy(const skv_merge_attend_args &args,
   }
   const skv_policy &policy = args.policy;
   if (status == cudaSuccess && args.policy.merge == SKV_MERGE_PAIR) {
-    const dim3 parts(spread_parts(args.cache.max_capacity), grid.x, grid.y);
+    // Where it is measured once, few blocks find that it was.
+    const uint32_t blocks =
+        policy.search_every ? 1 : spread_parts(args.cache.max_capacity);
+    const dim3 parts(blocks, grid.x, grid.y);
     status = launch_kernel(side, spread_kernel<ALIGNED>, parts, kSpreadThreads,
                            0, args, evidence);
   }

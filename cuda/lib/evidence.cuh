@@ -24,23 +24,25 @@ constexpr uint32_t kPartnerTile = 32;
 // Slots without a partner that several blocks search for: what each finds has a
 // place of its own. More than these are rare, and searched for by one block
 // each.
-constexpr uint32_t kSharedAlone = 128;
+constexpr uint32_t kSharedAlone = 64;
 
 // What a step keeps of the pairs of its heads.
 struct PairWork {
+  // (heads, max_capacity): ln of what slots weigh, where they remember partners
+  float *weights;
   // (heads, max_capacity): slots that may go, those without a partner first
   uint32_t *lists;
-  // (heads): how many these are, how many have no partner, and how far the
-  // values of the head scatter
+  // (heads): how many these are, none where nothing is searched for; how many
+  // have no partner; and how far the values of the head scatter
   uint4 *headers;
   // (heads): parts that were searched, where the last of them merges
   uint32_t *tickets;
-  // (heads, max_capacity): by place in the list, what was found: two slots,
-  // each after how similar it is
-  uint4 *found;
-  // (heads, parts, shared): the same by parts of the list, for places that
-  // several blocks search for
-  uint4 *part_found;
+  // (heads, max_capacity): by place in the list, the slot that was found, after
+  // how far away it is
+  uint2 *found;
+  // (heads, parts, shared): by parts of the list, for places that several
+  // blocks search for: the same after how similar it is
+  uint2 *part_found;
   uint32_t parts;
   uint32_t shared;
   uint32_t tile;
@@ -53,7 +55,7 @@ struct PairWork {
     const uint32_t tiles = (count + tile - 1) / tile;
     return (tiles + parts - 1) / parts * tile;
   }
-  __device__ uint4 *part_found_of(uint32_t head, uint32_t part) const {
+  __device__ uint2 *part_found_of(uint32_t head, uint32_t part) const {
     return part_found + (static_cast<size_t>(head) * parts + part) * shared;
   }
   __device__ float *spreads_of(uint32_t head) const {
@@ -93,27 +95,49 @@ struct Evidence {
   uint4 *rows;
 };
 
+// Steps from one search for partners of a head with some budget to the next.
+__host__ __device__ inline uint32_t search_period(const skv_policy &policy,
+                                                  uint32_t budget) {
+  return max(1u, min(policy.search_every, budget / policy.search_slots));
+}
+
+// Heads that a block looks at for one to search: a search of the largest is due
+// in one of them. And blocks that look at all heads of a row.
+__host__ __device__ inline uint32_t group_heads(
+    const skv_merge_attend_args &args) {
+  return min(32u, search_period(args.policy, args.cache.max_capacity));
+}
+
+inline uint32_t head_groups(const skv_merge_attend_args &args) {
+  const uint32_t heads = group_heads(args);
+  return (args.sizes.kv_heads + heads - 1) / heads;
+}
+
 // Takes the memory of a step.
 inline PairWork take_pairs(const skv_merge_attend_args &args,
                            uint32_t multiprocessors, Scratch *scratch) {
   const uint32_t heads = args.step.rows * args.sizes.kv_heads;
   const size_t capacity = args.cache.max_capacity;
-  const bool remembers = args.policy.partners != 0;
-  PairWork pairs;
+  const bool remembers = args.policy.search_every != 0;
+  PairWork pairs = {};
   pairs.tile = remembers ? kPartnerTile : kPairTile;
   const uint32_t tiles =
       (args.cache.max_capacity + pairs.tile - 1) / pairs.tile;
   // Who looks at all candidates: the slots that go through them together.
-  const uint32_t searches = heads * (remembers ? 1 : tiles);
+  const uint32_t searches =
+      remembers ? args.step.rows * head_groups(args) : heads * tiles;
   pairs.parts =
       max(1u, min(min(kMaxPairParts, tiles), 2 * multiprocessors / searches));
+  if (remembers) pairs.weights = scratch->take<float>(heads * capacity);
   pairs.lists = scratch->take<uint32_t>(heads * capacity);
   pairs.headers = scratch->take<uint4>(heads);
-  pairs.tickets = scratch->take<uint32_t>(heads);
   pairs.shared = remembers ? min(kSharedAlone, args.cache.max_capacity)
                            : args.cache.max_capacity;
-  pairs.found = scratch->take<uint4>(heads * capacity);
-  pairs.part_found = scratch->take<uint4>(static_cast<size_t>(heads) *
+  if (remembers) {
+    pairs.tickets = scratch->take<uint32_t>(heads);
+    pairs.found = scratch->take<uint2>(heads * capacity);
+  }
+  pairs.part_found = scratch->take<uint2>(static_cast<size_t>(heads) *
                                           pairs.parts * pairs.shared);
   pairs.spread_pitch = spread_parts(args.cache.max_capacity) *
                        spread_floats(args.sizes.head_dim);

@@ -191,6 +191,15 @@ __device__ inline void meet_warps(uint32_t threads) {
   SKV_HOPPER("bar.sync 1, %0;" ::"r"(threads) : "memory");
 }
 
+// Two groups of 128 threads take turns: one waits for its turn, the other, when
+// it has had its own, passes it on. Who is first is given a turn before.
+__device__ inline void wait_turn(uint32_t group) {
+  SKV_HOPPER("bar.sync %0, 256;" ::"r"(2 + group) : "memory");
+}
+__device__ inline void pass_turn(uint32_t to_group) {
+  SKV_HOPPER("bar.arrive %0, 256;" ::"r"(2 + to_group) : "memory");
+}
+
 // A barrier in shared memory that counts arrivals and bytes. Its phases are
 // numbered from 0; who waits names the parity of the one that is to end.
 __device__ inline void init_barrier(uint64_t *barrier, uint32_t arrivals) {

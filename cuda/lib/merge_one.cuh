@@ -20,7 +20,7 @@ __device__ inline uint32_t find_right(const skv_merge_attend_args &args,
     if (slot.word(kSlotTokens) == 0 || other <= position) continue;
     if (other < best) best = other, nearest = i;
   }
-  return lowest_of_block(best, nearest, shared);
+  return lowest_of_block(best, nearest, shared.lowest);
 }
 
 // The slot with the key most similar to that of the victim, sinks left out.

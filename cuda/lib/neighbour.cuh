@@ -37,47 +37,10 @@ __device__ inline Neighbour nearest_of_lanes(Neighbour best) {
   return best;
 }
 
-// The best two of all that were added.
-struct BestTwo {
-  Neighbour first;
-  Neighbour second;
-
-  __device__ void add(const Neighbour &other) {
-    if (other.beats(first)) {
-      second = first;
-      first = other;
-    } else if (other.beats(second)) {
-      second = other;
-    }
-  }
-  __device__ void join(const BestTwo &other) {
-    add(other.first);
-    add(other.second);
-  }
-};
-
-constexpr BestTwo kNoneFound = {kNoNeighbour, kNoNeighbour};
-
 // What lane `from` has; that may be another in each lane.
 __device__ inline Neighbour neighbour_of_lane(const Neighbour &own,
                                               uint32_t from) {
   return {__shfl_sync(kAllLanes, own.similarity, from),
           __shfl_sync(kAllLanes, own.position, from),
           __shfl_sync(kAllLanes, own.item, from)};
-}
-
-__device__ inline BestTwo best_two_of_lane(const BestTwo &own, uint32_t from) {
-  return {neighbour_of_lane(own.first, from),
-          neighbour_of_lane(own.second, from)};
-}
-
-// The best two of the lanes that differ in the bits from FIRST to LAST; what
-// lanes have must not overlap.
-template <uint32_t FIRST, uint32_t LAST>
-__device__ inline BestTwo best_two_of_lanes(BestTwo best) {
-#pragma unroll
-  for (uint32_t bit = FIRST; bit <= LAST; bit *= 2) {
-    best.join(best_two_of_lane(best, lane_id() ^ bit));
-  }
-  return best;
 }

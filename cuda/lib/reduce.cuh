@@ -83,3 +83,33 @@ __device__ inline uint32_t block_prefix(uint32_t x, uint32_t &total,
   total = scratch.words[32];
   return scratch.words[warp] + sum - x;
 }
+
+template <uint32_t WARPS>
+struct LowestShared {
+  uint64_t keys[WARPS];
+  uint32_t owners[WARPS];
+};
+
+// Who has the lowest key of a block of WARPS, or ~0 if nobody has one; each
+// thread brings one, the owners of the same key are told apart by their number.
+template <uint32_t WARPS>
+__device__ inline uint32_t lowest_of_block(uint64_t key, uint32_t owner,
+                                           LowestShared<WARPS> &shared) {
+  const uint64_t lowest = warp_min(key);
+  owner = __reduce_min_sync(kAllLanes, key == lowest ? owner : ~0u);
+  __syncthreads();
+  if (lane_id() == 0) {
+    shared.keys[warp_id()] = lowest;
+    shared.owners[warp_id()] = owner;
+  }
+  __syncthreads();
+  uint64_t best = kNoKey;
+  uint32_t found = ~0u;
+#pragma unroll 1
+  for (uint32_t w = 0; w < WARPS; w++) {
+    if (shared.keys[w] >= best) continue;
+    best = shared.keys[w];
+    found = shared.owners[w];
+  }
+  return found;
+}

@@ -51,16 +51,17 @@ static __global__ void __launch_bounds__(kCompressThreads)
   const uint32_t moved = min(kept, free);
   uint32_t high = head.words[kHeadHigh];
   if (moved > 0) high = max(high, work.candidates[moved - 1] + 1);
-  // No slot knows what has become of its partners.
-  for (uint32_t i = threadIdx.x; args.policy.partners && i < high;
+  // No slot knows what has become of its partner.
+  for (uint32_t i = threadIdx.x; args.policy.search_every && i < high;
        i += kCompressThreads) {
-    set_partners(item_slot(args, head, i), lanes, 0, 0);
+    forget_partner(item_slot(args, head, i), lanes);
   }
   // Everybody has read the words that one changes.
   __syncthreads();
   if (threadIdx.x == 0) {
     work.counters[kMoved] = moved;
     uint32_t *words = head.words;
+    words[kHeadSpread] = 0;
     words[kHeadHigh] = high;
     words[kHeadLive] = capacity - free + moved;
     words[kHeadNext] = moved < free ? work.candidates[moved] : capacity;

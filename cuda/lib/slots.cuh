@@ -24,6 +24,7 @@ enum HeadWord {
   kHeadGuarded = 10,
   kHeadDivergence = 11,
   kHeadThreshold = 12,
+  kHeadSpread = 13,
   kHeadWords = 16
 };
 
@@ -36,6 +37,9 @@ enum SlotField {
   kSlotValueNorm = 5,
   kSlotBias = 6
 };
+
+// Fields after the vote biases: see PartnerField in src/backends/backend.ts.
+enum PartnerField { kPartnerSlot = 0, kPartnerDistance = 1 };
 
 constexpr float kFreeBias = -1e30f;
 constexpr float kLogZero = -1e30f;
@@ -101,13 +105,26 @@ __device__ inline void initialise_slot(const Slot &slot, uint32_t position,
   }
 }
 
-// Makes a slot remember partners, each one more than its index in the head; 0
-// for none. The fields after the vote biases: see partnerField in
-// src/backends/backend.ts.
-__device__ inline void set_partners(const Slot &slot, uint32_t lanes,
-                                    uint32_t nearest, uint32_t next) {
-  slot.set_word(kSlotBias + lanes, nearest);
-  slot.set_word(kSlotBias + lanes + 1, next);
+// One more than the index in its head of the partner that a slot remembers, or
+// 0 for none.
+__device__ inline uint32_t partner_word(const Slot &slot, uint32_t lanes) {
+  return slot.word(kSlotBias + lanes + kPartnerSlot);
+}
+
+// How far away that is.
+__device__ inline float partner_distance(const Slot &slot, uint32_t lanes) {
+  return slot.get(kSlotBias + lanes + kPartnerDistance);
+}
+
+// Makes a slot remember a partner.
+__device__ inline void set_partner(const Slot &slot, uint32_t lanes,
+                                   uint32_t word, float distance) {
+  slot.set_word(kSlotBias + lanes + kPartnerSlot, word);
+  slot.set(kSlotBias + lanes + kPartnerDistance, distance);
+}
+
+__device__ inline void forget_partner(const Slot &slot, uint32_t lanes) {
+  set_partner(slot, lanes, 0, 0.0f);
 }
 
 // Frees a slot.

@@ -32,19 +32,19 @@ struct SpreadShared {
   SelectScratch select;
 };
 
-// Leaves the part of this block of `count` slots; `slot_of(i)` may be free.
+// Leaves part `part` of `count` slots; `slot_of(i)` may be free.
 // Lanes have 8 elements of a value each, and warps as many values at a time as
 // they have lanes for. Called by a whole block of kSpreadThreads.
 template <bool ALIGNED, class SlotOf>
-__device__ inline void spread_part(uint32_t count, uint32_t head_dim,
-                                   float *parts, SpreadShared &shared,
-                                   SlotOf slot_of) {
+__device__ inline void spread_part(uint32_t part, uint32_t count,
+                                   uint32_t head_dim, float *parts,
+                                   SpreadShared &shared, SlotOf slot_of) {
   uint32_t row_lanes = 1;
   while (8 * row_lanes < head_dim) row_lanes *= 2;
   const uint32_t rows = 32 / row_lanes;
   const uint32_t row = lane_id() / row_lanes;
   const uint32_t d = lane_id() % row_lanes * 8;
-  const uint32_t begin = blockIdx.x * kSpreadSlots;
+  const uint32_t begin = part * kSpreadSlots;
   const uint32_t end = min(count, begin + kSpreadSlots);
   const uint32_t first = begin + warp_id() * rows + row;
   // Calls `add` with the elements of each value that is there.
@@ -79,7 +79,7 @@ __device__ inline void spread_part(uint32_t count, uint32_t head_dim,
     if (row == 0) shared.sums[warp_id()][d + j] = sums[j];
   }
   block_prefix(mine, held, shared.select.block);
-  float *out = parts + blockIdx.x * spread_floats(head_dim);
+  float *out = parts + part * spread_floats(head_dim);
   const float terms = static_cast<float>(max(1u, held));
   if (threadIdx.x < head_dim) {
     float mean = 0.0f;

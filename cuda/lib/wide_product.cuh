@@ -3,12 +3,13 @@
 // multiply them there. Beside instructions for that, nothing is left to do:
 // weights come as fast as memory gives them.
 //
-// A block makes 128 outputs of all rows from a share of the columns. One warp
-// asks for tiles, two groups multiply, 64 outputs each; barriers in shared
-// memory say when a tile has come and when its place is free. The blocks of a
-// cluster have the other columns, and each adds up a share of the outputs,
-// always in the same order, through the shared memory of all. As in the form
-// for one row, weights are on their way before the kernel in front has ended.
+// A block makes 128 outputs of all rows from a share of the columns, or 64
+// where that puts more of the device to work. One warp asks for tiles, one or
+// two groups multiply, 64 outputs each; barriers in shared memory say when a
+// tile has come and when its place is free. The blocks of a cluster have the
+// other columns, and each adds up a share of the outputs, always in the same
+// order, through the shared memory of all. As in the form for one row, weights
+// are on their way before the kernel in front has ended.
 //
 // The alternatives that lost, in microseconds for the up and gate weights of
 // Llama 3.1 8B and 16 rows on an H200: threads that copy 16 bytes each and
@@ -27,13 +28,16 @@
 constexpr uint32_t kMostWideRows = 64;
 constexpr size_t kLeastWideBytes = 24000000;
 
+// Lines of activations beside tiles of 64 outputs.
+constexpr uint32_t kNarrowLines = 16;
+
 // Most blocks that share the columns, and the fewest steps that are worth a
 // block.
 constexpr uint32_t kMostCluster = 8;
 constexpr uint32_t kLeastWideSteps = 4;
 
 template <class Shape, class Pairs>
-__global__ void __launch_bounds__(kWideThreads, 2)
+__global__ void __launch_bounds__(Shape::kThreads, 2)
     wide_product_kernel(Product product, Pairs pairs, const float *inverse,
                         uint32_t halves, uint32_t stage_count,
                         const __grid_constant__ TileMap weights,
@@ -43,12 +47,12 @@ __global__ void __launch_bounds__(kWideThreads, 2)
   // How many rows a chunk has is not known before; those of a batch are.
   const bool is_chunk = product.step.kind == SKV_PREFILL;
   if (is_chunk) wait_for_previous();
-  const WideJob job(product);
+  const WideJob job(product, Shape::kOutputs);
   if (is_chunk && product.end() == 0) return;
   if (threadIdx.x == 0) {
     for (uint32_t i = 0; i < stage_count; i++) {
       init_barrier(full + i, 1);
-      init_barrier(empty + i, kMultiplyingWarps);
+      init_barrier(empty + i, Shape::kMultiplyingWarps);
     }
     show_barriers();
   }
@@ -59,7 +63,7 @@ __global__ void __launch_bounds__(kWideThreads, 2)
       reinterpret_cast<char *>(dynamic_shared_memory()) + skipped);
   const WideStages<Shape> stages = {shared_address(memory), stage_count, full,
                                     empty};
-  if (warp_id() == kMultiplyingWarps) {
+  if (warp_id() == Shape::kMultiplyingWarps) {
     fetch_tiles<Shape>(job, stages, weights, rows, halves, product.rows,
                        !is_chunk);
     __syncthreads();
@@ -80,9 +84,13 @@ __global__ void __launch_bounds__(kWideThreads, 2)
 // Calls `f` with the shape for some lines.
 template <class F>
 inline auto with_wide_shape(uint32_t lines, const F &f) {
-  if (lines <= 16) return f(WideShape<16>());
-  if (lines <= 32) return f(WideShape<32>());
-  return f(WideShape<64>());
+  if (lines <= 16) return f(WideShape<128, 16>());
+  if (lines <= 32) return f(WideShape<128, 32>());
+  return f(WideShape<128, 64>());
+}
+
+inline uint32_t wide_lines(const Product &product) {
+  return takes_two_halves(product) ? 2 * product.rows : product.rows;
 }
 
 // How a product is cut, and how many stages its blocks have.
@@ -92,6 +100,8 @@ struct WidePlan {
   uint32_t cluster;
   uint32_t stages;
   size_t bytes;
+
+  uint32_t blocks() const { return tiles * cluster; }
 };
 
 // The kernel with as much memory as `resident` blocks of a multiprocessor may
@@ -110,12 +120,13 @@ inline void take_room(WidePlan &plan, uint32_t resident, const Launch &launch) {
 // four and for 39 of three. With four, two of the 32 tiles of o and down of
 // Llama 3.1 8B wait until others are through: a step of 16 rows takes 5.1 ms in
 // place of 4.7.
-template <class Shape, class Kernel>
-inline cudaError_t plan_wide(const Product &product, Kernel kernel,
-                             const Launch &launch, WidePlan &plan) {
+template <class Shape, class Pairs>
+inline cudaError_t plan_wide(const Product &product, const Launch &launch,
+                             WidePlan &plan) {
+  const auto kernel = wide_product_kernel<Shape, Pairs>;
   const uint32_t steps =
       (product.weight.pitch + kTileColumns - 1) / kTileColumns;
-  plan.tiles = (product.weight.rows + kWideOutputs - 1) / kWideOutputs;
+  plan.tiles = (product.weight.rows + Shape::kOutputs - 1) / Shape::kOutputs;
   plan.cluster = 1;
   const bool is_one_wave = plan.tiles <= launch.multiprocessors;
   take_room<Shape>(plan, is_one_wave ? 1 : 2, launch);
@@ -125,7 +136,7 @@ inline cudaError_t plan_wide(const Product &product, Kernel kernel,
     if (cluster * kLeastWideSteps > steps) break;
     int clusters = 0;
     const cudaError_t failed = most_clusters(
-        launch, cluster, kernel, kWideThreads, plan.bytes, clusters);
+        launch, cluster, kernel, Shape::kThreads, plan.bytes, clusters);
     if (failed != cudaSuccess) return failed;
     if (static_cast<uint32_t>(clusters) < plan.tiles) break;
     plan.cluster = cluster;
@@ -144,37 +155,61 @@ inline bool is_wide(const Product &product, const Launch &launch) {
          bytes >= kLeastWideBytes * std::max(1u, product.rows / 16);
 }
 
+// Multiplies by a plan, and says so in `done`.
+template <class Shape, class Pairs>
+inline cudaError_t multiply_planned(const WidePlan &plan,
+                                    const Product &product, const Pairs &pairs,
+                                    Scratch scratch, const Launch &launch,
+                                    bool &done) {
+  const skv_matrix &weight = product.weight;
+  const uint32_t lines = wide_lines(product), halves = lines / product.rows;
+  const HalfRows rows = place_half_rows(product, scratch);
+  TileMap weight_map, row_map;
+  done =
+      launch.tile_maps->describe(
+          {weight.data, weight.rows, weight.pitch, Shape::kOutputs},
+          &weight_map) &&
+      launch.tile_maps->describe(
+          {rows.high, lines, weight.pitch, Shape::kLines / halves}, &row_map);
+  if (!done) return cudaSuccess;
+  const cudaError_t status = make_half_rows(product, rows, launch);
+  if (status != cudaSuccess) return status;
+  const cudaLaunchAttribute cluster = cluster_attribute(plan.cluster);
+  return launch_as(launch, &cluster, wide_product_kernel<Shape, Pairs>,
+                   dim3(plan.cluster, plan.tiles), Shape::kThreads, plan.bytes,
+                   product, pairs, rows.inverse, halves, plan.stages,
+                   weight_map, row_map);
+}
+
 // Multiplies if the device and the product are made for it, and says so in
 // `done`. `scratch` has what is needed.
 template <class Pairs>
 inline cudaError_t multiply_wide(const Product &product, const Pairs &pairs,
-                                 Scratch scratch, const Launch &launch,
+                                 const Scratch &scratch, const Launch &launch,
                                  bool &done) {
-  if (!is_wide(product, launch) || !pairs.has_tiles(kWideOutputs)) {
-    return cudaSuccess;
-  }
-  const uint32_t halves = takes_two_halves(product) ? 2 : 1;
-  return with_wide_shape(halves * product.rows, [&](auto shape) {
+  if (!is_wide(product, launch) || !pairs.has_tiles(128)) return cudaSuccess;
+  return with_wide_shape(wide_lines(product), [&](auto shape) {
     using Shape = decltype(shape);
-    const auto kernel = wide_product_kernel<Shape, Pairs>;
-    const skv_matrix &weight = product.weight;
     WidePlan plan;
-    cudaError_t status = plan_wide<Shape>(product, kernel, launch, plan);
+    cudaError_t status = plan_wide<Shape, Pairs>(product, launch, plan);
     if (status != cudaSuccess) return status;
-    const HalfRows rows = place_half_rows(product, scratch);
-    TileMap weight_map, row_map;
-    done = launch.tile_maps->describe(
-               {weight.data, weight.rows, weight.pitch, kWideOutputs},
-               &weight_map) &&
-           launch.tile_maps->describe({rows.high, halves * product.rows,
-                                       weight.pitch, Shape::kLines / halves},
-                                      &row_map);
-    if (!done) return cudaSuccess;
-    status = make_half_rows(product, rows, launch);
-    if (status != cudaSuccess) return status;
-    const cudaLaunchAttribute cluster = cluster_attribute(plan.cluster);
-    return launch_as(launch, &cluster, kernel, dim3(plan.cluster, plan.tiles),
-                     kWideThreads, plan.bytes, product, pairs, rows.inverse,
-                     halves, plan.stages, weight_map, row_map);
+    // Of o and down of Llama 3.1 8B, 64 tiles in clusters of two have 128
+    // blocks, 32 in clusters of three 96: a step of 4 rows takes 4.47 ms in
+    // place of 4.58. But tiles of activations come twice as often: with twice
+    // as many lines, one of 16 rows would take 4.73 ms in place of 4.70.
+    if constexpr (Shape::kLines == kNarrowLines) {
+      using Narrow = WideShape<64, kNarrowLines>;
+      WidePlan narrow;
+      if (pairs.has_tiles(64) && plan.tiles <= launch.multiprocessors) {
+        status = plan_wide<Narrow, Pairs>(product, launch, narrow);
+        if (status != cudaSuccess) return status;
+        if (narrow.tiles <= launch.multiprocessors &&
+            narrow.blocks() > plan.blocks()) {
+          return multiply_planned<Narrow>(narrow, product, pairs, scratch,
+                                          launch, done);
+        }
+      }
+    }
+    return multiply_planned<Shape>(plan, product, pairs, scratch, launch, done);
   });
 }

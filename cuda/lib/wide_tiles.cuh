@@ -6,24 +6,24 @@
 #include "overlap.cuh"
 #include "product_args.cuh"
 
-constexpr uint32_t kWideOutputs = 128;
-constexpr uint32_t kWidePairs = kWideOutputs / 2;
-constexpr uint32_t kMultiplyingWarps = 8;
-constexpr uint32_t kWideThreads = 32 * (kMultiplyingWarps + 1);
-
 // Most tiles on their way to a block, and more than the bytes of the kernel's
 // own variables, the alignment and what a device keeps of each block's memory.
-constexpr uint32_t kMostStages = 12;
-constexpr size_t kWideOwnBytes = 2 * kTileAlignment + 256;
+constexpr uint32_t kMostStages = 16;
+constexpr size_t kWideOwnBytes = 2 * kTileAlignment + 512;
 
-// Tiles of LINES lines of activations: rows, or both halves of half as many.
-template <uint32_t LINES>
+// Tiles of OUTPUTS outputs, 64 for each group of warps, and of LINES lines of
+// activations: rows, or both halves of half as many.
+template <uint32_t OUTPUTS, uint32_t LINES>
 struct WideShape {
+  static constexpr uint32_t kOutputs = OUTPUTS;
+  static constexpr uint32_t kPairs = OUTPUTS / 2;
   static constexpr uint32_t kLines = LINES;
-  static constexpr uint32_t kStageBytes = (kWideOutputs + LINES) * kLineBytes;
+  static constexpr uint32_t kMultiplyingWarps = OUTPUTS / 16;
+  static constexpr uint32_t kThreads = 32 * (kMultiplyingWarps + 1);
+  static constexpr uint32_t kStageBytes = (OUTPUTS + LINES) * kLineBytes;
   // From one row's sums to the next: what lanes store is in different banks.
   // They are where the tiles were.
-  static constexpr uint32_t kSumPitch = kWideOutputs + 4;
+  static constexpr uint32_t kSumPitch = OUTPUTS + 4;
   static_assert(LINES * kSumPitch * sizeof(float) <= 2 * kStageBytes,
                 "room for the sums in two stages");
 };
@@ -36,8 +36,8 @@ struct WideJob {
   uint32_t begin;
   uint32_t count;
 
-  __device__ explicit WideJob(const Product &product)
-      : output(blockIdx.y * kWideOutputs) {
+  __device__ WideJob(const Product &product, uint32_t outputs)
+      : output(blockIdx.y * outputs) {
     const uint32_t steps =
         (product.weight.pitch + kTileColumns - 1) / kTileColumns;
     begin = steps * blockIdx.x / gridDim.x;
@@ -71,7 +71,7 @@ __device__ inline void fetch_tiles(const WideJob &job,
               job.output, stages.full + stage);
   };
   const auto fetch_rows = [&](uint32_t i, uint32_t stage) {
-    const uint32_t to = stages.at(stage) + kWideOutputs * kLineBytes;
+    const uint32_t to = stages.at(stage) + Shape::kOutputs * kLineBytes;
     const uint32_t column = (job.begin + i) * kTileColumns;
     copy_tile(to, &rows, column, 0, stages.full + stage);
     if (halves == 1) return;
@@ -109,7 +109,7 @@ __device__ inline void multiply_tiles(const WideJob &job,
   const uint64_t weights =
       tile_descriptor(stages.memory + warp_id() / 4 * 64 * kLineBytes);
   const uint64_t rows =
-      tile_descriptor(stages.memory + kWideOutputs * kLineBytes);
+      tile_descriptor(stages.memory + Shape::kOutputs * kLineBytes);
   uint32_t stage = 0, parity = 0, before = 0;
 #pragma unroll 1
   for (uint32_t i = 0; i < job.count; i++) {
@@ -170,13 +170,13 @@ __device__ inline void finish_lines(const Product &product, const Pairs &pairs,
                                     const WideJob &job, const float *sums,
                                     const float *inverse) {
   const uint32_t count = pairs_of(product.weight);
-  const uint32_t all = product.rows * kWidePairs;
+  const uint32_t all = product.rows * Shape::kPairs;
   const uint32_t end = all * (blockIdx.x + 1) / gridDim.x;
 #pragma unroll 1
   for (uint32_t i = all * blockIdx.x / gridDim.x + threadIdx.x; i < end;
-       i += kWideThreads) {
-    const uint32_t row = i / kWidePairs;
-    const uint32_t pair = job.output / 2 + i % kWidePairs;
+       i += Shape::kThreads) {
+    const uint32_t row = i / Shape::kPairs;
+    const uint32_t pair = job.output / 2 + i % Shape::kPairs;
     if (pair >= count || !product.is_wanted(row)) continue;
     const auto held = pairs.hold(row, pair);
     float ends[2] = {};

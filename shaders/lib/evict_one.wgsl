@@ -25,7 +25,7 @@ fn evict(thread: u32) {
   storageBarrier();
   let budget = workgroupUniformLoad(&head_words[HEAD_BUDGET]);
   if (MERGE == MERGE_PAIR) {
-    list_pairs(thread, select(0u, high, live > budget));
+    list_pairs(thread, live > budget);
     return;
   }
   if (MERGE != MERGE_NEVER && live > budget) {

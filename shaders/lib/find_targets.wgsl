@@ -32,8 +32,7 @@ fn is_open_to(i: u32, t: u32) -> bool {
   return true;
 }
 
-fn propose(i: u32, found: BestTwo) {
-  let best = found.first;
+fn propose(i: u32, best: Ranked) {
   let candidate = proposer_at(i);
   // A moving threshold is only known once all victims have a target.
   let is_close = MERGE != MERGE_VOTES || -best.key > THRESHOLD;

@@ -15,6 +15,7 @@ const HEAD_DROPPED_TOKENS = 9u;
 const HEAD_GUARDED = 10u;
 const HEAD_DIVERGENCE = 11u;
 const HEAD_THRESHOLD = 12u;
+const HEAD_SPREAD = 13u;
 const HEAD_WORDS = 16u;
 
 // First word of a head. `params.first_head` is the number of heads in the

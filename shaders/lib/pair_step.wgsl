@@ -2,13 +2,19 @@
 // the slots that may go, `find_partners` finds what each would be merged into
 // (many workgroups), and `merge_pair` takes the cheapest proposal.
 //
-// Where slots remember partners (see `src/reference/partners.ts`), those that
-// know none come first in the list: the workgroups that have them compare them
-// with the whole list, all others only compare with them and with what they
-// remember.
+// Where slots remember partners (see `src/reference/partners.ts`), they are
+// listed in steps with a search only, those that know none first: the
+// workgroups that have these compare them with the whole list, all others only
+// compare with them. What is found is remembered, and proposals are what slots
+// remember: without a search nothing but their fields is looked at.
 
-// Words of a (row, KV head) in `pairs`: how many slots may go, how many of them
-// are compared with all, and the scatter of the head's values; then four
+// Steps from one search of a head to the next, at most, and slots of its budget
+// for each of them.
+override SEARCH_EVERY: u32 = 1u;
+override SEARCH_SLOTS: u32 = 1u;
+
+// Words of a (row, KV head) in `pairs`: how many slots are listed, how many of
+// them are compared with all, and the scatter of the head's values; then three
 // sections with a word per slot.
 const PAIR_COUNT = 0u;
 const PAIR_ALONE = 1u;
@@ -18,17 +24,15 @@ const PAIR_HEADER = 3u;
 const PAIR_LIST = 0u;
 // By place in the list: the slot that each would be merged into, or NO_SLOT.
 const PAIR_CHOICE = 1u;
-// f32: what proposals are ranked by.
+// f32: how far away that is, where it is remembered, or what merging costs.
 const PAIR_RANK = 2u;
-// The next nearest, or NO_SLOT.
-const PAIR_NEXT = 3u;
 
 var<private> pair_alone: u32;
 
 // First word of the head that a workgroup has turned to.
 fn pair_base() -> u32 {
   return (own_row * KV_HEADS + own_kv_head) *
-    (PAIR_HEADER + 4u * params.max_capacity);
+    (PAIR_HEADER + 3u * params.max_capacity);
 }
 
 fn pair_at(section: u32, i: u32) -> u32 {
@@ -43,10 +47,20 @@ fn target_at(t: u32) -> u32 {
   return pairs[pair_at(PAIR_LIST, t)];
 }
 
-// What a slot remembers: one more than its nearest partner or, of rank 1, the
-// next, or 0.
-fn partner_of(candidate: u32, rank: u32) -> u32 {
-  return side_word(slot_of(candidate), partner_field() + rank);
+// What a slot remembers: one more than its partner, or 0.
+fn partner_of(candidate: u32) -> u32 {
+  return side_word(slot_of(candidate), partner_field() + PARTNER_SLOT);
+}
+
+// How far away that is.
+fn partner_distance(candidate: u32) -> f32 {
+  return side_float(slot_of(candidate), partner_field() + PARTNER_DISTANCE);
+}
+
+fn set_partner(candidate: u32, word: u32, distance: f32) {
+  let slot = slot_of(candidate);
+  set_side_word(slot, partner_field() + PARTNER_SLOT, word);
+  set_side_float(slot, partner_field() + PARTNER_DISTANCE, distance);
 }
 
 fn is_settled(i: u32) -> bool {
@@ -54,25 +68,37 @@ fn is_settled(i: u32) -> bool {
 }
 
 fn is_open_to(i: u32, t: u32) -> bool {
-  if (!is_settled(i)) {
-    return true;
-  }
-  let c = proposer_at(i);
-  let other = target_at(t) + 1u;
-  return !is_settled(t) && other != partner_of(c, 0u) &&
-    other != partner_of(c, 1u);
+  return !is_settled(i) || !is_settled(t);
 }
 
-// Lists the slots that may go, or none if the head is within its budget.
-fn list_pairs(thread: u32, used: u32) {
+// Whether a step searches a head, of whose slots `known` know a partner.
+fn is_search_due(known: u32) -> bool {
+  if (!PARTNERS || known == 0u || head_words[HEAD_SPREAD] == 0u) {
+    return true;
+  }
+  let period = clamp(head_words[HEAD_BUDGET] / SEARCH_SLOTS, 1u, SEARCH_EVERY);
+  let turn = position_of_row(own_row) + params.layer + own_kv_head;
+  return turn % period == 0u;
+}
+
+// Lists the slots that may go, if a head over its budget has to be searched,
+// and measures the scatter of its values, unless that is known.
+fn list_pairs(thread: u32, is_over: bool) {
+  var known = 0u;
+  for (var c = thread; PARTNERS && c < own_high; c += THREADS) {
+    known += select(0u, 1u, partner_of(c) != 0u);
+  }
+  known = sum_words(thread, known);
+  let is_due = is_over && is_search_due(known);
   var count = 0u;
   var alone = 0u;
+  let used = select(0u, own_high, is_due);
   for (var settled = 0u; settled < select(1u, 2u, PARTNERS); settled++) {
     for (var first = 0u; first < used; first += THREADS) {
       let c = first + thread;
       var listed = 0u;
       if (c < used && may_go(slot_of(c))) {
-        let is_known = PARTNERS && partner_of(c, 0u) != 0u;
+        let is_known = PARTNERS && partner_of(c) != 0u;
         listed = select(0u, 1u, is_known == (settled == 1u));
       }
       let place = prefix_sum(thread, listed);
@@ -85,14 +111,18 @@ fn list_pairs(thread: u32, used: u32) {
       alone = count;
     }
   }
-  var spread = 0.0;
-  if (used > 0u) {
+  var spread = bitcast<f32>(head_words[HEAD_SPREAD]);
+  if (is_due && (!PARTNERS || spread == 0.0)) {
     spread = value_spread(thread, used);
   }
   if (thread == 0u) {
     pairs[pair_base() + PAIR_COUNT] = count;
     pairs[pair_base() + PAIR_ALONE] = alone;
     pairs[pair_base() + PAIR_SPREAD] = bitcast<u32>(spread);
+    if (PARTNERS) {
+      let head = head_at(sequence_of(own_row), own_kv_head);
+      table[head + HEAD_SPREAD] = bitcast<u32>(spread);
+    }
   }
 }
 
@@ -115,103 +145,106 @@ fn find_partners(
   pair_alone = alone;
   let proposers = min(PROPOSERS, count - first);
   let scale = pair_scale(bitcast<f32>(pairs[pair_base() + PAIR_SPREAD]));
-  if (PARTNERS) {
-    measure_partners(thread, first, proposers, scale);
-  }
   search(thread, first, proposers, select(alone, count, first < alone), scale);
 }
 
-// Leaves the parts of the distances of keys and of values to remembered
-// partners in `part_values`, those of a proposer's two after one another.
-fn measure_partners(thread: u32, first: u32, count: u32, scale: PairScale) {
-  let threads = THREADS / (2u * PROPOSERS);
-  let i = thread / threads / 2u;
-  let rank = thread / threads % 2u;
-  var sum = vec2<f32>();
-  if (i < count && partner_of(proposer_at(first + i), rank) != 0u) {
-    let a = slot_of(proposer_at(first + i));
-    let b = slot_of(partner_of(proposer_at(first + i), rank) - 1u);
-    for (var p = thread % threads; p < HEAD_DIM / 2u; p += threads) {
-      let key = unpack_halves(key_word(a, p)) - unpack_halves(key_word(b, p));
-      let value =
-        unpack_halves(value_word(a, p)) - unpack_halves(value_word(b, p));
-      sum += vec2(scale.keys * dot(key, key), scale.values * dot(value, value));
-    }
-  }
-  part_values[thread] = sum;
-}
-
-// A partner that the i-th slot of the list remembers, if there is one.
-fn known_partner(i: u32, rank: u32) -> Ranked {
-  let partner = partner_of(proposer_at(i), rank);
-  if (partner == 0u) {
+// The partner that a slot remembers, if it does and that one has not been
+// compared with it again.
+fn known_partner(candidate: u32) -> Ranked {
+  let word = partner_of(candidate);
+  if (word == 0u || partner_of(word - 1u) == 0u) {
     return unranked();
   }
-  let threads = THREADS / (2u * PROPOSERS);
-  var sum = vec2<f32>();
-  for (var t = 0u; t < threads; t++) {
-    sum += part_values[(i % PROPOSERS * 2u + rank) * threads + t];
-  }
-  let slot = partner - 1u;
-  return Ranked(pair_distance(sum.x, sum.y), position_of(slot_of(slot)), slot);
+  let position = position_of(slot_of(word - 1u));
+  return Ranked(partner_distance(candidate), position, word - 1u);
 }
 
-// What is found and what is remembered. Of what is found, only what is nearer
-// than something that is remembered counts: beyond that others may be nearer.
-fn join_known(i: u32, found: BestTwo) -> BestTwo {
-  let nearest = known_partner(i, 0u);
-  if (nearest.slot == NO_SLOT) {
-    return found;
-  }
-  var best = best_with(none_found(), nearest);
-  best = best_with(best, known_partner(i, 1u));
-  var farther = best.first;
-  if (best.second.slot != NO_SLOT) {
-    farther = best.second;
-  }
-  if (is_before(found.first, farther)) {
-    best = best_with(best, found.first);
-  }
-  if (is_before(found.second, farther)) {
-    best = best_with(best, found.second);
-  }
-  return best;
-}
-
-fn propose(i: u32, found: BestTwo) {
+fn propose(i: u32, found: Ranked) {
   var best = found;
   if (PARTNERS) {
-    best = join_known(i, found);
-    if (best.first.slot != NO_SLOT) {
-      best.first.key = pair_cost(
-        log_weight(slot_of(proposer_at(i))),
-        log_weight(slot_of(best.first.slot)),
-        best.first.key,
-      );
+    let known = known_partner(proposer_at(i));
+    if (is_before(known, best)) {
+      best = known;
     }
-    pairs[pair_at(PAIR_NEXT, i)] = best.second.slot;
   }
-  pairs[pair_at(PAIR_CHOICE, i)] = best.first.slot;
-  pairs[pair_at(PAIR_RANK, i)] = bitcast<u32>(best.first.key);
+  pairs[pair_at(PAIR_CHOICE, i)] = best.slot;
+  pairs[pair_at(PAIR_RANK, i)] = bitcast<u32>(best.key);
 }
 
-// Remembers the partners that all slots have found, but for `a` and `b`, which
-// know none.
-fn remember_partners(thread: u32, count: u32, a: u32, b: u32) {
+// Makes all slots of the list remember what was found for them.
+fn remember_found(thread: u32, count: u32) {
   for (var i = thread; i < count; i += THREADS) {
-    let c = proposer_at(i);
-    var words = vec2<u32>(
-      pairs[pair_at(PAIR_CHOICE, i)],
-      pairs[pair_at(PAIR_NEXT, i)],
+    let choice = pairs[pair_at(PAIR_CHOICE, i)];
+    let distance = bitcast<f32>(pairs[pair_at(PAIR_RANK, i)]);
+    let exists = choice != NO_SLOT;
+    set_partner(
+      proposer_at(i),
+      select(0u, choice + 1u, exists),
+      select(0.0, distance, exists),
     );
-    let is_gone = words == vec2(a) | words == vec2(b) | words == vec2(NO_SLOT);
-    words = select(words + 1u, vec2(0u), is_gone | vec2(c == a || c == b));
-    if (words.x == 0u) {
-      words = vec2(words.y, 0u);
-    }
-    set_side_word(slot_of(c), partner_field(), words.x);
-    set_side_word(slot_of(c), partner_field() + 1u, words.y);
   }
+}
+
+// Makes all slots forget the one that goes, and that and the one that stays
+// what they know.
+fn forget_pair(thread: u32, stays: u32, goes: u32) {
+  for (var c = thread; c < own_high; c += THREADS) {
+    if (partner_of(c) == goes + 1u || c == stays || c == goes) {
+      set_partner(c, 0u, 0.0);
+    }
+  }
+}
+
+// The cheapest of what slots remember: by its `slot`, who does.
+fn cheapest_known(thread: u32) -> Ranked {
+  var cheapest = unranked();
+  for (var c = thread; c < own_high; c += THREADS) {
+    let word = partner_of(c);
+    if (word == 0u) {
+      continue;
+    }
+    let cost = pair_cost(
+      log_weight(slot_of(c)),
+      log_weight(slot_of(word - 1u)),
+      partner_distance(c),
+    );
+    let mine = Ranked(cost, position_of(slot_of(c)), c);
+    if (is_before(mine, cheapest)) {
+      cheapest = mine;
+    }
+  }
+  return first_ranked(thread, cheapest);
+}
+
+// The cheapest of what was found: by its `slot`, the place in the list.
+fn cheapest_found(thread: u32, count: u32) -> Ranked {
+  var cheapest = unranked();
+  for (var i = thread; i < count; i += THREADS) {
+    let rank = bitcast<f32>(pairs[pair_at(PAIR_RANK, i)]);
+    let mine = Ranked(rank, position_of(slot_of(proposer_at(i))), i);
+    if (pairs[pair_at(PAIR_CHOICE, i)] != NO_SLOT && is_before(mine, cheapest)) {
+      cheapest = mine;
+    }
+  }
+  return first_ranked(thread, cheapest);
+}
+
+// The two ends of the cheapest pair, or NO_SLOTs.
+fn cheapest_pair(thread: u32, count: u32) -> vec2<u32> {
+  if (PARTNERS) {
+    remember_found(thread, count);
+    storageBarrier();
+    let slot = cheapest_known(thread).slot;
+    if (slot != NO_SLOT) {
+      return vec2(slot, partner_of(slot) - 1u);
+    }
+  } else {
+    let place = cheapest_found(thread, count).slot;
+    if (place != NO_SLOT) {
+      return vec2(proposer_at(place), pairs[pair_at(PAIR_CHOICE, place)]);
+    }
+  }
+  return vec2(NO_SLOT);
 }
 
 @compute @workgroup_size(THREADS)
@@ -225,39 +258,39 @@ fn merge_pair(
     return;
   }
   begin(thread, kv_head, row);
-  let count = uniform_word(thread, pairs[pair_base() + PAIR_COUNT]);
-  if (count == 0u) {
+  let live = workgroupUniformLoad(&head_words[HEAD_LIVE]);
+  if (live <= workgroupUniformLoad(&head_words[HEAD_BUDGET])) {
     return;
   }
-  // The number of a proposal is its place in the list.
-  var cheapest = unranked();
-  for (var i = thread; i < count; i += THREADS) {
-    let rank = bitcast<f32>(pairs[pair_at(PAIR_RANK, i)]);
-    let mine = Ranked(rank, position_of(slot_of(proposer_at(i))), i);
-    if (pairs[pair_at(PAIR_CHOICE, i)] != NO_SLOT && is_before(mine, cheapest)) {
-      cheapest = mine;
-    }
-  }
-  let best = first_ranked(thread, cheapest).slot;
-  // A slot that is alone has no partner, and is dropped.
+  let count = uniform_word(thread, pairs[pair_base() + PAIR_COUNT]);
+  let pair = cheapest_pair(thread, count);
   var merged = Merged(0u, 0u, 0.0);
-  var victim = slot_of(proposer_at(0u));
-  if (best != NO_SLOT) {
-    let proposer = proposer_at(best);
-    let partner = pairs[pair_at(PAIR_CHOICE, best)];
-    if (PARTNERS) {
-      remember_partners(thread, count, proposer, partner);
-    }
-    let a = slot_of(proposer);
-    let b = slot_of(partner);
+  var victim = NO_SLOT;
+  if (uniform_word(thread, pair.x) != NO_SLOT) {
+    let a = slot_of(pair.x);
+    let b = slot_of(pair.y);
     let is_lower = is_before(
-      Ranked(rank_of(score_of(proposer), a), position_of(a), a),
-      Ranked(rank_of(score_of(partner), b), position_of(b), b),
+      Ranked(rank_of(score_of(pair.x), a), position_of(a), a),
+      Ranked(rank_of(score_of(pair.y), b), position_of(b), b),
     );
+    // All threads know the two before anybody forgets them.
+    storageBarrier();
     victim = select(b, a, is_lower);
+    if (PARTNERS) {
+      forget_pair(
+        thread,
+        select(pair.x, pair.y, is_lower),
+        select(pair.y, pair.x, is_lower),
+      );
+    }
     merge_vector = query_vector(row * GROUP, kv_head);
     merged = merge_slots(thread, select(a, b, is_lower), victim);
+  } else if (count > 0u) {
+    // A slot that is alone has no partner, and is dropped.
+    victim = slot_of(proposer_at(0u));
   }
   workgroupBarrier();
-  remove(thread, head_at(sequence_of(row), kv_head), victim, merged);
+  if (victim != NO_SLOT) {
+    remove(thread, head_at(sequence_of(row), kv_head), victim, merged);
+  }
 }

@@ -47,7 +47,7 @@ const MERGE_NEXT_VALUES = 6u;
 const MERGE_SEGMENTS = 7u;
 override MERGE: u32 = MERGE_NEVER;
 
-// Whether slots remember the partners that they would be merged with.
+// Whether slots remember the partner that they would be merged with.
 override PARTNERS: bool = false;
 
 const KEY_ZIP = 0u;

@@ -10,8 +10,7 @@
 //   proposer_at(i)      the i-th candidate that looks for a target
 //   target_at(t)        the t-th target
 //   is_open_to(i, t)    whether the i-th may be compared with the t-th target
-//   propose(i, best)    takes what was found for the i-th candidate: the second
-//                       only where targets are looked for by distance
+//   propose(i, best)    takes what was found for the i-th candidate
 
 override PROPOSERS: u32 = 32u;
 override TARGET_TILE: u32 = 32u;
@@ -26,26 +25,6 @@ const STRAND_PROPOSERS = 4u;
 var<workgroup> proposer_tile: array<u32, PROPOSER_WORDS>;
 var<workgroup> target_tile: array<u32, TARGET_WORDS>;
 var<workgroup> proposer_weights: array<f32, 32>;
-
-// The best two of some targets.
-struct BestTwo {
-  first: Ranked,
-  second: Ranked,
-}
-
-fn none_found() -> BestTwo {
-  return BestTwo(unranked(), unranked());
-}
-
-fn best_with(best: BestTwo, other: Ranked) -> BestTwo {
-  if (is_before(other, best.first)) {
-    return BestTwo(other, best.first);
-  }
-  if (is_before(other, best.second)) {
-    return BestTwo(best.first, other);
-  }
-  return best;
-}
 
 fn search(thread: u32, first: u32, count: u32, targets: u32, scale: PairScale) {
   let half = HEAD_DIM / 2u;
@@ -65,9 +44,9 @@ fn search(thread: u32, first: u32, count: u32, targets: u32, scale: PairScale) {
   let j = thread % TARGET_TILE;
   let strand = thread / TARGET_TILE;
   let strands = THREADS / TARGET_TILE;
-  var best: array<BestTwo, STRAND_PROPOSERS>;
+  var best: array<Ranked, STRAND_PROPOSERS>;
   for (var n = 0u; n < STRAND_PROPOSERS; n++) {
-    best[n] = none_found();
+    best[n] = unranked();
   }
   for (var tile = 0u; tile < targets; tile += TARGET_TILE) {
     let there = min(TARGET_TILE, targets - tile);
@@ -122,26 +101,25 @@ fn search(thread: u32, first: u32, count: u32, targets: u32, scale: PairScale) {
             measure = pair_cost(mine, weight, measure);
           }
         }
-        best[n] = best_with(best[n], Ranked(measure, position, other));
+        let mine = Ranked(measure, position, other);
+        if (is_before(mine, best[n])) {
+          best[n] = mine;
+        }
       }
     }
   }
   for (var n = 0u; n * strands < count; n++) {
     let i = strand + n * strands;
-    let joins = j == 0u && i < count;
-    var nearest = best[n];
-    for (var rank = 0u; rank < select(1u, 2u, BY_DISTANCE); rank++) {
-      workgroupBarrier();
-      reduce_ranked[thread] = best[n].first;
-      if (rank == 1u) {
-        reduce_ranked[thread] = best[n].second;
+    workgroupBarrier();
+    reduce_ranked[thread] = best[n];
+    workgroupBarrier();
+    if (j == 0u && i < count) {
+      var nearest = best[n];
+      for (var k = 1u; k < TARGET_TILE; k++) {
+        if (is_before(reduce_ranked[thread + k], nearest)) {
+          nearest = reduce_ranked[thread + k];
+        }
       }
-      workgroupBarrier();
-      for (var k = 1u; joins && k < TARGET_TILE; k++) {
-        nearest = best_with(nearest, reduce_ranked[thread + k]);
-      }
-    }
-    if (joins) {
       propose(first + i, nearest);
     }
   }

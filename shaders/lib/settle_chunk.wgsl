@@ -81,8 +81,8 @@ fn settle(
   var free = high;
   for (var c = thread; c < high; c += THREADS) {
     if (PARTNERS) {
-      set_side_word(slot_of(c), partner_field(), 0u);
-      set_side_word(slot_of(c), partner_field() + 1u, 0u);
+      set_side_word(slot_of(c), partner_field() + PARTNER_SLOT, 0u);
+      set_side_word(slot_of(c), partner_field() + PARTNER_DISTANCE, 0u);
     }
     if (tokens_of(slot_of(c)) == 0u) {
       free = min(free, c);
@@ -97,6 +97,7 @@ fn settle(
     table[head + HEAD_LIVE] = live;
     table[head + HEAD_NEXT] = free;
     table[head + HEAD_HIGH] = high;
+    table[head + HEAD_SPREAD] = 0u;
     table[head + HEAD_MERGED] += atomicLoad(&counters[counts + COUNT_MERGED]);
     table[head + HEAD_GUARDED] += atomicLoad(&counters[counts + COUNT_GUARDED]);
     table[head + HEAD_DROPPED] += dropped;

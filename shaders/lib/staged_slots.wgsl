@@ -19,7 +19,9 @@ const FIELD_POSITION = 3u;
 const FIELD_TOKENS = 4u;
 const FIELD_VALUE_NORM = 5u;
 const FIELD_BIAS = 6u;
-// The first field after the vote biases: see `partnerField` of the backends.
+// Fields of a remembered partner, from `partner_field` on: see PartnerField.
+const PARTNER_SLOT = 0u;
+const PARTNER_DISTANCE = 1u;
 fn partner_field() -> u32 {
   return FIELD_BIAS + LANES;
 }

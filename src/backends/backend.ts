@@ -267,20 +267,44 @@ export const SlotField = {
   bias: 6,
 } as const;
 
-/** Partners that a slot remembers, at most: see {@link partnerField}. */
-export const PARTNERS = 2;
+/**
+ * Fields of the partner that a slot remembers, from {@link partnerField} on,
+ * where the policy's slots remember one.
+ */
+export const PartnerField = {
+  /**
+   * u32: one more than the index in its head of a slot that this one would be
+   * merged into, or 0 if it knows none. A free slot knows none.
+   */
+  slot: 0,
+  /** f32: how far the two are apart, as measured when they were compared. */
+  distance: 1,
+  /** Fields in all. */
+  count: 2,
+} as const;
 
 /**
- * The first of {@link PARTNERS} fields after the vote biases, where the policy's
- * slots remember partners, the nearest first: u32, one more than the index in
- * its head of a slot that this one would be merged into, or 0 if it knows no
- * more. A free slot knows none.
+ * The first of the fields after the vote biases: see {@linkcode PartnerField}.
  *
  * @param lanes Vote biases of a slot.
  */
 export function partnerField(lanes: number): number {
   return SlotField.bias + lanes;
 }
+
+/**
+ * Steps from one search for partners to the next, at most: a search reads all
+ * keys and values of a head, an eighth of what attention reads in eight steps.
+ */
+export const SEARCH_EVERY = 8;
+
+/**
+ * Slots of a head's budget for each of these steps: a head of fewer is searched
+ * more often. In a step, a slot is merged and another one is no longer recent;
+ * up to the next search neither of them finds a partner, and where they are
+ * many of the head's slots, dearer pairs have to merge.
+ */
+export const SEARCH_SLOTS = 64;
 
 /** Vote bias of a free slot: finite, and zero weight in any softmax. */
 export const FREE_BIAS: number = -1e30;
@@ -329,9 +353,8 @@ export interface Slots<T> {
   /** `(total, headDim)` half: values. */
   readonly values: T;
   /**
-   * `(SlotField.bias + lanes, total)`: see {@link SlotField};
-   * {@link PARTNERS} fields more where slots remember partners: see
-   * {@link partnerField}.
+   * `(SlotField.bias + lanes, total)`: see {@link SlotField}; those of
+   * {@linkcode PartnerField} more where slots remember partners.
    */
   readonly side: T;
   /** Slots in all, over sequences and KV heads. */
@@ -371,6 +394,11 @@ export const HeadWord = {
   divergence: 11,
   /** f32: cosine that a slot needs to be merged (D2O); 0 before the first. */
   threshold: 12,
+  /**
+   * f32: how far the values of the head scatter, by which slots with partners
+   * are compared; 0 before it is measured.
+   */
+  spread: 13,
   /** Words in all. */
   count: 16,
 } as const;

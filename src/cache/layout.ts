@@ -9,7 +9,7 @@
 import {
   HeadWord,
   type ModelSizes,
-  PARTNERS,
+  PartnerField,
   queryStatisticsLayout,
   SlotField,
 } from "../backends/backend.ts";
@@ -33,7 +33,7 @@ export function voteLanes({ merge }: Policy, sizes: ModelSizes): number {
     : 1;
 }
 
-/** Whether the slots of a policy remember partners: see `partnerField`. */
+/** Whether the slots of a policy remember partners: see `PartnerField`. */
 export function remembersPartners({ merge }: Policy): boolean {
   return merge.kind === "pair" && merge.search === "incremental";
 }
@@ -41,7 +41,7 @@ export function remembersPartners({ merge }: Policy): boolean {
 /** Fields that a slot has beside its key and value. */
 export function sideFields(policy: Policy, sizes: ModelSizes): number {
   return SlotField.bias + voteLanes(policy, sizes) +
-    (remembersPartners(policy) ? PARTNERS : 0);
+    (remembersPartners(policy) ? PartnerField.count : 0);
 }
 
 /** Floats of a layer's query statistics; 0 where the policy needs none. */

@@ -21,7 +21,7 @@ import {
 import { passOnValue } from "./next_values.ts";
 import { byCost, endsOf, nearestProposal } from "./pairing.ts";
 import { PairCosts, valueSpread } from "./pairs.ts";
-import { forgetPartners, partnerProposals } from "./partners.ts";
+import { forgetPartner, partnerProposals } from "./partners.ts";
 import { isEvictable } from "./scores.ts";
 import { closestSegment, mergeSegment } from "./segments.ts";
 import { chooseVictims, type RatedHead, type Ratings } from "./selection.ts";
@@ -73,19 +73,19 @@ function cheapestPair(
   const { slots, policy, sizes: { headDim } } = context;
   if (policy.merge.kind !== "pair") return undefined;
   const evictable = slots.filter((slot) => isEvictable(slot, context));
-  const spread = valueSpread(slots, headDim);
-  const costs = new PairCosts(evictable, { ...context, headDim, spread });
   const remembers = policy.merge.search === "incremental";
   const proposals = remembers
-    ? partnerProposals(evictable, { ...context, costs })
-    : costs.proposals(evictable);
+    ? partnerProposals({ ...context, evictable, headDim })
+    : new PairCosts(evictable, {
+      ...context,
+      headDim,
+      spread: valueSpread(slots, headDim),
+    }).proposals(evictable);
   const [best] = proposals.sort(byCost);
   if (best === undefined) return undefined;
-  const { slot, target } = best;
-  if (remembers) {
-    forgetPartners(evictable, { ...context, changed: [slot, target] });
-  }
-  return endsOf(best, ratings);
+  const ends = endsOf(best, ratings);
+  if (remembers) forgetPartner(evictable, { ...context, ...ends });
+  return ends;
 }
 
 /** Merges a slot into the one that the policy names; false if there is none. */

@@ -82,7 +82,7 @@ export interface Slot {
 }
 
 /** Words of the head table that are floats, and all others. */
-type FloatWord = "divergence" | "threshold";
+type FloatWord = "divergence" | "threshold" | "spread";
 type CountWord = Exclude<keyof typeof HeadWord, "count" | FloatWord>;
 
 /** The part of one layer's cache that belongs to one sequence and KV head. */

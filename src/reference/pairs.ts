@@ -91,9 +91,14 @@ export class PairCosts {
 
   /** ln of the cost of merging two slots. */
   cost(a: Slot, b: Slot): number {
+    return this.costAt(this.distance(a, b), [a, b]);
+  }
+
+  /** The same of two slots whose distance is known. */
+  costAt(distance: number, [a, b]: readonly [Slot, Slot]): number {
     const [x, y] = [this.#weights.get(a)!, this.#weights.get(b)!];
     return x + y - logSumExp([x, y]) +
-      Math.log(Math.max(this.distance(a, b), LEAST_DISTANCE));
+      Math.log(Math.max(distance, LEAST_DISTANCE));
   }
 
   /** Whether `a` weighs more than `b`; of equal ones the left one does. */
@@ -114,19 +119,6 @@ export class PairCosts {
       ) best = { slot, target, cost };
     }
     return best;
-  }
-
-  /**
-   * Some targets in the order of their distance from `slot`; ties go to the
-   * lower position.
-   */
-  byDistance(slot: Slot, targets: readonly Slot[]): Slot[] {
-    return targets
-      .map((target) => ({ target, distance: this.distance(slot, target) }))
-      .sort((a, b) =>
-        a.distance - b.distance || positionOf(a.target) - positionOf(b.target)
-      )
-      .map(({ target }) => target);
   }
 
   /**

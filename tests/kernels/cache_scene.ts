@@ -11,8 +11,8 @@ import {
   HeadWord,
   LOG_ZERO,
   type ModelSizes,
+  PartnerField,
   partnerField,
-  PARTNERS,
   queryStatisticsLayout,
   SlotField,
 } from "../../src/backends/backend.ts";
@@ -34,8 +34,14 @@ export interface SceneHead {
 export interface CacheOptions {
   readonly sizes: ModelSizes;
   readonly lanes: number;
-  /** Slots that remember partners, among those that may go. */
-  readonly partners?: { readonly sinks: number };
+  /** Slots that remember a partner, among those that may go. */
+  readonly partners?: {
+    readonly sinks: number;
+    /** Share of them that know one. */
+    readonly known: number;
+  };
+  /** {@link HeadWord.spread} of all heads, 0 if left out. */
+  readonly spread?: number;
   readonly stageRows: number;
   /** `(sequences, kvHeads)`. */
   readonly heads: readonly (readonly SceneHead[])[];
@@ -78,7 +84,8 @@ const SPREAD = 0.4;
 export function makeCache(options: CacheOptions): SceneCache {
   const { sizes, lanes, stageRows, heads, positions, random } = options;
   const { headDim, kvHeads } = sizes;
-  const fields = SlotField.bias + lanes + (options.partners ? PARTNERS : 0);
+  const fields = SlotField.bias + lanes +
+    (options.partners ? PartnerField.count : 0);
   const total = heads.flat().reduce((sum, { capacity }) => sum + capacity, 0);
   const stageTotal = stageRows * kvHeads;
   const keyOf = keySource(options);
@@ -132,30 +139,24 @@ export function makeCache(options: CacheOptions): SceneCache {
       }
       if (options.partners !== undefined) {
         // The newest token of the step before, and what it kept.
-        const { sinks } = options.partners;
+        const { sinks, known } = options.partners;
         const old = texts.flatMap((position, i) =>
           position >= sinks && position + head.recent < tokensBefore
             ? [taken[i]!]
             : []
         );
         for (const index of old) {
-          const knows = random.uniform() < 0.7;
-          const others = Array.from(
-            { length: knows ? 1 + random.below(PARTNERS) : 0 },
-            () => old[random.below(old.length)]!,
-          ).filter((other, i, all) =>
-            other !== index && all.indexOf(other) === i
-          );
-          for (let i = 0; i < PARTNERS; i++) {
-            const field = partnerField(lanes) + i;
-            const word = 1 + (others[i] ?? -1);
-            sideWords[field * total + offset + index] = word;
-          }
+          const other = old[random.below(old.length)]!;
+          if (random.uniform() >= known || other === index) continue;
+          const at = partnerField(lanes) * total + offset + index;
+          sideWords[at + PartnerField.slot * total] = 1 + other;
+          side[at + PartnerField.distance * total] = 8 * random.uniform();
         }
       }
       const at = ((layer * heads.length + sequence) * kvHeads + kvHead) *
         HeadWord.count;
       tableFloats[at + HeadWord.threshold] = options.threshold ?? 0;
+      tableFloats[at + HeadWord.spread] = options.spread ?? 0;
       table[at + HeadWord.offset] = offset;
       table[at + HeadWord.capacity] = head.capacity;
       table[at + HeadWord.budget] = head.budget;

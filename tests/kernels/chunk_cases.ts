@@ -108,7 +108,9 @@ function drawChunk(options: ChunkOptions, random: Random): Draw {
   const cache = makeCache({
     sizes,
     lanes,
-    ...(remembersPartners(policy) && { partners: policy.select }),
+    ...(remembersPartners(policy) && {
+      partners: { ...policy.select, known: 0.9 },
+    }),
     hasStatistics: policy.score.kind === "expected",
     stageRows: rows + 2,
     heads: [

@@ -7,8 +7,8 @@ import { assertEquals } from "@std/assert";
 import {
   HeadWord,
   type ModelSizes,
+  PartnerField,
   partnerField,
-  PARTNERS,
   SlotField,
 } from "../../src/backends/backend.ts";
 import type { Outcome } from "./scene.ts";
@@ -49,11 +49,15 @@ export function assertSameCache(
     stored: StoredType;
     /** Whether scores are kept at all. */
     scored: boolean;
-    /** Whether slots remember partners. */
+    /** Whether slots remember a partner. */
     partners: boolean;
   },
 ): void {
   const { headDim } = sizes;
+  // The mean value, the squared distances from it and their sum.
+  const spreadError = 3 * sumError(total + headDim, 1);
+  // Two sums of squared differences, each rounded twice, and their weights.
+  const distanceError = 2 * sumError(headDim + 4, 1) + spreadError;
   const words = expected.table!.u32.length;
   for (let at = 0; at < words; at += HeadWord.count) {
     const row = (outcome: Outcome) =>
@@ -66,6 +70,11 @@ export function assertSameCache(
       [expected.table!.f32[threshold]!],
       { bound: sumError(headDim + 256, 1), what: "threshold" },
     );
+    const spread = expected.table!.f32[at + HeadWord.spread]!;
+    assertWithin([actual.table!.f32[at + HeadWord.spread]!], [spread], {
+      bound: spreadError * spread,
+      what: "spread",
+    });
     const divergence = at + HeadWord.divergence;
     assertWithin(
       [actual.table!.f32[divergence]!],
@@ -89,11 +98,18 @@ export function assertSameCache(
       tokens,
       `tokens ${what}`,
     );
-    for (let i = 0; partners && i < PARTNERS; i++) {
+    if (partners) {
+      const field = partnerField(lanes);
       assertEquals(
-        word(actual, partnerField(lanes) + i, slot),
-        word(expected, partnerField(lanes) + i, slot),
-        `partner ${i} ${what}`,
+        word(actual, field + PartnerField.slot, slot),
+        word(expected, field + PartnerField.slot, slot),
+        `partner ${what}`,
+      );
+      const distance = float(expected, field + PartnerField.distance, slot);
+      assertWithin(
+        [float(actual, field + PartnerField.distance, slot)],
+        [distance],
+        { bound: distanceError * distance, what: `distance ${what}` },
       );
     }
     if (tokens === 0) continue;

@@ -177,6 +177,20 @@ export const consecutiveCases: readonly KernelCase[] = [
       next: times(6, follow),
     })
   ),
+  ...([0, 0.9] as const).map((known) =>
+    decodeCase({
+      name: `of partners that are searched for now and then, ${known} at first`,
+      policy: testPolicy({
+        merge: pairs({ distance: "product", search: "incremental" }),
+      }),
+      sizes: groupsOf(2, 32),
+      heads: [longHeads],
+      positions: [900],
+      known,
+      expect: merged(2),
+      next: times(12, follow),
+    })
+  ),
   decodeCase({
     name: "turns to other texts with other slots",
     policy: testPolicy({ merge: votes({ threshold: -1 }) }),

@@ -33,6 +33,10 @@ export interface DecodeOptions {
   readonly clusters?: number;
   /** Cosine that heads have come to ask for. */
   readonly threshold?: number;
+  /** Scatter of values that heads have measured. */
+  readonly spread?: number;
+  /** Share of the slots that know a partner, if they remember one at all. */
+  readonly known?: number;
   /** Whether the keys of a cluster are equal. */
   readonly hasTwins?: boolean;
   /** What the case is there for, seen in the reference's outcome. */
@@ -106,7 +110,9 @@ function decodeParts(
   const cache = makeCache({
     sizes,
     lanes: voteLanes(policy, sizes),
-    ...(remembersPartners(policy) && { partners: policy.select }),
+    ...(remembersPartners(policy) && {
+      partners: { ...policy.select, known: options.known ?? 0.9 },
+    }),
     hasStatistics: policy.score.kind === "expected",
     stageRows: 1,
     heads,
@@ -116,6 +122,7 @@ function decodeParts(
     lockstep: policy.select.scope === "layer",
     hasNewest: true,
     threshold: options.threshold ?? 0,
+    spread: options.spread ?? 0,
     random,
   });
   return { step, cache };
@@ -455,6 +462,32 @@ export const decodeCases: readonly KernelCase[] = [
     positions: [90],
     expect: merged(2),
   }),
+  ...[896, 897, 898].map((position) =>
+    decodeCase({
+      name: `merges what slots remember, at position ${position}`,
+      policy: testPolicy({ merge: pairs({ search: "incremental" }) }),
+      sizes: gqa,
+      heads: [
+        [manySlots, { ...manySlots, budget: 200, live: 200 }],
+        [manySlots, { ...manySlots, live: 301 }],
+      ],
+      positions: [position, position + 4],
+      spread: 16,
+      expect: merged(3),
+    })
+  ),
+  ...[0, 0.4].map((known) =>
+    decodeCase({
+      name: `searches for the partners of all but ${known} of many slots`,
+      policy: testPolicy({ merge: pairs({ search: "incremental" }) }),
+      sizes: gqa,
+      heads: [[manySlots, { ...manySlots, live: 390, holes: 0 }]],
+      positions: [897],
+      spread: 16,
+      known,
+      expect: merged(2),
+    })
+  ),
   decodeCase({
     name: "remembers partners of many slots, votes per head",
     policy: testPolicy({

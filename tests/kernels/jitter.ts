@@ -7,7 +7,7 @@
 import { assertEquals } from "@std/assert";
 import {
   type Backend,
-  PARTNERS,
+  PartnerField,
   SlotField,
 } from "../../src/backends/backend.ts";
 import { Random } from "./random.ts";
@@ -50,9 +50,7 @@ function choices(scene: Scene, { side }: Outcome): number[] {
   const total = scene.slots!;
   const { partners } = scene;
   const fields: number[] = [SlotField.position, SlotField.tokens];
-  if (partners !== undefined) {
-    for (let i = 0; i < PARTNERS; i++) fields.push(partners + i);
-  }
+  if (partners !== undefined) fields.push(partners + PartnerField.slot);
   return fields.flatMap((field) =>
     Array.from(side!.u32.subarray(field * total, (field + 1) * total))
   );

@@ -41,7 +41,7 @@ export interface Scene {
   /** Slots of the cache and of the stage, where the scene has them. */
   readonly slots?: number;
   readonly stageSlots?: number;
-  /** First field where slots remember partners, if they do. */
+  /** First field of what slots remember of a partner, if they do. */
   readonly partners?: number;
   /** Records the call. */
   record(kernels: Kernels, stage: Stage): void;

@@ -273,7 +273,7 @@ export class LayerHarness implements Disposable {
     word: Exclude<keyof typeof HeadWord, "count">,
   ): Promise<number[]> {
     const { u32, f32 } = await this.#backend.read(this.cache.table);
-    const isFloat = word === "divergence" || word === "threshold";
+    const isFloat = ["divergence", "threshold", "spread"].includes(word);
     const source = isFloat ? f32 : u32;
     return Array.from(
       { length: this.#sizes.kvHeads },

@@ -6,7 +6,7 @@
 import { floorParts } from "../../cache/adaptive_heads.ts";
 import { remembersPartners } from "../../cache/layout.ts";
 import type { Policy } from "../../policies/parts.ts";
-import type { ModelSizes } from "../backend.ts";
+import { type ModelSizes, SEARCH_EVERY, SEARCH_SLOTS } from "../backend.ts";
 import {
   KEY_CODES,
   MERGE_CODES,
@@ -66,7 +66,8 @@ export function policyNumbers(
     ratioCap: right?.cap ?? 1,
     adaptive: flag(allocate.heads.kind === "adaptive"),
     floorParts: floorParts(policy),
-    partners: flag(remembersPartners(policy)),
+    searchEvery: remembersPartners(policy) ? SEARCH_EVERY : 0,
+    searchSlots: SEARCH_SLOTS,
     rounds: pair?.rounds ?? 0,
     productDistance: flag(pair?.distance === "product"),
     keyWeight: (pair?.keyWeight ?? 0) / Math.sqrt(headDim),

@@ -9,7 +9,7 @@
 import type { Precision } from "../../policies/parts.ts";
 
 /** Version of the interface that this package speaks: `SKV_ABI_VERSION`. */
-export const ABI_VERSION = 4;
+export const ABI_VERSION = 5;
 
 /** What functions return: `enum skv_status`. */
 export const Status = {

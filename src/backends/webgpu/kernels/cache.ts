@@ -3,11 +3,13 @@
  *
  * @module
  */
-import type {
-  CacheLayer,
-  DeviceBuffer,
-  ModelSizes,
-  Slots,
+import {
+  type CacheLayer,
+  type DeviceBuffer,
+  type ModelSizes,
+  SEARCH_EVERY,
+  SEARCH_SLOTS,
+  type Slots,
 } from "../../backend.ts";
 import { remembersPartners } from "../../../cache/layout.ts";
 import type { Policy } from "../../../policies/parts.ts";
@@ -134,6 +136,8 @@ export function policyConstants(
     LAYER_SCOPE: select.scope === "layer",
     MERGE: MERGE_CODES[merge.kind],
     PARTNERS: remembersPartners(policy),
+    SEARCH_EVERY,
+    SEARCH_SLOTS,
     ...(merge.kind === "votes" && { THRESHOLD: merge.threshold }),
     ...(merge.kind === "cosine" && { THRESHOLD_KEEP: merge.keep }),
     ...(merge.kind === "segments" && { HEAVY: merge.heavy }),

@@ -22,7 +22,7 @@ const MAX_SPLITS = 256;
 
 /** Words and sections of `shaders/lib/pair_step.wgsl`. */
 const PAIR_HEADER = 3;
-const PAIR_SECTIONS = 4;
+const PAIR_SECTIONS = 3;
 
 /** Records `shaders/merge_attend.wgsl`. */
 export function mergeAttend(

@@ -5,7 +5,7 @@
 #include "product_args.cuh"
 
 template <class Pairs>
-inline cudaError_t multiply_wide(const Product &, const Pairs &, Scratch,
-                                 const Launch &, bool &) {
+inline cudaError_t multiply_wide(const Product &, const Pairs &,
+                                 const Scratch &, const Launch &, bool &) {
   return cudaSuccess;
 }

@@ -80,6 +80,7 @@ struct Plan {
   uint32_t group;
   uint32_t dim;
   uint32_t wanted_splits;
+  uint32_t few_splits;
   uint32_t most_splits;
   // Parts of all heads; none where a head is always in one.
   size_t parts;
@@ -100,7 +101,9 @@ Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
   plan.dim = padded_width(args.sizes.head_dim);
   const int tiles = column_tiles(args.sizes.head_dim, plan.group);
   const uint32_t blocks = multiprocessors * resident_blocks(plan.dim, tiles);
-  plan.wanted_splits = splits_for(plan.heads * head_tiles(plan.group), blocks);
+  const uint32_t heads = plan.heads * head_tiles(plan.group);
+  plan.wanted_splits = splits_for(heads, blocks);
+  plan.few_splits = splits_for(heads, multiprocessors);
   // No block without slots.
   plan.most_splits =
       max(1u, min(plan.wanted_splits,
@@ -199,6 +202,7 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
   parts.tickets = launch.tickets;
   parts.most_splits = plan.most_splits;
   parts.wanted_splits = plan.wanted_splits;
+  parts.few_splits = plan.few_splits;
   return launch_any(args, plan, parts, evidence, launch);
 }
 

@@ -731,7 +731,7 @@ __device__ inline void store_output(const skv_merge_attend_args &args,
 }
 
 // Parts whose values are read at a time.
-constexpr uint32_t kPartsAhead = 8;
+constexpr uint32_t kPartsAhead = 16;
 
 // Adds the parts of all blocks up and writes the output. Returns the counts of
 // live slots and of the first free one, in the first thread of those that have
@@ -855,8 +855,10 @@ struct AttendParts {
   // (heads, head_tiles)
   uint32_t *tickets;
   uint32_t most_splits;
-  // Splits that would fill the device.
+  // Splits that would fill the device, and those that would have a block on
+  // each multiprocessor.
   uint32_t wanted_splits;
+  uint32_t few_splits;
 };
 
 // From one query head to the next: lanes of different heads write to different
@@ -881,11 +883,17 @@ struct AttendShared {
   uint32_t ticket;
 };
 
+// Slots that are worth one more block on a multiprocessor: fewer take less time
+// than adding up one more part.
+constexpr uint32_t kWorthSlots = 4 * kBlockSlots;
+
 // Splits of a head with slots up to \`high\`. They do not depend on the capacity:
 // caches that hold the same give the same result.
 __device__ inline uint32_t splits_of(const AttendParts &parts, uint32_t high) {
   const uint32_t most = (high + kBlockSlots - 1) / kBlockSlots;
-  return max(1u, min(min(parts.wanted_splits, most), parts.most_splits));
+  const uint32_t worth = max(parts.few_splits, high / kWorthSlots);
+  const uint32_t splits = min(min(parts.wanted_splits, worth), most);
+  return max(1u, min(splits, parts.most_splits));
 }
 
 __device__ inline Share share_of(uint32_t high, uint32_t splits) {
@@ -14639,6 +14647,7 @@ struct Plan {
   uint32_t group;
   uint32_t dim;
   uint32_t wanted_splits;
+  uint32_t few_splits;
   uint32_t most_splits;
   // Parts of all heads; none where a head is always in one.
   size_t parts;
@@ -14659,7 +14668,9 @@ Plan plan_of(const skv_merge_attend_args &args, uint32_t multiprocessors) {
   plan.dim = padded_width(args.sizes.head_dim);
   const int tiles = column_tiles(args.sizes.head_dim, plan.group);
   const uint32_t blocks = multiprocessors * resident_blocks(plan.dim, tiles);
-  plan.wanted_splits = splits_for(plan.heads * head_tiles(plan.group), blocks);
+  const uint32_t heads = plan.heads * head_tiles(plan.group);
+  plan.wanted_splits = splits_for(heads, blocks);
+  plan.few_splits = splits_for(heads, multiprocessors);
   // No block without slots.
   plan.most_splits =
       max(1u, min(plan.wanted_splits,
@@ -14758,6 +14769,7 @@ cudaError_t launch_merge_attend(const skv_merge_attend_args &args,
   parts.tickets = launch.tickets;
   parts.most_splits = plan.most_splits;
   parts.wanted_splits = plan.wanted_splits;
+  parts.few_splits = plan.few_splits;
   return launch_any(args, plan, parts, evidence, launch);
 }
 

@@ -28,7 +28,7 @@ __device__ inline void store_output(const skv_merge_attend_args &args,
 }
 
 // Parts whose values are read at a time.
-constexpr uint32_t kPartsAhead = 8;
+constexpr uint32_t kPartsAhead = 16;
 
 // Adds the parts of all blocks up and writes the output. Returns the counts of
 // live slots and of the first free one, in the first thread of those that have

@@ -16,8 +16,10 @@ struct AttendParts {
   // (heads, head_tiles)
   uint32_t *tickets;
   uint32_t most_splits;
-  // Splits that would fill the device.
+  // Splits that would fill the device, and those that would have a block on
+  // each multiprocessor.
   uint32_t wanted_splits;
+  uint32_t few_splits;
 };
 
 // From one query head to the next: lanes of different heads write to different
@@ -42,11 +44,17 @@ struct AttendShared {
   uint32_t ticket;
 };
 
+// Slots that are worth one more block on a multiprocessor: fewer take less time
+// than adding up one more part.
+constexpr uint32_t kWorthSlots = 4 * kBlockSlots;
+
 // Splits of a head with slots up to `high`. They do not depend on the capacity:
 // caches that hold the same give the same result.
 __device__ inline uint32_t splits_of(const AttendParts &parts, uint32_t high) {
   const uint32_t most = (high + kBlockSlots - 1) / kBlockSlots;
-  return max(1u, min(min(parts.wanted_splits, most), parts.most_splits));
+  const uint32_t worth = max(parts.few_splits, high / kWorthSlots);
+  const uint32_t splits = min(min(parts.wanted_splits, worth), most);
+  return max(1u, min(splits, parts.most_splits));
 }
 
 __device__ inline Share share_of(uint32_t high, uint32_t splits) {

@@ -1635,38 +1635,46 @@ class CheapestPairs {
   __device__ void price(int h, int part, const Products &keys,
                         const Products &values, const Side &side,
                         bool is_mixed) {
+    constexpr int kPairs = 2 * kPartTiles;
     const uint32_t t = lane_id() % 4;
-    uint32_t priced = 0;
+    const auto place = [&](uint32_t k) {
+      return 8 * (kPartTiles * part + k / 2) + 2 * t + k % 2;
+    };
+    uint32_t left = (1u << kPairs) - 1;
+    for (int k = 0; is_mixed && k < kPairs; k++) {
+      if (!is_heavier(side, place(k), h)) left &= ~(1u << k);
+    }
     while (true) {
       float least = INFINITY;
-      uint32_t found = 0;
+      uint32_t found = kPairs;
 #pragma unroll
-      for (int k = 0; k < 2 * kPartTiles; k++) {
+      for (int k = 0; k < kPairs; k++) {
         const int n = kPartTiles * part + k / 2;
         const float4 squares = side.squares[4 * n + t];
         const float2 factors = side.factors[4 * n + t];
-        const float key_square = k % 2 == 0 ? squares.x : squares.y;
-        const float value_square = k % 2 == 0 ? squares.z : squares.w;
+        const float x = fmaf(key_scale_, keys[n][2 * h + k % 2],
+                             keys_[h] + (k % 2 == 0 ? squares.x : squares.y));
+        const float y = fmaf(value_scale_, values[n][2 * h + k % 2],
+                             values_[h] + (k % 2 == 0 ? squares.z : squares.w));
+        const float d = whole_distance(x, y);
         const float factor = k % 2 == 0 ? factors.x : factors.y;
-        const float x = fmaxf(0.0f, fmaf(key_scale_, keys[n][2 * h + k % 2],
-                                         keys_[h] + key_square));
-        const float y =
-            fmaxf(least_value_, fmaf(value_scale_, values[n][2 * h + k % 2],
-                                     values_[h] + value_square));
-        const float d =
-            fmaxf(kLeastDistance, least_value_ > 0.0f ? x * y : x + y);
-        const uint32_t bit = 1u << k;
-        if (d > fmaf(scaled_limits_[h], factor, limits_[h])) continue;
-        if ((priced & bit) != 0 || !(d < least)) continue;
-        if (is_mixed && !is_heavier(side, 8 * n + 2 * t + k % 2, h)) continue;
-        least = d;
-        found = bit;
+        const bool is_worse = d > fmaf(scaled_limits_[h], factor, limits_[h]);
+        const bool is_found = !is_worse & (left >> k & 1) != 0 & d < least;
+        least = is_found ? d : least;
+        found = is_found ? k : found;
       }
-      if (found == 0) return;
-      priced |= found;
-      const uint32_t k = __ffs(found) - 1;
-      add(h, least, side, 8 * (kPartTiles * part + k / 2) + 2 * t + k % 2);
+      if (found == kPairs) return;
+      left &= ~(1u << found);
+      add(h, least, side, place(found));
     }
+  }
+
+  // The distance that parts make which rounding may have taken too low.
+  __device__ float whole_distance(float key, float value) const {
+    key = fmaxf(key, 0.0f);
+    value = fmaxf(value, least_value_);
+    return fmaxf(least_value_ > 0.0f ? key * value : key + value,
+                 kLeastDistance);
   }
 
   // Whether candidate \`c\` is heavier than query \`h\`; none is than itself.

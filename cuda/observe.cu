@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
 
 template <int DIM>
 cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
-  if constexpr (DIM == 64 || DIM == 128) {
+  if constexpr (kHasGroupTiles<DIM>) {
     if (launch.has_groups && is_group_observed<DIM>(args)) {
       return launch_group_observe<DIM>(args, launch);
     }

@@ -3643,138 +3643,89 @@ __device__ inline void gather_tile(skv_cached (*tile)[LINES][kTileColumns],
 // Llama 3.1 8B then takes 1,525 ms in place of 1,475 on an H200.
 #pragma once
 
-#include <algorithm>
-
 #include "../runtime/launch.cuh"
-#include "chunk_share.cuh"
-#include "group_instructions.cuh"
+#include "group_attend_state.cuh"
 #include "overlap.cuh"
-#include "prefill_state.cuh"
-
-// Widths of heads whose tiles are whole lines of 128 bytes.
-template <int DIM>
-constexpr bool kHasGroupForm = DIM == 64 || DIM == 128;
 
 template <int DIM>
-struct GroupAttend {
-  using Shape = PrefillShape<DIM, PrefillForm::kGroup>;
-  static constexpr uint32_t kSlots = Shape::kSlots;
-  // Columns of a tile in lines of kTileColumns: first those of all lines, then
-  // the next.
-  static constexpr uint32_t kParts = DIM / kTileColumns;
-  static constexpr uint32_t kPartBytes = kSlots * kLineBytes;
-  static constexpr uint32_t kTileBytes = kParts * kPartBytes;
-  static constexpr uint32_t kStages = 2;
-  // Threads that multiply, and a group that fetches: one warp of it, which
-  // leaves its registers to the others.
-  static constexpr uint32_t kMultiplying = Shape::kThreads;
-  static constexpr uint32_t kThreads = kMultiplying + 128;
-  static constexpr int kFetchingRegisters = 40;
-  static constexpr int kMultiplyingRegisters = 232;
-  static constexpr uint32_t kLaneSlots = kSlots / 32;
-
-  struct Shared {
-    using Shape = GroupAttend::Shape;
-    skv_cached queries[kParts][Shape::kPairs][kTileColumns];
-    skv_cached keys[kStages][kParts][kSlots][kTileColumns];
-    skv_cached values[kStages][kParts][kSlots][kTileColumns];
-    // log2 of votes.
-    float biases[kStages][kSlots];
-    float inverse[Shape::kPairs];
-    // Tiles that have come, and places that are free.
-    uint64_t keys_full[kStages], keys_free[kStages];
-    uint64_t values_full[kStages], values_free[kStages];
-
-    // Where an element of a query is: see tile_descriptor().
-    __device__ skv_cached *query(int, uint32_t pair, uint32_t column) {
-      const uint32_t chunk = column % kTileColumns / 8 ^ pair % 8;
-      return queries[column / kTileColumns][pair] + 8 * chunk + column % 8;
-    }
-  };
-  static_assert(sizeof(Shared::queries) % kTileAlignment == 0 &&
-                    kTileBytes % kTileAlignment == 0,
-                "tiles begin where they have to");
-  static constexpr size_t kBytes = sizeof(Shared) + kTileAlignment;
-  using Share = ChunkShare<kSlots>;
-};
-
-// Where the tiles are in memory.
-struct ChunkMaps {
-  TileMap slot_keys;
-  TileMap slot_values;
-  TileMap stage_keys;
-  TileMap stage_values;
-};
-
-// Asks for all tiles, in one warp.
-template <int DIM>
-__device__ inline void fetch_chunk_tiles(
-    const typename GroupAttend<DIM>::Share &share, const ChunkMaps &maps,
-    uint32_t head_dim, typename GroupAttend<DIM>::Shared &shared) {
+__global__ void __launch_bounds__(GroupAttend<DIM>::kThreads, 1)
+    group_attend_kernel(skv_chunk_args args,
+                        const __grid_constant__ ChunkMaps maps) {
   using Form = GroupAttend<DIM>;
-  const auto ask = [&](const TileMap &map, const TilePlace &place, void *to,
-                       uint64_t *full) {
-    arrive_expecting(full, Form::kTileBytes);
-    for (uint32_t part = 0; part < Form::kParts; part++) {
-      copy_tile(shared_address(to) + part * Form::kPartBytes, &map,
-                part * kTileColumns, place.base, full);
+  auto &shared = tile_memory<typename Form::Shared>();
+  let_next_start();
+  if (threadIdx.x == 0) {
+    for (uint32_t i = 0; i < Form::kStages; i++) {
+      init_barrier(shared.keys_full + i, 1);
+      init_barrier(shared.values_full + i, 1);
+      init_barrier(shared.keys_free + i, Form::kMultiplying / 32);
+      init_barrier(shared.values_free + i, Form::kMultiplying / 32);
     }
-  };
-  float biases[Form::kLaneSlots];
-  const auto look_ahead = [&](uint32_t tile) {
-    if (tile >= share.tiles) return;
-    const TilePlace place = share.place(tile);
-#pragma unroll
-    for (uint32_t i = 0; i < Form::kLaneSlots; i++) {
-      const uint32_t slot = lane_id() + 32 * i;
-      biases[i] =
-          slot < place.count
-              ? slot_at(place.home, place.base + slot, head_dim).get(kSlotBias)
-              : kFreeBias;
-    }
-  };
-  look_ahead(0);
-  uint32_t stage = 0, parity = 1;
-  for (uint32_t tile = 0; tile < share.tiles; tile++) {
-    const TilePlace place = share.place(tile);
-    wait_barrier(shared.keys_free + stage, parity);
-#pragma unroll
-    for (uint32_t i = 0; i < Form::kLaneSlots; i++) {
-      shared.biases[stage][lane_id() + 32 * i] = biases[i] * kLog2E;
-    }
-    __syncwarp();
-    if (lane_id() == 0) {
-      ask(place.is_staged ? maps.stage_keys : maps.slot_keys, place,
-          shared.keys[stage], shared.keys_full + stage);
-    }
-    look_ahead(tile + 1);
-    wait_barrier(shared.values_free + stage, parity);
-    if (lane_id() == 0) {
-      ask(place.is_staged ? maps.stage_values : maps.slot_values, place,
-          shared.values[stage], shared.values_full + stage);
-    }
-    if (++stage == Form::kStages) stage = 0, parity ^= 1;
+    show_barriers();
   }
-}
-
-// Values beyond the last slot of a tile are anything, also what is no number:
-// zeros instead. Called by all groups.
-template <int DIM>
-__device__ inline void clear_values(uint32_t count,
-                                    typename GroupAttend<DIM>::Shared &shared,
-                                    uint32_t stage) {
-  using Form = GroupAttend<DIM>;
-  meet_warps(Form::kMultiplying);
-  constexpr uint32_t kChunks = kLineBytes / sizeof(uint4);
-  for (uint32_t i = threadIdx.x + count * kChunks; i < Form::kSlots * kChunks;
-       i += Form::kMultiplying) {
-    for (uint32_t part = 0; part < Form::kParts; part++) {
-      reinterpret_cast<uint4 *>(shared.values[stage][part])[i] = {};
+  __syncthreads();
+  wait_for_previous();
+  const typename Form::Share share(args, Form::Shape::kPairs);
+  if (share.rows == 0) return;
+  if (threadIdx.x >= Form::kMultiplying) {
+    give_registers<Form::kFetchingRegisters>();
+    if (threadIdx.x < Form::kMultiplying + 32) {
+      fetch_chunk_tiles<DIM>(share, maps, args.sizes.head_dim, shared);
     }
+    return;
   }
+  take_registers<Form::kMultiplyingRegisters>();
+  const PairQueries queries = share.queries(args.queries, args.sizes);
+  round_queries<DIM>(queries, shared);
   show_writes();
   meet_warps(Form::kMultiplying);
+  GroupState<DIM> state;
+  state.run(share, queries, shared);
+  state.store(args, queries, false);
 }
+
+// Attends if the device and the heads are made for it, and says so in \`done\`.
+template <int DIM>
+inline cudaError_t launch_group_attend(const skv_chunk_args &args,
+                                       const Launch &launch, bool &done) {
+  if constexpr (kHasGroupTiles<DIM>) {
+    using Form = GroupAttend<DIM>;
+    if (launch.tile_maps == nullptr || args.sizes.head_dim != DIM) {
+      return cudaSuccess;
+    }
+    const skv_slots &slots = args.cache.slots, &stage = args.cache.stage;
+    ChunkMaps maps;
+    const auto describe = [&](const skv_cached *data, uint32_t rows,
+                              TileMap *map) {
+      return launch.tile_maps->describe(
+          {reinterpret_cast<const skv_half *>(data), rows, DIM, Form::kSlots},
+          map);
+    };
+    if (!describe(slots.keys, slots.total, &maps.slot_keys) ||
+        !describe(slots.values, slots.total, &maps.slot_values) ||
+        !describe(stage.keys, stage.total, &maps.stage_keys) ||
+        !describe(stage.values, stage.total, &maps.stage_values)) {
+      return cudaSuccess;
+    }
+    done = true;
+    const auto kernel = group_attend_kernel<DIM>;
+    const cudaError_t status = allow_shared_memory(kernel, Form::kBytes);
+    if (status != cudaSuccess) return status;
+    const dim3 grid(args.sizes.kv_heads,
+                    row_blocks<typename Form::Shape>(args));
+    return launch_kernel(launch, kernel, grid, Form::kThreads, Form::kBytes,
+                         args, maps);
+  } else {
+    return cudaSuccess;
+  }
+}
+`,
+  "lib/group_attend_state.cuh": `// The attention of a group of four warps while tiles go by: see
+// lib/group_attend.cuh.
+#pragma once
+
+#include "group_attend_tiles.cuh"
+#include "prefill_state.cuh"
 
 template <int DIM>
 struct GroupState : PrefillState<DIM, PrefillForm::kGroup> {
@@ -3788,20 +3739,8 @@ struct GroupState : PrefillState<DIM, PrefillForm::kGroup> {
                                     Logits &x) {
     const uint32_t group = threadIdx.x / 128;
     begin_products();
-#pragma unroll
-    for (int k = 0; k < DIM / 16; k++) {
-      const uint32_t part = 16 * k / kTileColumns;
-      const uint32_t column = 16 * k % kTileColumns;
-      const uint64_t left = tile_descriptor(
-          shared_address(&shared.queries[part][64 * group][column]));
-      const uint64_t right =
-          tile_descriptor(shared_address(&shared.keys[stage][part][0][column]));
-      if (k == 0) {
-        group_product_new<Form::kSlots>(x[0], left, right);
-      } else {
-        group_product_cached<Form::kSlots>(x[0], left, right);
-      }
-    }
+    multiply_tiles<DIM, Form::kSlots>(shared.queries, 64 * group,
+                                      shared.keys[stage], x[0]);
     commit_products();
   }
 
@@ -3926,78 +3865,133 @@ struct GroupState : PrefillState<DIM, PrefillForm::kGroup> {
     hold_sums<DIM / 8>(this->values[0]);
   }
 };
+`,
+  "lib/group_attend_tiles.cuh": `// What a block of lib/group_attend.cuh has in shared memory, and how tiles get
+// there.
+#pragma once
+
+#include "chunk_share.cuh"
+#include "group_tiles.cuh"
 
 template <int DIM>
-__global__ void __launch_bounds__(GroupAttend<DIM>::kThreads, 1)
-    group_attend_kernel(skv_chunk_args args,
-                        const __grid_constant__ ChunkMaps maps) {
+struct GroupAttend {
+  using Shape = PrefillShape<DIM, PrefillForm::kGroup>;
+  static constexpr uint32_t kSlots = Shape::kSlots;
+  // Columns of a tile in lines of kTileColumns: first those of all lines, then
+  // the next.
+  static constexpr uint32_t kParts = DIM / kTileColumns;
+  static constexpr uint32_t kPartBytes = kSlots * kLineBytes;
+  static constexpr uint32_t kTileBytes = kParts * kPartBytes;
+  static constexpr uint32_t kStages = 2;
+  // Threads that multiply, and a group that fetches: one warp of it, which
+  // leaves its registers to the others.
+  static constexpr uint32_t kMultiplying = Shape::kThreads;
+  static constexpr uint32_t kThreads = kMultiplying + 128;
+  static constexpr int kFetchingRegisters = 40;
+  static constexpr int kMultiplyingRegisters = 232;
+  static constexpr uint32_t kLaneSlots = kSlots / 32;
+
+  struct Shared {
+    using Shape = GroupAttend::Shape;
+    skv_cached queries[kParts][Shape::kPairs][kTileColumns];
+    skv_cached keys[kStages][kParts][kSlots][kTileColumns];
+    skv_cached values[kStages][kParts][kSlots][kTileColumns];
+    // log2 of votes.
+    float biases[kStages][kSlots];
+    float inverse[Shape::kPairs];
+    // Tiles that have come, and places that are free.
+    uint64_t keys_full[kStages], keys_free[kStages];
+    uint64_t values_full[kStages], values_free[kStages];
+
+    // Where an element of a query is: see tile_descriptor().
+    __device__ skv_cached *query(int, uint32_t pair, uint32_t column) {
+      const uint32_t chunk = column % kTileColumns / 8 ^ pair % 8;
+      return queries[column / kTileColumns][pair] + 8 * chunk + column % 8;
+    }
+  };
+  static_assert(sizeof(Shared::queries) % kTileAlignment == 0 &&
+                    kTileBytes % kTileAlignment == 0,
+                "tiles begin where they have to");
+  static constexpr size_t kBytes = sizeof(Shared) + kTileAlignment;
+  using Share = ChunkShare<kSlots>;
+};
+
+// Where the tiles are in memory.
+struct ChunkMaps {
+  TileMap slot_keys;
+  TileMap slot_values;
+  TileMap stage_keys;
+  TileMap stage_values;
+};
+
+// Asks for all tiles, in one warp.
+template <int DIM>
+__device__ inline void fetch_chunk_tiles(
+    const typename GroupAttend<DIM>::Share &share, const ChunkMaps &maps,
+    uint32_t head_dim, typename GroupAttend<DIM>::Shared &shared) {
   using Form = GroupAttend<DIM>;
-  auto &shared = tile_memory<typename Form::Shared>();
-  let_next_start();
-  if (threadIdx.x == 0) {
-    for (uint32_t i = 0; i < Form::kStages; i++) {
-      init_barrier(shared.keys_full + i, 1);
-      init_barrier(shared.values_full + i, 1);
-      init_barrier(shared.keys_free + i, Form::kMultiplying / 32);
-      init_barrier(shared.values_free + i, Form::kMultiplying / 32);
+  const auto ask = [&](const TileMap &map, const TilePlace &place, void *to,
+                       uint64_t *full) {
+    arrive_expecting(full, Form::kTileBytes);
+    for (uint32_t part = 0; part < Form::kParts; part++) {
+      copy_tile(shared_address(to) + part * Form::kPartBytes, &map,
+                part * kTileColumns, place.base, full);
     }
-    show_barriers();
-  }
-  __syncthreads();
-  wait_for_previous();
-  const typename Form::Share share(args, Form::Shape::kPairs);
-  if (share.rows == 0) return;
-  if (threadIdx.x >= Form::kMultiplying) {
-    give_registers<Form::kFetchingRegisters>();
-    if (threadIdx.x < Form::kMultiplying + 32) {
-      fetch_chunk_tiles<DIM>(share, maps, args.sizes.head_dim, shared);
+  };
+  float biases[Form::kLaneSlots];
+  const auto look_ahead = [&](uint32_t tile) {
+    if (tile >= share.tiles) return;
+    const TilePlace place = share.place(tile);
+#pragma unroll
+    for (uint32_t i = 0; i < Form::kLaneSlots; i++) {
+      const uint32_t slot = lane_id() + 32 * i;
+      biases[i] =
+          slot < place.count
+              ? slot_at(place.home, place.base + slot, head_dim).get(kSlotBias)
+              : kFreeBias;
     }
-    return;
+  };
+  look_ahead(0);
+  uint32_t stage = 0, parity = 1;
+  for (uint32_t tile = 0; tile < share.tiles; tile++) {
+    const TilePlace place = share.place(tile);
+    wait_barrier(shared.keys_free + stage, parity);
+#pragma unroll
+    for (uint32_t i = 0; i < Form::kLaneSlots; i++) {
+      shared.biases[stage][lane_id() + 32 * i] = biases[i] * kLog2E;
+    }
+    __syncwarp();
+    if (lane_id() == 0) {
+      ask(place.is_staged ? maps.stage_keys : maps.slot_keys, place,
+          shared.keys[stage], shared.keys_full + stage);
+    }
+    look_ahead(tile + 1);
+    wait_barrier(shared.values_free + stage, parity);
+    if (lane_id() == 0) {
+      ask(place.is_staged ? maps.stage_values : maps.slot_values, place,
+          shared.values[stage], shared.values_full + stage);
+    }
+    if (++stage == Form::kStages) stage = 0, parity ^= 1;
   }
-  take_registers<Form::kMultiplyingRegisters>();
-  const PairQueries queries = share.queries(args.queries, args.sizes);
-  round_queries<DIM>(queries, shared);
-  show_writes();
-  meet_warps(Form::kMultiplying);
-  GroupState<DIM> state;
-  state.run(share, queries, shared);
-  state.store(args, queries, false);
 }
 
-// Attends if the device and the heads are made for it, and says so in \`done\`.
+// Values beyond the last slot of a tile are anything, also what is no number:
+// zeros instead. Called by all groups.
 template <int DIM>
-inline cudaError_t launch_group_attend(const skv_chunk_args &args,
-                                       const Launch &launch, bool &done) {
-  if constexpr (kHasGroupForm<DIM>) {
-    using Form = GroupAttend<DIM>;
-    if (launch.tile_maps == nullptr || args.sizes.head_dim != DIM) {
-      return cudaSuccess;
+__device__ inline void clear_values(uint32_t count,
+                                    typename GroupAttend<DIM>::Shared &shared,
+                                    uint32_t stage) {
+  using Form = GroupAttend<DIM>;
+  meet_warps(Form::kMultiplying);
+  constexpr uint32_t kChunks = kLineBytes / sizeof(uint4);
+  for (uint32_t i = threadIdx.x + count * kChunks; i < Form::kSlots * kChunks;
+       i += Form::kMultiplying) {
+    for (uint32_t part = 0; part < Form::kParts; part++) {
+      reinterpret_cast<uint4 *>(shared.values[stage][part])[i] = {};
     }
-    const skv_slots &slots = args.cache.slots, &stage = args.cache.stage;
-    ChunkMaps maps;
-    const auto describe = [&](const skv_cached *data, uint32_t rows,
-                              TileMap *map) {
-      return launch.tile_maps->describe(
-          {reinterpret_cast<const skv_half *>(data), rows, DIM, Form::kSlots},
-          map);
-    };
-    if (!describe(slots.keys, slots.total, &maps.slot_keys) ||
-        !describe(slots.values, slots.total, &maps.slot_values) ||
-        !describe(stage.keys, stage.total, &maps.stage_keys) ||
-        !describe(stage.values, stage.total, &maps.stage_values)) {
-      return cudaSuccess;
-    }
-    done = true;
-    const auto kernel = group_attend_kernel<DIM>;
-    const cudaError_t status = allow_shared_memory(kernel, Form::kBytes);
-    if (status != cudaSuccess) return status;
-    const dim3 grid(args.sizes.kv_heads,
-                    row_blocks<typename Form::Shape>(args));
-    return launch_kernel(launch, kernel, grid, Form::kThreads, Form::kBytes,
-                         args, maps);
-  } else {
-    return cudaSuccess;
   }
+  show_writes();
+  meet_warps(Form::kMultiplying);
 }
 `,
   "lib/group_instructions.cuh": `// What devices of compute capability 9.0 have, and no others: products of tiles
@@ -4287,7 +4281,7 @@ __device__ inline float read_peer(const float *own, uint32_t rank) {
 
 #include <algorithm>
 
-#include "gather_tile.cuh"
+#include "group_tiles.cuh"
 #include "half_rows.cuh"
 #include "observed_sums.cuh"
 #include "rounded_queries.cuh"
@@ -4386,19 +4380,8 @@ __global__ void __launch_bounds__(GroupObserve<DIM>::kThreads, 2)
     }
     typename Form::Logits x;
     begin_products();
-#pragma unroll
-    for (int k = 0; k < DIM / 16; k++) {
-      const uint32_t part = 16 * k / kTileColumns;
-      const uint32_t column = 16 * k % kTileColumns;
-      const uint64_t left =
-          lines_at(&shared.keys[part][64 * (threadIdx.x / 128)][column]);
-      const uint64_t right = lines_at(&shared.queries[stage][part][0][column]);
-      if (k == 0) {
-        group_product_new<Form::kPairs>(x, left, right);
-      } else {
-        group_product_cached<Form::kPairs>(x, left, right);
-      }
-    }
+    multiply_tiles<DIM, Form::kPairs>(shared.keys, 64 * (threadIdx.x / 128),
+                                      shared.queries[stage], x);
     commit_products();
     wait_products<0>();
     hold_sums<Form::kSums>(x);
@@ -4445,7 +4428,7 @@ inline bool is_group_observed(const skv_chunk_args &args) {
   const uint32_t rows = policy.probe == SKV_PROBE_ALL
                             ? args.step.rows
                             : std::min(policy.probe_rows, args.step.rows);
-  return (DIM == 64 || DIM == 128) && args.sizes.head_dim % 8 == 0 &&
+  return kHasGroupTiles<DIM> && args.sizes.head_dim % 8 == 0 &&
          args.sink_queries == nullptr && args.cache.lanes == 1 && !is_ordered &&
          rows > kMostExactRows;
 }
@@ -14986,7 +14969,7 @@ __global__ void __launch_bounds__(32 * kWarps<DIM>)
 
 template <int DIM>
 cudaError_t launch_width(const skv_chunk_args &args, const Launch &launch) {
-  if constexpr (DIM == 64 || DIM == 128) {
+  if constexpr (kHasGroupTiles<DIM>) {
     if (launch.has_groups && is_group_observed<DIM>(args)) {
       return launch_group_observe<DIM>(args, launch);
     }

@@ -13,7 +13,7 @@
 
 #include <algorithm>
 
-#include "gather_tile.cuh"
+#include "group_tiles.cuh"
 #include "half_rows.cuh"
 #include "observed_sums.cuh"
 #include "rounded_queries.cuh"
@@ -112,19 +112,8 @@ __global__ void __launch_bounds__(GroupObserve<DIM>::kThreads, 2)
     }
     typename Form::Logits x;
     begin_products();
-#pragma unroll
-    for (int k = 0; k < DIM / 16; k++) {
-      const uint32_t part = 16 * k / kTileColumns;
-      const uint32_t column = 16 * k % kTileColumns;
-      const uint64_t left =
-          lines_at(&shared.keys[part][64 * (threadIdx.x / 128)][column]);
-      const uint64_t right = lines_at(&shared.queries[stage][part][0][column]);
-      if (k == 0) {
-        group_product_new<Form::kPairs>(x, left, right);
-      } else {
-        group_product_cached<Form::kPairs>(x, left, right);
-      }
-    }
+    multiply_tiles<DIM, Form::kPairs>(shared.keys, 64 * (threadIdx.x / 128),
+                                      shared.queries[stage], x);
     commit_products();
     wait_products<0>();
     hold_sums<Form::kSums>(x);
@@ -171,7 +160,7 @@ inline bool is_group_observed(const skv_chunk_args &args) {
   const uint32_t rows = policy.probe == SKV_PROBE_ALL
                             ? args.step.rows
                             : std::min(policy.probe_rows, args.step.rows);
-  return (DIM == 64 || DIM == 128) && args.sizes.head_dim % 8 == 0 &&
+  return kHasGroupTiles<DIM> && args.sizes.head_dim % 8 == 0 &&
          args.sink_queries == nullptr && args.cache.lanes == 1 && !is_ordered &&
          rows > kMostExactRows;
 }

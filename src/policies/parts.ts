@@ -315,9 +315,10 @@ export type Merge =
       readonly rounds: number;
       /**
        * How a decode step finds the pair. `exhaustive`: all pairs are compared.
-       * `incremental`: each slot remembers its two nearest partners, and only
-       * what changed is compared again; the pair that is found costs at most twice
-       * what the cheapest does (see `src/reference/partners.ts`).
+       * `incremental`: each slot remembers its nearest partner, and what changed
+       * is compared again in one step of several; where all are compared, the pair
+       * that is found costs at most twice what the cheapest does (see
+       * `src/reference/partners.ts`).
        */
       readonly search: "exhaustive" | "incremental";
     }

@@ -3758,8 +3758,7 @@ struct GroupState : PrefillState<DIM, PrefillForm::kGroup> {
     commit_products();
   }
 
-  // Turns products into logits: only slots before \`ends\` of the warp's two rows
-  // exist for them.
+  // Turns products into logits, in units of ln 2.
   __device__ static void scale(const Shared &shared, uint32_t stage,
                                Logits &x) {
     const uint32_t t = lane_id() % 4;
